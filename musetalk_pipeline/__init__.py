@@ -1,0 +1,1 @@
+"""Lip-sync video generation, without Ray: media, faces, audio, networks, blending, encoding."""

@@ -1,0 +1,191 @@
+"""The values that travel between the stages of one job.
+
+    open ─► SourceVideo, SpeechAudio ─► plan
+    prepare(block) ─► PreparedBlock ─► encode ─► AvatarBlock
+    listen(segment) ─► Speech;  AvatarBlock + Speech ─► generate ─► DrawnFaces
+    AvatarBlock + DrawnFaces ─► compose ─► Piece ─► stitch
+
+Small by design: full frames never cross. Every array is C-contiguous, so that it can travel out of
+band.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.plan import Block, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class ColourTags:
+    """How YUV numbers become light. ffmpeg's names; "unknown" where the file does not say."""
+
+    space: str = "unknown"  # the matrix: bt709, smpte170m, …
+    range: str = "unknown"  # tv or pc
+    primaries: str = "unknown"
+    transfer: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceVideo:
+    """A validated video file on this node.
+
+    `width`, `height`: as displayed, rotation applied. `fps`: the exact constant rate that frames
+    are counted at (`r_frame_rate`, to which a variable-rate input is brought by repeating and
+    dropping frames, as the reference does). `n_frames`: frames at that rate.
+    """
+
+    path: Path
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    fps: Fraction
+    n_frames: int
+    duration_s: float
+    colour: ColourTags
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechAudio:
+    """A validated audio file on this node, in the two forms that the stages need.
+
+    `pcm_path`: 16 kHz mono float32 little-endian raw samples, mean of the channels, soxr HQ (what
+    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged. `n_samples` counts
+    `pcm_path`.
+    """
+
+    pcm_path: Path
+    track_path: Path
+    sha256: str
+    size_bytes: int
+    n_samples: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The output picture and how source frames are brought to it. Made once per job, before any
+    block.
+
+    First `crop` (in displayed source pixels; None: all), then scale to `scaled_width x
+    scaled_height`, then put at `pad_x, pad_y` in a black `width x height`. All sizes and offsets
+    are even. Stages see only the fitted frames.
+    """
+
+    width: int
+    height: int
+    scaled_width: int
+    scaled_height: int
+    pad_x: int
+    pad_y: int
+    crop: Box | None
+    colour: ColourTags
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """The face of one source frame, in pixels of the fitted frame.
+
+    `points`: (68, 2) float32 x, y, iBUG order. `box`: what the model redraws, chin margin included,
+    clipped to the frame. `score`: the detector's confidence, 0 to 1.
+    """
+
+    points: NDArray[np.float32]
+    box: Box
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBlock:
+    """What the CPU made of a block. Rows of the arrays belong to the frames with a face, in frame
+    order.
+
+    `faces`: one entry per source frame of the block, None where there is no face.
+    `crops`: (k, 256, 256, 3) uint8 BGR, the face boxes, LANCZOS4.
+    `parse_inputs`: (k, 512, 512, 3) uint8 RGB, the crop boxes resized for the parser; (0, …) if the
+    engine needs none.
+    """
+
+    block: Block
+    faces: tuple[Face | None, ...]
+    crops: NDArray[np.uint8]
+    parse_inputs: NDArray[np.uint8]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AvatarBlock:
+    """All that depends on the video alone, for one block: computed once, whatever the audio does
+    with it.
+
+    `look`: (k, …) what the engine draws from: latents (k, 8, 32, 32) float32 for musetalk, crops
+    (k, 256, 256, 3) uint8 BGR for warp. `masks`: (k, 32768) uint8, the 512x512 binary replace-masks
+    of the crop boxes, `np.packbits` of row-major bits. Rows belong to the frames with a face, in
+    frame order.
+    """
+
+    block: Block
+    faces: tuple[Face | None, ...]
+    look: NDArray[np.float32] | NDArray[np.uint8]
+    masks: NDArray[np.uint8]
+    seconds: float
+
+    def rows(self, segment: Segment) -> list[int | None]:
+        """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
+        face.
+        """
+        row_of: list[int | None] = []
+        count = 0
+        for face in self.faces:
+            row_of.append(None if face is None else count)
+            count += face is not None
+        return [row_of[frame - self.block.start] for frame in segment.source_frames()]
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What the engine hears during one segment.
+
+    `features`: (n, …) float32, one row per output frame: (n, 50, 384) Whisper windows for musetalk,
+    (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 where nobody speaks; the
+    weight of the drawn face if `rest_in_silence`.
+    """
+
+    features: NDArray[np.float32]
+    loudness: NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFaces:
+    """The generated faces of one segment: (m, 256, 256, 3) uint8 BGR, one for each output frame
+    with a face, in order.
+
+    `weights`: (m,) float32 in 0..1, how much of the drawn face replaces the source; all 1 unless
+    `rest_in_silence`.
+    """
+
+    segment: Segment
+    faces: NDArray[np.uint8]
+    weights: NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One encoded segment: H.264 packets in display order from 0, in a small container that
+    `stitch` reads.
+
+    `data`: (size,) uint8, a view of bytes, so that it travels out of band.
+    """
+
+    segment: Segment
+    data: NDArray[np.uint8]
+    seconds: float

@@ -1,0 +1,67 @@
+"""The interface of every engine, in two halves: a Listener (CPU, hears) and an Engine (GPU or CPU,
+draws).
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Protocol
+
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech, SpeechAudio
+from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.plan import Segment
+
+
+class Listener(Protocol):
+    """Turns audio into what the engine understands, one segment at a time; a pure function of its
+    arguments.
+    """
+
+    def listen(
+        self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
+    ) -> Speech:
+        """Return the features of `segment`'s output frames. Recently used audio stays in a small
+        cache.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Draws faces. One instance per process; its networks are loaded by the constructor."""
+
+    @property
+    def name(self) -> str:
+        """`warp`, or `musetalk`."""
+        ...
+
+    @property
+    def model_version(self) -> str:
+        """`v15`, `v1`, or for warp its own version. Goes into responses, `/health` and sidecars."""
+        ...
+
+    @property
+    def needs_parse_inputs(self) -> bool:
+        """Whether PreparedBlock.parse_inputs must be filled."""
+        ...
+
+    def warm_up(self) -> None:
+        """Do one tiny generation with every network. A replica is ready when this returns."""
+        ...
+
+    def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
+        """Compute all that depends on the video alone."""
+        ...
+
+    def generate(
+        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+    ) -> DrawnFaces:
+        """Draw the faces of one segment.
+
+        Raises:
+            OutOfGpuMemory: not even one frame fits. Send the segment to another replica.
+        """
+        ...
+
+    def peak_memory_mib(self) -> float | None:
+        """Return the peak GPU memory since the last call, None on a CPU."""
+        ...

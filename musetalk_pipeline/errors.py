@@ -1,0 +1,173 @@
+"""Everything that can go wrong with a job, as types.
+
+    PipelineError
+    ├── MediaError                 the input is at fault; nobody should retry
+    │   ├── DownloadFailed         stage download
+    │   ├── SourceRefused          stage download
+    │   ├── MediaTooLarge          stage validation
+    │   ├── InvalidVideo           stage validation
+    │   ├── InvalidAudio           stage validation
+    │   ├── AudioTooShort          stage validation
+    │   └── NoFaceFound            stage preprocessing
+    └── ProcessingError            this worker is at fault
+        ├── ModelLoadFailed        stage inference
+        ├── OutOfGpuMemory         stage inference, retryable
+        ├── StageFailed            any stage, retryable
+        ├── DeadlineExceeded       any stage, retryable
+        ├── UploadFailed           stage upload, retryable
+        └── JobCancelled           any stage
+
+`code` is stable and meant for programs; the message is a sentence meant for the person who sent the
+job. Messages and details never hold secrets, signed query strings or stack traces.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar
+
+Detail = str | int | float | bool
+
+
+class Stage(StrEnum):
+    """Where in its life a job failed; the names are fixed by the worker contract."""
+
+    DOWNLOAD = "download"
+    VALIDATION = "validation"
+    PREPROCESSING = "preprocessing"
+    INFERENCE = "inference"
+    POSTPROCESSING = "postprocessing"
+    UPLOAD = "upload"
+    UNKNOWN = "unknown"
+
+
+class PipelineError(Exception):
+    """A job cannot go on. Pickles with its message, stage and details, so it crosses processes."""
+
+    code: ClassVar[str] = "unknown"
+    error_type: ClassVar[str] = "unknown_error"
+    default_stage: ClassVar[Stage] = Stage.UNKNOWN
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, stage: Stage | None = None, **details: Detail) -> None:
+        super().__init__(message)
+        self.message = message
+        self.stage = stage or self.default_stage
+        self.details = details
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.stage, self.details)
+
+
+def _rebuild(
+    kind: type[PipelineError], message: str, stage: Stage, details: dict[str, Detail]
+) -> PipelineError:
+    return kind(message, stage=stage, **details)
+
+
+class MediaError(PipelineError):
+    """The video, the audio or their addresses cannot be used. Do not send them again."""
+
+    code = "media_error"
+    error_type = "media_error"
+    default_stage = Stage.VALIDATION
+
+
+class DownloadFailed(MediaError):
+    """The address answered with an error, an empty body, or not at all after every attempt."""
+
+    code = "download_failed"
+    default_stage = Stage.DOWNLOAD
+
+
+class SourceRefused(MediaError):
+    """The address is not one that this worker may fetch from (private, malformed, wrong scheme)."""
+
+    code = "source_refused"
+    default_stage = Stage.DOWNLOAD
+
+
+class MediaTooLarge(MediaError):
+    """More bytes, seconds, pixels, frames a second or streams than the configured limits."""
+
+    code = "media_too_large"
+
+
+class InvalidVideo(MediaError):
+    """Not a video, truncated, without frames, or in a form that is refused (playlists and the
+    like).
+    """
+
+    code = "invalid_video"
+
+
+class InvalidAudio(MediaError):
+    """Not audio, truncated, or without samples."""
+
+    code = "invalid_audio"
+
+
+class AudioTooShort(MediaError):
+    """Less than 80 ms of sound, or less than one video frame."""
+
+    code = "audio_too_short"
+
+
+class NoFaceFound(MediaError):
+    """No frame that the audio reaches holds a detectable face."""
+
+    code = "no_face"
+    default_stage = Stage.PREPROCESSING
+
+
+class ProcessingError(PipelineError):
+    """A fault of this worker, not of the input."""
+
+    code = "processing_error"
+    error_type = "processing_error"
+
+
+class ModelLoadFailed(ProcessingError):
+    """A weight file is missing, damaged or not what its name says."""
+
+    code = "model_load_failed"
+    default_stage = Stage.INFERENCE
+
+
+class OutOfGpuMemory(ProcessingError):
+    """Not even a batch of one frame fits. Smaller batches were tried first."""
+
+    code = "out_of_gpu_memory"
+    default_stage = Stage.INFERENCE
+    retryable = True
+
+    def __init__(self, message: str, *, stage: Stage | None = None, **details: Detail) -> None:
+        super().__init__(message, stage=stage, **{**details, "is_oom": True})
+
+
+class StageFailed(ProcessingError):
+    """A stage crashed or its replica died more often than the retry rule allows."""
+
+    code = "stage_failed"
+    retryable = True
+
+
+class DeadlineExceeded(ProcessingError):
+    """A stage took longer than the time derived from the work asked for."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class UploadFailed(ProcessingError):
+    """The finished video could not be stored."""
+
+    code = "upload_failed"
+    default_stage = Stage.UPLOAD
+    retryable = True
+
+
+class JobCancelled(ProcessingError):
+    """Nobody wants the result any more: the client went away, or the job was cancelled."""
+
+    code = "cancelled"

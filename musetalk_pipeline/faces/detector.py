@@ -1,0 +1,35 @@
+"""The interface of every landmark detector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """`points`: (68, 2) float32 x, y in pixels of the frame, iBUG order. `score`: 0 to 1."""
+
+    points: NDArray[np.float32]
+    score: float
+
+
+class LandmarkDetector(Protocol):
+    """Finds the 68 points of the most prominent face of each frame."""
+
+    @property
+    def name(self) -> str:
+        """`mesh`, `onnx` or `mmpose`."""
+        ...
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks | None]:
+        """Return one entry per frame, None where there is no face. `frames`: (H, W, 3) uint8 BGR
+        each.
+
+        A pure function of each frame: no tracking state, so that any replica gives the same answer.
+        """
+        ...

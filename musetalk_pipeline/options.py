@@ -1,0 +1,108 @@
+"""Every choice that a job or a deployment can make, in one place.
+
+Plain frozen dataclasses: serve_app/settings.py and serve_app/schemas.py validate what comes from
+outside and hand these inward. Nothing here is read from the environment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Version = Literal["v15", "v1"]
+ParsingMode = Literal["jaw", "raw", "neck"]
+Fit = Literal["pad", "crop"]
+Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameOptions:
+    """The picture that is asked for.
+
+    `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
+    `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's.
+    """
+
+    resolution: str | None = None
+    aspect_ratio: str | None = None
+    fit: Fit = "pad"
+
+
+@dataclass(frozen=True, slots=True)
+class FaceOptions:
+    """How the face box is made from landmarks, and when a frame counts as having a face.
+
+    Defaults are those of the reference's `scripts/inference.py` for v1.5. `bbox_shift` acts on v1
+    only: v1.5 forces it to 0. `box_smoothing` is the number of neighbouring frames on each side
+    that a box is averaged over; 0 is the reference.
+    """
+
+    version: Version = "v15"
+    bbox_shift: int = 0
+    extra_margin: int = 10
+    box_smoothing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MaskOptions:
+    """Which pixels the generated face replaces, and how softly.
+
+    `blur`: fraction of the crop width used for the mask's Gaussian kernel; the reference has 0.05
+    offline and 0.1 in its realtime script. Cheek widths are pixels of the 512-pixel parse map and
+    act in `jaw` mode only.
+    """
+
+    parsing_mode: ParsingMode = "jaw"
+    left_cheek_width: int = 90
+    right_cheek_width: int = 90
+    blur: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechOptions:
+    """How the audio steers the mouth.
+
+    Paddings are the reference's `audio_padding_length_left/right`, in video frames at 25 fps.
+    `rest_in_silence` fades to the source frame where nobody speaks; off is the reference.
+    """
+
+    audio_padding_left: int = 2
+    audio_padding_right: int = 2
+    rest_in_silence: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """libx264 settings of the one and only video encode (reference: crf 18, preset medium)."""
+
+    crf: int = 18
+    preset: Preset = "medium"
+    audio_bitrate_kbps: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """All of one job's choices."""
+
+    frame: FrameOptions = field(default_factory=FrameOptions)
+    face: FaceOptions = field(default_factory=FaceOptions)
+    mask: MaskOptions = field(default_factory=MaskOptions)
+    speech: SpeechOptions = field(default_factory=SpeechOptions)
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """What an input may be at most. Checked before any frame is decoded.
+
+    The byte limit is the worker contract's `WORKER_MAX_FILE_MB`; the others are guesses that leave
+    room for every clip seen in production.
+    """
+
+    max_bytes: int = 2000 * 1024 * 1024
+    max_duration_s: float = 3600.0
+    max_pixels: int = 4096 * 2304
+    max_side_px: int = 8192
+    max_fps: float = 120.0
+    max_streams: int = 16
+    min_bytes: int = 1000

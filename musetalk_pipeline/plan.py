@@ -1,0 +1,113 @@
+"""What a job consists of: which output frame shows which source frame, cut into blocks and
+segments.
+
+Pure arithmetic; imports neither torch nor av.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+SAMPLE_RATE = 16_000  # Hz; Whisper's, and so the clock of every count below
+BLOCK_S = (
+    2.0  # guess: long enough to amortise a seek and a batch, short enough for a window of three
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of consecutive source frames, `[start, end)`, prepared together."""
+
+    index: int
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of consecutive output frames, `[start, end)`, that draws on one block forwards or
+    backwards.
+
+    Output frame `start + j` shows source frame `first_source + j * step`.
+    """
+
+    index: int
+    start: int
+    end: int
+    block: int
+    first_source: int
+    step: int  # +1 forwards, -1 on the way back
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def source_frames(self) -> list[int]:
+        """Source frame of each output frame, in output order."""
+        return [self.first_source + j * self.step for j in range(len(self))]
+
+
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """All blocks and segments of one job. Segments cover every output frame once, in order."""
+
+    n_source: int
+    n_output: int
+    fps: Fraction
+    blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
+
+
+def count_output_frames(n_samples: int, fps: Fraction) -> int:
+    """Return how many whole frames `n_samples` of 16 kHz audio cover, as the reference counts.
+
+    `floor(n / 16000 * fps)` in double precision and in that order: 1.16 s at 25 fps is 28.999… and
+    so 28 (musetalk_reference §1.5). The reference truncates fps to an integer; here it stays exact,
+    so that 29.97 fps video is as long as its audio.
+    """
+    return math.floor(n_samples / SAMPLE_RATE * float(fps))
+
+
+def source_of(output_frame: int, n_source: int) -> int:
+    """Return the source frame that `output_frame` shows: 0..N-1, N-1..0, …, both ends twice."""
+    place = output_frame % (2 * n_source)
+    return place if place < n_source else 2 * n_source - 1 - place
+
+
+def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BLOCK_S) -> FramePlan:
+    """Cut the source into blocks and the output into segments.
+
+    Only blocks that the output reaches are listed, and only as far as it reaches. A segment ends
+    where its block ends or where the ping-pong order turns, so the run within one segment always
+    has one direction.
+    """
+    if n_source < 1 or n_output < 1:
+        raise ValueError(f"nothing to plan: {n_source} source and {n_output} output frames")
+    size = max(1, round(block_s * float(fps)))
+    reached = min(n_source, n_output)
+    blocks = tuple(
+        Block(index, start, min(start + size, reached))
+        for index, start in enumerate(range(0, reached, size))
+    )
+    return FramePlan(n_source, n_output, fps, blocks, tuple(_segments(n_source, n_output, blocks)))
+
+
+def _segments(n_source: int, n_output: int, blocks: tuple[Block, ...]) -> list[Segment]:
+    size = len(blocks[0])
+    segments: list[Segment] = []
+    start = 0
+    while start < n_output:
+        first = source_of(start, n_source)
+        forwards = start % (2 * n_source) < n_source
+        block = blocks[first // size]
+        run = block.end - first if forwards else first - block.start + 1
+        end = min(start + run, n_output)
+        segments.append(
+            Segment(len(segments), start, end, block.index, first, 1 if forwards else -1)
+        )
+        start = end
+    return segments

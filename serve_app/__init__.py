@@ -1,0 +1,1 @@
+"""Ray Serve deployments, ingress, settings and metrics."""

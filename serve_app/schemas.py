@@ -1,0 +1,136 @@
+"""What crosses the HTTP boundary, and the values the job driver, the poller and the API share.
+
+Pydantic at the edge (unknown fields of `params` are refused), frozen dataclasses inside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from musetalk_pipeline.options import (
+    EncodeOptions,
+    FaceOptions,
+    Fit,
+    FrameOptions,
+    JobOptions,
+    MaskOptions,
+    ParsingMode,
+    Preset,
+    SpeechOptions,
+)
+
+MAX_ID_CHARS = 256
+MAX_URL_CHARS = 8192
+
+
+class Params(BaseModel):
+    """Per-request options; everything left out takes the deployment's default (`defaults:` in
+    serve_config.yaml).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fit: Fit | None = Field(None, description="`pad` with black or `crop` around the face.")
+    crf: int | None = Field(None, ge=0, le=40, description="H.264 quality, lower is better.")
+    preset: Preset | None = Field(None, description="libx264 preset.")
+    parsing_mode: ParsingMode | None = Field(None, description="Which pixels are replaced.")
+    extra_margin: int | None = Field(None, ge=0, le=200, description="Chin margin in px (v1.5).")
+    bbox_shift: int | None = Field(None, ge=-50, le=50, description="Shifts the box centre (v1).")
+    left_cheek_width: int | None = Field(None, ge=0, le=256)
+    right_cheek_width: int | None = Field(None, ge=0, le=256)
+    blur: float | None = Field(None, ge=0.0, le=0.5, description="Mask blur / crop width.")
+    audio_padding_left: int | None = Field(None, ge=0, le=10)
+    audio_padding_right: int | None = Field(None, ge=0, le=10)
+    rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
+    box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
+
+
+class JobRequest(BaseModel):
+    """One job, as `POST /generate` and the orchestrator's claims send it. Fields unknown to us are
+    ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
+    video_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
+    audio_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
+    aspect_ratio: str | None = Field(None, max_length=32, description="`9:16`, `source`, …")
+    resolution: str | None = Field(None, max_length=32, description="`720p`, `640x360`, `source`.")
+    params: Params = Params()
+
+    def options(self, defaults: JobOptions) -> JobOptions:
+        """Return the deployment's defaults with this request's choices on top."""
+        chosen = self.params.model_dump(exclude_none=True)
+
+        def over(base: Any, **extra: Any) -> Any:
+            names = {name for name in base.__dataclass_fields__ if name in chosen}
+            values = {name: getattr(base, name) for name in base.__dataclass_fields__}
+            return type(base)(**{**values, **{name: chosen[name] for name in names}, **extra})
+
+        frame: FrameOptions = over(
+            defaults.frame, resolution=self.resolution, aspect_ratio=self.aspect_ratio
+        )
+        face: FaceOptions = over(defaults.face)
+        mask: MaskOptions = over(defaults.mask)
+        speech: SpeechOptions = over(defaults.speech)
+        encode: EncodeOptions = over(defaults.encode)
+        return JobOptions(frame, face, mask, speech, encode)
+
+
+class Phase(StrEnum):
+    """What a running job is doing; the names are the orchestrator's."""
+
+    QUEUED = "queued"
+    PREPARING = "preparing"
+    DOWNLOADING = "downloading"
+    INFERRING = "inferring"
+    ENCODING = "encoding"
+    UPLOADING = "uploading"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A job's state while it runs. `fraction` 0 to 1 never goes back. `stage_seconds` are work, not
+    waiting.
+    """
+
+    phase: Phase
+    fraction: float
+    frames_done: int = 0
+    frames_total: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Success:
+    """`metrics` is exactly what contracts.md puts under `metrics`; never empty."""
+
+    output_url: str
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Everything of contracts.md's error answer but the job id. `status_code`: 422 or 500."""
+
+    error_type: str
+    error_message: str
+    code: str
+    stage: str
+    retryable: bool
+    status_code: int
+    details: dict[str, Any] = field(default_factory=dict)
+    stage_times: dict[str, float] = field(default_factory=dict)
+    stack_trace: str | None = None
+    cancelled: bool = False
+
+
+Outcome = Success | Failure
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
