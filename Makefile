@@ -1,0 +1,80 @@
+# `make help` lists everything. Set-up happens by itself and only once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run serve test test-gpu check lint fmt types bench mm weights lock install image clean
+
+PY := .venv/bin/python
+# Ray must neither join a cluster that runs here nor report home.
+RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
+
+# Which tests `make test` runs; TESTS=tests/unit narrows it further.
+MARKS := not slow and not gpu
+TESTS :=
+
+# Handed on through the environment, so that no path or URL is ever read as shell words.
+export VIDEO AUDIO RESOLUTION ASPECT_RATIO PYTHON
+
+help:  ## this list
+	@echo "make run [VIDEO=file-or-url] [AUDIO=file-or-url] [RESOLUTION=720p] [ASPECT_RATIO=9:16]"
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+run:  ## set up, start the application, do one job, show where the result is, stop
+	@scripts/setup.sh base
+	@$(PY) -m serve_app.demo
+
+serve:  ## set up and keep serving on the address in serve_config.yaml (Ctrl-C stops)
+	@scripts/setup.sh base
+	@$(RAY_ENV) .venv/bin/serve run serve_config.yaml
+
+test:  ## set up and run the tests, without those marked slow
+	@scripts/setup.sh dev
+	$(PY) -m pytest -m "$(MARKS)" $(TESTS)
+
+test-gpu:  ## the tests that need a CUDA GPU
+	@scripts/setup.sh dev
+	$(PY) -m pytest -m gpu
+
+check: lint types  ## exactly what CI runs: lint, types, import rules, every test
+	@$(MAKE) --no-print-directory test MARKS="not gpu"
+
+lint:  ## ruff: rules and layout
+	@scripts/setup.sh dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+fmt:  ## let ruff rewrite what it can
+	@scripts/setup.sh dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types:  ## mypy --strict
+	@scripts/setup.sh dev
+	$(PY) -m mypy
+
+bench:  ## every benchmark; results are printed and kept in benchmarks/results
+	@scripts/setup.sh dev
+	@set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; $(PY) "$$bench"; done
+
+mm:  ## the mmpose stack for `landmarks: mmpose` (compiles for a minute)
+	@scripts/setup.sh base
+	@scripts/install-mm.sh
+
+weights:  ## fetch and verify the published MuseTalk weights into models/ (resumable)
+	@scripts/setup.sh base
+	@$(PY) -m musetalk_pipeline.weights fetch
+
+lock:  ## rewrite requirements/*.lock from requirements/*.in
+	@scripts/setup.sh base
+	@$(PY) scripts/lock.py
+
+install:  ## set up only, with what development needs
+	@scripts/setup.sh dev
+
+image:  ## build the GPU worker's container image (needs docker)
+	docker build -f Dockerfile.gpu -t lipsync-serve:gpu \
+	  --build-arg BUILD_COMMIT=$$(git rev-parse HEAD) \
+	  --build-arg BUILD_TIME=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+clean:  ## remove .venv, caches and out/ (weights in models/ stay)
+	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

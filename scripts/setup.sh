@@ -1,0 +1,194 @@
+#!/usr/bin/env bash
+# Set up everything that running (`base`) or developing (`dev`) needs; do nothing if it is there.
+#
+#   scripts/setup.sh base|dev
+#
+# 1. the digest of the locks, this script, the folder and the machine's kind is compared with the
+#    stamp of the last complete set-up; equal means done, without a call to pip or apt
+# 2. system tools: by apt-get where we are root, otherwise one line names the command
+# 3. .venv with Python 3.11; torch in the build that fits; the locks, without their dependencies
+# 4. a check that the result works and that torchvision is absent; then the stamp
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+readonly VENV=.venv
+readonly CACHE=.cache
+readonly WANTED_PYTHON=3.11
+readonly TORCH_INDEX=https://download.pytorch.org/whl
+readonly SPEECH=usr/share/pocketsphinx/test/data/librivox
+
+say() { printf '\033[1m==>\033[0m %s\n' "$*" >&2; }
+fail() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
+
+# --- what kind of machine is this -----------------------------------------------------------------
+
+has_gpu() { compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L >/dev/null 2>&1; }
+
+# The CUDA version that the driver supports, e.g. 13.0; empty without nvidia-smi.
+driver_cuda() { nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^:]*Version: *\([0-9.]*\).*/\1/p' | head -n 1; }
+
+# cpu, cu13 (the registry's own build) or cu126. torch 2.13 comes for CUDA 12.6, 13.0 and 13.2:
+# 12.6 stops at Hopper, so a Blackwell card needs a driver for CUDA 13 (580 or newer).
+torch_build() {
+  has_gpu || { echo cpu; return; }
+  local cuda capability
+  cuda=$(driver_cuda)
+  if [[ -z $cuda || ${cuda%%.*} -ge 13 ]]; then echo cu13; return; fi
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -rn | head -n 1)
+  [[ ${capability%%.*} -lt 10 ]] || fail "this GPU (compute capability $capability) needs NVIDIA driver 580 or newer; the driver here is for CUDA $cuda"
+  echo cu126
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} "python$WANTED_PYTHON" python3 python; do
+    if [[ $("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) == "$WANTED_PYTHON" ]]; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  fail "Python $WANTED_PYTHON was not found: install it (Debian 12: apt-get install python3 python3-venv; Ubuntu: add the deadsnakes PPA, then apt-get install python3.11 python3.11-venv) or name it: make PYTHON=/path/to/python3.11"
+}
+
+# --- system tools ---------------------------------------------------------------------------------
+
+can_apt() { [[ $(id -u) -eq 0 ]] && command -v apt-get >/dev/null; }
+
+apt_install() { apt-get install -y -qq --no-install-recommends "$@" >/dev/null; }
+
+# The lists of a fresh machine are empty, and those of an old one name files that are gone.
+apt_get() { DEBIAN_FRONTEND=noninteractive apt_install "$@" 2>/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt_install "$@"; }; }
+
+need_tools() {
+  local missing=()
+  command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null || missing+=(ffmpeg)
+  command -v curl >/dev/null || missing+=(curl)
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  can_apt || fail "${missing[*]} missing: run 'sudo apt-get install -y ${missing[*]}' and try again"
+  say "installing ${missing[*]} with apt-get"
+  apt_get "${missing[@]}" || fail "apt-get could not install ${missing[*]}; install them by hand and try again"
+}
+
+# Real speech for the demo and the tests. Without it everything else works, so nothing here is fatal.
+want_speech() {
+  [[ ! -d /$SPEECH && ! -d $CACHE/speech/$SPEECH ]] || return 0
+  say "fetching recorded speech for the demo (Debian package pocketsphinx-testdata)"
+  if can_apt && apt_get pocketsphinx-testdata; then return; fi
+  local folder
+  folder=$(mktemp -d)
+  if (cd "$folder" && apt-get download -qq pocketsphinx-testdata) 2>/dev/null && dpkg -x "$folder"/*.deb "$CACHE/speech"; then
+    rm -rf "$folder"
+    return
+  fi
+  rm -rf "$folder"
+  if ! command -v espeak-ng >/dev/null; then
+    say "no recorded speech could be fetched: 'make run' will need AUDIO=your-speech.wav"
+  fi
+}
+
+want_espeak() {
+  command -v espeak-ng >/dev/null && return
+  if can_apt && apt_get espeak-ng; then return; fi
+  say "espeak-ng is missing: tests that synthesise speech are skipped (sudo apt-get install -y espeak-ng)"
+}
+
+# --- Python ---------------------------------------------------------------------------------------
+
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
+
+make_venv() {
+  local python=$1
+  # Scripts in a venv carry its path: one that was moved is made anew.
+  if [[ -x $VENV/bin/python && $(cat "$VENV/.made-in" 2>/dev/null) == "$PWD" ]] && "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+    return
+  fi
+  say "making $VENV with $("$python" -V)"
+  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    can_apt && apt_get "python$WANTED_PYTHON-venv" || fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
+  fi
+  "$python" -m venv --clear "$VENV"
+  pwd >"$VENV/.made-in"
+}
+
+# A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured
+# index and links offer downloads nothing; only a build that says "+cpu" is taken from there.
+install_torch() {
+  local build=$1 version
+  version=$(sed -n 's/^torch==//p' requirements/torch.in)
+  say "installing torch $version ($build)"
+  case $build in
+    cpu)
+      if pip index versions torch 2>/dev/null | grep -qF "$version+cpu"; then
+        pip install --no-deps "torch==$version+cpu"
+      else
+        pip install --no-deps --index-url "$TORCH_INDEX/cpu" "torch==$version"
+      fi ;;
+    cu126) pip install -c requirements/base.lock --extra-index-url "$TORCH_INDEX/cu126" "torch==$version+cu126" ;;
+    *) pip install -c requirements/base.lock "torch==$version" ;;
+  esac
+}
+
+install_locks() {
+  local profile=$1 files=(-r requirements/base.lock -r requirements/files.txt)
+  [[ $profile == base ]] || files+=(-r requirements/dev.lock -r requirements/files-dev.txt)
+  say "installing the pinned Python packages ($profile)"
+  pip install --no-deps "${files[@]}"
+}
+
+check_result() {
+  "$VENV/bin/python" - "$1" <<'PY'
+import importlib.util
+import sys
+
+if importlib.util.find_spec("torchvision"):
+    sys.exit("set-up: torchvision got installed; it breaks CPU torch. Run 'make clean' and start again.")
+import av, cv2, diffusers, fastapi, onnxruntime, ray.serve, torch, transformers  # noqa: E401
+
+build = sys.argv[1]
+if build == "cpu" and torch.version.cuda:
+    sys.exit(f"set-up: a CUDA build of torch ({torch.__version__}) got installed on a machine without a GPU")
+if build != "cpu" and not torch.cuda.is_available():
+    print(f"set-up: warning: torch {torch.__version__} does not see the GPU; check the driver", file=sys.stderr)
+PY
+}
+
+# --------------------------------------------------------------------------------------------------
+
+digest_of() {
+  local profile=$1 build=$2
+  { cat requirements/torch.in requirements/base.lock requirements/files.txt scripts/setup.sh
+    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt
+    echo "$PWD $build"
+  } | sha256sum | cut -d' ' -f1
+}
+
+is_done() {
+  local profile=$1 digest=$2
+  [[ $(cat "$VENV/.stamp-$profile" 2>/dev/null) == "$digest" && -x $VENV/bin/python ]] &&
+    command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null && command -v curl >/dev/null
+}
+
+main() {
+  local profile=${1:-base} build digest python
+  [[ $profile == base || $profile == dev ]] || fail "usage: scripts/setup.sh base|dev"
+  build=$(torch_build)
+  digest=$(digest_of "$profile" "$build")
+  if is_done "$profile" "$digest"; then return; fi
+  mkdir -p "$CACHE"
+  exec 9>"$CACHE/setup.lock"
+  flock 9  # two makes at once must not fill one .venv
+  if is_done "$profile" "$digest"; then return; fi
+  python=$(find_python)
+  need_tools
+  want_speech
+  [[ $profile == base ]] || want_espeak
+  make_venv "$python"
+  install_torch "$build"
+  install_locks "$profile"
+  check_result "$build"
+  echo "$digest" >"$VENV/.stamp-$profile"
+  [[ $profile == base ]] || digest_of base "$build" >"$VENV/.stamp-base"
+  say "set-up done"
+}
+
+main "$@"
