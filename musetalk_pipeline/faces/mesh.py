@@ -1,0 +1,363 @@
+"""Landmarks on a fresh machine: MediaPipe's face networks, read from its wheel, run by LiteRT.
+
+Steps for one frame:
+1. Find face boxes with the short-range network on the whole frame; where that finds none, with the
+   full-range network, and then that one on overlapping tiles, smaller and smaller, for small faces.
+2. Cut out a square that is turned upright by the eyes, and run the mesh network on it.
+3. Cut out again by the mesh itself and run once more: a better centred square, steadier points.
+4. Keep the 68 mesh points that stand for the iBUG order.
+
+The mediapipe package is never imported (its own dependencies would downgrade ours); only its three
+.tflite files are read. Graph constants come from the options in its repository, folder
+mediapipe/modules: face_detection/*.pbtxt and face_landmark/*.pbtxt.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.faces.detector import Landmarks
+
+Float = NDArray[np.float32]
+
+MESH_TO_IBUG = (
+    *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),  # jaw
+    *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),  # brows
+    *(168, 197, 5, 4, 75, 97, 2, 326, 305),  # nose
+    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),  # eyes
+    *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # outer lip
+    *(78, 82, 13, 312, 308, 317, 14, 87),  # inner lip
+)
+EYES = (33, 263)  # mesh indices of the outer eye corners: the line that a cut-out is turned by
+MESH_SIDE = 192  # pixels of the mesh network's input
+ROI_SCALE = 1.5  # how much larger than the face its cut-out is (RectTransformationCalculator)
+MIN_PRESENCE = 0.5  # of the mesh network's own "this is a face" (ThresholdingCalculator)
+# A second pass steadies the points (jitter of a still face with noise 0.19 -> 0.16 px, measured);
+# more are only needed where the first cut-out was badly centred, as it is for small faces.
+MIN_PASSES, MAX_PASSES = 2, 5
+SETTLED = 0.04  # of the cut-out's side: it moved and grew less than this, so it is well centred
+NMS_IOU = 0.3  # NonMaxSuppressionCalculator.min_suppression_threshold
+TILE_LEVELS = (1, 2)  # tile side = short side of the frame / level
+MAX_TILES = 32  # over all levels of one frame: bounds the work on a very wide frame without a face
+CANDIDATES = 3  # boxes of one look that are shown to the mesh network before looking closer
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """One SSD network. `grids`: (cells a side, anchors a cell) of each output layer."""
+
+    file: str
+    side: int
+    grids: tuple[tuple[int, int], ...]
+    min_score: float
+
+
+_SHORT_RANGE = _Network("face_detection/face_detection_short_range", 128, ((16, 2), (8, 6)), 0.5)
+_FULL_RANGE = _Network("face_detection/face_detection_full_range_sparse", 192, ((48, 1),), 0.6)
+_MESH_FILE = "face_landmark/face_landmark"
+
+
+@dataclass(frozen=True, slots=True)
+class _Detection:
+    """A face box and its two eyes, all (x, y) in frame pixels."""
+
+    low: Float
+    high: Float
+    eyes: Float  # (2, 2)
+    score: float
+
+    @property
+    def area(self) -> float:
+        return float(np.prod(self.high - self.low))
+
+
+@dataclass(frozen=True, slots=True)
+class _Roi:
+    """A square in frame pixels, turned by `angle` (radians, clockwise on screen)."""
+
+    centre: Float
+    side: float
+    angle: float
+
+    def to_frame(self, points: Float) -> Float:
+        """Map (n, 2) points of the unit square, origin in its corner, to frame pixels."""
+        return np.asarray(self.centre + ((points - 0.5) * self.side) @ self._turn().T, np.float32)
+
+    def is_near(self, other: _Roi) -> bool:
+        """Whether two cut-outs show the face at the same place and size."""
+        moved = float(np.linalg.norm(self.centre - other.centre))
+        return max(moved, abs(self.side - other.side)) < SETTLED * other.side
+
+    def _turn(self) -> Float:
+        cos, sin = np.cos(self.angle), np.sin(self.angle)
+        return np.array([[cos, -sin], [sin, cos]], np.float32)
+
+
+class _Detector:
+    """An SSD face network: pixels in, boxes and eyes out."""
+
+    def __init__(self, network: _Network) -> None:
+        self._network = network
+        self._interpreter = _load(network.file)
+        self._anchors = _anchors(network.grids)
+
+    def find(self, frame: NDArray[np.uint8], x: int, y: int, side: int) -> list[_Detection]:
+        """Return the faces of the square at (x, y), black where it leaves the frame; best first."""
+        square = _cut_square(frame, x, y, side, self._network.side)
+        boxes, logits = _run(self._interpreter, square * 2.0 - 1.0)
+        scores = _sigmoid(logits[0, :, 0])
+        kept = np.flatnonzero(scores >= self._network.min_score)
+        # Each row: centre, size, then key points (x, y), the eyes first; pixels from the anchor.
+        rows = boxes[0, kept, :8].reshape(-1, 4, 2) / self._network.side
+        points = np.asarray(rows + self._anchors[kept, None, :], np.float32)
+        points[:, 1] = rows[:, 1]  # the size has no place
+        points *= side
+        points[:, (0, 2, 3)] += (x, y)
+        return _merge(points, scores[kept])
+
+
+class MeshDetector:
+    """Landmarks from MediaPipe's face mesh. Thread-safe: one frame at a time goes through it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # LiteRT interpreters are not thread-safe
+        self._short_range = _Detector(_SHORT_RANGE)
+        self._full_range = _Detector(_FULL_RANGE)
+        self._mesh = _load(_MESH_FILE)
+
+    @property
+    def name(self) -> str:
+        """Return `mesh`."""
+        return "mesh"
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks | None]:
+        """Return one entry per frame, None where there is no face.
+
+        `frames`: (H, W, 3) uint8 BGR each. The largest face wins, then the most central one.
+        """
+        return [self._detect_one(frame) for frame in frames]
+
+    def _detect_one(self, frame: NDArray[np.uint8]) -> Landmarks | None:
+        with self._lock:
+            for found in self._looks(frame):
+                for detection in _by_prominence(found, frame)[:CANDIDATES]:
+                    landmarks = self._landmarks(frame, detection)
+                    if landmarks is not None:
+                        return landmarks
+        return None
+
+    def _looks(self, frame: NDArray[np.uint8]) -> Iterator[list[_Detection]]:
+        """Yield what each look at the frame finds, from the whole frame to small tiles."""
+        height, width = frame.shape[:2]
+        side = max(height, width)
+        whole = (width - side) // 2, (height - side) // 2, side
+        yield self._short_range.find(frame, *whole)
+        yield self._full_range.find(frame, *whole)
+        for tiles in tile_levels(width, height):
+            yield [found for tile in tiles for found in self._full_range.find(frame, *tile)]
+
+    def _landmarks(self, frame: NDArray[np.uint8], detection: _Detection) -> Landmarks | None:
+        roi = _roi_of_detection(detection)
+        for done in range(1, MAX_PASSES + 1):
+            mesh, presence = self._run_mesh(frame, roi)
+            if presence < MIN_PRESENCE:
+                return None
+            last, roi = roi, _roi_of_mesh(mesh)
+            if done >= MIN_PASSES and roi.is_near(last):
+                break
+        return Landmarks(np.ascontiguousarray(mesh[list(MESH_TO_IBUG)]), presence)
+
+    def _run_mesh(self, frame: NDArray[np.uint8], roi: _Roi) -> tuple[Float, float]:
+        """Return the (468, 2) mesh in frame pixels and the probability that this is a face."""
+        outputs = _run(self._mesh, _cut_turned(frame, roi, MESH_SIDE))
+        points = np.asarray(outputs[0].reshape(468, 3)[:, :2] / MESH_SIDE, np.float32)
+        return roi.to_frame(points), float(_sigmoid(outputs[1])[0, 0, 0, 0])
+
+
+def tile_levels(width: int, height: int) -> list[list[tuple[int, int, int]]]:
+    """Return overlapping square tiles (x, y, side), level by level, at most MAX_TILES in all.
+
+    Neighbours overlap by at least a half, so that a face up to half a tile wide is whole in one.
+    """
+    levels: list[list[tuple[int, int, int]]] = []
+    left = MAX_TILES
+    for level in TILE_LEVELS:
+        side = min(width, height) // level
+        if side < 64 or left == 0:  # a face in less than 64 px has too few pixels to draw on
+            break
+        columns, rows = _starts(width, side), _starts(height, side)
+        tiles = [(x, y, side) for y in rows for x in columns]
+        # The middle first, in case that not all fit; sorting is stable, so the order is fixed.
+        tiles.sort(
+            key=lambda t: abs(t[0] + side / 2 - width / 2) + abs(t[1] + side / 2 - height / 2)
+        )
+        levels.append(tiles[:left])
+        left -= len(levels[-1])
+    return levels
+
+
+def _starts(length: int, side: int) -> list[int]:
+    count = -(-(length - side) * 2 // side) + 1
+    return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
+
+
+def _load(file: str) -> Any:
+    """Return a ready interpreter for one of the wheel's networks.
+
+    Raises:
+        ModelLoadFailed: the wheel is not installed, or is not the one that holds the networks.
+    """
+    # Late: the package loads a native library, which a process without a detector never needs.
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        found = metadata.distribution("mediapipe").locate_file(f"mediapipe/modules/{file}.tflite")
+        path = Path(str(found))
+        interpreter = Interpreter(model_content=path.read_bytes(), num_threads=1)
+        interpreter.allocate_tensors()
+    except (metadata.PackageNotFoundError, OSError, ValueError, RuntimeError) as exc:
+        raise ModelLoadFailed(
+            f"The landmark network {file}.tflite cannot be loaded; install it with "
+            "`pip install --no-deps mediapipe==0.10.21`, or choose another detector.",
+            network=file,
+        ) from exc
+    return interpreter
+
+
+def _run(interpreter: Any, image: Float) -> list[Float]:
+    """Run one (side, side, 3) float32 RGB image; return the outputs in the network's order."""
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+    interpreter.invoke()
+    return [interpreter.get_tensor(out["index"]) for out in interpreter.get_output_details()]
+
+
+def _sigmoid(logits: Float) -> Float:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -80.0, 80.0))), np.float32)
+
+
+def _anchors(grids: tuple[tuple[int, int], ...]) -> Float:
+    """Return (n, 2) anchor centres in 0..1: every cell's middle, once per anchor, row-major."""
+    layers = []
+    for cells, per_cell in grids:
+        middles = (np.arange(cells, dtype=np.float32) + 0.5) / cells
+        grid = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
+        layers.append(np.repeat(grid, per_cell, axis=0))
+    return np.concatenate(layers)
+
+
+def _merge(points: Float, scores: Float) -> list[_Detection]:
+    """Merge overlapping boxes into their score-weighted mean (the weighted non-maximum
+    suppression of NonMaxSuppressionCalculator). `points`: (n, 4, 2) centre, size, two eyes.
+    """
+    order = np.argsort(-scores, kind="stable")
+    merged: list[_Detection] = []
+    while len(order):
+        alike = _overlaps(points[order[0]], points[order]) > NMS_IOU
+        alike[0] = True  # even a box without area suppresses itself, so this ends
+        group = order[alike]
+        centre, size, *eyes = np.average(points[group], axis=0, weights=scores[group])
+        best = float(scores[order[0]])
+        merged.append(
+            _Detection(
+                centre - size / 2, centre + size / 2, np.stack(eyes).astype(np.float32), best
+            )
+        )
+        order = order[~alike]
+    return merged
+
+
+def _overlaps(one: Float, many: Float) -> Float:
+    """Return the intersection over union of one (4, 2) box with many (n, 4, 2)."""
+    low = np.maximum(one[0] - one[1] / 2, many[:, 0] - many[:, 1] / 2)
+    high = np.minimum(one[0] + one[1] / 2, many[:, 0] + many[:, 1] / 2)
+    common = np.prod(np.maximum(high - low, 0.0), axis=1)
+    union = np.prod(one[1]) + np.prod(many[:, 1], axis=1) - common
+    return np.asarray(common / np.maximum(union, 1e-6), np.float32)
+
+
+def _by_prominence(found: list[_Detection], frame: NDArray[np.uint8]) -> list[_Detection]:
+    """Sort by size, then by nearness to the middle; sizes within a quarter count as equal."""
+    middle = np.array([frame.shape[1] / 2, frame.shape[0] / 2], np.float32)
+
+    def rank(detection: _Detection) -> tuple[int, float]:
+        distance = float(np.linalg.norm((detection.low + detection.high) / 2 - middle))
+        return -round(np.log(max(detection.area, 1.0)) / np.log(1.25)), distance
+
+    return sorted(found, key=rank)
+
+
+def _roi_of_detection(detection: _Detection) -> _Roi:
+    side = float((detection.high - detection.low).max()) * ROI_SCALE
+    centre = np.asarray((detection.low + detection.high) / 2, np.float32)
+    return _Roi(centre, side, _angle(*detection.eyes))
+
+
+def _roi_of_mesh(mesh: Float) -> _Roi:
+    """Return the upright square around a (468, 2) mesh, measured along its own axes."""
+    angle = _angle(mesh[EYES[0]], mesh[EYES[1]])
+    turn = _Roi(np.zeros(2, np.float32), 1.0, angle)._turn()
+    upright = mesh @ turn  # the transpose of turning back, so rows become upright coordinates
+    low, high = upright.min(axis=0), upright.max(axis=0)
+    return _Roi(turn @ ((low + high) / 2), float((high - low).max()) * ROI_SCALE, angle)
+
+
+def _angle(left: Float, right: Float) -> float:
+    dx, dy = right - left
+    return float(np.arctan2(dy, dx))
+
+
+def _cut_square(frame: NDArray[np.uint8], x: int, y: int, side: int, size: int) -> Float:
+    """Return a square of the frame as (size, size, 3) float32 RGB in 0..1, black outside.
+
+    The part inside the frame is averaged down rather than sampled: sampling every tenth pixel of a
+    large frame makes boxes jump with the noise.
+    """
+    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    scale = size / side
+    left, top = round((x0 - x) * scale), round((y0 - y) * scale)
+    right, bottom = round((x1 - x) * scale), round((y1 - y) * scale)
+    square = np.zeros((size, size, 3), np.uint8)
+    # A very wide frame may leave less than a row of the network's input; it still gets one.
+    inner = (max(1, right - left), max(1, bottom - top))
+    part = cv2.resize(frame[y0:y1, x0:x1], inner, interpolation=cv2.INTER_AREA)
+    square[top : top + inner[1], left : left + inner[0]] = part[: size - top, : size - left]
+    return _to_rgb(square)
+
+
+def _cut_turned(frame: NDArray[np.uint8], roi: _Roi, size: int) -> Float:
+    """Return a turned square as (size, size, 3) float32 RGB in 0..1, edges repeated outside.
+
+    Sampled at a whole multiple of `size` and averaged down, for the same reason as above.
+    """
+    fold = int(np.clip(round(roi.side / size), 1, 6))
+    corners = roi.to_frame(np.array([[0, 0], [1, 0], [0, 1]], np.float32))
+    to_frame = np.column_stack(
+        ((corners[1] - corners[0]) / (size * fold), (corners[2] - corners[0]) / (size * fold))
+    )
+    # Pixel centres: the middle of pixel 0 is at 0.5 of both pictures.
+    offset = corners[0] + to_frame @ np.array([0.5, 0.5], np.float32) - 0.5
+    picture = cv2.warpAffine(
+        frame,
+        np.column_stack((to_frame, offset)).astype(np.float64),
+        (size * fold, size * fold),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    if fold > 1:
+        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
+    return _to_rgb(np.asarray(picture, np.uint8))
+
+
+def _to_rgb(bgr: NDArray[np.uint8]) -> Float:
+    return np.ascontiguousarray(bgr[..., ::-1], np.float32) / np.float32(255.0)
