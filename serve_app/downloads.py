@@ -1,0 +1,712 @@
+"""Fetching a source that somebody else named: hostile addresses, hostile servers, broken CDNs.
+
+The life of a download:
+1. `parse_location` takes the URL apart; the host is resolved; `AddressPolicy` judges every address.
+2. The connection goes to an address that was judged, by number: nothing resolves the name again.
+   The Host header, SNI and the certificate check use the name.
+3. A redirect goes back to 1, a limited number of times.
+4. The body streams to a temporary file beside the target, counted and hashed, and is renamed when
+   it is complete. Whatever happens, the temporary file is gone afterwards.
+
+Some servers break HTTP in ways that curl survives. After a protocol fault the same hop is tried
+with curl, pinned to the same addresses, following no redirects, its output read and counted by the
+same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import ipaddress
+import logging
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import certifi
+import httpcore
+
+from musetalk_pipeline.errors import (
+    DownloadFailed,
+    MediaTooLarge,
+    SourceRefused,
+    Stage,
+    StageFailed,
+)
+from serve_app.addresses import AddressPolicy, IpAddress, Location, parse_location
+from serve_app.redact import shown_url
+
+logger = logging.getLogger(__name__)
+
+USER_AGENT = "lipsync-serve/1"
+WRITE_BLOCK_BYTES = 1 << 20
+MAX_ADDRESSES = 4  # of one host that are tried in turn
+_REDIRECTS = (301, 302, 303, 307, 308)
+# Statuses of a server that may answer better in a moment.
+_RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
+# Codings that change the bytes. Nothing is ever decompressed, so nothing can blow up; such a body
+# is refused because it was not asked for and is no media file.
+_COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "bzip2", "xz")
+# curl's exit codes (its manual, "EXIT CODES").
+_CURL_HTTP_ERROR, _CURL_TIMEOUT, _CURL_TOO_LARGE, _CURL_BAD_CERTIFICATE = 22, 28, 63, 60
+_MAX_CURL_REPORT_BYTES = 65536
+_READ_BYTES = 65536
+
+Resolve = Callable[[str, int], Awaitable[list[IpAddress]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLimits:
+    """What one download may cost. The contract fixes the attempts and the least size."""
+
+    max_bytes: int = 2000 * 1024 * 1024  # contracts.md: WORKER_MAX_FILE_MB 2000
+    min_bytes: int = 1000  # contracts.md §1: "too small (< 1000 bytes)"
+    total_s: float = 900.0
+    attempt_s: float = 600.0
+    connect_s: float = 15.0
+    stall_s: float = 30.0
+    attempts: int = 3
+    backoff_s: float = 0.5  # before the second attempt; doubles, with jitter
+    max_redirects: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """A complete file on disk. `sha256` is the hex digest of its bytes."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+async def resolve_host(host: str, port: int) -> list[IpAddress]:
+    """Ask the system's resolver; addresses in its order of preference, without repeats.
+
+    Raises:
+        OSError: the name has no address, or no resolver answers.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # A scoped address (fe80::1%eth0) keeps its zone and is refused for it later.
+    return [ipaddress.ip_address(text) for text in dict.fromkeys(str(f[4][0]) for f in found)]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How the outside is reached; another one lets tests play the DNS and the certificates' issuer.
+
+    `ca_file`: trusted certificates (PEM) instead of certifi's. `curl`: program of the fallback;
+    None, or a name that is not installed, turns it off.
+    """
+
+    resolve: Resolve = resolve_host
+    ca_file: Path | None = None
+    curl: str | None = "curl"
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Return a context that checks certificate and host name."""
+        return ssl.create_default_context(cafile=self.ca_file or certifi.where())
+
+
+DEFAULT_NETWORK = Network()
+
+
+class _TryAgainError(Exception):
+    """An attempt failed in a way that another one may not. Holds what to report if none is left."""
+
+    def __init__(self, error: DownloadFailed) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class _BrokenHttpError(Exception):
+    """The server's answer is not HTTP as written; curl may still read it."""
+
+
+async def download(
+    url: str,
+    target: Path,
+    *,
+    policy: AddressPolicy,
+    limits: DownloadLimits,
+    allowed_folders: Sequence[Path] = (),
+    network: Network = DEFAULT_NETWORK,
+) -> Downloaded:
+    """Fetch `url` (http, https, or file below one of the `allowed_folders`) to `target`.
+
+    Memory stays constant. When cancelled, the connection or curl is closed and the partial file
+    removed before the cancellation goes on.
+
+    Raises:
+        SourceRefused: this worker does not fetch from there. Send another address.
+        DownloadFailed: the source answers with an error, nothing, or too slowly.
+        MediaTooLarge: more than `limits.max_bytes`.
+        StageFailed: this machine's disk is at fault.
+    """
+    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    try:
+        async with asyncio.timeout(limits.total_s):
+            return await _download_to(part, url, target, policy, limits, allowed_folders, network)
+    except TimeoutError as exc:
+        raise _timed_out(url, limits.total_s) from exc
+    except OSError as exc:
+        raise _disk_failed(exc) from exc
+    finally:
+        part.unlink(missing_ok=True)
+
+
+async def _download_to(
+    part: Path,
+    url: str,
+    target: Path,
+    policy: AddressPolicy,
+    limits: DownloadLimits,
+    allowed_folders: Sequence[Path],
+    network: Network,
+) -> Downloaded:
+    if url[:5].lower() == "file:":
+        source = await asyncio.to_thread(_open_allowed_file, url, allowed_folders)
+        body = _Body(part, limits, shown_url(url))
+        with contextlib.closing(source), body:
+            await _copy(source, body)
+            return await body.complete(target)
+    fetch = _Fetch(parse_location(url), policy, limits, network)
+    return await fetch.run(part, target)
+
+
+def _timed_out(url: str, seconds: float) -> DownloadFailed:
+    return DownloadFailed(
+        f"Download failed: the source did not deliver within {seconds:g} s.", url=shown_url(url)
+    )
+
+
+def _disk_failed(exc: OSError) -> StageFailed:
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "this worker's disk is full" if full else "this worker cannot write to its disk"
+    return StageFailed(f"Download failed: {what}.", stage=Stage.DOWNLOAD)
+
+
+# --- the file being written -----------------------------------------------------------------------
+
+
+class _Body:
+    """The bytes so far: counted, hashed, and written in blocks off the event loop."""
+
+    def __init__(self, part: Path, limits: DownloadLimits, shown: str) -> None:
+        self._part = part
+        self._limits = limits
+        self._shown = shown
+        self._file: BinaryIO = part.open("wb")
+        self._digest = hashlib.sha256()
+        self._pending = bytearray()
+        self._size_bytes = 0
+
+    def __enter__(self) -> _Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def restart(self) -> None:
+        """Forget everything; the next byte is the first."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._digest = hashlib.sha256()
+        self._pending.clear()
+        self._size_bytes = 0
+
+    def expect(self, size_bytes: int) -> None:
+        """Refuse a declared size before its first byte is read."""
+        if size_bytes > self._limits.max_bytes:
+            raise self._too_large()
+
+    async def add(self, chunk: bytes) -> None:
+        self._size_bytes += len(chunk)
+        if self._size_bytes > self._limits.max_bytes:
+            raise self._too_large()
+        self._pending += chunk
+        if len(self._pending) >= WRITE_BLOCK_BYTES:
+            await self._flush()
+
+    async def complete(self, target: Path) -> Downloaded:
+        """Check the size and put the file in its place."""
+        await self._flush()
+        if self._size_bytes == 0:
+            raise DownloadFailed("Download failed: the answer is empty.", url=self._shown)
+        if self._size_bytes < self._limits.min_bytes:
+            raise DownloadFailed(
+                f"Download failed: only {self._size_bytes} bytes came, which is no video or audio "
+                "file. Check what the address answers.",
+                url=self._shown,
+                size_bytes=self._size_bytes,
+            )
+        self._file.flush()
+        os.replace(self._part, target)
+        return Downloaded(target, self._digest.hexdigest(), self._size_bytes)
+
+    async def _flush(self) -> None:
+        block, self._pending = bytes(self._pending), bytearray()
+        await asyncio.to_thread(self._write, block)
+
+    def _write(self, block: bytes) -> None:
+        self._digest.update(block)
+        self._file.write(block)
+
+    def _too_large(self) -> MediaTooLarge:
+        limit_mb = self._limits.max_bytes / (1 << 20)
+        return MediaTooLarge(
+            f"Download failed: the file is larger than the limit of {limit_mb:g} MB.",
+            stage=Stage.DOWNLOAD,
+            url=self._shown,
+            limit_bytes=self._limits.max_bytes,
+        )
+
+
+# --- http and https -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The outcome of one hop: a complete body, or the address to go on to."""
+
+    redirect: str | None = None
+
+
+class _PinnedBackend(httpcore.AsyncNetworkBackend):
+    """Opens TCP connections to judged addresses only, whatever name it is asked for."""
+
+    def __init__(self, addresses: Sequence[IpAddress]) -> None:
+        self._addresses = addresses
+        self._inner = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        failure: Exception = httpcore.ConnectError("no address")
+        for address in self._addresses:
+            try:
+                return await self._inner.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
+                failure = exc
+        raise failure
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        raise httpcore.ConnectError("a download never uses a local socket")
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+class _Fetch:
+    """One download over http or https: attempts, hops, and the two ways to make a hop."""
+
+    def __init__(
+        self, start: Location, policy: AddressPolicy, limits: DownloadLimits, network: Network
+    ) -> None:
+        self._start = start
+        self._policy = policy
+        self._limits = limits
+        self._network = network
+
+    async def run(self, part: Path, target: Path) -> Downloaded:
+        """Make up to `limits.attempts` attempts, with growing pauses between them."""
+        failure = DownloadFailed("Download failed: no attempt was made.", url=self._start.shown)
+        with _Body(part, self._limits, self._start.shown) as body:
+            for attempt in range(self._limits.attempts):
+                if attempt:
+                    logger.info(
+                        "download attempt failed, trying again",
+                        extra={"source": self._start.shown, "reason": failure.message},
+                    )
+                    await asyncio.sleep(_pause_s(self._limits.backoff_s, attempt))
+                    body.restart()
+                try:
+                    async with asyncio.timeout(self._limits.attempt_s):
+                        await self._attempt(body)
+                        return await body.complete(target)
+                except TimeoutError:
+                    failure = _timed_out(self._start.url, self._limits.attempt_s)
+                except _TryAgainError as fault:
+                    failure = fault.error
+        raise failure
+
+    async def _attempt(self, body: _Body) -> None:
+        """Follow the redirects to a body and read it."""
+        location = self._start
+        for _ in range(self._limits.max_redirects + 1):
+            addresses = await self._judged_addresses(location)
+            try:
+                answer = await self._get(location, addresses, body)
+            except _BrokenHttpError as fault:
+                body.restart()
+                answer = await self._get_with_curl(location, addresses, body, fault)
+            if answer.redirect is None:
+                return
+            location = location.follow(answer.redirect)
+        raise DownloadFailed(
+            f"Download failed: more than {self._limits.max_redirects} redirects.",
+            url=self._start.shown,
+        )
+
+    async def _judged_addresses(self, location: Location) -> list[IpAddress]:
+        """Resolve the host and have every address judged; at most `MAX_ADDRESSES`, never none."""
+        if location.ip is not None:
+            addresses = [location.ip]
+        else:
+            addresses = await self._resolve(location)
+        self._policy.check(location, addresses)
+        return addresses[:MAX_ADDRESSES]
+
+    async def _resolve(self, location: Location) -> list[IpAddress]:
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                addresses = await self._network.resolve(location.host, location.port)
+        except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
+            raise _TryAgainError(_unresolved(location)) from exc
+        if not addresses:
+            raise _TryAgainError(_unresolved(location))
+        return addresses
+
+    async def _get(
+        self, location: Location, addresses: Sequence[IpAddress], body: _Body
+    ) -> _Answer:
+        """Make one hop and, if it is the last, read the body."""
+        timeouts = {
+            "connect": self._limits.connect_s,
+            "read": self._limits.stall_s,
+            "write": self._limits.stall_s,
+            "pool": self._limits.connect_s,
+        }
+        pool = httpcore.AsyncConnectionPool(
+            ssl_context=self._network.tls_context() if location.scheme == "https" else None,
+            max_connections=1,
+            network_backend=_PinnedBackend(addresses),
+        )
+        try:
+            async with (
+                pool,
+                pool.stream(
+                    "GET",
+                    httpcore.URL(
+                        scheme=location.scheme,
+                        host=location.host,
+                        port=location.port,
+                        target=location.target,
+                    ),
+                    headers={
+                        "Host": location.authority,
+                        "User-Agent": USER_AGENT,
+                        "Accept": "*/*",
+                        "Accept-Encoding": "identity",
+                        "Connection": "close",
+                    },
+                    extensions={"timeout": timeouts},
+                ) as response,
+            ):
+                return await self._read_answer(location, response, body)
+        except httpcore.ProtocolError as exc:
+            raise _BrokenHttpError(str(exc)) from exc
+        except (httpcore.TimeoutException, httpcore.NetworkError) as exc:
+            raise _connection_failure(location, exc) from exc
+
+    async def _read_answer(
+        self, location: Location, response: httpcore.Response, body: _Body
+    ) -> _Answer:
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1").strip()
+            for name, value in response.headers
+        }
+        redirect = _judge_status(location, response.status, headers.get("location", ""))
+        if redirect is not None:
+            return _Answer(redirect)
+        _refuse_compressed(location, headers.get("content-encoding", ""))
+        declared = headers.get("content-length", "")
+        if declared.isdecimal():
+            body.expect(int(declared[:20]))
+        async with contextlib.aclosing(_chunks(response)) as chunks:
+            async for chunk in chunks:
+                await body.add(chunk)
+        return _Answer()
+
+    # --- the curl fallback ------------------------------------------------------------------------
+
+    async def _get_with_curl(
+        self,
+        location: Location,
+        addresses: Sequence[IpAddress],
+        body: _Body,
+        fault: _BrokenHttpError,
+    ) -> _Answer:
+        """Make the hop with curl: the same addresses, one hop, the same counting of bytes."""
+        broken = DownloadFailed(
+            "Download failed: the server's answer breaks the HTTP protocol.", url=location.shown
+        )
+        curl = shutil.which(self._network.curl) if self._network.curl else None
+        if curl is None:
+            raise _TryAgainError(broken) from fault
+        logger.info("trying the download with curl", extra={"source": location.shown})
+        report = await self._run_curl(curl, location, addresses, body)
+        if report.exit_code == _CURL_TOO_LARGE:
+            body.expect(self._limits.max_bytes + 1)
+        if report.exit_code == _CURL_TIMEOUT:
+            raise _TryAgainError(_timed_out(location.url, self._limits.attempt_s))
+        if report.exit_code == _CURL_BAD_CERTIFICATE:
+            raise _bad_certificate(location)
+        if report.exit_code not in (0, _CURL_HTTP_ERROR):
+            raise _TryAgainError(broken)
+        redirect = _judge_status(location, report.status, report.redirect)
+        if redirect is not None:
+            body.restart()  # a redirect may carry a page
+            return _Answer(redirect)
+        return _Answer()
+
+    async def _run_curl(
+        self, curl: str, location: Location, addresses: Sequence[IpAddress], body: _Body
+    ) -> _CurlReport:
+        process = await asyncio.create_subprocess_exec(
+            curl,
+            "--disable",  # first: no .curlrc
+            "--config",
+            "-",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # No proxy, no home with a .netrc, no locale: nothing of this process reaches curl.
+            env={"PATH": os.defpath, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+        assert process.stdin and process.stdout and process.stderr
+        try:
+            # The URL goes through a pipe: command lines can be read by every user of the machine.
+            process.stdin.write(self._curl_config(location, addresses).encode("ascii"))
+            process.stdin.close()
+            while chunk := await self._read_from_curl(process.stdout, location):
+                await body.add(chunk)
+            report = bytearray()
+            while len(report) < _MAX_CURL_REPORT_BYTES and (
+                text := await self._read_from_curl(process.stderr, location)
+            ):
+                report += text
+            exit_code = await asyncio.wait_for(process.wait(), self._limits.stall_s)
+            return _CurlReport.parse(bytes(report), exit_code)
+        finally:
+            await asyncio.shield(_end(process))
+
+    async def _read_from_curl(self, stream: asyncio.StreamReader, location: Location) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.stall_s):
+                return await stream.read(_READ_BYTES)
+        except TimeoutError as exc:
+            raise _TryAgainError(_stalled(location)) from exc
+
+    def _curl_config(self, location: Location, addresses: Sequence[IpAddress]) -> str:
+        """Return curl's configuration file for one hop.
+
+        `max-time` also ends a curl whose parent was killed.
+        """
+        pinned = ",".join(
+            f"[{a}]" if isinstance(a, ipaddress.IPv6Address) else str(a) for a in addresses
+        )
+        host = location.authority.removesuffix(f":{location.port}")
+        options = {
+            "url": location.url,
+            "resolve": f"{host}:{location.port}:{pinned}",
+            "proto": "=http,https",
+            "noproxy": "*",
+            "max-redirs": "0",
+            "max-filesize": str(self._limits.max_bytes),
+            "max-time": f"{self._limits.attempt_s:.0f}",
+            "connect-timeout": f"{max(self._limits.connect_s, 1):.0f}",
+            "user-agent": USER_AGENT,
+            "header": "Accept-Encoding: identity",
+            "cacert": str(self._network.ca_file or certifi.where()),
+            "write-out": "%{stderr}%{http_code}\\n%{redirect_url}",
+        }
+        lines = [f'{name} = "{_curl_quoted(value)}"' for name, value in options.items()]
+        return "\n".join([*lines, "http1.1", "globoff", "silent", "fail", "no-netrc", ""])
+
+
+def _curl_quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+@dataclass(frozen=True, slots=True)
+class _CurlReport:
+    """What curl says of a finished hop. `status` is 0 if there was none."""
+
+    exit_code: int
+    status: int
+    redirect: str
+
+    @classmethod
+    def parse(cls, report: bytes, exit_code: int) -> _CurlReport:
+        status, _, redirect = report.decode("utf-8", "replace").partition("\n")
+        return cls(exit_code, int(status) if status.isdecimal() else 0, redirect)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the process group and reap the process."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
+
+
+async def _chunks(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
+    stream: AsyncIterator[bytes] = response.aiter_stream()
+    async for chunk in stream:
+        yield chunk
+
+
+def _pause_s(backoff_s: float, attempt: int) -> float:
+    """Return the pause before `attempt` (1 is the second): doubling, spread by half either way."""
+    return backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
+
+
+def _judge_status(location: Location, status: int, redirect: str) -> str | None:
+    """Return where a redirect leads, or None if a body follows.
+
+    Raises:
+        DownloadFailed, _TryAgainError: any other status.
+    """
+    if status in (200, 203):
+        return None
+    if status in _REDIRECTS and redirect:
+        return redirect
+    if status in (204, 205):
+        raise DownloadFailed(
+            "Download failed: the answer is empty.", url=location.shown, status_code=status
+        )
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:
+        reason = "Unknown Status"
+    error = DownloadFailed(
+        f"Download failed: {status} {reason}", url=location.shown, status_code=status
+    )
+    raise _TryAgainError(error) if status in _RETRYABLE_STATUSES else error
+
+
+def _refuse_compressed(location: Location, content_encoding: str) -> None:
+    codings = {coding.strip().lower() for coding in content_encoding.split(",")}
+    if codings.intersection(_COMPRESSED):
+        raise DownloadFailed(
+            "Download failed: the server sends the file compressed (Content-Encoding) although "
+            "plain bytes were asked for.",
+            url=location.shown,
+        )
+
+
+def _connection_failure(location: Location, exc: Exception) -> DownloadFailed | _TryAgainError:
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _bad_certificate(location)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(exc, httpcore.ReadTimeout | httpcore.WriteTimeout):
+        return _TryAgainError(_stalled(location))
+    return _TryAgainError(
+        DownloadFailed(
+            "Download failed: the connection could not be made or was cut off.", url=location.shown
+        )
+    )
+
+
+def _bad_certificate(location: Location) -> DownloadFailed:
+    return DownloadFailed(
+        "Download failed: the server's certificate is not valid for this host.", url=location.shown
+    )
+
+
+def _stalled(location: Location) -> DownloadFailed:
+    return DownloadFailed("Download failed: the server stopped sending.", url=location.shown)
+
+
+def _unresolved(location: Location) -> DownloadFailed:
+    return DownloadFailed(
+        "Download failed: the host name could not be resolved.", url=location.shown
+    )
+
+
+# --- file:// --------------------------------------------------------------------------------------
+
+
+async def _copy(source: BinaryIO, body: _Body) -> None:
+    body.expect(os.fstat(source.fileno()).st_size)
+    while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
+        await body.add(chunk)
+
+
+def _open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
+    """Open the regular file that a file:// URL names, if it really lies in an allowed folder.
+
+    The open file is judged, not the path: a link swapped in between opens something that is
+    refused.
+
+    Raises:
+        SourceRefused: another host, outside the folders, not a regular file.
+        DownloadFailed: no such file.
+    """
+    refused = SourceRefused(
+        "Source refused: file:// addresses are only read from the folders that the operator "
+        "allows.",
+        url=shown_url(url),
+    )
+    path = _path_of_file_url(url)
+    folders = [folder.resolve() for folder in allowed_folders]
+    if path is None or not _is_below(Path(os.path.realpath(path)), folders):
+        raise refused
+    try:
+        # Without O_NONBLOCK a named pipe would hold this thread until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise DownloadFailed(
+            "Download failed: the file does not exist or cannot be read.", url=shown_url(url)
+        ) from exc
+    source = os.fdopen(descriptor, "rb")
+    opened = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_below(opened, folders):
+        source.close()
+        raise refused
+    return source
+
+
+def _path_of_file_url(url: str) -> str | None:
+    """Return the absolute path that a file:// URL names; None if it is malformed."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    path = unquote(parts.path, errors="strict") if parts.path.startswith("/") else ""
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path:
+        return None
+    return None if "\0" in path else path
+
+
+def _is_below(path: Path, folders: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(folder) and path != folder for folder in folders)

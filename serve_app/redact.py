@@ -1,0 +1,97 @@
+"""What may be shown of a URL or a log line: never a credential, never a signed query string."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from urllib.parse import quote, urlsplit
+
+MAX_SHOWN_CHARS = 300
+HIDDEN = "[hidden]"
+
+_SAFE_IN_SHOWN_URL = "/:@!$&'()*+,;=-._~%[]"
+# Userinfo, query and fragment of anything that looks like a URL inside a longer text.
+_URL_USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,31}://)[^\s/?#@\"'<>]{0,4096}@")
+_URL_TAIL = re.compile(
+    r"(?P<url>\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s?#\"'<>]{1,8192})[?#][^\s\"'<>]*"
+)
+# Query strings also stand alone in log lines (`"GET /path?X-Amz-Signature=… HTTP/1.1"`).
+_SIGNED_VALUE = re.compile(
+    r"(?i)\b(?P<name>[a-z0-9_-]{0,64}(?:signature|credential|token|password|passwd|secret"
+    r"|api[_-]?key|access[_-]?key(?:id)?|x-amz-[a-z-]{1,32}))=[^&\s\"'<>]+"
+)
+_AUTHORISATION = re.compile(
+    r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*b?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
+)
+
+
+def shown_url(url: str) -> str:
+    """Return scheme, host and path of `url`, the only parts that may be shown to anybody.
+
+    Works on any text, however malformed, and never raises; control characters and non-ASCII
+    characters come out percent-encoded, long paths cut.
+    """
+    # The rightmost @ before the first slash, question mark or hash ends the userinfo, whatever
+    # else is wrong with the URL.
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    try:
+        parts = urlsplit(bare)
+        host = parts.netloc.rpartition("@")[2]
+        text = f"{parts.scheme}://{host}{parts.path}"
+    except ValueError:
+        text = bare.rpartition("@")[2]
+    if "@" in text.partition("://")[2].partition("/")[0]:
+        text = text.rpartition("@")[2]
+    shown = quote(text, safe=_SAFE_IN_SHOWN_URL)
+    return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` without known `secrets`, URL credentials, query strings and auth headers."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    text = _URL_USERINFO.sub(r"\g<scheme>", text)
+    text = _URL_TAIL.sub(r"\g<url>", text)
+    text = _SIGNED_VALUE.sub(rf"\g<name>={HIDDEN}", text)
+    return _AUTHORISATION.sub(rf"\g<name>{HIDDEN}", text)
+
+
+class RedactingFilter(logging.Filter):
+    """Rewrite every log record so that no secret, credential or query string gets out.
+
+    Put it on each *handler* (a filter on a logger misses what child loggers pass up). Records of
+    other libraries are covered too: message and arguments are joined first, and a traceback is
+    rendered here, because its text repeats exception messages.
+    """
+
+    def __init__(self, secrets: Iterable[str | None] = ()) -> None:
+        super().__init__()
+        # Longest first: a secret that contains another must not leave its tail behind. Very short
+        # strings would blank out ordinary words and cannot be secrets.
+        known = {secret for secret in secrets if secret and len(secret) >= 6}
+        self._secrets = sorted(known, key=len, reverse=True)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite `record` in place; always lets it pass."""
+        record.msg = redact(_message_of(record), self._secrets)
+        record.args = None
+        if record.exc_info:
+            record.exc_text = redact(_traceback_of(record), self._secrets)
+            # Formatters print `exc_text` where it is set; without `exc_info` none renders anew.
+            record.exc_info = None
+        elif record.exc_text:
+            record.exc_text = redact(record.exc_text, self._secrets)
+        return True
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError):  # a wrong format string must not cost the line
+        return f"{record.msg} {record.args}"
+
+
+def _traceback_of(record: logging.LogRecord) -> str:
+    assert record.exc_info is not None
+    return logging.Formatter().formatException(record.exc_info)
