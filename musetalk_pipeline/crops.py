@@ -1,0 +1,47 @@
+"""What the networks see of a frame: the face, and the larger square that is parsed.
+
+Bit-equal to the reference (musetalk_reference §1.3, §1.8), whose libraries are used for it: OpenCV
+for the face, Pillow for the parser, because their resampling differs.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from musetalk_pipeline.boxes import Box, crop_box
+
+FACE_SIDE = 256  # the side of the VAE's picture
+PARSE_SIDE = 512  # the side of the parser's picture
+
+
+def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
+    """Return the face of `frame: (H, W, 3) uint8 BGR` as (256, 256, 3) uint8 BGR.
+
+    `face` lies within the frame. Its sides are stretched to 256 separately; pasting undoes that.
+    """
+    part = frame[face.y0 : face.y1, face.x0 : face.x1]
+    size = (FACE_SIDE, FACE_SIDE)
+    return np.asarray(cv2.resize(part, size, interpolation=cv2.INTER_LANCZOS4), dtype=np.uint8)
+
+
+def parse_input(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
+    """Return the crop box of `face` as (512, 512, 3) uint8 RGB; black where it leaves the frame."""
+    region = np.ascontiguousarray(_cut(frame, crop_box(face))[:, :, ::-1])
+    small = Image.fromarray(region).resize((PARSE_SIDE, PARSE_SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(small, dtype=np.uint8)
+
+
+def _cut(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
+    """Return `box` of the frame, filled with black outside it, as PIL's `crop` does."""
+    height, width = frame.shape[:2]
+    inside = box.clipped(width, height)
+    part = frame[inside.y0 : inside.y1, inside.x0 : inside.x1]
+    if inside == box:
+        return part
+    out = np.zeros((box.height, box.width, 3), np.uint8)
+    top, left = inside.y0 - box.y0, inside.x0 - box.x0
+    out[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return out
