@@ -1,0 +1,421 @@
+"""`make run`: one job through the real application, from start to a video that can be watched.
+
+1. find or make the input (the user's files, or the demo's own)
+2. start `serve run serve_config.yaml` as a child, with a Ray session of its own
+3. wait for `GET /hc`
+4. `POST /generate`, and draw `GET /v1/avatar/jobs/{id}/events` as a progress bar meanwhile
+5. fetch the result into `out/`, draw the contact sheet
+6. stop what was started, and only that
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+import psutil
+import yaml
+from tqdm import tqdm
+
+from musetalk_pipeline.contact_sheet import write_contact_sheet
+from serve_app.demo_media import SpeechMissing, demo_speech, demo_video
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "serve_config.yaml"
+OUT = ROOT / "out"
+CACHE = ROOT / ".cache" / "demo"
+SPEECH_ROOTS = (Path("/"), ROOT / ".cache" / "speech")
+
+START_TIMEOUT_S = 300.0  # a cold disk and a GPU's first kernels; seconds on a warm machine
+JOB_TIMEOUT_S = 3600.0  # the longest input that the default configuration accepts
+STOP_TIMEOUT_S = 40.0  # Serve lets requests end within 20 s
+KILL_TIMEOUT_S = 10.0
+POLL_S = 0.25
+LOG_LINES = 30
+
+# The demo does its one job here: it neither works for an orchestrator nor uploads anywhere.
+NOT_FOR_THE_DEMO = (
+    "ORCHESTRATOR_BASE_URL",
+    "BUFFER_ORCHESTRATOR_BASE_URL",
+    "B2_KEY_ID",
+    "B2_APP_KEY",
+    "B2_BUCKET_NAME",
+)
+
+
+class DemoFailed(Exception):
+    """The demo cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One input: what the application is told, and a local file if there is one."""
+
+    url: str
+    path: Path | None
+
+
+def media_of(argument: str) -> Media:
+    """Read a path or an address as the user gave it.
+
+    Raises:
+        DemoFailed: there is no such file.
+    """
+    if urlsplit(argument).scheme in {"http", "https"}:
+        return Media(argument, None)
+    path = Path(argument.removeprefix("file://")).expanduser().resolve()
+    if not path.is_file():
+        raise DemoFailed(f"there is no file {path}")
+    return Media(path.as_uri(), path)
+
+
+def choose_media(video: str | None, audio: str | None) -> tuple[Media, Media]:
+    """Return the video and the audio of the job; the demo's own where none is given."""
+    try:
+        return (
+            media_of(video or str(demo_video(CACHE))),
+            media_of(audio or str(demo_speech(CACHE, SPEECH_ROOTS))),
+        )
+    except SpeechMissing as missing:
+        raise DemoFailed(str(missing)) from missing
+
+
+# --- the application ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """A running application: where it answers and where it logs."""
+
+    base_url: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+def is_free(host: str, port: int) -> bool:
+    """Say whether nobody listens on `port`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def free_port(host: str) -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def config_and_port(config: Path, scratch: Path) -> tuple[Path, int]:
+    """Return `config` and its port, or a copy with another port if that one is taken."""
+    document: dict[str, Any] = yaml.safe_load(config.read_text())
+    options = document.setdefault("http_options", {})
+    host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
+    if is_free(host, port):
+        return config, port
+    options["port"] = free_port(host)
+    say(f"port {port} is taken, using {options['port']}")
+    copy = scratch / config.name
+    copy.write_text(yaml.safe_dump(document))
+    return copy, options["port"]
+
+
+def environment(ray_folder: Path, port: int, folders: list[Path]) -> dict[str, str]:
+    """Return the child's environment: a Ray session of its own, and the input folders allowed."""
+    env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_DEMO}
+    allowed = [*filter(None, [env.get("LIPSYNC_ALLOWED_FOLDERS")]), *map(str, folders)]
+    return env | {
+        "RAY_ADDRESS": "local",
+        "RAY_TMPDIR": str(ray_folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
+        "WORKER_PORT": str(port),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+@contextmanager
+def application(config: Path, folders: list[Path]) -> Iterator[Application]:
+    """Run the application for the length of the block; nothing of it is left afterwards."""
+    OUT.mkdir(exist_ok=True)
+    log = OUT / "serve.log"
+    # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
+    ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-", dir="/tmp"))
+    config, port = config_and_port(config, ray_folder)
+    serve = Path(sys.executable).with_name("serve")
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            [serve, "run", str(config)],
+            cwd=ROOT,
+            env=environment(ray_folder, port, folders),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches the demo only, which then stops in order
+        )
+    try:
+        yield Application(f"http://127.0.0.1:{port}", log, process)
+    finally:
+        stop(process, ray_folder)
+
+
+def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
+    """End `serve run` politely, then whatever of its Ray session is still there.
+
+    The session's processes are known by the folder in their environment: unlike the process tree,
+    that holds after a parent has died.
+    """
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    left = session_processes(ray_folder)
+    for one in left:
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            one.kill()
+    psutil.wait_procs(left, timeout=KILL_TIMEOUT_S)
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def session_processes(ray_folder: Path) -> list[psutil.Process]:
+    """Return every process that was started with `ray_folder` as its RAY_TMPDIR."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("RAY_TMPDIR") == str(ray_folder):
+                found.append(process)
+    return found
+
+
+def wait_until_ready(app: Application, client: httpx.Client) -> dict[str, Any]:
+    """Wait for `GET /hc` and return what `GET /health` says.
+
+    Raises:
+        DemoFailed: the application ended, or is not ready in time.
+    """
+    start = time.monotonic()
+    with tqdm(bar_format="starting the application  {elapsed}", leave=False) as clock:
+        while time.monotonic() - start < START_TIMEOUT_S:
+            if app.process.poll() is not None:
+                raise DemoFailed(f"the application did not start:\n{tail(app.log)}")
+            try:
+                if client.get("/hc", timeout=5.0).status_code == 200:
+                    health: dict[str, Any] = client.get("/health", timeout=5.0).json()
+                    say(f"ready after {time.monotonic() - start:.1f} s at {app.base_url}")
+                    return health
+            except httpx.TransportError:
+                pass  # nobody listens yet
+            time.sleep(POLL_S)
+            clock.refresh()
+    raise DemoFailed(f"not ready after {START_TIMEOUT_S:.0f} s:\n{tail(app.log)}")
+
+
+def tail(log: Path) -> str:
+    """Return the end of the application's log."""
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    return "\n".join(["", *lines, "", f"The whole log: {log}"])
+
+
+# --- the job --------------------------------------------------------------------------------------
+
+
+class Request(threading.Thread):
+    """`POST /generate`, answered at the job's end; the main thread draws the bar meanwhile."""
+
+    def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._client, self._body = client, body
+        self.answer: httpx.Response | None = None
+        self.error: httpx.HTTPError | None = None
+
+    def run(self) -> None:
+        """Send the request; keep the answer or the error."""
+        try:
+            self.answer = self._client.post("/generate", json=self._body, timeout=JOB_TIMEOUT_S)
+        except httpx.HTTPError as error:
+            self.error = error
+
+
+def run_job(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """Do one job and return the answer of `POST /generate`.
+
+    Raises:
+        DemoFailed: the job failed; the message is the application's own.
+    """
+    request = Request(client, body)
+    request.start()
+    draw_progress(client, body["musetalk_job_id"], request)
+    request.join(JOB_TIMEOUT_S)
+    if request.answer is None:
+        raise DemoFailed(f"the application did not answer: {request.error!r}")
+    answer: dict[str, Any] = request.answer.json()
+    if answer.get("status") != "success":
+        message = answer.get("error_message", request.answer.text)
+        raise DemoFailed(f"the job failed (stage {answer.get('stage', 'unknown')}): {message}")
+    return answer
+
+
+def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
+    """Draw the job's events until it ends. The bar is for the eye: its faults end nothing."""
+    layout = "{desc:<12} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} frames  {elapsed}"
+    with tqdm(total=1, desc="queued", bar_format=layout) as bar:
+        while request.is_alive():
+            try:
+                for event in events(client, job_id):
+                    bar.desc = str(event.get("phase", ""))
+                    bar.total = int(event.get("frames_total", 0)) or 1
+                    bar.n = min(int(event.get("frames_done", 0)), bar.total)
+                    bar.refresh()
+            except httpx.HTTPError:
+                pass  # asked again below
+            request.join(POLL_S)
+
+
+def events(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the data of the job's server-sent events; none if the job is not known yet."""
+    path = f"/v1/avatar/jobs/{quote(job_id, safe='')}/events"
+    with client.stream("GET", path, timeout=JOB_TIMEOUT_S) as response:
+        if response.status_code != 200:
+            return
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                data = json.loads(line.removeprefix("data:"))
+                if isinstance(data, dict):
+                    yield data
+
+
+def fetch(client: httpx.Client, url: str, path: Path) -> None:
+    """Write what `url` answers to `path`, whole or not at all.
+
+    Raises:
+        DemoFailed: it does not answer 200.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    with client.stream("GET", url, follow_redirects=True, timeout=60.0) as response:
+        if response.status_code != 200:
+            raise DemoFailed(f"{url} answered {response.status_code}")
+        with unfinished.open("wb") as sink:
+            for chunk in response.iter_bytes():
+                sink.write(chunk)
+    unfinished.replace(path)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """Print a line, above a progress bar if one is drawn."""
+    tqdm.write(text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line; the Makefile's variables are the defaults."""
+    parser = argparse.ArgumentParser(description="One lip-sync job through the application.")
+    for name, text in (
+        ("video", "a file or an http(s) address (default: a portrait that sways)"),
+        ("audio", "a file or an http(s) address (default: recorded speech)"),
+        ("resolution", "720p, 640x360, source"),
+        ("aspect-ratio", "9:16, 16:9, 1:1, source"),
+    ):
+        variable = name.upper().replace("-", "_")
+        parser.add_argument(f"--{name}", default=os.environ.get(variable) or None, help=text)
+    return parser.parse_args()
+
+
+def do_one_job(arguments: argparse.Namespace) -> None:
+    """Run the six steps of the module's docstring."""
+    video, audio = choose_media(arguments.video, arguments.audio)
+    folders = sorted({media.path.parent for media in (video, audio) if media.path})
+    job_id = time.strftime("demo-%Y%m%d-%H%M%S")
+    result, sheet = OUT / f"{job_id}.mp4", OUT / f"{job_id}.png"
+    key = os.environ.get("INTERNAL_API_KEY")
+    headers = {"X-Internal-API-Key": key} if key else {}
+    with application(CONFIG, folders) as app:
+        with httpx.Client(base_url=app.base_url, headers=headers, trust_env=False) as client:
+            health = wait_until_ready(app, client)
+            body = {
+                "musetalk_job_id": job_id,
+                "video_url": video.url,
+                "audio_url": audio.url,
+                "resolution": arguments.resolution,
+                "aspect_ratio": arguments.aspect_ratio,
+            }
+            answer = run_job(client, body)
+            # Through the address that answered: the public one may be another machine's.
+            fetch(client, urlsplit(answer["output_url"]).path, result)
+        say("stopping the application")
+    write_sheet(video, result, sheet)
+    report(answer, health, result, sheet)
+
+
+def write_sheet(video: Media, result: Path, sheet: Path) -> None:
+    """Draw source above result; an address is fetched once more for it."""
+    if video.path is not None:
+        write_contact_sheet(video.path, result, sheet)
+        return
+    with tempfile.TemporaryDirectory() as folder, httpx.Client() as client:
+        source = Path(folder) / "source"
+        fetch(client, video.url, source)
+        write_contact_sheet(source, result, sheet)
+
+
+def report(answer: dict[str, Any], health: dict[str, Any], result: Path, sheet: Path) -> None:
+    """Print what was made, by what, how fast and where it is."""
+    engine = health.get("engine", "unknown")
+    print(f"\nengine         {engine}")
+    print(f"seconds        {answer['metrics']['total_time']:.1f}")
+    print(f"video          {result.relative_to(ROOT)}")
+    print(f"contact sheet  {sheet.relative_to(ROOT)}")
+    if engine == "warp":
+        print(
+            "\n`warp` shapes the mouth of the source frames from the sound; it needs no weights.\n"
+            "`make weights` fetches MuseTalk's, and the next run then uses them."
+        )
+
+
+def main() -> int:
+    """Run the demo; 0, or 1 with one sentence on stderr."""
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    # `kill` and a closed terminal stop it in the same order as Ctrl-C.
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
+    try:
+        do_one_job(parse_arguments())
+    except DemoFailed as failed:
+        print(f"\nmake run: {failed}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmake run: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
