@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from orchestrator.errors import (
     JobGone,
@@ -512,7 +513,7 @@ def _segment(identifier: str) -> str:
 
 def _encode(body: Mapping[str, object]) -> str:
     """Return compact JSON. NaN and infinity, which JSON lacks, become null."""
-    return TypeAdapter(dict[str, object]).dump_json(dict(body)).decode()
+    return to_json(body, inf_nan_mode="null").decode()
 
 
 def _read_claim(answer: bytes, *, id_field: str) -> Claim:

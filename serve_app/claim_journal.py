@@ -1,0 +1,104 @@
+"""Which job a worker identity holds, on disk, and which process speaks for that identity.
+
+A replica that is killed in mid-job comes back within seconds under the same identity. Its
+heartbeats go on, so the orchestrator does not notice and waits for ever, unless the new process
+knows what the old one had claimed. It reads that here, and does the job again.
+
+While an old replica drains, its successor has the same identity; two sets of heartbeats would
+contradict each other. A file lock decides: it is held for the life of a process, and the kernel
+frees it however that process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from orchestrator.client import ClaimedJob
+from serve_app.outbox import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A claimed job. `starts`: how often a process has begun to work on it."""
+
+    job: ClaimedJob
+    starts: int = 0
+
+
+class ClaimJournal:
+    """The one held job of one worker identity, in `folder`."""
+
+    def __init__(self, folder: Path, worker_id: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Identities come from the environment; a digest is a safe file name for any of them.
+        stem = hashlib.sha256(worker_id.encode()).hexdigest()[:24]
+        self._path = folder / f"{stem}.held"
+        self._lock_path = folder / f"{stem}.lock"
+        self._lock_fd: int | None = None
+        self._guard = threading.Lock()
+
+    def acquire(self) -> bool:
+        """Tell whether this process speaks for the identity, becoming it if nobody is.
+
+        May be called from any thread, as often as wanted.
+        """
+        with self._guard:
+            if self._lock_fd is not None:
+                return True
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(fd)
+                return False
+            self._lock_fd = fd
+            return True
+
+    def release(self) -> None:
+        """Let another process speak for the identity."""
+        with self._guard:
+            fd, self._lock_fd = self._lock_fd, None
+            if fd is not None:
+                os.close(fd)
+
+    def read(self) -> HeldJob | None:
+        """Return the job that an earlier process left unfinished, if any."""
+        try:
+            fields = json.loads(self._path.read_text())
+            return HeldJob(ClaimedJob(fields["job_id"], fields["payload"]), fields["starts"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            # Without it the orchestrator's own lease still returns the job to the queue.
+            logger.exception("claim journal unreadable")
+            return None
+
+    async def start(self, held: HeldJob) -> HeldJob:
+        """Store that work on `held` begins once more. A full disk does not stop the job."""
+        started = replace(held, starts=held.starts + 1)
+        text = json.dumps(
+            {
+                "job_id": started.job.job_id,
+                "payload": dict(started.job.payload),
+                "starts": started.starts,
+            }
+        )
+        try:
+            await asyncio.to_thread(write_atomically, self._path, text)
+        except OSError as exc:
+            logger.error("claim not stored", extra={"error": str(exc)})
+        return started
+
+    async def clear(self) -> None:
+        """Forget the job: its end is in the outbox, or it is somebody else's."""
+        await asyncio.to_thread(self._path.unlink, missing_ok=True)
