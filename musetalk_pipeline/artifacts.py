@@ -38,7 +38,10 @@ class SourceVideo:
 
     `width`, `height`: as displayed, rotation applied. `fps`: the exact constant rate that frames
     are counted at (`r_frame_rate`, to which a variable-rate input is brought by repeating and
-    dropping frames, as the reference does). `n_frames`: frames at that rate.
+    dropping frames, as the reference does). `n_frames`: frames at that rate. `index_path`: the
+    FrameIndex that `read_frames` needs, on the same node. `read_path`: what it decodes, if that is
+    not `path` but a copy of its packets that can be sought exactly. `demuxer`, `stream`: ffmpeg's
+    name and the stream index in what it decodes. `pixel_format`: ffmpeg's name, as stored.
     """
 
     path: Path
@@ -50,6 +53,11 @@ class SourceVideo:
     n_frames: int
     duration_s: float
     colour: ColourTags
+    index_path: Path | None = None
+    read_path: Path | None = None
+    demuxer: str = ""
+    stream: int = 0
+    pixel_format: str = "yuv420p"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +144,7 @@ class AvatarBlock:
     look: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
     seconds: float
+    prepare_seconds: float = 0.0  # of the PreparedBlock that it was made from
 
     def rows(self, segment: Segment) -> list[int | None]:
         """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
@@ -176,6 +185,8 @@ class DrawnFaces:
     faces: NDArray[np.uint8]
     weights: NDArray[np.float32]
     seconds: float
+    listen_seconds: float = 0.0  # of the Speech that it was made from
+    peak_memory_mib: float | None = None  # on a GPU, while drawing
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,88 @@
+"""Builds the application from `args:` of serve_config.yaml.
+
+`build_app`'s parameter must be annotated with a real pydantic class, so this module does not postpone
+annotations.
+"""
+
+import logging
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from serve_app.finisher import Finisher
+from serve_app.generator import Generator
+from serve_app.ingress import Ingress, api
+from serve_app.preprocessor import Preprocessor
+from serve_app.selection import resolve
+from serve_app.settings import AppArgs, PoolSettings, StageSettings, read_environment
+
+logger = logging.getLogger("ray.serve")
+
+APP_NAME = "lipsync"
+ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
+MAX_HTTP = 1000  # open requests at the ingress: waiting callers and event streams
+CALLS_AHEAD = 2  # calls a replica takes beyond those it works on, to fetch their arguments
+
+
+def build_app(args: AppArgs) -> Application:
+    """Build Ingress, Preprocessor, one Generator per row of `pools:`, and Finisher.
+
+    Engine and landmarks `auto` are decided here, once, and printed.
+    """
+    env = read_environment()
+    args = resolve(args, env)
+    logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
+    preprocessor = _bind(Preprocessor, "Preprocessor", args.preprocessor, args)
+    finisher = _bind(Finisher, "Finisher", args.finisher, args)
+    generators = {pool.name: _bind_pool(pool, args) for pool in args.pools}
+    ingress = serve.deployment(
+        serve.ingress(api)(Ingress),
+        name="Ingress",
+        num_replicas=1,
+        max_ongoing_requests=MAX_HTTP,
+        graceful_shutdown_timeout_s=args.queue.drain_s,
+        graceful_shutdown_wait_loop_s=1.0,
+        ray_actor_options={"num_cpus": args.ingress_cpus},
+    )
+    return ingress.bind(args, preprocessor, generators, finisher, APP_NAME)
+
+
+def _bind(kind: type, name: str, stage: StageSettings, args: AppArgs) -> Any:
+    options: dict[str, Any] = {"num_cpus": stage.num_cpus}
+    if stage.label_selector:
+        options["label_selector"] = stage.label_selector
+    return serve.deployment(
+        kind,
+        name=name,
+        max_ongoing_requests=stage.threads + CALLS_AHEAD,
+        graceful_shutdown_timeout_s=args.queue.drain_s,
+        ray_actor_options=options,
+        **_scaling(stage.replicas, stage.max_replicas, stage.threads),
+    ).bind(args)
+
+
+def _bind_pool(pool: PoolSettings, args: AppArgs) -> Any:
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
+    if pool.arch != "cpu":
+        options["label_selector"] = {ARCH_LABEL: pool.arch}
+    return serve.deployment(
+        Generator,
+        name=f"Generator-{pool.name}",
+        max_ongoing_requests=1 + CALLS_AHEAD,
+        graceful_shutdown_timeout_s=args.queue.drain_s,
+        ray_actor_options=options,
+        **_scaling(pool.replicas, pool.max_replicas, 1),
+    ).bind(args, pool)
+
+
+def _scaling(replicas: int, max_replicas: int | None, busy_at: int) -> dict[str, Any]:
+    if max_replicas is None:
+        return {"num_replicas": replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": busy_at,
+        }
+    }

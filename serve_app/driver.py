@@ -1,0 +1,384 @@
+"""One job, driven through the graph by the ingress.
+
+    open ─► for each segment, a few at a time:  prepare ─► encode ─┐
+                                                listen ────────────┴► generate ─► compose
+         ─► finish (stitch, upload)
+
+Results pass from stage to stage by reference; only encoded pieces and small facts come by here.
+Serve retries nothing that a replica has accepted, so a segment whose replica dies is asked for
+again from here. Every call has a deadline. Whatever ends the job ends its outstanding calls too.
+"""
+
+import asyncio
+import logging
+import time
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from musetalk_pipeline.errors import (
+    DeadlineExceeded,
+    NoFaceFound,
+    PipelineError,
+    Stage,
+    StageFailed,
+)
+from musetalk_pipeline.plan import Block, FramePlan, Segment
+from serve_app.schemas import Phase, Progress
+from serve_app.settings import DriverSettings
+from serve_app.transfers import Assignment, Composed, Finished, Opened, RunFacts
+
+logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S = 0.5  # doubles; a dead replica's replacement serves after 4.4 s (measured)
+OPEN_SHARE, DRAWN_SHARE = 0.05, 0.95  # progress at the end of the opening and of the segments
+
+
+@dataclass(slots=True)
+class Pool:
+    """The Generator deployment of one architecture, as the driver sees it."""
+
+    name: str
+    handle: Any
+    capacity: int  # calls that its replicas work on or prefetch
+    usd_per_frame: float
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Handles of the deployments behind the ingress."""
+
+    preprocessor: Any
+    pools: tuple[Pool, ...]
+    finisher: Any
+
+    def pick_pool(self) -> Pool:
+        """Return the cheapest pool with free capacity, else the one least loaded."""
+        free = [pool for pool in self.pools if pool.in_flight < pool.capacity]
+        if free:
+            return min(free, key=lambda pool: pool.usd_per_frame)
+        return min(self.pools, key=lambda pool: pool.in_flight / max(1, pool.capacity))
+
+
+class JobDriver:
+    """Drives jobs; holds nothing of a job after `run` returns."""
+
+    def __init__(self, graph: Graph, settings: DriverSettings, open_timeout_s: float) -> None:
+        self._graph = graph
+        self._settings = settings
+        self._open_timeout_s = open_timeout_s
+        self._segments_in_flight = 0
+
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+        """Do one job and return what became of it.
+
+        Raises:
+            PipelineError: the job cannot be done; `stage` says where it ended.
+        """
+        meter = ProgressMeter(report)
+        meter.say(Phase.DOWNLOADING, 0.0)
+        try:
+            opened = await self._open(work)
+            meter.opened(opened)
+            pieces = await self._compose_all(opened, meter)
+            meter.say(Phase.UPLOADING, DRAWN_SHARE)
+            return await self._finish(opened, pieces, meter)
+        finally:
+            await asyncio.shield(self._release(work))
+
+    async def _open(self, work: Assignment) -> Opened:
+        opened: Opened = await self._call(
+            lambda: [self._graph.preprocessor.open.remote(work)],
+            self._open_timeout_s + self._settings.call_timeout_s,
+            Stage.DOWNLOAD,
+        )
+        return opened
+
+    async def _compose_all(self, opened: Opened, meter: "ProgressMeter") -> list[Any]:
+        """Return the responses that hold the encoded pieces, in order."""
+        plan = opened.job.plan
+        shelf = BlockShelf(plan, lambda block: self._avatar(opened, block), self._settings)
+        window = asyncio.Semaphore(self._settings.window_segments)
+        pieces: list[Any] = [None] * len(plan.segments)
+        faces = 0
+
+        async def one(segment: Segment) -> None:
+            nonlocal faces
+            try:
+                pieces[segment.index], composed = await self._segment(opened, segment, shelf)
+            finally:
+                window.release()
+            faces += composed.frames_with_face
+            meter.composed(composed, len(segment))
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for segment in plan.segments:
+                    await window.acquire()
+                    tasks.create_task(one(segment))
+                meter.say(Phase.ENCODING)
+        except* PipelineError as group:
+            raise _first(group) from None
+        finally:
+            shelf.close()
+        if faces == 0:
+            raise NoFaceFound(
+                "No face was found in any frame that the audio reaches. Use a video in which a face"
+                " is visible from the front.",
+                frames=opened.job.plan.n_output,
+            )
+        return pieces
+
+    async def _segment(
+        self, opened: Opened, segment: Segment, shelf: "BlockShelf"
+    ) -> tuple[Any, Composed]:
+        """Compose one segment; its response (to pass on) and its value (to look at)."""
+        loan: Loan | None = None
+
+        def chain() -> list[Any]:
+            nonlocal loan
+            if loan is not None:
+                shelf.drop(loan)  # whatever failed may have been the block: make it anew
+            loan = shelf.borrow(segment.block)
+            graph, options = self._graph, opened.work.options
+            speech = graph.preprocessor.listen.remote(opened, segment, options.speech)
+            drawn = loan.pool.handle.generate.remote(loan.response, speech, segment, options.speech)
+            piece = graph.finisher.compose.remote(
+                opened, loan.response, drawn, segment, loan.is_first
+            )
+            return [speech, drawn, piece]
+
+        self._segments_in_flight += 1
+        try:
+            kept: list[Any] = []
+            work_s = len(segment) * self._settings.seconds_per_frame
+            # Calls queue behind those of other jobs, so the time allowed grows with their number.
+            timeout_s = self._settings.call_timeout_s + work_s * self._segments_in_flight
+            composed = await self._call(chain, timeout_s, Stage.INFERENCE, kept)
+            return kept[-1], composed
+        finally:
+            self._segments_in_flight -= 1
+            if loan is not None:
+                shelf.give_back(loan)
+
+    def _avatar(self, opened: Opened, block: Block) -> tuple[Pool, list[Any]]:
+        pool = self._graph.pick_pool()
+        prepared = self._graph.preprocessor.prepare.remote(opened, block)
+        return pool, [prepared, pool.handle.encode.remote(prepared, opened.work.options.mask)]
+
+    async def _finish(self, opened: Opened, pieces: list[Any], meter: "ProgressMeter") -> Finished:
+        facts = meter.facts()
+        finished: Finished = await self._call(
+            lambda: [self._graph.finisher.finish.remote(opened, facts, *pieces)],
+            self._settings.finish_timeout_s,
+            Stage.UPLOAD,
+        )
+        return finished
+
+    async def _call(
+        self,
+        make: Callable[[], list[Any]],
+        timeout_s: float,
+        stage: Stage,
+        kept: list[Any] | None = None,
+    ) -> Any:
+        """Await the last response that `make` returns; make them anew if a replica is at fault.
+
+        `kept` receives the responses that succeeded.
+        """
+        for attempt in range(1, self._settings.tries + 1):
+            responses = make()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    value = await responses[-1]
+            except BaseException as exc:
+                for response in responses:
+                    response.cancel()
+                if not isinstance(exc, Exception):
+                    raise
+                error = as_pipeline_error(exc, stage)
+                if not error.retryable or attempt == self._settings.tries:
+                    raise error from exc
+                logger.warning(
+                    "call failed, asking again",
+                    extra={"stage": str(stage), "try": attempt, "error": error.message},
+                )
+            else:
+                if kept is not None:
+                    kept[:] = responses
+                return value
+            await asyncio.sleep(RETRY_PAUSE_S * 2 ** (attempt - 1))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _release(self, work: Assignment) -> None:
+        """Remove the attempt's scratch. What this misses, the janitors of the stages find."""
+        calls: list[Awaitable[None]] = [
+            self._graph.preprocessor.release.remote(work.attempt_id),
+            self._graph.finisher.release.remote(work.attempt_id),
+        ]
+        for call in calls:
+            try:
+                async with asyncio.timeout(10.0):
+                    await call
+            except (TimeoutError, RayError, RayServeException):
+                logger.warning("scratch not released", extra={"attempt": work.attempt_id})
+
+
+@dataclass(slots=True)
+class Loan:
+    """A block in use by a segment."""
+
+    entry: "_Entry"
+    is_first: bool  # the first loan counts the block's seconds
+
+    @property
+    def response(self) -> Any:
+        """The AvatarBlock, by reference."""
+        return self.entry.responses[-1]
+
+    @property
+    def pool(self) -> Pool:
+        """Where the block was encoded, and its segments are drawn."""
+        return self.entry.pool
+
+
+@dataclass(slots=True)
+class _Entry:
+    block: int
+    pool: Pool
+    responses: list[Any]
+    loans: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+
+class BlockShelf:
+    """The AvatarBlocks of one job, by reference, for as long as a segment still needs them."""
+
+    def __init__(
+        self,
+        plan: FramePlan,
+        make: Callable[[Block], tuple[Pool, list[Any]]],
+        settings: DriverSettings,
+    ) -> None:
+        self._blocks = plan.blocks
+        self._make = make
+        self._keep = settings.kept_blocks
+        self._uses = Counter(segment.block for segment in plan.segments)
+        self._entries: dict[int, _Entry] = {}
+
+    def borrow(self, block: int) -> Loan:
+        """Lend a block, made now unless it is on the shelf."""
+        entry = self._entries.get(block)
+        is_first = entry is None
+        if entry is None:
+            entry = _Entry(block, *self._make(self._blocks[block]))
+            self._entries[block] = entry
+            self._evict()
+        entry.loans += 1
+        entry.pool.in_flight += 1
+        entry.last_used = time.monotonic()
+        return Loan(entry, is_first)
+
+    def give_back(self, loan: Loan) -> None:
+        """End a loan whose segment is done; the last use frees the block."""
+        self._end(loan)
+        self._uses[loan.entry.block] -= 1
+        if self._uses[loan.entry.block] <= 0:
+            self._entries.pop(loan.entry.block, None)
+
+    def drop(self, loan: Loan) -> None:
+        """End a loan whose block may be broken, so that the next one makes it anew."""
+        self._end(loan)
+        if self._entries.get(loan.entry.block) is loan.entry:
+            del self._entries[loan.entry.block]
+
+    def close(self) -> None:
+        """Cancel what is still being made."""
+        for entry in self._entries.values():
+            for response in entry.responses:
+                response.cancel()
+        self._entries.clear()
+
+    def _end(self, loan: Loan) -> None:
+        loan.entry.loans -= 1
+        loan.entry.pool.in_flight -= 1
+
+    def _evict(self) -> None:
+        idle = sorted(
+            (entry for entry in self._entries.values() if entry.loans == 0),
+            key=lambda entry: entry.last_used,
+        )
+        for entry in idle[: max(0, len(self._entries) - self._keep)]:
+            del self._entries[entry.block]
+
+
+class ProgressMeter:
+    """Turns what happened into Progress that never goes back, and sums up the stages' seconds."""
+
+    def __init__(self, report: Callable[[Progress], None]) -> None:
+        self._report = report
+        self._phase = Phase.QUEUED
+        self._fraction = 0.0
+        self._done = self._total = 0
+        self._seconds: dict[str, float] = {}
+        self._peak_mib: float | None = None
+        self._started = time.monotonic()
+
+    def say(self, phase: Phase, fraction: float = 0.0) -> None:
+        """Report a phase, and a fraction if it is further than the last."""
+        self._phase = phase
+        self._fraction = max(self._fraction, fraction)
+        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
+        self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
+
+    def opened(self, opened: Opened) -> None:
+        """Count the opening."""
+        self._total = opened.job.plan.n_output
+        self._seconds |= opened.stage_seconds
+        self.say(Phase.INFERRING, OPEN_SHARE)
+
+    def composed(self, composed: Composed, frames: int) -> None:
+        """Count a finished segment."""
+        self._done += frames
+        for name, seconds in composed.stage_seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        if composed.peak_memory_mib is not None:
+            self._peak_mib = max(self._peak_mib or 0.0, composed.peak_memory_mib)
+        share = OPEN_SHARE + (DRAWN_SHARE - OPEN_SHARE) * self._done / self._total
+        self.say(self._phase, share)
+
+    def facts(self) -> RunFacts:
+        """Return what the sidecar and the metrics say about the run so far."""
+        return RunFacts(dict(self._seconds), self._peak_mib, time.monotonic() - self._started)
+
+
+def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
+    """Return the pipeline's own error inside what Ray raised, or one that says what broke."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, PipelineError) and not isinstance(seen, RayTaskError):
+            return seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) and cause is not seen else None
+    if isinstance(exc, TimeoutError):
+        return DeadlineExceeded("A stage did not answer within its deadline.", stage=stage)
+    if isinstance(exc, RayError | RayServeException | asyncio.CancelledError):
+        return StageFailed(
+            f"A replica was lost or refused the call ({type(exc).__name__}).", stage=stage
+        )
+    logger.error("stage crashed", extra={"trace": "".join(traceback.format_exception(exc))})
+    return StageFailed(f"A stage crashed ({type(exc).__name__}).", stage=stage)
+
+
+def _first(group: BaseExceptionGroup[PipelineError]) -> PipelineError:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            return _first(exc)
+        return exc
+    raise AssertionError("an exception group is never empty")

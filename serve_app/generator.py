@@ -1,0 +1,72 @@
+"""The Generator deployment: everything with a big network. Never touches disk or HTTP."""
+
+import asyncio
+import dataclasses
+import logging
+import time
+
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
+from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.plan import Segment
+from serve_app.identity import gpu_class
+from serve_app.metrics import STAGE_SECONDS, FRAMES_DRAWN
+from serve_app.selection import build_engine
+from serve_app.settings import AppArgs, PoolSettings, read_environment
+from serve_app.threads import Worker
+from serve_app.transfers import Description
+
+logger = logging.getLogger(__name__)
+
+
+class Generator:
+    """One loaded engine. Calls wait for each other: its networks fill the device by themselves."""
+
+    def __init__(self, args: AppArgs, pool: PoolSettings) -> None:
+        started = time.monotonic()
+        env = read_environment()
+        self._engine = build_engine(args, pool, env)
+        self._engine.warm_up()
+        device = pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
+        self._description = Description(
+            self._engine.name, self._engine.model_version, args.landmarks, device, gpu_class()
+        )
+        self._thread = Worker(1, "engine")
+        logger.info(
+            "engine ready",
+            extra={"pool": pool.name, "engine": self._engine.name, "s": time.monotonic() - started},
+        )
+
+    async def describe(self) -> Description:
+        """Say what draws here."""
+        return self._description
+
+    async def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
+        """Compute a block's latents and masks."""
+        avatar = await self._thread.run(self._engine.encode, prepared, options)
+        STAGE_SECONDS.observe(avatar.seconds, {"stage": "encode"})
+        return dataclasses.replace(avatar, prepare_seconds=prepared.seconds)
+
+    async def generate(
+        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+    ) -> DrawnFaces:
+        """Draw a segment's faces."""
+        drawn = await self._thread.run(self._engine.generate, avatar, speech, segment, options)
+        STAGE_SECONDS.observe(drawn.seconds, {"stage": "generate"})
+        FRAMES_DRAWN.inc(len(drawn.faces))
+        return dataclasses.replace(
+            drawn,
+            listen_seconds=speech.seconds,
+            peak_memory_mib=self._engine.peak_memory_mib(),
+        )
+
+    async def preflight(self) -> dict[str, str]:
+        """Draw one tiny generation."""
+        try:
+            async with asyncio.timeout(50.0):
+                await self._thread.run(self._engine.warm_up)
+        except PipelineError as exc:
+            return {"engine": exc.message}
+        except TimeoutError:
+            return {"engine": "busy: no tiny generation within 50 s"}
+        return {"engine": "ok"}

@@ -1,0 +1,85 @@
+"""Whether every stage can take a job, and what it does it with; asked often, looked up seldom."""
+
+import asyncio
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from serve_app.driver import Graph
+from serve_app.transfers import Description
+
+logger = logging.getLogger(__name__)
+
+FRESH_S = 2.0  # a look at the controller costs about 10 ms
+CALL_TIMEOUT_S = 10.0
+PREFLIGHT_TIMEOUT_S = 60.0
+
+
+class Readiness:
+    """Asks Serve's controller which deployments have a running replica."""
+
+    def __init__(self, graph: Graph, app_name: str) -> None:
+        self._graph = graph
+        self._app_name = app_name
+        self._looked_at = float("-inf")
+        self._ready = False
+        self._description: Description | None = None
+        self._lock = asyncio.Lock()
+
+    async def is_ready(self) -> bool:
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running."""
+        async with self._lock:
+            if time.monotonic() - self._looked_at > FRESH_S:
+                self._ready = await self._look()
+                self._looked_at = time.monotonic()
+        return self._ready
+
+    def facts(self) -> dict[str, Any]:
+        """Return engine, model version, landmarks and device; empty before the first readiness."""
+        return {} if self._description is None else asdict(self._description)
+
+    async def preflight(self) -> dict[str, str]:
+        """Let one replica of each stage use everything that it depends on."""
+        calls = {
+            "preprocessor": self._graph.preprocessor,
+            "finisher": self._graph.finisher,
+            **{f"generator-{pool.name}": pool.handle for pool in self._graph.pools},
+        }
+        checks: dict[str, str] = {}
+        for stage, handle in calls.items():
+            try:
+                async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
+                    found: dict[str, str] = await handle.preflight.remote()
+            except (TimeoutError, RayError, RayServeException) as exc:
+                found = {"replica": f"no answer ({type(exc).__name__})"}
+            checks |= {f"{stage}/{name}": result for name, result in found.items()}
+        return checks
+
+    async def _look(self) -> bool:
+        running = await asyncio.to_thread(self._running)
+        pools = [pool for pool in self._graph.pools if f"Generator-{pool.name}" in running]
+        if not {"Preprocessor", "Finisher"} <= running or not pools:
+            return False
+        if self._description is None:
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    self._description = await pools[0].handle.describe.remote()
+            except (TimeoutError, RayError, RayServeException) as exc:
+                logger.warning("generator does not answer", extra={"error": type(exc).__name__})
+                return False
+        return True
+
+    def _running(self) -> set[str]:
+        application = serve.status().applications.get(self._app_name)
+        if application is None:
+            return set()
+        return {
+            name
+            for name, deployment in application.deployments.items()
+            if deployment.replica_states.get("RUNNING", 0) > 0
+        }

@@ -1,0 +1,181 @@
+"""The life of jobs at one ingress: entering, waiting, running, ending. Knows nothing of HTTP."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from musetalk_pipeline.errors import PipelineError, StageFailed
+from musetalk_pipeline.options import JobOptions
+from serve_app.answers import failure_of
+from serve_app.driver import JobDriver
+from serve_app.jobs import CANCELLED, Job, JobRegistry, Origin, Ticket, Verdict
+from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
+from serve_app.settings import QueueSettings
+from serve_app.transfers import Assignment, Finished
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 1.0  # how soon a cancelled job, or one that nobody waits for, is noticed
+LOOK_S = 0.1  # how often a waiting caller looks at its job; a look is one indexed read
+LAST_WISH_S = 0.5  # a client that left: long enough for another waiting one to renew its wish
+
+
+class JobService:
+    """Runs what the registry holds."""
+
+    def __init__(
+        self,
+        registry: JobRegistry,
+        driver: JobDriver,
+        queue: QueueSettings,
+        defaults: JobOptions,
+    ) -> None:
+        self.registry = registry
+        self._driver = driver
+        self._queue = queue
+        self._defaults = defaults
+        self.active_jobs = 0
+
+    def submit(self, request: JobRequest, origin: Origin, ticket: Ticket | None = None) -> Job:
+        """Enter a job or join the same one.
+
+        Raises:
+            JobConflict, QueueFull: see the registry.
+        """
+        job, is_new = self.registry.submit(request, origin, self._queue.max_queued_jobs, ticket or Ticket())
+        if is_new:
+            logger.info("job entered", extra={"job_id": job.id, "origin": str(origin)})
+        return job
+
+    async def wait(self, job_id: str) -> Job:
+        """Wait for a job's end, and keep it wanted while somebody does."""
+        try:
+            while True:
+                job = self.registry.get(job_id)
+                if job is None:
+                    raise KeyError(job_id)
+                if job.is_terminal:
+                    return job
+                self.registry.want(job_id)
+                await asyncio.sleep(LOOK_S)
+        except asyncio.CancelledError:
+            self.registry.want(job_id, LAST_WISH_S)
+            raise
+
+    async def work(self) -> Job | None:
+        """Run the next job that waits, to its end; None if there is none."""
+        self.registry.sweep(self._queue.max_attempts)
+        job = self.registry.take(self._queue.lease_s, self._queue.max_attempts)
+        if job is None:
+            return None
+        await self._run(job, lambda progress: None)
+        self.registry.forget(self._queue.keep_finished)
+        return self.registry.get(job.id)
+
+    async def run_claimed(self, request: JobRequest, report: Callable[[Progress], None]) -> Outcome:
+        """Run a job that the orchestrator handed out, or join it if it is here already.
+
+        Raises:
+            JobConflict: the id stands for different content here.
+        """
+        job = self.submit(request, Origin.CLAIMED)
+        while not job.is_terminal:
+            mine = self.registry.take(self._queue.lease_s, self._queue.max_attempts, only=job.id)
+            if mine is not None:
+                return await self._run(mine, report)
+            await asyncio.sleep(BEAT_S)
+            found = self.registry.get(job.id)
+            if found is None:
+                raise KeyError(job.id)
+            job = found
+            report(job.progress)
+            self.registry.sweep(self._queue.max_attempts)
+        assert job.outcome is not None
+        return job.outcome
+
+    async def _run(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
+        """Drive one attempt to its outcome and store it."""
+        latest = Progress(Phase.DOWNLOADING, 0.0)
+
+        def on_progress(progress: Progress) -> None:
+            nonlocal latest
+            latest = progress
+            report(progress)
+
+        assert job.attempt_id is not None
+        work = Assignment(
+            job.attempt_id,
+            job.id,
+            job.attempt,
+            job.request,
+            job.request.options(self._defaults),
+        )
+        self.active_jobs += 1
+        drive = asyncio.create_task(self._driver.run(work, on_progress))
+        try:
+            verdict = await self._watch(job, drive, lambda: latest)
+        except asyncio.CancelledError:
+            # This replica is being stopped: another one starts the job again.
+            await _end(drive)
+            self.registry.requeue(job)
+            raise
+        finally:
+            self.active_jobs -= 1
+        outcome, latest = _outcome(drive, verdict, latest)
+        if not self.registry.finish(job, outcome, latest):
+            logger.warning("late outcome dropped", extra={"job_id": job.id})
+        log_end(job, outcome)
+        return outcome
+
+    async def _watch(
+        self, job: Job, drive: "asyncio.Task[Finished]", progress: Callable[[], Progress]
+    ) -> Verdict:
+        """Keep the lease until `drive` ends; end it when the job is cancelled or taken over."""
+        while True:
+            done, _ = await asyncio.wait({drive}, timeout=BEAT_S)
+            if done:
+                return Verdict.GO_ON
+            verdict = self.registry.beat(job, self._queue.lease_s, progress())
+            if verdict is not Verdict.GO_ON:
+                await _end(drive)
+                return verdict
+
+
+async def _end(drive: "asyncio.Task[Finished]") -> None:
+    drive.cancel()
+    await asyncio.wait({drive}, timeout=30.0)
+
+
+def _outcome(
+    drive: "asyncio.Task[Finished]", verdict: Verdict, latest: Progress
+) -> tuple[Outcome, Progress]:
+    """Return what an ended attempt came to, and its last progress."""
+    seconds = latest.stage_seconds
+    failed = Progress(
+        Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
+    )
+    if verdict is not Verdict.GO_ON or drive.cancelled():
+        return failure_of(
+            JobCancelled("The job was cancelled before it finished."), seconds
+        ), failed
+    error = drive.exception()
+    if isinstance(error, PipelineError):
+        return failure_of(error, seconds), failed
+    if error is not None:
+        logger.error("driver crashed", exc_info=error)
+        crash = StageFailed(f"The driver crashed ({type(error).__name__}).")
+        crash.__cause__ = error
+        return failure_of(crash, seconds), failed
+    finished = drive.result()
+    total = latest.frames_total
+    done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
+    return Success(finished.output_url, finished.metrics), done
+
+
+def log_end(job: Job, outcome: Outcome) -> None:
+    """Log a job's end, once."""
+    extra = {"job_id": job.id, "attempt": job.attempt}
+    if isinstance(outcome, Success):
+        logger.info("job succeeded", extra=extra)
+    else:
+        logger.info("job failed", extra={**extra, "code": outcome.code, "stage": outcome.stage})

@@ -1,0 +1,328 @@
+"""What an operator can set: `args:` of serve_config.yaml, and the environment.
+
+The document is checked strictly (an unknown key stops the start); the environment is read here and
+nowhere else, once per process. Secrets come from the environment only and are hidden from `repr`.
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from musetalk_pipeline.options import (
+    EncodeOptions,
+    FaceOptions,
+    FrameOptions,
+    JobOptions,
+    MaskOptions,
+    MediaLimits,
+    SpeechOptions,
+)
+from serve_app.schemas import Params
+
+SERVICE_NAME = "lipsync-serve"
+API_VERSION = "0.1.0"
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageSettings(Section):
+    """Replicas of one CPU stage."""
+
+    replicas: int = Field(1, ge=1, le=64, description="Replicas at the start, and at least.")
+    max_replicas: int | None = Field(None, ge=1, le=256, description="Scale up to; none: fixed.")
+    num_cpus: float = Field(0.25, gt=0, le=64, description="CPUs that Ray reserves for each.")
+    threads: int = Field(2, ge=1, le=64, description="Worker threads, and calls at a time.")
+    label_selector: dict[str, str] = Field(default_factory=dict, description="Node labels.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "StageSettings":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas is smaller than replicas")
+        return self
+
+
+class PoolSettings(Section):
+    """The Generator replicas of one GPU architecture, or of CPUs."""
+
+    name: str = Field(description="Unique; the deployment is called Generator-<name>.")
+    arch: Literal["cpu", "turing", "ampere", "ada", "hopper", "blackwell"] = Field(
+        "cpu", description="Placed on nodes labelled musetalk/arch=<arch>; cpu: on any node."
+    )
+    replicas: int = Field(1, ge=0, le=256, description="Replicas at the start, and at least.")
+    max_replicas: int | None = Field(None, ge=1, le=256, description="Scale up to; none: fixed.")
+    num_cpus: float = Field(0.25, gt=0, le=64, description="CPUs that Ray reserves for each.")
+    num_gpus: float = Field(0.0, ge=0, le=8, description="GPUs that Ray reserves for each.")
+    device: str | None = Field(None, description="cpu, cuda:0; none: cuda:0 if num_gpus > 0.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32")
+    batch_size: int | None = Field(None, ge=1, le=256, description="None: by free GPU memory.")
+    threads: int = Field(1, ge=1, le=64, description="CPU threads of the networks.")
+    usd_per_hour: float = Field(0.0, ge=0, description="Price of one replica, to order pools by.")
+    frames_per_s: float = Field(1.0, gt=0, description="Speed of one replica, to order pools by.")
+
+    @model_validator(mode="after")
+    def _name_is_plain(self) -> "PoolSettings":
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", self.name):
+            raise ValueError(f"pool name {self.name!r}: use lower-case letters, digits and dashes")
+        return self
+
+
+class InputSettings(Section):
+    """What may be fetched, and how large it may be."""
+
+    allowed_folders: list[Path] = Field(
+        default_factory=list, description="Folders that file:// inputs may come from."
+    )
+    allowed_hosts: list[str] = Field(
+        default_factory=list, description="Hosts, networks that are fetched from though private."
+    )
+    max_file_mb: int = Field(2000, ge=1, description="Largest input file.")
+    max_duration_s: float = Field(3600.0, gt=0, description="Longest input.")
+    max_pixels: int = Field(4096 * 2304, ge=4096, description="Most pixels in one frame.")
+    max_side_px: int = Field(8192, ge=64, description="Longest side of a frame.")
+    max_fps: float = Field(120.0, gt=0, description="Highest frame rate.")
+    download_timeout_s: float = Field(600.0, gt=0, description="For all attempts at one file.")
+
+    def limits(self) -> MediaLimits:
+        """Return the limits for the media probe."""
+        return MediaLimits(
+            max_bytes=self.max_file_mb * 1024 * 1024,
+            max_duration_s=self.max_duration_s,
+            max_pixels=self.max_pixels,
+            max_side_px=self.max_side_px,
+            max_fps=self.max_fps,
+        )
+
+
+class DriverSettings(Section):
+    """How one job is driven through the graph."""
+
+    window_segments: int = Field(3, ge=1, le=64, description="Segments of a job in flight.")
+    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block.")
+    kept_blocks: int = Field(64, ge=1, description="Prepared blocks kept for the way back.")
+    tries: int = Field(3, ge=1, le=10, description="Tries at a segment before the job fails.")
+    call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call, beside its work.")
+    seconds_per_frame: float = Field(
+        20.0, gt=0, description="Added to a segment's deadline per frame; full size on a slow CPU."
+    )
+    finish_timeout_s: float = Field(1200.0, gt=0, description="Deadline of stitch and upload.")
+
+
+class QueueSettings(Section):
+    """Jobs at this ingress."""
+
+    max_concurrent_jobs: int = Field(2, ge=1, le=64, description="Jobs that run at a time.")
+    max_queued_jobs: int = Field(100, ge=1, description="Beyond that: 429 with Retry-After.")
+    max_attempts: int = Field(3, ge=1, le=10, description="Starts of one job, restarts included.")
+    lease_s: float = Field(20.0, gt=1, description="Silence after which a job is taken over.")
+    keep_finished: int = Field(10_000, ge=10, description="Finished jobs remembered.")
+    drain_s: float = Field(1800.0, gt=0, description="A stopping replica waits that long for jobs.")
+
+
+class AppArgs(Section):
+    """`args:` of serve_config.yaml."""
+
+    engine: Literal["auto", "musetalk", "warp"] = Field(
+        "auto", description="auto: musetalk where its weights are found, else warp."
+    )
+    version: Literal["v15", "v1"] = Field("v15", description="MuseTalk's model version.")
+    models_dir: Path = Field(Path("models"), description="The published weights.")
+    landmarks: Literal["auto", "mesh", "onnx", "mmpose"] = Field(
+        "auto", description="auto: mmpose or onnx where the engine is musetalk, else mesh."
+    )
+    face_presence: Literal["landmarks", "s3fd"] = Field(
+        "landmarks", description="What decides whether a frame has a face."
+    )
+    presence_interval: int = Field(12, ge=1, description="Frames between two looks by s3fd.")
+    pools: list[PoolSettings] = Field(min_length=1, description="One Generator deployment each.")
+    ingress_cpus: float = Field(0.25, gt=0, description="CPUs that Ray reserves for the ingress.")
+    preprocessor: StageSettings = StageSettings()
+    finisher: StageSettings = StageSettings()
+    inputs: InputSettings = InputSettings()
+    driver: DriverSettings = DriverSettings()
+    queue: QueueSettings = QueueSettings()
+    defaults: Params = Params()
+    work_dir: Path | None = Field(None, description="Scratch; none: a folder in the temp dir.")
+    result_dir: Path = Field(Path("out/files"), description="Finished videos, without B2.")
+    state_dir: Path = Field(Path(".state"), description="The job registry and unsent reports.")
+    public_base_url: str | None = Field(
+        None, description="What /files/ links begin with; none: http://<host>:<port>."
+    )
+
+    @model_validator(mode="after")
+    def _pool_names_differ(self) -> "AppArgs":
+        names = [pool.name for pool in self.pools]
+        if len(set(names)) < len(names):
+            raise ValueError(f"pool names must differ: {', '.join(names)}")
+        return self
+
+    def job_defaults(self) -> JobOptions:
+        """Return the options of a job that chooses nothing."""
+        chosen = self.defaults.model_dump(exclude_none=True)
+
+        def pick(kind: type, **extra: object) -> object:
+            names = kind.__dataclass_fields__.keys() & chosen.keys()  # type: ignore[attr-defined]
+            return kind(**{name: chosen[name] for name in names}, **extra)
+
+        # v1 has no chin margin and parses in `raw` mode (reference §1.12).
+        mask = pick(MaskOptions)
+        assert isinstance(mask, MaskOptions)
+        if self.version == "v1" and "parsing_mode" not in chosen:
+            mask = MaskOptions("raw", mask.left_cheek_width, mask.right_cheek_width, mask.blur)
+        return JobOptions(
+            frame=pick(FrameOptions),  # type: ignore[arg-type]
+            face=pick(FaceOptions, version=self.version),  # type: ignore[arg-type]
+            mask=mask,
+            speech=pick(SpeechOptions),  # type: ignore[arg-type]
+            encode=pick(EncodeOptions),  # type: ignore[arg-type]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The environment of the worker contract, as far as the application itself acts on it."""
+
+    internal_api_key: str | None = field(default=None, repr=False)
+    worker_token: str | None = field(default=None, repr=False)
+    ping_is_public: bool = False
+    orchestrator_url: str | None = None
+    buffer_orchestrator_url: str | None = None
+    worker_mode: str | None = None
+    buffer_worker_id: str | None = None
+    worker_type: str = "main"
+    provider: str = "unknown"
+    buffer_capacity: int = 1
+    buffer_poll_interval_s: float = 10.0
+    poll_interval_s: float = 5.0
+    config_label: str = "default"
+    batch_size: int | None = None
+    max_file_mb: int | None = None
+    max_concurrent_jobs: int | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_folders: tuple[Path, ...] = ()
+    work_dir: Path | None = None
+    result_dir: Path | None = None
+    unet_path: Path | None = None
+    unet_config: Path | None = None
+    build_commit: str = "unknown"
+    build_time: str = "unknown"
+    image_digest: str = "unknown"
+    port: int = 8000
+    speed_test_url: str | None = None
+    webhook_secret: str | None = field(default=None, repr=False)
+    b2_key_id: str | None = field(default=None, repr=False)
+    b2_app_key: str | None = field(default=None, repr=False)
+    b2_bucket: str | None = None
+    b2_prefix: str = "avatar/outputs"
+    salad_queue_job_id: str | None = None
+
+    @property
+    def is_buffer(self) -> bool:
+        """Whether this worker speaks the buffer protocol."""
+        return self.worker_mode == "buffer" or self.buffer_worker_id is not None
+
+    @property
+    def polling_url(self) -> str | None:
+        """The orchestrator to poll, None if polling is off."""
+        if self.is_buffer and self.buffer_orchestrator_url:
+            return self.buffer_orchestrator_url
+        return self.orchestrator_url
+
+
+class EnvironmentInvalid(ValueError):
+    """An environment variable has a value that cannot be used. Says which and what is accepted."""
+
+
+def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
+    """Read contracts.md §5. Empty values count as unset.
+
+    Raises:
+        EnvironmentInvalid: a number is not a number. Correct the variable and start again.
+    """
+
+    def text(name: str) -> str | None:
+        return env.get(name) or None
+
+    def number(name: str, default: float) -> float:
+        value = text(name)
+        try:
+            return default if value is None else float(value)
+        except ValueError:
+            raise EnvironmentInvalid(f"{name} must be a number") from None
+
+    def count(name: str) -> int | None:
+        value = number(name, 0)
+        if value != int(value) or value < 0:
+            raise EnvironmentInvalid(f"{name} must be a whole number, not negative")
+        return int(value) or None
+
+    def path(name: str) -> Path | None:
+        value = text(name)
+        return None if value is None else Path(value)
+
+    hosts = tuple(host.strip() for host in (text("ALLOWED_SOURCE_HOSTS") or "").split(","))
+    folders = (text("LIPSYNC_ALLOWED_FOLDERS") or "").split(":")
+    return Environment(
+        internal_api_key=text("INTERNAL_API_KEY"),
+        worker_token=text("WORKER_TOKEN"),
+        ping_is_public=(text("WORKER_PING_PUBLIC") or "").lower() in {"1", "true", "yes"},
+        orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
+        buffer_orchestrator_url=text("BUFFER_ORCHESTRATOR_BASE_URL"),
+        worker_mode=text("WORKER_MODE"),
+        buffer_worker_id=text("BUFFER_WORKER_ID"),
+        worker_type=text("WORKER_TYPE") or "main",
+        provider=text("PROVIDER") or "unknown",
+        buffer_capacity=count("BUFFER_CAPACITY") or 1,
+        buffer_poll_interval_s=number("BUFFER_POLL_INTERVAL_SEC", 10.0),
+        poll_interval_s=number("POLL_INTERVAL_SEC", 5.0),
+        config_label=text("CONFIG_LABEL") or "default",
+        batch_size=count("BATCH_SIZE"),
+        max_file_mb=count("WORKER_MAX_FILE_MB"),
+        max_concurrent_jobs=count("WORKER_MAX_CONCURRENT_JOBS"),
+        allowed_hosts=tuple(host for host in hosts if host),
+        allowed_folders=tuple(Path(folder) for folder in folders if folder),
+        work_dir=path("MUSETALK_WORKDIR"),
+        result_dir=path("MUSETALK_RESULT_DIR"),
+        unet_path=path("MUSETALK_UNET_MODEL_PATH"),
+        unet_config=path("MUSETALK_UNET_CONFIG"),
+        build_commit=text("BUILD_COMMIT") or "unknown",
+        build_time=text("BUILD_TIME") or "unknown",
+        image_digest=text("IMAGE_DIGEST") or "unknown",
+        port=count("WORKER_PORT") or 8000,
+        speed_test_url=text("SPEED_TEST_URL"),
+        webhook_secret=text("WEBHOOK_SECRET"),
+        b2_key_id=text("B2_KEY_ID"),
+        b2_app_key=text("B2_APP_KEY"),
+        b2_bucket=text("B2_BUCKET_NAME"),
+        b2_prefix=text("B2_PREFIX") or "avatar/outputs",
+        salad_queue_job_id=text("SALAD_QUEUE_JOB_ID"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where this node keeps things. `scratch` holds one folder per attempt and nothing else."""
+
+    scratch: Path
+    results: Path
+    state: Path
+
+
+def make_folders(args: AppArgs, env: Environment) -> Folders:
+    """Create the working folders; relative ones are taken from the working directory."""
+    work = env.work_dir or args.work_dir or Path(tempfile.gettempdir()) / "lipsync-serve"
+    results = env.result_dir or args.result_dir
+    folders = Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
+    for folder in (folders.scratch, folders.results, folders.state):
+        folder.mkdir(parents=True, exist_ok=True)
+    folders.state.chmod(0o700)  # the registry holds signed addresses
+    return folders

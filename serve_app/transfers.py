@@ -1,0 +1,70 @@
+"""The values that travel between the deployments, beside those of the pipeline itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from musetalk_pipeline.stages import OpenJob
+from numpy.typing import NDArray
+
+from musetalk_pipeline.options import JobOptions
+from serve_app.schemas import JobRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One attempt at one job. `attempt_id` names its scratch folder; ours, never the caller's."""
+
+    attempt_id: str
+    job_id: str
+    attempt: int
+    request: JobRequest
+    options: JobOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A job whose media lie, checked, in the attempt's scratch folder on the node `node_id`."""
+
+    work: Assignment
+    node_id: str
+    job: OpenJob
+    stage_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An encoded segment. `data`: (size,) uint8, what `musetalk_pipeline.encode.stitch` reads."""
+
+    data: NDArray[np.uint8]
+    frames_with_face: int
+    stage_seconds: dict[str, float]
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Seconds of work per stage, peak GPU memory, and wall seconds since the attempt began."""
+
+    stage_seconds: dict[str, float]
+    peak_memory_mib: float | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stored output. `metrics` is what contracts.md puts under that name."""
+
+    output_url: str
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What draws and finds faces on a replica, for `/health`, logs, responses and sidecars."""
+
+    engine: str
+    model_version: str
+    landmarks: str
+    device: str
+    gpu_class: str
