@@ -1,5 +1,74 @@
-"""Finding faces: landmark detectors behind one interface, chosen once by `make_detector`."""
+"""Finding faces: landmark detectors behind one interface, chosen once by `make_detector`.
 
+Light to import: the libraries of a detector are loaded when it is made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
+from musetalk_pipeline.faces.presence import INTERVAL_FRAMES, ByS3fd, ByScore
 
-__all__ = ["LandmarkDetector", "Landmarks"]
+__all__ = ["DetectorName", "LandmarkDetector", "Landmarks", "Presence", "make_detector"]
+
+DetectorName = Literal["mesh", "onnx", "mmpose"]
+Presence = Literal["landmarks", "s3fd"]
+
+
+def make_detector(
+    name: DetectorName,
+    models_dir: Path | None = None,
+    *,
+    presence: Presence = "landmarks",
+    presence_interval: int = INTERVAL_FRAMES,
+    threads: int = 1,
+    device: str = "cpu",
+) -> LandmarkDetector:
+    """Load the detector `name` and the rule by which a frame has a face (see `presence`).
+
+    `models_dir`: the folder with `dwpose/` and `s3fd/`; `mesh` with `landmarks` needs none.
+    `presence_interval`: frames from one look of S3FD to the next. `threads`: of `onnx` on the
+    CPU. `device`: of `mmpose` and S3FD, as torch names it.
+
+    Raises:
+        ModelLoadFailed: a file or package is missing; the message names the command that helps.
+    """
+    detector = _load_detector(name, models_dir, threads, device)
+    if presence == "s3fd":
+        from musetalk_pipeline.networks.s3fd import FILE, FaceFinder
+
+        finder = FaceFinder.load(_models(models_dir, "S3FD") / FILE, device)
+        return ByS3fd(detector, finder, presence_interval)
+    # The mesh network judges for itself whether it sees a face, with its own threshold.
+    return detector if name == "mesh" else ByScore(detector)
+
+
+def _load_detector(
+    name: DetectorName, models_dir: Path | None, threads: int, device: str
+) -> LandmarkDetector:
+    if name == "mesh":
+        from musetalk_pipeline.faces.mesh import MeshDetector
+
+        return MeshDetector()
+    if name == "onnx":
+        from musetalk_pipeline.faces.onnx import MODEL, OnnxDetector
+
+        return OnnxDetector(_models(models_dir, name) / MODEL, threads)
+    if name == "mmpose":
+        from musetalk_pipeline.faces.dwpose import WEIGHTS
+        from musetalk_pipeline.faces.mmpose import MmposeDetector
+
+        return MmposeDetector(_models(models_dir, name) / WEIGHTS, device)
+    raise ValueError(f"no landmark detector is called {name!r}; there are mesh, onnx and mmpose")
+
+
+def _models(models_dir: Path | None, wanted_by: str) -> Path:
+    if models_dir is None:
+        raise ModelLoadFailed(
+            f"{wanted_by} needs downloaded weights, but no models folder is given. Fetch them with "
+            "`python -m musetalk_pipeline.weights fetch --models DIR` and name that folder."
+        )
+    return models_dir

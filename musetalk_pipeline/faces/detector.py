@@ -9,13 +9,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_pipeline.boxes import Box
+
 
 @dataclass(frozen=True, slots=True)
 class Landmarks:
-    """`points`: (68, 2) float32 x, y in pixels of the frame, iBUG order. `score`: 0 to 1."""
+    """`points`: (68, 2) float32 x, y in pixels of the frame, iBUG order. `score`: 0 to 1.
+
+    `box`: the face as another detector sees it, only for frames whose points make no box.
+    """
 
     points: NDArray[np.float32]
     score: float
+    box: Box | None = None
 
 
 class LandmarkDetector(Protocol):

@@ -1,0 +1,161 @@
+"""What every DWPose detector shares: frames to network input, network output to 68 points.
+
+RTMPose-l whole-body, 384x288, with the whole frame as the person box, as the reference calls it
+(musetalk_reference §1.2). Steps:
+1. Widen the frame by 1.25 to the network's aspect ratio, warp it to 288x384, normalise.
+2. Run the network on the picture and on its mirror image, and average (flip test).
+3. Each point is where its two distributions over half pixels are highest; map it back to the frame.
+4. Keep the face points of the 133, which are in iBUG order.
+
+Equal to mmpose 1.3.2: GetBBoxCenterScale, TopdownAffine, PoseDataPreprocessor, RTMCCHead.predict,
+SimCCLabel.decode and TopdownPoseEstimator.add_pred_to_datasample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.faces.detector import Landmarks
+
+Float = NDArray[np.float32]
+
+# (n, 3, 384, 288) normalised RGB in; (n, 133, 576) over x and (n, 133, 768) over y out.
+Network = Callable[[Float], tuple[Float, Float]]
+
+WEIGHTS = Path("dwpose", "dw-ll_ucoco_384.pth")  # in the models folder, as published
+WIDTH, HEIGHT = 288, 384
+PADDING = 1.25  # GetBBoxCenterScale's default
+MEAN_RGB = (123.675, 116.28, 103.53)
+STD_RGB = (58.395, 57.12, 57.375)
+BINS_PER_PIXEL = 2  # simcc_split_ratio
+X_BINS, Y_BINS = BINS_PER_PIXEL * WIDTH, BINS_PER_PIXEL * HEIGHT
+N_POINTS = 133
+FACE = slice(23, 91)  # the 68 iBUG points among the 133 (reference: preprocessing.py:99)
+BATCH_FRAMES = 4  # doubled by the flip test; larger gains nothing on a CPU
+
+
+def _mirror_order() -> NDArray[np.intp]:
+    """Return, for each of the 133 points, which point it becomes in a mirror."""
+    order = list(range(N_POINTS))
+    pairs = [(left, left + 1) for left in range(1, 17, 2)]  # eyes, ears, arms and legs; 0 is a nose
+    pairs += [(left, left + 3) for left in (17, 18, 19)]  # toes and heels
+    face = [(jaw, 16 - jaw) for jaw in range(8)]
+    face += [(brow, 43 - brow) for brow in range(17, 22)]
+    face += [(31, 35), (32, 34)]  # nostrils
+    face += [(36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46)]  # eyes
+    face += [(48, 54), (49, 53), (50, 52), (55, 59), (56, 58)]  # outer lip
+    face += [(60, 64), (61, 63), (65, 67)]  # inner lip
+    pairs += [(FACE.start + left, FACE.start + right) for left, right in face]
+    pairs += [(left, left + 21) for left in range(91, 112)]  # hands
+    for left, right in pairs:
+        order[left], order[right] = right, left
+    return np.array(order)
+
+
+MIRROR_ORDER = _mirror_order()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The part of a frame that the network sees, in frame pixels; reaches past its edges."""
+
+    centre: Float  # (2,) x, y
+    size: Float  # (2,) width, height; 3:4
+
+    @classmethod
+    def of_frame(cls, width_px: int, height_px: int) -> View:
+        """Return the view on a whole frame: 1.25 times as large, widened to the network's shape."""
+        # In float32 throughout, as mmpose has it: its box is a float32 array.
+        width, height = np.array([width_px, height_px], np.float32) * np.float32(PADDING)
+        aspect = WIDTH / HEIGHT
+        if width > height * aspect:
+            size = (width, width / aspect)
+        else:
+            size = (height * aspect, height)
+        centre = np.array([width_px, height_px], np.float32) * np.float32(0.5)
+        return cls(centre, np.array(size, np.float32))
+
+    def warp_matrix(self) -> NDArray[np.float64]:
+        """Return the (2, 3) matrix from frame to input pixels."""
+        half = float(self.size[0]) / 2
+        x, y = float(self.centre[0]), float(self.centre[1])
+        source = np.array([[x, y], [x - half, y], [x - half, y + half]], np.float32)
+        target = np.array([[0.5, 0.5], [0, 0.5], [0, 0.5]], np.float32) * (WIDTH, HEIGHT)
+        target[2, 1] += WIDTH / 2  # a third corner at a right angle: no shear, one scale
+        return np.asarray(cv2.getAffineTransform(source, target.astype(np.float32)))
+
+    def to_frame(self, points: Float) -> Float:
+        """Map points of the network's input, (…, 2) x, y, to frame pixels."""
+        share = points / np.array([WIDTH, HEIGHT], np.float64)
+        return (share * self.size + self.centre - 0.5 * self.size).astype(np.float32)
+
+
+def network_input(frames: Sequence[NDArray[np.uint8]]) -> tuple[Float, list[View]]:
+    """Return the (n, 3, 384, 288) float32 RGB input for (H, W, 3) BGR frames, and their views."""
+    views = [View.of_frame(frame.shape[1], frame.shape[0]) for frame in frames]
+    inputs = np.empty((len(frames), 3, HEIGHT, WIDTH), np.float32)
+    mean, std = np.array(MEAN_RGB, np.float32), np.array(STD_RGB, np.float32)
+    for row, frame, view in zip(inputs, frames, views, strict=True):
+        warped = cv2.warpAffine(frame, view.warp_matrix(), (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
+        row[:] = ((warped[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)
+    return inputs, views
+
+
+def run_flip_test(network: Network, inputs: Float) -> tuple[Float, Float]:
+    """Return the mean of what `network` says of the inputs and of their mirror images."""
+    both = np.concatenate([inputs, inputs[..., ::-1]])
+    over_x, over_y = network(both)
+    n = len(inputs)
+    mirrored_x, mirrored_y = over_x[n:, MIRROR_ORDER, ::-1], over_y[n:, MIRROR_ORDER]
+    half = np.float32(0.5)
+    return (over_x[:n] + mirrored_x) * half, (over_y[:n] + mirrored_y) * half
+
+
+def decode(over_x: Float, over_y: Float) -> tuple[Float, Float]:
+    """Return points (n, K, 2) in pixels of the network's input, and scores (n, K).
+
+    A score is the lower of the two maxima. A point with a score of 0 or less lies at -0.5, -0.5, as
+    in mmpose.
+    """
+    bins = np.stack([over_x.argmax(-1), over_y.argmax(-1)], -1).astype(np.float32)
+    scores = np.minimum(over_x.max(-1), over_y.max(-1))
+    bins[scores <= 0] = -1
+    return bins / np.float32(BINS_PER_PIXEL), scores
+
+
+class DwposeDetector:
+    """Finds the 68 points of one person per frame. Always answers: `presence` judges the score."""
+
+    def __init__(self, name: str, network: Network) -> None:
+        self._name = name
+        self._network = network
+
+    @property
+    def name(self) -> str:
+        """`onnx` or `mmpose`."""
+        return self._name
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks | None]:
+        """Return one entry per frame, never None. `score`: mean over the 68 points, in 0..1.
+
+        Point scores are peaks of distributions trained towards Gaussians of height 1; they are not
+        probabilities, and a clear face may exceed 1, hence the clipping.
+        """
+        found: list[Landmarks | None] = []
+        for start in range(0, len(frames), BATCH_FRAMES):
+            found += self._detect_batch(frames[start : start + BATCH_FRAMES])
+        return found
+
+    def _detect_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks]:
+        inputs, views = network_input(frames)
+        points, scores = decode(*run_flip_test(self._network, inputs))
+        return [
+            Landmarks(view.to_frame(points[i, FACE]), float(scores[i, FACE].clip(0, 1).mean()))
+            for i, view in enumerate(views)
+        ]

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Install the mm stack, which the `mmpose` landmark detector and the export to ONNX need:
+#   mmpose 1.3.2, mmdet 3.3.0, mmcv 2.1.0 (with compiled operators where possible), mmengine 0.10.7.
+#
+#   scripts/install-mm.sh [PYTHON]     default: .venv/bin/python of this project, else python3
+#
+# Nothing that PYTHON already has is changed, and torchvision is never installed: every step either
+# has --no-deps or is bound to the installed versions. Run it again and it does nothing.
+#
+# mmcv with operators comes from, in this order:
+#   1. MMCV_WHEEL, a wheel file or a folder of wheels;
+#   2. ../shared/wheels beside the project, if a wheel there fits this Python;
+#   3. a build from source, with MMCV_BUILD=1 (minutes; CUDA operators too where nvcc is found).
+# Otherwise mmcv-lite: RTMPose needs no compiled operator, and musetalk_pipeline/faces/mmpose.py
+# says which imports of other models it then fills in.
+set -euo pipefail
+
+MMPOSE=1.3.2 MMDET=3.3.0 MMCV=2.1.0 MMENGINE=0.10.7 XTCOCOTOOLS=1.14.3
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${1:-$root/.venv/bin/python}
+[ $# -gt 0 ] || [ -x "$python" ] || python=$(command -v python3)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+pip() { "$python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+has() { # NAME VERSION: whether exactly this is installed
+    "$python" -c 'import sys
+from importlib.metadata import PackageNotFoundError, version
+try:
+    sys.exit(version(sys.argv[1]) != sys.argv[2])
+except PackageNotFoundError:
+    sys.exit(1)' "$1" "$2"
+}
+
+# A build environment of its own, because mmcv and xtcocotools need a setuptools older than 81,
+# whose pkg_resources they import, and PYTHON keeps the one that it has. NumPy and torch are seen
+# from PYTHON, so that what is compiled fits them.
+build_python() {
+    if [ ! -x "$work/build/bin/python" ]; then
+        "$python" -m venv "$work/build" >&2
+        "$work/build/bin/python" -m pip --disable-pip-version-check install -q \
+            "setuptools>=70,<81" "wheel>=0.45" "cython>=3" "ninja>=1.11" >&2
+        "$python" -c 'import sys; print(*(p for p in sys.path if "-packages" in p), sep="\n")' \
+            > "$("$work/build/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/target.pth"
+    fi
+    echo "$work/build/bin/python"
+}
+
+build_wheel() { # REQUIREMENT: build it from source into $work/wheels
+    "$(build_python)" -m pip --disable-pip-version-check wheel -q --no-build-isolation --no-deps \
+        --no-binary :all: --wheel-dir "$work/wheels" "$1"
+}
+
+mmcv_wheels() { # the folder or file that a ready wheel of mmcv may come from
+    if [ -n "${MMCV_WHEEL:-}" ]; then
+        echo "$MMCV_WHEEL"
+    elif [ -d "$root/../shared/wheels" ]; then
+        echo "$root/../shared/wheels"
+    fi
+}
+
+install_mmcv() {
+    if has mmcv "$MMCV" || { has mmcv-lite "$MMCV" && [ -z "${MMCV_WHEEL:-}${MMCV_BUILD:-}" ]; }; then
+        return
+    fi
+    local from
+    from=$(mmcv_wheels)
+    if [ -f "$from" ]; then
+        pip install -q --no-deps "$from"
+    elif [ -d "$from" ] &&
+        pip install -q --no-deps --no-index --find-links "$from" "mmcv==$MMCV" 2> "$work/mmcv.log"; then
+        :
+    elif [ -n "${MMCV_WHEEL:-}" ]; then
+        echo "install-mm: no wheel of mmcv $MMCV for this Python in MMCV_WHEEL=$MMCV_WHEEL" >&2
+        exit 1
+    elif [ -n "${MMCV_BUILD:-}" ]; then
+        MMCV_WITH_OPS=1 build_wheel "mmcv==$MMCV"
+        pip install -q --no-deps "$work"/wheels/mmcv-*.whl
+    else
+        pip install -q --no-deps "mmcv-lite==$MMCV"
+    fi
+}
+
+# What the stack imports, at versions that were tried together, bound to what is installed already.
+pip list --format=freeze > "$work/installed.txt"
+pip install -q --constraint "$work/installed.txt" \
+    addict==2.4.0 yapf==0.43.0 termcolor==3.3.0 matplotlib==3.11.2 rich six==1.17.0 \
+    json-tricks==3.17.3 munkres==1.1.4 scipy terminaltables==3.1.10 shapely==2.2.0 \
+    pycocotools==2.0.11 tqdm
+pip install -q --no-deps "mmengine==$MMENGINE" "mmdet==$MMDET" "mmpose==$MMPOSE"
+install_mmcv
+if ! has xtcocotools "$XTCOCOTOOLS"; then
+    build_wheel "xtcocotools==$XTCOCOTOOLS" # its published wheel was built for NumPy 1
+    pip install -q --no-deps "$work"/wheels/xtcocotools-*.whl
+fi
+
+"$python" - <<'CHECK'
+from importlib.metadata import PackageNotFoundError, version
+
+names = ("mmpose", "mmdet", "mmcv", "mmcv-lite", "mmengine", "xtcocotools")
+for name in names:
+    try:
+        print(f"{name} {version(name)}")
+    except PackageNotFoundError:
+        pass
+CHECK
