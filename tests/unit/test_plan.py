@@ -1,0 +1,71 @@
+"""Which output frame shows which source frame, and how the job is cut up."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from musetalk_pipeline.plan import SAMPLE_RATE, count_output_frames, plan_frames, source_of
+
+RATES = st.sampled_from(
+    [Fraction(25), Fraction(24), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)]
+)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "frames"),
+    [
+        (1.2, Fraction(25), 30),
+        (1.16, Fraction(25), 28),  # 28.999… in double precision, as the reference evaluates it
+        (31.3, Fraction(25), 782),
+        (31.3, Fraction(24), 751),
+        (31.3, Fraction(30), 939),
+        (31.3, Fraction(30000, 1001), 938),  # the reference: 907, for it plays 29 frames a second
+        (31.3, Fraction(50), 1565),  # the reference exits here
+    ],
+)
+def test_output_frames_are_the_whole_frames_that_the_audio_covers(seconds, fps, frames):
+    assert count_output_frames(round(seconds * SAMPLE_RATE), fps) == frames
+
+
+def test_ping_pong_shows_both_ends_twice():
+    assert [source_of(i, 3) for i in range(8)] == [0, 1, 2, 2, 1, 0, 0, 1]
+
+
+def test_a_single_source_frame_is_shown_for_ever():
+    plan = plan_frames(1, 5, Fraction(25))
+    assert [f for s in plan.segments for f in s.source_frames()] == [0] * 5
+    assert len(plan.blocks) == 1
+
+
+@given(st.integers(1, 300), st.integers(1, 900), RATES, st.floats(0.05, 3.0))
+def test_segments_cover_every_output_frame_once_and_in_order(n_source, n_output, fps, block_s):
+    plan = plan_frames(n_source, n_output, fps, block_s)
+    shown = [frame for segment in plan.segments for frame in segment.source_frames()]
+    assert shown == [source_of(i, n_source) for i in range(n_output)]
+    assert [s.start for s in plan.segments[1:]] == [s.end for s in plan.segments[:-1]]
+    assert [s.index for s in plan.segments] == list(range(len(plan.segments)))
+
+
+@given(st.integers(1, 300), st.integers(1, 900), RATES, st.floats(0.05, 3.0))
+def test_a_segment_stays_within_its_block(n_source, n_output, fps, block_s):
+    plan = plan_frames(n_source, n_output, fps, block_s)
+    for segment in plan.segments:
+        block = plan.blocks[segment.block]
+        assert all(block.start <= frame < block.end for frame in segment.source_frames())
+
+
+@given(st.integers(1, 300), st.integers(1, 900), RATES)
+def test_only_the_frames_that_the_audio_reaches_are_prepared(n_source, n_output, fps):
+    plan = plan_frames(n_source, n_output, fps)
+    assert [f for b in plan.blocks for f in range(b.start, b.end)] == list(
+        range(min(n_source, n_output))
+    )
+
+
+def test_nothing_to_plan_is_refused():
+    with pytest.raises(ValueError, match="nothing to plan"):
+        plan_frames(10, 0, Fraction(25))
