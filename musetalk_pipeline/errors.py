@@ -8,6 +8,7 @@
     │   ├── InvalidVideo           stage validation
     │   ├── InvalidAudio           stage validation
     │   ├── AudioTooShort          stage validation
+    │   ├── InvalidOptions         stage validation
     │   └── NoFaceFound            stage preprocessing
     └── ProcessingError            this worker is at fault
         ├── ModelLoadFailed        stage inference
@@ -111,6 +112,12 @@ class AudioTooShort(MediaError):
     """Less than 80 ms of sound, or less than one video frame."""
 
     code = "audio_too_short"
+
+
+class InvalidOptions(MediaError):
+    """A resolution or an aspect ratio that is malformed or out of bounds."""
+
+    code = "invalid_options"
 
 
 class NoFaceFound(MediaError):

@@ -1,0 +1,80 @@
+"""Which demuxer a file gets, decided by its first bytes alone; pure.
+
+The demuxer is then forced, so nothing is left to ffmpeg's guessing: playlists (HLS, DASH, concat,
+SDP), subtitles, images and everything else without an entry here never reach a parser. A polyglot
+is what its first bytes say: an MP4 with a ZIP archive behind it is an MP4, a ZIP archive with an MP4
+behind it is refused, because nothing later reads the file in any other way.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+HEAD_BYTES = 4096
+TS_PACKET = 188
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """`demuxer`: ffmpeg's name. `is_exact`: seeks land on key frames and times are in an index.
+
+    `declares_length`: the header states the length, so that a shorter file has been cut off.
+    """
+
+    demuxer: str
+    is_exact: bool = False
+    declares_length: bool = False
+
+
+MOV = Container("mov,mp4,m4a,3gp,3g2,mj2", is_exact=True, declares_length=True)
+MATROSKA = Container("matroska,webm", is_exact=True, declares_length=True)
+WAV = Container("wav", declares_length=True)
+
+_MOV_ATOMS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+
+_SIGNATURES: tuple[tuple[re.Pattern[bytes], Container], ...] = (
+    (re.compile(rb"\x1a\x45\xdf\xa3"), MATROSKA),
+    (re.compile(rb"RIFF....AVI ", re.S), Container("avi", declares_length=True)),
+    (re.compile(rb"(?:RIFF|RF64)....WAVE", re.S), WAV),
+    (re.compile(rb"riff\x2e\x91\xcf\x11"), Container("w64", declares_length=True)),
+    (re.compile(rb"FLV\x01"), Container("flv", declares_length=True)),
+    (re.compile(rb"\x00\x00\x01\xba"), Container("mpeg")),
+    (re.compile(rb"OggS"), Container("ogg")),
+    (re.compile(rb"fLaC"), Container("flac", declares_length=True)),
+    (re.compile(rb"FORM....AIF[FC]", re.S), Container("aiff", declares_length=True)),
+    (re.compile(rb"caff\x00\x01"), Container("caf", declares_length=True)),
+    (re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11"), Container("asf", declares_length=True)),
+    (re.compile(rb"#!AMR"), Container("amr")),
+    (re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), Container("aac")),
+    (re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"), Container("mp3")),
+)
+
+
+def recognise(head: bytes) -> Container | None:
+    """Return the container that a file's first `HEAD_BYTES` name, None if it is none of ours."""
+    if head[4:8] in _MOV_ATOMS:
+        return MOV
+    if head.startswith(b"ID3") and len(head) >= 10:
+        return _behind_id3(head)
+    for signature, container in _SIGNATURES:
+        if signature.match(head):
+            return container
+    for start in (0, 4):  # plain, and the 192-byte packets of cameras and Blu-ray
+        step = TS_PACKET + start
+        marks = head[start : start + 8 * step : step]
+        if len(marks) >= 5 and set(marks) == {0x47}:
+            return Container("mpegts")
+    return None
+
+
+def _behind_id3(head: bytes) -> Container:
+    # ID3v2's size is four bytes of seven bits each; what follows the tag is the real stream.
+    size = sum(
+        (byte & 0x7F) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)
+    )
+    following = head[10 + size : 14 + size]
+    for signature, container in _SIGNATURES:
+        if following and signature.match(following) and container.demuxer in {"aac", "flac"}:
+            return container
+    return Container("mp3")

@@ -1,0 +1,133 @@
+"""Source frames as I420 arrays of the output picture, decoded by one ffmpeg child per call.
+
+The constant-rate frame `k` is found in the FrameIndex, so frame `k` is the same picture whether it
+is read from the start or from the middle: decoding begins at the last key frame before it, and a
+filter lets exactly the wanted frames through by their time stamps.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import Picture, SourceVideo
+from musetalk_pipeline.errors import InvalidVideo, StageFailed
+from musetalk_pipeline.frame_index import FrameIndex
+from musetalk_pipeline.sandbox import Child, ChildLimits, ffmpeg, local_input
+
+DECODE_THREADS = 2
+START_S = 60.0  # guess; starting up takes 0.1 s, the rest is for a machine under load
+FRAME_S = 1.0  # guess; a 4096x2304 frame takes 0.03 s
+SKIP_FRAME_S = 0.1  # a frame between the key frame and the first wanted one
+
+# Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little beside decoding.
+SCALER = "bicubic+accurate_rnd+full_chroma_inp"
+RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
+
+
+def frame_bytes(width: int, height: int) -> int:
+    """Return the size of one I420 frame; `width` and `height` even."""
+    return width * height * 3 // 2
+
+
+def read_frames(
+    source: SourceVideo, picture: Picture, start: int, end: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the constant-rate frames `[start, end)` as (height * 3 // 2, width) uint8 I420.
+
+    Every array is a fresh one, or for a repeated frame a copy: the caller may write into it.
+    Closing the generator kills the child.
+
+    Raises:
+        InvalidVideo: the file is damaged and holds fewer frames than its index.
+        DeadlineExceeded: decoding took too long.
+    """
+    if not 0 <= start < end <= source.n_frames:
+        raise ValueError(f"frames {start} to {end} of {source.n_frames}")
+    if source.index_path is None:
+        raise StageFailed("This video has not been indexed on this node.")
+    index = FrameIndex.load(source.index_path)
+    wanted = index.shown[start:end].tolist()
+    seconds = START_S + FRAME_S * (end - start) + SKIP_FRAME_S * _count_skipped(index, wanted[0])
+    with Child(_command(source, picture, index, wanted), ChildLimits(seconds)) as child:
+        decoded = wanted[0] - 1
+        for number, copies in itertools.groupby(wanted):
+            while decoded < number:
+                frame = _read(child, picture)
+                decoded += 1
+            for _ in range(len(list(copies)) - 1):
+                yield frame.copy()  # the caller may paint into what it got
+            yield frame
+
+
+def _read(child: Child, picture: Picture) -> NDArray[np.uint8]:
+    frame = np.empty((picture.height * 3 // 2, picture.width), np.uint8)
+    if child.read_into(memoryview(frame).cast("B")) < frame.nbytes:
+        raise InvalidVideo(
+            "The video is damaged: some of its frames cannot be decoded"
+            f" ({child.message or 'it ends early'})."
+        )
+    return frame
+
+
+def _command(
+    source: SourceVideo, picture: Picture, index: FrameIndex, wanted: list[int]
+) -> list[str]:
+    first, last = wanted[0], wanted[-1]
+    key = _key_before(index, first)
+    if key is None:
+        seek: tuple[str, ...] = ()
+        chosen = f"select='between(n,{first},{last})'"
+    else:
+        # One microsecond more, because a key frame's time rounded down would miss it.
+        at = key * index.time_base + Fraction(1, 1_000_000)
+        seek = ("-noaccurate_seek", "-seek_timestamp", "1", "-ss", f"{float(at):.6f}")
+        chosen = f"select='between(pts,{index.pts[first]},{index.pts[last]})'"
+    return ffmpeg(
+        *("-threads", str(DECODE_THREADS), "-copyts", *seek),
+        *local_input(source.read_path or source.path, source.demuxer),
+        *("-map", f"0:{source.stream}", "-vsync", "passthrough", "-filter_threads", "1"),
+        *("-vf", ",".join([chosen, *picture_filters(source, picture)])),
+        *("-frames:v", str(last - first + 1), "-f", "rawvideo", "pipe:1"),
+    )
+
+
+def _key_before(index: FrameIndex, frame: int) -> int | None:
+    """Return the time of the last key frame that is not after `frame`; None: start at the start."""
+    place = int(np.searchsorted(index.keys, index.pts[frame], side="right"))
+    return int(index.keys[place - 1]) if place else None
+
+
+def _count_skipped(index: FrameIndex, first: int) -> int:
+    key = _key_before(index, first)
+    return first - int(np.searchsorted(index.pts, key)) if key is not None else first
+
+
+def picture_filters(source: SourceVideo, picture: Picture) -> list[str]:
+    """Return ffmpeg's filters from a displayed source frame to the picture.
+
+    The source's matrix and range are kept. An 8-bit 4:2:0 picture of unchanged size passes through
+    untouched: a scaler with nothing to do does nothing.
+    """
+    filters = []
+    if picture.crop is not None:
+        box = picture.crop
+        filters.append(f"crop={box.width}:{box.height}:{box.x0}:{box.y0}:exact=1")
+    light = "full" if picture.colour.range == "pc" else "limited"
+    size = f"{picture.scaled_width}:{picture.scaled_height}"
+    if source.pixel_format.startswith(RGB_FORMATS):
+        levels = "in_range=full:out_range=limited:out_color_matrix=bt709"
+    else:
+        levels = f"in_range={light}:out_range={light}"
+    keeps_format = source.pixel_format in ("yuv420p", "yuvj420p")
+    pixels = source.pixel_format if keeps_format else "yuv420p"
+    filters += [f"scale={size}:flags={SCALER}:{levels}", f"format={pixels}"]
+    if (picture.width, picture.height) != (picture.scaled_width, picture.scaled_height):
+        filters.append(
+            f"pad={picture.width}:{picture.height}:{picture.pad_x}:{picture.pad_y}:color=black"
+        )
+    return filters
