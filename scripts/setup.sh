@@ -25,7 +25,11 @@ fail() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
 has_gpu() { compgen -G '/dev/nvidia[0-9]*' >/dev/null || nvidia-smi -L >/dev/null 2>&1; }
 
 # The CUDA version that the driver supports, e.g. 13.0; empty without nvidia-smi.
-driver_cuda() { nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^:]*Version: *\([0-9.]*\).*/\1/p' | head -n 1; }
+driver_cuda() {
+  local answer
+  answer=$(nvidia-smi 2>/dev/null || true)
+  if [[ $answer =~ CUDA[^:]*Version:\ *([0-9]+\.[0-9]+) ]]; then echo "${BASH_REMATCH[1]}"; fi
+}
 
 # cpu, cu13 (the registry's own build) or cu126. torch 2.13 comes for CUDA 12.6, 13.0 and 13.2:
 # 12.6 stops at Hopper, so a Blackwell card needs a driver for CUDA 13 (580 or newer).
@@ -34,7 +38,7 @@ torch_build() {
   local cuda capability
   cuda=$(driver_cuda)
   if [[ -z $cuda || ${cuda%%.*} -ge 13 ]]; then echo cu13; return; fi
-  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -rn | head -n 1)
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -rn | head -n 1)
   [[ ${capability%%.*} -lt 10 ]] || fail "this GPU (compute capability $capability) needs NVIDIA driver 580 or newer; the driver here is for CUDA $cuda"
   echo cu126
 }
@@ -103,8 +107,9 @@ make_venv() {
     return
   fi
   say "making $VENV with $("$python" -V)"
-  if ! "$python" -c 'import ensurepip' 2>/dev/null; then
-    can_apt && apt_get "python$WANTED_PYTHON-venv" || fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
+  # Debian ships Python without it.
+  if ! "$python" -c 'import ensurepip' 2>/dev/null && ! { can_apt && apt_get "python$WANTED_PYTHON-venv"; }; then
+    fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
   fi
   "$python" -m venv --clear "$VENV"
   pwd >"$VENV/.made-in"
@@ -113,12 +118,13 @@ make_venv() {
 # A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured
 # index and links offer downloads nothing; only a build that says "+cpu" is taken from there.
 install_torch() {
-  local build=$1 version
+  local build=$1 version offered
   version=$(sed -n 's/^torch==//p' requirements/torch.in)
   say "installing torch $version ($build)"
   case $build in
     cpu)
-      if pip index versions torch 2>/dev/null | grep -qF "$version+cpu"; then
+      offered=$("$VENV/bin/python" -m pip index versions torch 2>/dev/null || true)
+      if [[ $offered == *"$version+cpu"* ]]; then
         pip install --no-deps "torch==$version+cpu"
       else
         pip install --no-deps --index-url "$TORCH_INDEX/cpu" "torch==$version"
@@ -191,4 +197,5 @@ main() {
   say "set-up done"
 }
 
-main "$@"
+# Sourced by the tests, which call the functions above one by one.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

@@ -1,0 +1,268 @@
+"""The set-up: commands that exist, locks that pin, scripts that choose the right torch and say
+what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = ROOT / "scripts" / "setup.sh"
+SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"])
+BASIC_TOOLS = (
+    "bash",
+    "cat",
+    "curl",
+    "cut",
+    "dirname",
+    "flock",
+    "head",
+    "id",
+    "mkdir",
+    "sed",
+    "sort",
+)
+TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)$")
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return name and version of a requirements file; every line must be an exact pin."""
+    found = {}
+    for line in (ROOT / "requirements" / name).read_text().splitlines():
+        text = line.split("#")[0].strip()
+        if text:
+            match = PIN.match(text)
+            assert match, f"{name}: {line!r} is no exact pin"
+            found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
+    return found
+
+
+def bash(
+    script: str, path: Path | str | None = None, cwd: Path = ROOT, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `script` after sourcing set-up's functions, with `path` as PATH."""
+    return subprocess.run(
+        [shutil.which("bash") or "bash", "-c", f"source {SETUP}\ncd {cwd}\n{script}"],
+        env={**os.environ, "PATH": str(path or os.environ["PATH"]), **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def bare_path(tmp_path: Path) -> Path:
+    """A PATH with the tools of a minimal Debian and nothing else."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for tool in BASIC_TOOLS:
+        (folder / tool).symlink_to(shutil.which(tool) or "/nonexistent")
+    return folder
+
+
+def give_gpu(folder: Path, cuda: str, capability: str) -> None:
+    """Put an nvidia-smi into `folder` that answers as a driver for `cuda` does."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(
+        '#!/bin/bash\ncase "$*" in\n'
+        f'*compute_cap*) echo "{capability}";;\n'
+        f'*) echo "| NVIDIA-SMI 570.86   Driver Version: 570.86   CUDA Version: {cuda} |";;\nesac\n'
+    )
+    tool.chmod(0o755)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_target() -> None:
+    listed = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for target in TARGETS.split():
+        assert re.search(rf"^  {target} +\S", listed, re.MULTILINE), target
+
+
+def test_every_documented_target_is_declared_phony() -> None:
+    # A file or folder of that name would otherwise turn the target into a no-op.
+    makefile = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split())
+    targets = set(re.findall(r"^([a-z-]+):.*  ## ", makefile, re.MULTILINE))
+    assert targets == phony
+    assert targets >= set(TARGETS.split())
+
+
+def test_what_the_makefile_runs_exists_and_can_be_executed() -> None:
+    text = (ROOT / "Makefile").read_text() + (ROOT / ".ci" / "run").read_text()
+    for script in set(re.findall(r"scripts/[a-z-]+\.(?:sh|py)", text)):
+        assert (ROOT / script).is_file(), script
+        assert script.endswith(".py") or os.access(ROOT / script, os.X_OK), script
+    for module in set(re.findall(r"-m ((?:serve_app|musetalk_pipeline)[a-z_.]*)", text)):
+        assert importlib.util.find_spec(module), module
+
+
+def test_ci_runs_check_and_check_runs_the_tests() -> None:
+    assert "make check" in (ROOT / ".ci" / "run").read_text()
+    plan = subprocess.run(
+        ["make", "--dry-run", "check"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for step in ("ruff check", "ruff format --check", "mypy", "pytest"):
+        assert step in plan, step
+    assert "not slow" not in plan
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_script_is_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck"):
+        found = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout
+
+
+# --- locks ----------------------------------------------------------------------------------------
+
+
+def test_locks_pin_exactly_and_hold_what_is_asked_for() -> None:
+    base, dev = pins("base.lock"), pins("dev.lock")
+    assert base.items() >= pins("base.in").items()
+    assert (base | dev).items() >= pins("dev.in").items()
+    assert not base.keys() & dev.keys()
+
+
+def test_no_torchvision_and_no_build_of_torch_is_locked() -> None:
+    names = [name for file in ("base.lock", "dev.lock", "files.txt") for name in pins(file)]
+    assert not [name for name in names if re.match(r"torch|triton|nvidia-|cuda-", name)]
+    assert importlib.util.find_spec("torchvision") is None
+
+
+def test_installed_versions_are_the_locked_ones() -> None:
+    wanted = pins("base.lock") | pins("dev.lock") | pins("files.txt") | pins("files-dev.txt")
+    wrong = {name: version(name) for name in wanted if version(name) != wanted[name]}
+    assert not wrong
+    assert version("torch").split("+")[0] == pins("torch.in")["torch"]
+
+
+def test_every_direct_dependency_has_a_reason() -> None:
+    reasons = (ROOT / "docs" / "dependencies.md").read_text().lower()
+    names = [
+        name
+        for file in ("base.in", "dev.in", "torch.in", "files.txt", "files-dev.txt")
+        for name in pins(file)
+    ]
+    assert not [name for name in names if f"`{name}" not in reasons]
+
+
+# --- which torch ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(bool(list(Path("/dev").glob("nvidia[0-9]*"))), reason="a GPU is here")
+def test_machine_without_gpu_gets_a_cpu_build(bare_path: Path) -> None:
+    import torch
+
+    assert bash("torch_build", bare_path).stdout == "cpu\n"
+    assert torch.version.cuda is None
+
+
+@pytest.mark.parametrize(
+    ("cuda", "capability", "build"),
+    [("12.4", "8.6", "cu126"), ("13.0", "12.0", "cu13"), ("13.2", "9.0", "cu13")],
+)
+def test_torch_build_follows_the_driver(
+    bare_path: Path, cuda: str, capability: str, build: str
+) -> None:
+    give_gpu(bare_path, cuda, capability)
+    assert bash("torch_build", bare_path).stdout == f"{build}\n"
+
+
+def test_blackwell_with_an_old_driver_is_told_so(bare_path: Path) -> None:
+    # CUDA 12 builds of this torch have no kernels for it and would die in the first job.
+    give_gpu(bare_path, "12.8", "12.0")
+    answer = bash("torch_build", bare_path)
+    assert answer.returncode == 1
+    assert "driver 580" in answer.stderr
+
+
+# --- what is missing is named ---------------------------------------------------------------------
+
+
+def test_missing_python_is_named_in_one_line(bare_path: Path) -> None:
+    answer = bash("find_python", bare_path, PYTHON="")
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "Python 3.11 was not found" in answer.stderr
+
+
+def test_python_is_found_under_any_name(bare_path: Path) -> None:
+    (bare_path / "python3").symlink_to(sys.executable)
+    assert bash("find_python", bare_path, PYTHON="").stdout.strip() == str(bare_path / "python3")
+
+
+def test_missing_ffmpeg_is_named_in_one_line(bare_path: Path) -> None:
+    answer = bash("need_tools", bare_path)  # no apt-get on this PATH
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "apt-get install -y ffmpeg" in answer.stderr
+
+
+def test_unknown_profile_is_refused() -> None:
+    answer = subprocess.run([SETUP, "everything"], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert "base|dev" in answer.stderr
+
+
+# --- a second run ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def set_up_tree(tmp_path: Path) -> Path:
+    """A tree whose set-up of `base` is complete: this Python, and the stamp that setup.sh writes.
+
+    Nothing is installed in it, so any work that setup.sh still did there would fail.
+    """
+    tree = tmp_path / "tree"
+    shutil.copytree(ROOT / "scripts", tree / "scripts")
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    stamp = bash('digest_of base "$(torch_build)"', cwd=tree)
+    (tree / ".venv" / ".stamp-base").write_text(stamp.stdout)
+    return tree
+
+
+def run_setup(tree: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tree / "scripts" / "setup.sh", "base"],
+        env={**os.environ, "PYTHON": "/none", "PATH": f"{tree}/empty:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_second_set_up_does_nothing(set_up_tree: Path) -> None:
+    before = sorted(set_up_tree.rglob("*"))
+    answer = run_setup(set_up_tree)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    assert sorted(set_up_tree.rglob("*")) == before
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+@pytest.mark.parametrize("file", ["base.lock", "torch.in", "files.txt"])
+def test_changed_pins_are_noticed(set_up_tree: Path, file: str) -> None:
+    with (set_up_tree / "requirements" / file).open("a") as lock:
+        lock.write("# changed\n")
+    answer = bash(
+        'is_done base "$(digest_of base "$(torch_build)")" && echo done || echo stale',
+        cwd=set_up_tree,
+    )
+    assert answer.stdout == "stale\n"
