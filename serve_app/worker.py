@@ -99,6 +99,7 @@ class Worker:
         self._options = options or WorkerOptions()
         self._sleep = sleep
         self._held: HeldJob | None = None
+        self._is_working = False
         self._trouble: str | None = None
         self._called_at = time.monotonic()
 
@@ -118,16 +119,18 @@ class Worker:
             await asyncio.shield(asyncio.to_thread(heartbeats.stop))
 
     async def work_once(self) -> bool:
-        """Do one job from claim to report; False if there was none to do."""
+        """Do one job from claim to report; False if there was none to do.
+
+        A second call while one is at work is answered False: a slot has one job.
+        """
         self._called_at = time.monotonic()
-        if not self._journal.acquire():
-            return False  # a draining predecessor still speaks for this identity
-        self._held = self._held or self._journal.read() or await self._claim()
-        if self._held is None:
-            return False
-        await self._work(self._held)
-        self._held = None
-        return True
+        if self._is_working or not self._journal.acquire():
+            return False  # the latter: a draining predecessor still speaks for this identity
+        self._is_working = True
+        try:
+            return await self._work_once()
+        finally:
+            self._is_working = False
 
     async def aclose(self) -> None:
         """Close the connections and let another process speak for this identity."""
@@ -185,6 +188,14 @@ class Worker:
         if await asyncio.to_thread(lambda: self._outbox.is_full):
             return OUTBOX_FULL
         return None
+
+    async def _work_once(self) -> bool:
+        self._held = self._held or self._journal.read() or await self._claim()
+        if self._held is None:
+            return False
+        await self._work(self._held)
+        self._held = None
+        return True
 
     async def _work(self, held: HeldJob) -> None:
         held = await self._journal.start(held)
