@@ -11,6 +11,9 @@ RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 MARKS := not slow and not gpu
 TESTS :=
 
+# `worker`, or `worker-with-weights`: the same with the published weights inside.
+IMAGE := worker
+
 # Handed on through the environment, so that no path or URL is ever read as shell words.
 export VIDEO AUDIO RESOLUTION ASPECT_RATIO PYTHON
 
@@ -71,7 +74,7 @@ install:  ## set up only, with what development needs
 	@scripts/setup.sh dev
 
 image:  ## build the GPU worker's container image (needs docker)
-	docker build -f Dockerfile.gpu -t lipsync-serve:gpu \
+	docker build -f Dockerfile.gpu --target $(IMAGE) -t lipsync-serve:$(IMAGE) \
 	  --build-arg BUILD_COMMIT=$$(git rev-parse HEAD) \
 	  --build-arg BUILD_TIME=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
 

@@ -33,7 +33,9 @@ driver_cuda() {
 
 # cpu, cu13 (the registry's own build) or cu126. torch 2.13 comes for CUDA 12.6, 13.0 and 13.2:
 # 12.6 stops at Hopper, so a Blackwell card needs a driver for CUDA 13 (580 or newer).
+# TORCH_BUILD decides where the machine that builds is not the one that runs: in Dockerfile.gpu.
 torch_build() {
+  if [[ -n ${TORCH_BUILD:-} ]]; then echo "$TORCH_BUILD"; return; fi
   has_gpu || { echo cpu; return; }
   local cuda capability
   cuda=$(driver_cuda)
@@ -130,7 +132,8 @@ install_torch() {
         pip install --no-deps --index-url "$TORCH_INDEX/cpu" "torch==$version"
       fi ;;
     cu126) pip install -c requirements/base.lock --extra-index-url "$TORCH_INDEX/cu126" "torch==$version+cu126" ;;
-    *) pip install -c requirements/base.lock "torch==$version" ;;
+    cu13) pip install -c requirements/base.lock "torch==$version" ;;
+    *) fail "TORCH_BUILD=$build is not known: cpu, cu126 or cu13" ;;
   esac
 }
 

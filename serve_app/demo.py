@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -102,9 +103,10 @@ def choose_media(video: str | None, audio: str | None) -> tuple[Media, Media]:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A running application: where it answers and where it logs."""
+    """A running application: where it answers, to which key, and where it logs."""
 
     base_url: str
+    key: str
     log: Path
     process: subprocess.Popen[bytes]
 
@@ -141,8 +143,11 @@ def config_and_port(config: Path, scratch: Path) -> tuple[Path, int]:
     return copy, options["port"]
 
 
-def environment(ray_folder: Path, port: int, folders: list[Path]) -> dict[str, str]:
-    """Return the child's environment: a Ray session of its own, and the input folders allowed."""
+def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> dict[str, str]:
+    """Return the child's environment: a Ray session of its own, and the input folders allowed.
+
+    Whoever reaches the port could otherwise ask for what lies in those folders: hence the key.
+    """
     env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_DEMO}
     allowed = [*filter(None, [env.get("LIPSYNC_ALLOWED_FOLDERS")]), *map(str, folders)]
     return env | {
@@ -150,6 +155,7 @@ def environment(ray_folder: Path, port: int, folders: list[Path]) -> dict[str, s
         "RAY_TMPDIR": str(ray_folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
+        "INTERNAL_API_KEY": key,
         "WORKER_PORT": str(port),
         "PYTHONUNBUFFERED": "1",
     }
@@ -160,6 +166,7 @@ def application(config: Path, folders: list[Path]) -> Iterator[Application]:
     """Run the application for the length of the block; nothing of it is left afterwards."""
     OUT.mkdir(exist_ok=True)
     log = OUT / "serve.log"
+    key = secrets.token_urlsafe(24)
     # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
     ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-", dir="/tmp"))
     config, port = config_and_port(config, ray_folder)
@@ -168,14 +175,14 @@ def application(config: Path, folders: list[Path]) -> Iterator[Application]:
         process = subprocess.Popen(
             [serve, "run", str(config)],
             cwd=ROOT,
-            env=environment(ray_folder, port, folders),
+            env=environment(ray_folder, port, folders, key),
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the demo only, which then stops in order
         )
     try:
-        yield Application(f"http://127.0.0.1:{port}", log, process)
+        yield Application(f"http://127.0.0.1:{port}", key, log, process)
     finally:
         stop(process, ray_folder)
 
@@ -285,10 +292,11 @@ def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
     with tqdm(total=1, desc="queued", bar_format=layout) as bar:
         while request.is_alive():
             try:
-                for event in events(client, job_id):
-                    bar.desc = str(event.get("phase", ""))
-                    bar.total = int(event.get("frames_total", 0)) or 1
-                    bar.n = min(int(event.get("frames_done", 0)), bar.total)
+                for job in events(client, job_id):
+                    progress = job["progress"]
+                    bar.desc = progress["phase"]
+                    bar.total = progress["frames_total"] or 1
+                    bar.n = progress["frames_done"]
                     bar.refresh()
             except httpx.HTTPError:
                 pass  # asked again below
@@ -296,16 +304,14 @@ def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
 
 
 def events(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the data of the job's server-sent events; none if the job is not known yet."""
+    """Yield the job at each of its server-sent events; nothing if it is not known yet."""
     path = f"/v1/avatar/jobs/{quote(job_id, safe='')}/events"
     with client.stream("GET", path, timeout=JOB_TIMEOUT_S) as response:
         if response.status_code != 200:
             return
         for line in response.iter_lines():
             if line.startswith("data:"):
-                data = json.loads(line.removeprefix("data:"))
-                if isinstance(data, dict):
-                    yield data
+                yield json.loads(line.removeprefix("data:"))
 
 
 def fetch(client: httpx.Client, url: str, path: Path) -> None:
@@ -352,9 +358,8 @@ def do_one_job(arguments: argparse.Namespace) -> None:
     folders = sorted({media.path.parent for media in (video, audio) if media.path})
     job_id = time.strftime("demo-%Y%m%d-%H%M%S")
     result, sheet = OUT / f"{job_id}.mp4", OUT / f"{job_id}.png"
-    key = os.environ.get("INTERNAL_API_KEY")
-    headers = {"X-Internal-API-Key": key} if key else {}
     with application(CONFIG, folders) as app:
+        headers = {"X-Internal-API-Key": app.key}
         with httpx.Client(base_url=app.base_url, headers=headers, trust_env=False) as client:
             health = wait_until_ready(app, client)
             body = {
