@@ -26,17 +26,15 @@ import random
 import secrets
 import shutil
 import signal
-import socket
 import ssl
 import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
-import certifi
 import httpcore
 
 from musetalk_pipeline.errors import (
@@ -47,13 +45,18 @@ from musetalk_pipeline.errors import (
     StageFailed,
 )
 from serve_app.addresses import AddressPolicy, IpAddress, Location, parse_location
+from serve_app.connections import (
+    DEFAULT_NETWORK,
+    Network,
+    PinnedBackend,
+    judged_addresses,
+)
 from serve_app.redact import shown_url
 
 logger = logging.getLogger(__name__)
 
 USER_AGENT = "lipsync-serve/1"
 WRITE_BLOCK_BYTES = 1 << 20
-MAX_ADDRESSES = 4  # of one host that are tried in turn
 _REDIRECTS = (301, 302, 303, 307, 308)
 # Statuses of a server that may answer better in a moment.
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
@@ -64,8 +67,6 @@ _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compres
 _CURL_HTTP_ERROR, _CURL_TIMEOUT, _CURL_TOO_LARGE, _CURL_BAD_CERTIFICATE = 22, 28, 63, 60
 _MAX_CURL_REPORT_BYTES = 65536
 _READ_BYTES = 65536
-
-Resolve = Callable[[str, int], Awaitable[list[IpAddress]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,38 +91,6 @@ class Downloaded:
     path: Path
     sha256: str
     size_bytes: int
-
-
-async def resolve_host(host: str, port: int) -> list[IpAddress]:
-    """Ask the system's resolver; addresses in its order of preference, without repeats.
-
-    Raises:
-        OSError: the name has no address, or no resolver answers.
-    """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A scoped address (fe80::1%eth0) keeps its zone and is refused for it later.
-    return [ipaddress.ip_address(text) for text in dict.fromkeys(str(f[4][0]) for f in found)]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """How the outside is reached; another one lets tests play the DNS and the certificates' issuer.
-
-    `ca_file`: trusted certificates (PEM) instead of certifi's. `curl`: program of the fallback;
-    None, or a name that is not installed, turns it off.
-    """
-
-    resolve: Resolve = resolve_host
-    ca_file: Path | None = None
-    curl: str | None = "curl"
-
-    def tls_context(self) -> ssl.SSLContext:
-        """Return a context that checks certificate and host name."""
-        return ssl.create_default_context(cafile=self.ca_file or certifi.where())
-
-
-DEFAULT_NETWORK = Network()
 
 
 class _TryAgainError(Exception):
@@ -285,43 +254,6 @@ class _Answer:
     redirect: str | None = None
 
 
-class _PinnedBackend(httpcore.AsyncNetworkBackend):
-    """Opens TCP connections to judged addresses only, whatever name it is asked for."""
-
-    def __init__(self, addresses: Sequence[IpAddress]) -> None:
-        self._addresses = addresses
-        self._inner = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("no address")
-        for address in self._addresses:
-            try:
-                return await self._inner.connect_tcp(
-                    str(address), port, timeout, local_address, socket_options
-                )
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                failure = exc
-        raise failure
-
-    async def connect_unix_socket(
-        self,
-        path: str,
-        timeout: float | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        raise httpcore.ConnectError("a download never uses a local socket")
-
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
-
-
 class _Fetch:
     """One download over http or https: attempts, hops, and the two ways to make a hop."""
 
@@ -374,23 +306,12 @@ class _Fetch:
         )
 
     async def _judged_addresses(self, location: Location) -> list[IpAddress]:
-        """Resolve the host and have every address judged; at most `MAX_ADDRESSES`, never none."""
-        if location.ip is not None:
-            addresses = [location.ip]
-        else:
-            addresses = await self._resolve(location)
-        self._policy.check(location, addresses)
-        return addresses[:MAX_ADDRESSES]
-
-    async def _resolve(self, location: Location) -> list[IpAddress]:
         try:
-            async with asyncio.timeout(self._limits.connect_s):
-                addresses = await self._network.resolve(location.host, location.port)
-        except (OSError, UnicodeError) as exc:  # TimeoutError is an OSError
+            return await judged_addresses(
+                location, self._policy, self._network, self._limits.connect_s
+            )
+        except OSError as exc:
             raise _TryAgainError(_unresolved(location)) from exc
-        if not addresses:
-            raise _TryAgainError(_unresolved(location))
-        return addresses
 
     async def _get(
         self, location: Location, addresses: Sequence[IpAddress], body: _Body
@@ -405,7 +326,7 @@ class _Fetch:
         pool = httpcore.AsyncConnectionPool(
             ssl_context=self._network.tls_context() if location.scheme == "https" else None,
             max_connections=1,
-            network_backend=_PinnedBackend(addresses),
+            network_backend=PinnedBackend(addresses),
         )
         try:
             async with (
@@ -544,7 +465,7 @@ class _Fetch:
             "connect-timeout": f"{max(self._limits.connect_s, 1):.0f}",
             "user-agent": USER_AGENT,
             "header": "Accept-Encoding: identity",
-            "cacert": str(self._network.ca_file or certifi.where()),
+            "cacert": str(self._network.certificates),
             "write-out": "%{stderr}%{http_code}\\n%{redirect_url}",
         }
         lines = [f'{name} = "{_curl_quoted(value)}"' for name, value in options.items()]

@@ -1,0 +1,105 @@
+"""Outputs in a folder of this machine, served by the ingress."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+from pathlib import Path
+from urllib.parse import quote
+
+from musetalk_pipeline.errors import UploadFailed
+from serve_app.storage import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
+
+_READ_BLOCK_BYTES = 1 << 20
+_OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+
+
+class LocalStore:
+    """Keeps outputs in a folder that the ingress serves under `/files/{key}`."""
+
+    name = "local"
+
+    def __init__(self, folder: Path, base_url: str) -> None:
+        self._folder = folder
+        self._base_url = base_url.rstrip("/")
+
+    def check(self) -> None:
+        """Create the folder and write to it once."""
+        probe = self._folder / f".check-{secrets.token_hex(6)}.part"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"ok")
+        except OSError as exc:
+            raise UploadFailed(
+                f"Storage check failed: the output folder cannot be written to "
+                f"({os.strerror(exc.errno or 0)}). Check its path, owner and free space."
+            ) from exc
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def place(self, job_id: str) -> Place:
+        return Place(None, None)
+
+    def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
+        """Copy the video, then the sidecar, each complete before it gets its name."""
+        name = object_name(job_id)
+        part = self._folder / f".{name}.{secrets.token_hex(6)}.part"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            size_bytes, digest = _copy_durably(video, part)
+            os.replace(part, self._folder / (name + VIDEO_SUFFIX))
+            _write_durably(part, sidecar)
+            os.replace(part, self._folder / (name + SIDECAR_SUFFIX))
+        except OSError as exc:
+            raise _folder_failed(exc) from exc
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        url = f"{self._base_url}/files/{quote(name + VIDEO_SUFFIX)}"
+        return StoredOutput(url, None, None, size_bytes, digest)
+
+    def resolve(self, key: str) -> Path | None:
+        """Return the file that `GET /files/{key}` may serve; None for everything else.
+
+        Only names that `put` makes are looked up, and links are not followed.
+        """
+        stem, suffix = os.path.splitext(key)
+        if suffix not in (VIDEO_SUFFIX, SIDECAR_SUFFIX) or not _OBJECT_NAME.fullmatch(stem):
+            return None
+        path = self._folder / key
+        return path if path.is_file() and not path.is_symlink() else None
+
+
+def _folder_failed(exc: OSError) -> UploadFailed:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UploadFailed("Upload failed: the disk of the output folder is full.")
+    return UploadFailed(
+        f"Upload failed: the output folder cannot be written to ({os.strerror(exc.errno or 0)})."
+    )
+
+
+def _copy_durably(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file onto the disk itself; return its size in bytes and SHA-256 in hex."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while block := reader.read(_READ_BLOCK_BYTES):
+            digest.update(block)
+            size_bytes += len(block)
+            writer.write(block)
+        writer.flush()
+        # A result that was reported must survive the machine's next crash.
+        os.fsync(writer.fileno())
+    return size_bytes, digest.hexdigest()
+
+
+def _write_durably(target: Path, content: bytes) -> None:
+    with target.open("xb") as writer:
+        writer.write(content)
+        writer.flush()
+        os.fsync(writer.fileno())
