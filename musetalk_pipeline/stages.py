@@ -1,0 +1,282 @@
+"""The stages of a job that work on pixels without a network of ours; each a pure function.
+
+    open_job       both files ─► what they are, the output picture, the plan
+    prepare_block  a block of source frames ─► faces and crops
+    compose_segment  an avatar and its drawn faces ─► an encoded piece
+
+`Listener.listen`, `Engine.encode` and `Engine.generate` lie between them, `encode.stitch` after.
+Memory is bounded by one block: `plan` keeps blocks of large pictures short.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import (
+    AvatarBlock,
+    DrawnFaces,
+    Face,
+    Picture,
+    Piece,
+    PreparedBlock,
+    SourceVideo,
+    SpeechAudio,
+)
+from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
+from musetalk_pipeline.boxes import Box, crop_box, face_box
+from musetalk_pipeline.colour import to_bgr, write_bgr
+from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
+from musetalk_pipeline.decode import frame_bytes, read_frames
+from musetalk_pipeline.encode import PieceEncoder
+from musetalk_pipeline.errors import AudioTooShort, NoFaceFound
+from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
+from musetalk_pipeline.picture import fit_picture, target_size
+from musetalk_pipeline.plan import (
+    BLOCK_S,
+    Block,
+    FramePlan,
+    Segment,
+    count_output_frames,
+    plan_frames,
+)
+from musetalk_pipeline.probe import open_audio, probe_video
+from musetalk_pipeline.tracks import face_of, smooth
+
+BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
+FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A job whose media have been checked: everything that is decided before the first block."""
+
+    source: SourceVideo
+    audio: SpeechAudio
+    picture: Picture
+    plan: FramePlan
+
+
+def open_job(
+    video_path: Path,
+    audio_path: Path,
+    work_dir: Path,
+    options: JobOptions,
+    limits: MediaLimits,
+    detector: LandmarkDetector,
+) -> OpenJob:
+    """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
+
+    `detector` is asked about a few frames, and only if the picture is cropped around the face.
+
+    Raises:
+        MediaError: the input cannot be used; the sentence says why. Do not send it again.
+    """
+    source = probe_video(video_path, limits, work_dir)
+    # Before the audio is decoded: options that cannot be met should cost nothing.
+    target_size(source.width, source.height, options.frame)
+    audio = open_audio(audio_path, work_dir, limits, options.encode.audio_bitrate_kbps)
+    n_output = count_output_frames(audio.n_samples, source.fps)
+    if n_output < 1:
+        raise AudioTooShort(
+            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
+            f"with {float(source.fps):.3g} frames a second. Send longer audio.",
+            duration_s=audio.duration_s,
+        )
+    faces = _sample_faces(source, n_output, options.frame, detector)
+    picture = fit_picture(source, options.frame, faces)
+    plan = plan_frames(source.n_frames, n_output, source.fps, block_seconds(picture, source.fps))
+    return OpenJob(source, audio, picture, plan)
+
+
+def block_seconds(picture: Picture, fps: Fraction) -> float:
+    """Return how long a block may be, so that its decoded frames fit into `BLOCK_BYTES`."""
+    frames = max(1, BLOCK_BYTES // frame_bytes(picture.width, picture.height))
+    return min(BLOCK_S, float(frames / fps))
+
+
+def prepare_block(
+    job: OpenJob,
+    block: Block,
+    detector: LandmarkDetector,
+    options: JobOptions,
+    needs_parse_inputs: bool,
+) -> PreparedBlock:
+    """Decode a block, find its faces and cut out what the networks see.
+
+    With `box_smoothing`, neighbouring frames of other blocks are looked at too, so that the result
+    does not depend on where the block begins.
+    """
+    started = time.monotonic()
+    reach = options.face.box_smoothing
+    last = job.plan.blocks[-1].end
+    first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
+    frames = list(read_frames(job.source, job.picture, first_seen, end_seen))
+    inner = slice(block.start - first_seen, block.end - first_seen)
+    # Three calls, because whether a face is present may be decided over all frames of a call.
+    found = [
+        landmarks
+        for part in (slice(0, inner.start), inner, slice(inner.stop, None))
+        if frames[part]
+        for landmarks in detector.detect(_BgrFrames(frames[part], job.picture))
+    ]
+    size = job.picture.width, job.picture.height
+    faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
+    block_faces = tuple(faces[inner])
+    crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
+    return PreparedBlock(block, block_faces, crops, parse_inputs, time.monotonic() - started)
+
+
+def compose_segment(
+    job: OpenJob,
+    segment: Segment,
+    avatar: AvatarBlock,
+    drawn: DrawnFaces,
+    options: JobOptions,
+    threads: int = 1,
+) -> Piece:
+    """Decode the frames of a segment again, put the drawn faces in, and encode them once.
+
+    Frames without a face pass through untouched, at their own index. `threads`: of the encoder.
+    """
+    started = time.monotonic()
+    rows = avatar.rows(segment)
+    next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
+    with PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder:
+        for frame, source_frame, row in zip(
+            _frames_in_order(job, segment), segment.source_frames(), rows, strict=True
+        ):
+            face = avatar.faces[source_frame - avatar.block.start]
+            if face is not None and row is not None:
+                picture, weight = next(next_drawn)
+                replace = unpack_mask(avatar.masks[row])
+                _redraw(
+                    frame, job.picture, face, replace, picture, float(weight), options.mask.blur
+                )
+            encoder.add(frame)
+        data = encoder.finish()
+    return Piece(segment, data, time.monotonic() - started)
+
+
+def require_face(frames_with_face: int, plan: FramePlan) -> None:
+    """Refuse a job in which no block had a face; to be asked before anything is stored.
+
+    Raises:
+        NoFaceFound: always the input's fault.
+    """
+    if frames_with_face == 0:
+        raise NoFaceFound(
+            "No face was found in any frame that the audio reaches. Use a video in which a face is "
+            "visible from the front.",
+            frames=plan.n_output,
+        )
+
+
+class _BgrFrames(Sequence[NDArray[np.uint8]]):
+    """Frames as a detector wants them, converted when they are asked for and not kept."""
+
+    def __init__(self, frames: Sequence[NDArray[np.uint8]], picture: Picture) -> None:
+        self._frames = frames
+        self._picture = picture
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, place: slice) -> _BgrFrames: ...
+    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | _BgrFrames:
+        if isinstance(place, slice):
+            return _BgrFrames(self._frames[place], self._picture)
+        picture = self._picture
+        return to_bgr(self._frames[place], picture.width, picture.height, picture.colour)
+
+
+def _sample_faces(
+    source: SourceVideo, n_output: int, options: FrameOptions, detector: LandmarkDetector
+) -> list[Box]:
+    """Return face boxes of a few frames in displayed source pixels, if the picture needs them."""
+    if options.fit != "crop":
+        return []
+    whole = fit_picture(source, FrameOptions(), ())
+    left, top = (whole.crop.x0, whole.crop.y0) if whole.crop is not None else (0, 0)
+    reached = min(source.n_frames, n_output)
+    boxes = []
+    for place in sorted({reached * k // FACE_SAMPLES for k in range(FACE_SAMPLES)}):
+        frames = list(read_frames(source, whole, place, place + 1))
+        [found] = detector.detect(_BgrFrames(frames, whole))
+        box = None if found is None else face_box(found.points) or found.box
+        if box is not None:
+            boxes.append(Box(box.x0 + left, box.y0 + top, box.x1 + left, box.y1 + top))
+    return boxes
+
+
+def _cut_out(
+    frames: Sequence[NDArray[np.uint8]],
+    faces: Sequence[Face | None],
+    picture: Picture,
+    needs_parse_inputs: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the face crops and the parser's inputs of the frames with a face."""
+    present = [(frame, face.box) for frame, face in zip(frames, faces, strict=True) if face]
+    n_parsed = len(present) if needs_parse_inputs else 0
+    crops = np.empty((len(present), FACE_SIDE, FACE_SIDE, 3), np.uint8)
+    parse_inputs = np.empty((n_parsed, PARSE_SIDE, PARSE_SIDE, 3), np.uint8)
+    for row, (frame, box) in enumerate(present):
+        around = crop_box(box) if needs_parse_inputs else box
+        region = _even(around.clipped(picture.width, picture.height))
+        bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+        inner = Box(box.x0 - region.x0, box.y0 - region.y0, box.x1 - region.x0, box.y1 - region.y0)
+        crops[row] = face_crop(bgr, inner)
+        if needs_parse_inputs:
+            parse_inputs[row] = parse_input(bgr, inner)
+    return crops, parse_inputs
+
+
+def _frames_in_order(job: OpenJob, segment: Segment) -> Iterator[NDArray[np.uint8]]:
+    """Yield the source frames of a segment in output order.
+
+    Video decodes forwards only, so a segment on the way back is held in memory and given out from
+    its end, each frame let go at once.
+    """
+    shown = segment.source_frames()
+    frames = read_frames(job.source, job.picture, min(shown), max(shown) + 1)
+    if segment.step > 0:
+        yield from frames
+        return
+    held = list(frames)
+    while held:
+        yield held.pop()
+
+
+def _redraw(
+    frame: NDArray[np.uint8],
+    picture: Picture,
+    face: Face,
+    replace: NDArray[np.uint8],
+    drawn: NDArray[np.uint8],
+    weight: float,
+    blur: float,
+) -> None:
+    """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
+    mask = soft_mask(replace, face.box, blur)
+    if mask is None or weight <= 0.0:
+        return
+    region = _even(mask.box)
+    bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+    paste_face(bgr, region, drawn, face.box, mask, weight)
+    write_bgr(frame, region, bgr, picture.colour)
+
+
+def _even(box: Box) -> Box:
+    """Return the smallest box with even corners around `box`; a picture's own sides are even."""
+    return Box(box.x0 & ~1, box.y0 & ~1, (box.x1 + 1) & ~1, (box.y1 + 1) & ~1)
