@@ -1,0 +1,262 @@
+"""Runs one network over many rows: in batches of a few fixed shapes, whatever goes wrong.
+
+- The last batch is padded to the next shape, so that a GPU sees the same few shapes for ever.
+- Out of memory halves the batch and goes on.
+- A batch with NaN or infinity in half precision is computed again in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from musetalk_pipeline.errors import OutOfGpuMemory, StageFailed
+from musetalk_pipeline.networks.precision import exact_math, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened since the engine was built."""
+
+    batches: int = 0
+    frames: int = 0
+    float32_redos: int = 0  # batches computed again because half precision overflowed
+    batch_halvings: int = 0  # times a batch did not fit into memory
+
+
+@dataclass(frozen=True, slots=True)
+class Acceleration:
+    """What a GPU can be made to do on top. All of it changes no more than rounding.
+
+    `channels_last`: None means on CUDA in half precision. `cuda_graphs` and `compile` exclude each
+    other; both cost time at the first batch of each shape and memory for ever.
+    """
+
+    channels_last: bool | None = None
+    cuda_graphs: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.cuda_graphs and self.compile:
+            raise ValueError("choose cuda_graphs or compile, not both")
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows `[start, end)`: what came out, and a scalar that says whether all of it is finite."""
+
+    start: int
+    end: int
+    result: Tensor
+    is_finite: Tensor
+
+
+class BatchRunner:
+    """One network on one device. Not for use by two threads at once."""
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[], nn.Module],
+        finish: Callable[[Tensor], Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        counters: Counters,
+        acceleration: Acceleration,
+    ) -> None:
+        """Put the network on its device.
+
+        `make` gives it in float32 on the CPU, and is called again if float32 is needed later.
+        `finish` turns what the network gives into what the caller wants, row by row.
+        """
+        self.name = name
+        self.device = device
+        self.dtype = dtype
+        self.batch_size = 1
+        self._make = make
+        self._finish = finish
+        self._counters = counters
+        self._acceleration = acceleration
+        self._network = self._place(make(), dtype)
+        self._float32: nn.Module | None = None
+
+    @torch.inference_mode()
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Return the finished rows, on the device. All `inputs` have one row for each.
+
+        Raises:
+            OutOfGpuMemory: a batch of one row does not fit.
+            StageFailed: the network gives no finite numbers, in float32 either.
+        """
+        inputs = tuple(rows.to(self.device, non_blocking=True) for rows in inputs)
+        with exact_math(self.device, self.dtype):
+            parts = self._batches(self._network, inputs)
+        finite = torch.stack([part.is_finite for part in parts]).tolist()  # one synchronisation
+        for index, is_finite in enumerate(finite):
+            if not is_finite:
+                parts[index] = self._redo(parts[index], inputs)
+        self._counters.frames += inputs[0].shape[0]
+        return torch.cat([part.result for part in parts])
+
+    def shape_for(self, rows: int) -> int:
+        """Return the batch shape for `rows`: the next power of two, at most the batch size."""
+        return min(self.batch_size, 1 << (rows - 1).bit_length())
+
+    def _batches(self, network: nn.Module, inputs: Sequence[Tensor]) -> list[_Part]:
+        parts: list[_Part] = []
+        start, count = 0, inputs[0].shape[0]
+        while start < count:
+            end = min(start + self.batch_size, count)
+            part = self._attempt(network, inputs, start, end)
+            if part is None:
+                self._halve()
+                continue
+            parts.append(part)
+            start = end
+        return parts
+
+    def _attempt(
+        self, network: nn.Module, inputs: Sequence[Tensor], start: int, end: int
+    ) -> _Part | None:
+        """Compute one batch; None if it does not fit. Leaving frees what the attempt held."""
+        try:
+            shape = self.shape_for(end - start)
+            raw = network(*(_padded(rows[start:end], shape) for rows in inputs))[: end - start]
+            self._counters.batches += 1
+            return _Part(start, end, self._finish(raw), torch.isfinite(raw).all())
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _halve(self) -> None:
+        """Go on with half the batch.
+
+        Raises:
+            OutOfGpuMemory: it was one row already.
+        """
+        self._free()
+        if self.batch_size == 1:
+            raise OutOfGpuMemory(
+                f"Not even one frame fits through the {self.name} in the memory of {self.device}. "
+                "Use a GPU with more memory, float16, or fewer replicas on it.",
+                network=self.name,
+                device=str(self.device),
+            )
+        self.batch_size //= 2
+        self._counters.batch_halvings += 1
+        logger.warning(
+            "out of memory, batch halved",
+            extra={"network": self.name, "batch_size": self.batch_size},
+        )
+
+    def _redo(self, part: _Part, inputs: Sequence[Tensor]) -> _Part:
+        """Compute rows again in float32.
+
+        Half the range of float16 is lost in the networks' norms on some GPUs; the reference turns
+        such faces black (musetalk_reference Q36).
+        """
+        if self.dtype is torch.float32:
+            raise self._not_finite()
+        self._counters.float32_redos += 1
+        logger.warning(
+            "not finite in half precision, batch redone in float32",
+            extra={"network": self.name, "dtype": str(self.dtype), "frames": part.end - part.start},
+        )
+        network = self._float32 or self._place(self._make(), torch.float32)
+        self._float32 = network
+        rows = [tensor[part.start : part.end] for tensor in inputs]
+        with exact_math(self.device, torch.float32):
+            again = self._batches(network, rows)
+        if not torch.stack([batch.is_finite for batch in again]).all():
+            raise self._not_finite()
+        result = torch.cat([batch.result for batch in again])
+        return _Part(part.start, part.end, result, torch.ones((), dtype=torch.bool))
+
+    def _not_finite(self) -> StageFailed:
+        return StageFailed(
+            f"The {self.name} gave numbers that are not finite, in float32 too: its weights or "
+            "the GPU are damaged. Verify them with `python -m musetalk_pipeline.weights verify`.",
+            network=self.name,
+        )
+
+    def _place(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
+        on_cuda = self.device.type == "cuda"
+        channels_last = self._acceleration.channels_last
+        if channels_last is None:
+            channels_last = on_cuda and dtype is not torch.float32
+        network = network.to(self.device, dtype).eval()
+        if channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._acceleration.compile:
+            network.compile(dynamic=False)
+        if self._acceleration.cuda_graphs and on_cuda:
+            network = GraphedNetwork(network)
+        return network
+
+    def _free(self) -> None:
+        """Give cached memory, recorded graphs included, back to the driver."""
+        if isinstance(self._network, GraphedNetwork):
+            self._network.forget()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _padded(rows: Tensor, shape: int) -> Tensor:
+    """Repeat the last row until there are `shape`: no network mixes rows, so it harms none."""
+    missing = shape - rows.shape[0]
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing else rows
+
+
+class GraphedNetwork(nn.Module):
+    """Records the kernels of each input shape once and replays them: no launch costs afterwards."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self._recorded: dict[tuple[torch.Size, ...], _Recording] = {}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return what the network gives for `inputs`."""
+        shapes = tuple(rows.shape for rows in inputs)
+        if shapes not in self._recorded:
+            self._recorded[shapes] = _record(self.network, inputs)
+        recording = self._recorded[shapes]
+        for held, rows in zip(recording.inputs, inputs, strict=True):
+            held.copy_(rows)
+        recording.graph.replay()
+        return recording.output.clone()  # the next replay writes over it
+
+    def forget(self) -> None:
+        """Drop all recordings and the memory they hold."""
+        self._recorded.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+
+
+def _record(network: nn.Module, inputs: Sequence[Tensor]) -> _Recording:
+    held = tuple(rows.clone() for rows in inputs)
+    # Libraries choose algorithms and allocate workspaces in the first calls, which a recording
+    # must not contain; on a side stream, as CUDA asks.
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            network(*held)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = network(*held)
+    return _Recording(graph, held, output)

@@ -1,0 +1,93 @@
+"""The UNet that moves the mouth: one pass at timestep 0, steered by 200 ms of Whisper features."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+
+from musetalk_pipeline.networks.checkpoint import (
+    find_weights,
+    load_network,
+    read_config,
+    read_weights,
+)
+from musetalk_pipeline.options import Version
+
+CONTEXT_ROWS = 50  # 10 steps of 20 ms, 5 Whisper layers each; more with longer audio paddings
+LONGEST_CONTEXT = 500  # rows that positions are made for: paddings of 49 frames together
+CONTEXT_WIDTH = 384  # Whisper-tiny's
+
+# Folder and file names as published (musetalk_reference §2).
+_FOLDERS: dict[Version, str] = {"v15": "musetalkV15", "v1": "musetalk"}
+_FILES: dict[Version, tuple[str, ...]] = {
+    "v15": ("unet.pth", "unet.safetensors"),
+    "v1": ("pytorch_model.bin", "pytorch_model.safetensors"),
+}
+
+
+class MouthUnet(nn.Module):
+    """Latents and speech in, latents of the speaking face out."""
+
+    timestep: Tensor
+    positions: Tensor
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+        self.register_buffer("timestep", torch.zeros(1, dtype=torch.int64), persistent=False)
+        self.register_buffer("positions", positional_encoding(), persistent=False)
+
+    def forward(self, latents: Tensor, context: Tensor) -> Tensor:
+        """Return (B, 4, 32, 32) in the network's precision.
+
+        `latents`: (B, 8, 32, 32), masked half first, then reference. `context`: (B, 50, 384),
+        Whisper windows without positions; any number of rows up to 500.
+        """
+        dtype = self.positions.dtype
+        speech = context.to(dtype) + self.positions[:, : context.shape[1]]
+        drawn: Tensor = self.unet(
+            latents.to(dtype), self.timestep, encoder_hidden_states=speech, return_dict=False
+        )[0]
+        return drawn
+
+
+def positional_encoding(rows: int = LONGEST_CONTEXT, width: int = CONTEXT_WIDTH) -> Tensor:
+    """Return the (1, rows, width) float32 sinusoids that are added to every window.
+
+    Base 10000, sine on even and cosine on odd columns (reference: models/unet.py).
+    """
+    position = torch.arange(rows, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
+    table = torch.zeros(1, rows, width)
+    table[0, :, 0::2] = torch.sin(position * rate)
+    table[0, :, 1::2] = torch.cos(position * rate)
+    return table
+
+
+def unet_files(models: Path, version: Version) -> tuple[Path, Path]:
+    """Return the weight file and the configuration of `version` in a models folder.
+
+    Raises:
+        ModelLoadFailed: one of them is missing. Fetch the weights.
+    """
+    folder = models / _FOLDERS[version]
+    return (
+        find_weights(folder, *_FILES[version]),
+        find_weights(folder, "musetalk.json", "config.json"),
+    )
+
+
+def load_unet(weights: Path, config: Path) -> MouthUnet:
+    """Read the UNet in float32.
+
+    Raises:
+        ModelLoadFailed: a file is damaged, or does not fit the other.
+    """
+    settings = {key: value for key, value in read_config(config).items() if not key.startswith("_")}
+    return MouthUnet(
+        load_network(lambda: UNet2DConditionModel(**settings), read_weights(weights))
+    ).eval()
