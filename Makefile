@@ -13,9 +13,10 @@ TESTS :=
 
 # `worker`, or `worker-with-weights`: the same with the published weights inside.
 IMAGE := worker
+CONFIG := serve_config.yaml
 
 # Handed on through the environment, so that no path or URL is ever read as shell words.
-export VIDEO AUDIO RESOLUTION ASPECT_RATIO PYTHON
+export VIDEO AUDIO RESOLUTION ASPECT_RATIO CONFIG PYTHON
 
 help:  ## this list
 	@echo "make run [VIDEO=file-or-url] [AUDIO=file-or-url] [RESOLUTION=720p] [ASPECT_RATIO=9:16]"
@@ -25,9 +26,9 @@ run:  ## set up, start the application, do one job, show where the result is, st
 	@scripts/setup.sh base
 	@$(PY) -m serve_app.demo
 
-serve:  ## set up and keep serving on the address in serve_config.yaml (Ctrl-C stops)
+serve:  ## set up and keep serving (Ctrl-C stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base
-	@$(RAY_ENV) .venv/bin/serve run serve_config.yaml
+	@$(RAY_ENV) .venv/bin/serve run "$$CONFIG"
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev

@@ -39,7 +39,6 @@ from musetalk_pipeline.contact_sheet import write_contact_sheet
 from serve_app.demo_media import SpeechMissing, demo_speech, demo_video
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = ROOT / "serve_config.yaml"
 OUT = ROOT / "out"
 CACHE = ROOT / ".cache" / "demo"
 SPEECH_ROOTS = (Path("/"), ROOT / ".cache" / "speech")
@@ -346,6 +345,7 @@ def parse_arguments() -> argparse.Namespace:
         ("audio", "a file or an http(s) address (default: recorded speech)"),
         ("resolution", "720p, 640x360, source"),
         ("aspect-ratio", "9:16, 16:9, 1:1, source"),
+        ("config", "what `serve run` starts (default: serve_config.yaml)"),
     ):
         variable = name.upper().replace("-", "_")
         parser.add_argument(f"--{name}", default=os.environ.get(variable) or None, help=text)
@@ -358,7 +358,7 @@ def do_one_job(arguments: argparse.Namespace) -> None:
     folders = sorted({media.path.parent for media in (video, audio) if media.path})
     job_id = time.strftime("demo-%Y%m%d-%H%M%S")
     result, sheet = OUT / f"{job_id}.mp4", OUT / f"{job_id}.png"
-    with application(CONFIG, folders) as app:
+    with application(ROOT / (arguments.config or "serve_config.yaml"), folders) as app:
         headers = {"X-Internal-API-Key": app.key}
         with httpx.Client(base_url=app.base_url, headers=headers, trust_env=False) as client:
             health = wait_until_ready(app, client)
