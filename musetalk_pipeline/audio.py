@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -53,11 +54,10 @@ class WhisperListener:
         """Return (n, 50, 384) windows, time outer, layer inner, and the (n,) loudness."""
         started = time.monotonic()
         starts = window_starts(fps, segment.start, segment.end, options)
-        steps = self._steps(audio, starts[0], starts[-1] + window_length(options))
         length = window_length(options)
-        windows = np.stack([steps[s - starts[0] : s - starts[0] + length] for s in starts])
+        steps = self._steps(audio, starts[0], starts[-1] + length)
         return Speech(
-            features=windows.reshape(len(starts), length * LAYERS, WIDTH),
+            features=cut_windows(steps, [first - starts[0] for first in starts], length),
             loudness=frame_loudness(audio.pcm_path, fps, segment.start, segment.end),
             seconds=time.monotonic() - started,
         )
@@ -89,25 +89,28 @@ class WhisperListener:
 
 
 def window_length(options: SpeechOptions) -> int:
-    """Return the steps of 20 ms in a window: 10 with the reference's paddings of 2 and 2.
-
-    The network takes exactly 50 rows, so other sums of paddings are refused where options are
-    checked.
-    """
+    """Return the steps of 20 ms in a window: 10 with the reference's paddings of 2 and 2."""
     return 2 * (options.audio_padding_left + options.audio_padding_right + 1)
+
+
+def cut_windows(
+    steps: NDArray[np.float32], starts: Sequence[int], length: int
+) -> NDArray[np.float32]:
+    """Return (n, length * 5, 384), time outer and layer inner, from (m, 5, 384) steps."""
+    windows = np.stack([steps[first : first + length] for first in starts])
+    return windows.reshape(len(starts), length * LAYERS, WIDTH)
 
 
 def window_starts(fps: Fraction, start: int, end: int, options: SpeechOptions) -> list[int]:
     """Return the first step of each output frame's window; negative before the sound begins.
 
-    The window begins a fixed time before its frame: 80 ms with the default padding, as the network
-    was trained at 25 fps. The reference shifts it with the frame rate (lips 40 ms late at 24 fps,
-    early from 50 fps on); at 25 to 49 fps both agree.
+    A window begins a fixed time before its frame: 80 ms with the default padding, as the network
+    was trained at 25 fps. The reference pads by whole video frames instead (Q39).
     """
-    return [
-        math.floor(frame * STEPS_PER_S / fps) - 2 * options.audio_padding_left
-        for frame in range(start, end)
-    ]
+    steps_per_frame = STEPS_PER_S / fps
+    unit = 2 if options.window_placement == "fixed" else math.ceil(steps_per_frame)
+    lead = unit * options.audio_padding_left
+    return [math.floor(frame * steps_per_frame) - lead for frame in range(start, end)]
 
 
 def count_steps(n_samples: int) -> int:

@@ -44,9 +44,8 @@ def frame_loudness(pcm_path: Path, fps: Fraction, start: int, end: int) -> NDArr
     held = _moving_max(speaking, hold)
     weights = np.convolve(held, np.full(2 * fade + 1, 1 / (2 * fade + 1)), mode="same")
     middles_s = (np.arange(start, end) + 0.5) * float(1 / fps)
-    return (
-        np.interp(middles_s, hop_times, weights, left=0.0, right=0.0).clip(0, 1).astype(np.float32)
-    )
+    at_frames = np.interp(middles_s, hop_times, weights, left=0.0, right=0.0)
+    return np.asarray(at_frames.clip(0, 1), np.float32)
 
 
 def _levels(

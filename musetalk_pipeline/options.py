@@ -12,6 +12,7 @@ from typing import Literal
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "crop"]
+WindowPlacement = Literal["fixed", "reference"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
 
 
@@ -64,11 +65,15 @@ class SpeechOptions:
 
     Paddings are the reference's `audio_padding_length_left/right`, in video frames at 25 fps.
     `rest_in_silence` fades to the source frame where nobody speaks; off is the reference.
+    `window_placement`: how long before its frame a window of sound begins. `fixed` is the time the
+    network was trained with, whatever the frame rate; `reference` shifts it with the rate, 40 ms
+    late at 17 to 24 fps and early from 50 on. From 25 to 49 fps they are the same.
     """
 
     audio_padding_left: int = 2
     audio_padding_right: int = 2
     rest_in_silence: bool = False
+    window_placement: WindowPlacement = "fixed"
 
 
 @dataclass(frozen=True, slots=True)
