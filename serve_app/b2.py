@@ -35,6 +35,7 @@ from b2sdk.v3 import (
 from b2sdk.v3.exception import (
     B2Error,
     CapExceeded,
+    MaxRetriesExceeded,
     NonExistentBucket,
     NotAllowedByAppKeyError,
     RestrictedBucket,
@@ -179,7 +180,8 @@ class B2Store:
             try:
                 return self._within(try_s, work)
             # The SDK asserts, warns and raises bare types too; a failed try is a failed try.
-            except Exception as exc:
+            except Exception as raised:
+                exc = _last_cause(raised)
                 reason = self._reason(exc, try_s)
                 logger.warning(
                     "B2 request failed",
@@ -252,6 +254,13 @@ class B2Store:
         if isinstance(exc, CapExceeded):
             return "a cap of the Backblaze B2 account is reached"
         return f"Backblaze B2 cannot be reached or answers with an error ({type(exc).__name__})"
+
+
+def _last_cause(exc: Exception) -> Exception:
+    """Return the last of the errors that the SDK gathers when it gives up on upload addresses."""
+    if isinstance(exc, MaxRetriesExceeded) and exc.exception_info_list:
+        return exc.exception_info_list[-1]  # type: ignore[no-any-return]
+    return exc
 
 
 def _is_final(exc: Exception) -> bool:

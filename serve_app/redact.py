@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 MAX_SHOWN_CHARS = 300
 HIDDEN = "[hidden]"
@@ -22,7 +22,7 @@ _SIGNED_VALUE = re.compile(
     r"|api[_-]?key|access[_-]?key(?:id)?|x-amz-[a-z-]{1,32}))=[^&\s\"'<>]+"
 )
 _AUTHORISATION = re.compile(
-    r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*b?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
+    r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*(?:b(?=[\"']))?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
 )
 
 
@@ -32,18 +32,20 @@ def shown_url(url: str) -> str:
     Works on any text, however malformed, and never raises; control characters and non-ASCII
     characters come out percent-encoded, long paths cut.
     """
-    # The rightmost @ before the first slash, question mark or hash ends the userinfo, whatever
-    # else is wrong with the URL.
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    try:
-        parts = urlsplit(bare)
-        host = parts.netloc.rpartition("@")[2]
-        text = f"{parts.scheme}://{host}{parts.path}"
-    except ValueError:
-        text = bare.rpartition("@")[2]
-    if "@" in text.partition("://")[2].partition("/")[0]:
-        text = text.rpartition("@")[2]
-    shown = quote(text, safe=_SAFE_IN_SHOWN_URL)
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        scheme, rest = "", url
+    authority, slash, path = rest.partition("/")
+    bare = re.split(r"[?#]", authority, maxsplit=1)[0]
+    if bare != authority:
+        # A question mark in a password, or a query right behind the host: no telling which.
+        host, path = (HIDDEN, "") if "@" in authority else (bare, "")
+    else:
+        host = authority.rpartition("@")[2]
+        path = slash + re.split(r"[?#]", path, maxsplit=1)[0]
+    text = f"{scheme}{colon}{host}{path}"
+    # JSON can carry half a surrogate pair, which UTF-8 cannot.
+    shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
     return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
 
 
