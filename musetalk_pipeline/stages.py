@@ -11,7 +11,8 @@ Memory is bounded by one block: `plan` keeps blocks of large pictures short.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -150,10 +151,11 @@ def compose_segment(
     started = time.monotonic()
     rows = avatar.rows(segment)
     next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
-    with PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder:
-        for frame, source_frame, row in zip(
-            _frames_in_order(job, segment), segment.source_frames(), rows, strict=True
-        ):
+    with (
+        closing(_frames_in_order(job, segment)) as frames,
+        PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder,
+    ):
+        for frame, source_frame, row in zip(frames, segment.source_frames(), rows, strict=True):
             face = avatar.faces[source_frame - avatar.block.start]
             if face is not None and row is not None:
                 picture, weight = next(next_drawn)
@@ -242,7 +244,7 @@ def _cut_out(
     return crops, parse_inputs
 
 
-def _frames_in_order(job: OpenJob, segment: Segment) -> Iterator[NDArray[np.uint8]]:
+def _frames_in_order(job: OpenJob, segment: Segment) -> Generator[NDArray[np.uint8], None, None]:
     """Yield the source frames of a segment in output order.
 
     Video decodes forwards only, so a segment on the way back is held in memory and given out from

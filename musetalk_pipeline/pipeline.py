@@ -1,0 +1,246 @@
+"""A whole job in one process: the stages in order, overlapped.
+
+    thread 1   prepare blocks, listen          ─┐ one segment ahead
+    thread 2   encode avatars, draw faces      ─┤ one segment ahead
+    this one   compose segments, stitch        ─┘
+
+The heavy work of each (decoding, networks, libx264) runs outside Python's lock. At most a few
+segments exist at a time, whatever the length of the clip.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+from musetalk_pipeline.ahead import Ahead
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, PreparedBlock, Speech
+from musetalk_pipeline.encode import stitch
+from musetalk_pipeline.engines.engine import Engine, Listener
+from musetalk_pipeline.errors import DeadlineExceeded, JobCancelled
+from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.options import JobOptions, MediaLimits
+from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.shelf import BlockShelf
+from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a process loads once and uses for every job. `encoder_threads`: of libx264."""
+
+    detector: LandmarkDetector
+    engine: Engine
+    listener: Listener
+    encoder_threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is. `frames_total` is 0 until the input has been checked."""
+
+    stage: str  # open, compose or finish
+    frames_done: int = 0
+    frames_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished job. `stage_seconds` are seconds of work; stages overlap, so they add up to more
+    than `elapsed_s`. `frames_with_face` counts output frames.
+    """
+
+    path: Path
+    engine: str
+    model_version: str
+    landmarks: str
+    width: int
+    height: int
+    fps: Fraction
+    frames: int
+    frames_with_face: int
+    elapsed_s: float
+    stage_seconds: dict[str, float]
+    peak_memory_mib: float | None
+
+
+class Cancellation(Protocol):
+    """A `threading.Event`, or what looks like one."""
+
+    def is_set(self) -> bool:
+        """Tell whether nobody wants the result any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What can end a job early; asked between segments."""
+
+    cancelled: Cancellation = field(default_factory=threading.Event)
+    deadline_s: float | None = None  # from now on
+    started: float = field(default_factory=time.monotonic)
+
+    def check(self) -> None:
+        """Go on, or raise.
+
+        Raises:
+            JobCancelled, DeadlineExceeded: stop; nothing has been written to the output path.
+        """
+        if self.cancelled.is_set():
+            raise JobCancelled("The job was cancelled.")
+        if self.deadline_s is not None and time.monotonic() - self.started > self.deadline_s:
+            raise DeadlineExceeded(
+                f"The job was not done within its deadline of {self.deadline_s:.0f} s."
+            )
+
+
+def run(
+    video_path: Path,
+    audio_path: Path,
+    out_path: Path,
+    options: JobOptions,
+    tools: Tools,
+    *,
+    limits: MediaLimits | None = None,
+    watch: Watch | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Result:
+    """Make the video of `video_path` speak `audio_path`; the result appears at `out_path` when it
+    is complete. Everything in between lies in one temporary folder, which is always removed.
+
+    Raises:
+        MediaError: the input is at fault; the sentence says how.
+        ProcessingError: this machine is at fault.
+    """
+    watch = watch or Watch()
+    with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
+        scratch = Path(folder)
+        tally = _Tally()
+        on_progress(Progress("open"))
+        started = time.monotonic()
+        job = open_job(
+            video_path, audio_path, scratch, options, limits or MediaLimits(), tools.detector
+        )
+        tally.seconds["open"] = time.monotonic() - started
+        shelf = BlockShelf(job.plan, scratch)
+        with (
+            Ahead(_prepare(job, options, tools, shelf, watch), name="prepare") as prepared,
+            Ahead(_draw(iter(prepared), options, tools, shelf), name="draw") as drawn,
+        ):
+            pieces = _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
+            frames = stitch(
+                (piece.data for piece in pieces), job.audio, out_path, job.picture, job.plan.fps
+            )
+        return Result(
+            path=out_path,
+            engine=tools.engine.name,
+            model_version=tools.engine.model_version,
+            landmarks=tools.detector.name,
+            width=job.picture.width,
+            height=job.picture.height,
+            fps=job.plan.fps,
+            frames=frames,
+            frames_with_face=tally.frames_with_face,
+            elapsed_s=time.monotonic() - watch.started,
+            stage_seconds=dict(tally.seconds),
+            peak_memory_mib=tools.engine.peak_memory_mib(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A segment ready to be drawn. `block` is None if its avatar is on the shelf."""
+
+    segment: Segment
+    block: PreparedBlock | None
+    speech: Speech
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """A drawn segment. `seconds`: of work so far, by stage."""
+
+    segment: Segment
+    avatar: AvatarBlock
+    faces: DrawnFaces
+    seconds: dict[str, float]
+
+
+class _Tally:
+    """What happened so far, summed up."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.frames = 0
+        self.frames_with_face = 0
+
+    def add(self, drawn: _Drawn, piece: Piece) -> None:
+        for stage, seconds in {**drawn.seconds, "compose": piece.seconds}.items():
+            self.seconds[stage] += seconds
+        self.frames += len(drawn.segment)
+        self.frames_with_face += len(drawn.faces.faces)
+
+
+def _prepare(
+    job: OpenJob, options: JobOptions, tools: Tools, shelf: BlockShelf, watch: Watch
+) -> Iterator[_Prepared]:
+    for segment in job.plan.segments:
+        watch.check()
+        block = None
+        if not shelf.has(segment.block, segment.index):
+            block = prepare_block(
+                job,
+                job.plan.blocks[segment.block],
+                tools.detector,
+                options,
+                tools.engine.needs_parse_inputs,
+            )
+        speech = tools.listener.listen(job.audio, job.plan.fps, segment, options.speech)
+        yield _Prepared(segment, block, speech)
+
+
+def _draw(
+    prepared: Iterator[_Prepared], options: JobOptions, tools: Tools, shelf: BlockShelf
+) -> Iterator[_Drawn]:
+    for item in prepared:
+        seconds = {"listen": item.speech.seconds}
+        if item.block is None:
+            avatar = shelf.take(item.segment.block)
+        else:
+            avatar = tools.engine.encode(item.block, options.mask)
+            seconds |= {"prepare": item.block.seconds, "encode": avatar.seconds}
+        faces = tools.engine.generate(avatar, item.speech, item.segment, options.speech)
+        shelf.done(avatar)
+        yield _Drawn(item.segment, avatar, faces, {**seconds, "generate": faces.seconds})
+
+
+def _compose(
+    job: OpenJob,
+    drawn: Iterator[_Drawn],
+    options: JobOptions,
+    tools: Tools,
+    tally: _Tally,
+    watch: Watch,
+    on_progress: Callable[[Progress], None],
+) -> Iterator[Piece]:
+    """Yield the pieces in order, one at a time; refuse at the end if no frame had a face."""
+    total = job.plan.n_output
+    on_progress(Progress("compose", 0, total))
+    for item in drawn:
+        watch.check()
+        piece = compose_segment(
+            job, item.segment, item.avatar, item.faces, options, tools.encoder_threads
+        )
+        tally.add(item, piece)
+        yield piece
+        on_progress(Progress("compose", tally.frames, total))
+    # Asked here, before `stitch` lets the file appear.
+    require_face(tally.frames_with_face, job.plan)
+    on_progress(Progress("finish", tally.frames, total))
