@@ -50,7 +50,9 @@ def to_bgr(
         dst_color_range=ColorRange.JPEG,
         threads=1,
     )
-    return bgr.to_ndarray()
+    plane = bgr.planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(box.height, plane.line_size)
+    return np.ascontiguousarray(rows[:, : 3 * box.width]).reshape(box.height, box.width, 3)
 
 
 def write_bgr(
@@ -104,7 +106,7 @@ def _region(frame: NDArray[np.uint8], width: int, height: int, box: Box) -> NDAr
 
 
 def _matrices(colour: ColourTags) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (1, 4) BGR1 to Y and (2, 4) BGR1 to U, V, for 8 bits (ITU-T H.273, equations 38-51)."""
+    """Return (1, 4) BGR1 to Y and (2, 4) BGR1 to U, V, 8 bits (ITU-T H.273, 38-51)."""
     red, blue = _WEIGHTS.get(colour.space, _BT601)
     luma = np.array([blue, 1 - red - blue, red])
     u = (np.array([1.0, 0, 0]) - luma) / (2 * (1 - blue))

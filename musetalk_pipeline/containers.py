@@ -2,8 +2,8 @@
 
 The demuxer is then forced, so nothing is left to ffmpeg's guessing: playlists (HLS, DASH, concat,
 SDP), subtitles, images and everything else without an entry here never reach a parser. A polyglot
-is what its first bytes say: an MP4 with a ZIP archive behind it is an MP4, a ZIP archive with an MP4
-behind it is refused, because nothing later reads the file in any other way.
+is what its first bytes say: an MP4 with a ZIP archive behind it is an MP4, and nothing later reads
+it in any other way; a ZIP archive with an MP4 behind it is refused.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ class Container:
     """`demuxer`: ffmpeg's name. `is_exact`: seeks land on key frames and times are in an index.
 
     `declares_length`: the header states the length, so that a shorter file has been cut off.
+    `starts_with_picture`: ffmpeg counts frames from the first picture, elsewhere from the first of
+    all streams.
     """
 
     demuxer: str
     is_exact: bool = False
     declares_length: bool = False
+    starts_with_picture: bool = False
 
 
 MOV = Container("mov,mp4,m4a,3gp,3g2,mj2", is_exact=True, declares_length=True)
@@ -39,7 +42,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Container], ...] = (
     (re.compile(rb"(?:RIFF|RF64)....WAVE", re.S), WAV),
     (re.compile(rb"riff\x2e\x91\xcf\x11"), Container("w64", declares_length=True)),
     (re.compile(rb"FLV\x01"), Container("flv", declares_length=True)),
-    (re.compile(rb"\x00\x00\x01\xba"), Container("mpeg")),
+    (re.compile(rb"\x00\x00\x01\xba"), Container("mpeg", starts_with_picture=True)),
     (re.compile(rb"OggS"), Container("ogg")),
     (re.compile(rb"fLaC"), Container("flac", declares_length=True)),
     (re.compile(rb"FORM....AIF[FC]", re.S), Container("aiff", declares_length=True)),
@@ -64,7 +67,7 @@ def recognise(head: bytes) -> Container | None:
         step = TS_PACKET + start
         marks = head[start : start + 8 * step : step]
         if len(marks) >= 5 and set(marks) == {0x47}:
-            return Container("mpegts")
+            return Container("mpegts", starts_with_picture=True)
     return None
 
 

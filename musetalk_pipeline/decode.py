@@ -7,8 +7,10 @@ filter lets exactly the wanted frames through by their time stamps.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -26,12 +28,9 @@ SKIP_FRAME_S = 0.1  # a frame between the key frame and the first wanted one
 
 # Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little beside decoding.
 SCALER = "bicubic+accurate_rnd+full_chroma_inp"
+_FRAME_TIME = re.compile(rb"\[info\] n: *\d+ pts: *(-?\d+) ")
+
 RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
-
-
-def frame_bytes(width: int, height: int) -> int:
-    """Return the size of one I420 frame; `width` and `height` even."""
-    return width * height * 3 // 2
 
 
 def read_frames(
@@ -39,11 +38,10 @@ def read_frames(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the constant-rate frames `[start, end)` as (height * 3 // 2, width) uint8 I420.
 
-    Every array is a fresh one, or for a repeated frame a copy: the caller may write into it.
-    Closing the generator kills the child.
+    Every array is the caller's own, who may write into it. Closing the generator kills the child.
 
     Raises:
-        InvalidVideo: the file is damaged and holds fewer frames than its index.
+        InvalidVideo: the file is damaged so that nothing can be decoded for these frames.
         DeadlineExceeded: decoding took too long.
     """
     if not 0 <= start < end <= source.n_frames:
@@ -52,47 +50,115 @@ def read_frames(
         raise StageFailed("This video has not been indexed on this node.")
     index = FrameIndex.load(source.index_path)
     wanted = index.shown[start:end].tolist()
-    seconds = START_S + FRAME_S * (end - start) + SKIP_FRAME_S * _count_skipped(index, wanted[0])
-    with Child(_command(source, picture, index, wanted), ChildLimits(seconds)) as child:
+    frames = _decoded(source, picture, index, wanted[0], wanted[-1])
+    with contextlib.closing(frames):
         decoded = wanted[0] - 1
         for number, copies in itertools.groupby(wanted):
             while decoded < number:
-                frame = _read(child, picture)
+                frame = next(frames)
                 decoded += 1
             for _ in range(len(list(copies)) - 1):
-                yield frame.copy()  # the caller may paint into what it got
+                yield frame.copy()
             yield frame
 
 
-def _read(child: Child, picture: Picture) -> NDArray[np.uint8]:
-    frame = np.empty((picture.height * 3 // 2, picture.width), np.uint8)
-    if child.read_into(memoryview(frame).cast("B")) < frame.nbytes:
-        raise InvalidVideo(
-            "The video is damaged: some of its frames cannot be decoded"
-            f" ({child.message or 'it ends early'})."
-        )
-    return frame
+def _decoded(
+    source: SourceVideo, picture: Picture, index: FrameIndex, first: int, last: int
+) -> Generator[NDArray[np.uint8]]:
+    """Yield the decoded frames `first` to `last`, both included, each exactly once."""
+    number = first
+    if len(index.keys):
+        key = _key_before(index, first)
+        with contextlib.closing(_timed(source, picture, index, key, first, last)) as frames:
+            for time, frame in frames:
+                if time != index.pts[number]:
+                    break
+                yield frame
+                number += 1
+        if number <= last:
+            yield from _held(source, picture, index, number, last)
+        return
+    with contextlib.closing(_timed(source, picture, index, None, first, last)) as frames:
+        for _, frame in frames:
+            yield frame
+            number += 1
+    if number <= last:
+        raise _damaged()
+
+
+def _held(
+    source: SourceVideo, picture: Picture, index: FrameIndex, first: int, last: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield `first` to `last` of a stream that cannot be entered at the key frame before them.
+
+    Intra refresh makes key frames from which the picture only becomes right little by little, and
+    a damaged stream lacks frames. Decoding begins at the start, so that the outcome depends on
+    nothing but the frame's number; a missing frame is replaced by the one before it.
+    """
+    with contextlib.closing(_timed(source, picture, index, None, 0, last)) as frames:
+        shown = upcoming = next(frames, None)
+        if shown is None or upcoming is None:
+            raise _damaged()
+        for number in range(first, last + 1):
+            while upcoming is not None and upcoming[0] <= index.pts[number]:
+                shown, upcoming = upcoming, next(frames, None)
+            yield shown[1].copy()
+
+
+def _timed(
+    source: SourceVideo,
+    picture: Picture,
+    index: FrameIndex,
+    key: int | None,
+    first: int,
+    last: int,
+) -> Generator[tuple[int, NDArray[np.uint8]]]:
+    """Decode from `key` (None: the start) and yield the frames from `first` to `last` that come,
+    with their times in ticks.
+    """
+    skipped = first if key is None else first - int(np.searchsorted(index.pts, key))
+    seconds = START_S + FRAME_S * (last - first + 1) + SKIP_FRAME_S * skipped
+    command = _command(source, picture, index, key, (first, last))
+    with Child(command, ChildLimits(seconds), notes=_FRAME_TIME) as child:
+        while True:
+            frame = np.empty((picture.height * 3 // 2, picture.width), np.uint8)
+            if child.read_into(memoryview(frame.data).cast("B")) < frame.nbytes:
+                return
+            # The filter tells of a frame before the frame is written, so this is never too early.
+            note = child.take_note()
+            if note is None:
+                raise StageFailed("ffmpeg delivered a frame without its time.")
+            yield int(note), frame
+
+
+def _damaged() -> InvalidVideo:
+    return InvalidVideo("The video is damaged: some of its frames cannot be decoded.")
 
 
 def _command(
-    source: SourceVideo, picture: Picture, index: FrameIndex, wanted: list[int]
+    source: SourceVideo,
+    picture: Picture,
+    index: FrameIndex,
+    key: int | None,
+    wanted: tuple[int, int],
 ) -> list[str]:
-    first, last = wanted[0], wanted[-1]
-    key = _key_before(index, first)
-    if key is None:
-        seek: tuple[str, ...] = ()
-        chosen = f"select='between(n,{first},{last})'"
-    else:
+    first, last = wanted
+    seek: tuple[str, ...] = ()
+    if key is not None:
         # One microsecond more, because a key frame's time rounded down would miss it.
         at = key * index.time_base + Fraction(1, 1_000_000)
         seek = ("-noaccurate_seek", "-seek_timestamp", "1", "-ss", f"{float(at):.6f}")
+    if len(index.keys):
         chosen = f"select='between(pts,{index.pts[first]},{index.pts[last]})'"
+    else:
+        chosen = f"select='between(n,{first},{last})'"
+    filters = [chosen, "showinfo=checksum=0", *picture_filters(source, picture)]
     return ffmpeg(
-        *("-threads", str(DECODE_THREADS), "-copyts", *seek),
+        # showinfo speaks at level `info`.
+        *("-v", "level+info", "-nostats", "-threads", str(DECODE_THREADS), "-copyts", *seek),
         *local_input(source.read_path or source.path, source.demuxer),
-        *("-map", f"0:{source.stream}", "-vsync", "passthrough", "-filter_threads", "1"),
-        *("-vf", ",".join([chosen, *picture_filters(source, picture)])),
-        *("-frames:v", str(last - first + 1), "-f", "rawvideo", "pipe:1"),
+        *("-map", f"0:{source.stream}", "-fps_mode", "passthrough", "-filter_threads", "1"),
+        *("-vf", ",".join(filters), "-frames:v", str(last - first + 1), "-f", "rawvideo", "pipe:1"),
     )
 
 
@@ -100,11 +166,6 @@ def _key_before(index: FrameIndex, frame: int) -> int | None:
     """Return the time of the last key frame that is not after `frame`; None: start at the start."""
     place = int(np.searchsorted(index.keys, index.pts[frame], side="right"))
     return int(index.keys[place - 1]) if place else None
-
-
-def _count_skipped(index: FrameIndex, first: int) -> int:
-    key = _key_before(index, first)
-    return first - int(np.searchsorted(index.pts, key)) if key is not None else first
 
 
 def picture_filters(source: SourceVideo, picture: Picture) -> list[str]:

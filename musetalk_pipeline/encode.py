@@ -1,24 +1,25 @@
 """One piece per segment, encoded once; pieces joined and the sound added without encoding again.
 
-A piece is a small MP4 in memory whose times begin at 0. Every piece begins with an IDR frame and has
-the same parameter sets (`stitchable=1`), so that joining them is moving their packets in time.
+A piece is a small MP4 in memory whose times begin at 0. Every piece begins with an IDR frame and
+has the same parameter sets (`stitchable=1`), so that joining them is moving their packets in time.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, SpeechAudio
-from musetalk_pipeline.errors import StageFailed
+from musetalk_pipeline.errors import Stage, StageFailed
+from musetalk_pipeline.media_file import temporary_name
 from musetalk_pipeline.options import EncodeOptions
 
 # ITU-T H.273 numbers; 2 is "unspecified".
@@ -91,7 +92,7 @@ class PieceEncoder:
         self._container.close()
         return np.frombuffer(self._file.getvalue(), np.uint8)
 
-    def _mux(self, packets: list[av.Packet]) -> None:
+    def _mux(self, packets: list[av.Packet[av.VideoStream]]) -> None:
         for packet in packets:
             packet.duration = 1  # the encoder leaves it open; the last one would be lost
             self._container.mux_one(packet)
@@ -113,18 +114,14 @@ def stitch(
     Raises:
         StageFailed: the pieces do not fit together, or there are none.
     """
-    temporary = out_path.with_name(out_path.name + ".part")
-    try:
-        count = _write(pieces, track, temporary, picture, fps)
-        temporary.replace(out_path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    track_path = track.track_path if isinstance(track, SpeechAudio) else track
+    with temporary_name(out_path) as temporary:
+        return _write(pieces, track_path, temporary, picture, fps)
 
 
 def _write(
     pieces: Iterable[NDArray[np.uint8]],
-    track: SpeechAudio | Path,
+    track_path: Path,
     out_path: Path,
     picture: Picture,
     fps: Fraction,
@@ -132,86 +129,103 @@ def _write(
     ordered = iter(pieces)
     first = next(ordered, None)
     if first is None:
-        raise StageFailed("There is nothing to stitch.")
-    track_path = track.track_path if isinstance(track, SpeechAudio) else track
+        raise StageFailed("There is nothing to stitch.", stage=Stage.POSTPROCESSING)
     options = {"movflags": "+faststart", "video_track_timescale": str(fps.numerator)}
     with (
-        av.open(io.BytesIO(first), format="mp4") as template,
-        av.open(str(track_path)) as sound,
-        av.open(str(out_path), "w", format="mp4", options=options) as out,
+        _opened(first) as template,
+        av.open(str(track_path), mode="r") as sound_file,
+        av.open(str(out_path), mode="w", format="mp4", options=options) as out,
     ):
-        joined = _Joined(template, fps)
         video = out.add_stream_from_template(template.streams.video[0], opaque=True)
         video.time_base = 1 / fps
-        audio = out.add_stream_from_template(sound.streams.audio[0])
-        sounds = (p for p in sound.demux(sound.streams.audio[0]) if p.size)
-        waiting = next(sounds, None)
-        for packet in joined.packets(_chain(first, ordered)):
+        audio = out.add_stream_from_template(sound_file.streams.audio[0])
+        joined = _JoinedPieces(template, picture, fps)
+        sounds = _Sounds(sound_file)
+        for packet in joined.packets(itertools.chain([first], ordered)):
             # Sound goes in front of the picture it is heard with, so that neither is buffered.
-            while waiting is not None and _start_s(waiting) <= packet.dts / fps:
-                waiting.stream = audio
-                out.mux_one(waiting)
-                waiting = next(sounds, None)
+            for sound in sounds.before(Fraction(packet.dts or 0) / fps):
+                sound.stream = audio
+                out.mux_one(sound)
             packet.stream = video
             out.mux_one(packet)
-        while waiting is not None and _start_s(waiting) < joined.count / fps:
-            waiting.stream = audio
-            out.mux_one(waiting)
-            waiting = next(sounds, None)
+        for sound in sounds.before(joined.count / fps, is_end=True):
+            sound.stream = audio
+            out.mux_one(sound)
     return joined.count
 
 
-def _chain(
-    first: NDArray[np.uint8], rest: Iterator[NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
-    yield first
-    yield from rest
+def _opened(piece: NDArray[np.uint8]) -> InputContainer:
+    return av.open(io.BytesIO(piece.data), mode="r", format="mp4")
 
 
-def _start_s(packet: av.Packet) -> Fraction:
+class _Sounds:
+    """The packets of the sound, handed out up to a time."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._packets = (packet for packet in container.demux(audio=0) if packet.size)
+        self._waiting = next(self._packets, None)
+
+    def before(
+        self, time_s: Fraction, *, is_end: bool = False
+    ) -> Iterator[av.Packet[av.AudioStream]]:
+        """Yield the packets that start before `time_s`; at the end the last is declared shorter, so
+        that the sound is as long as the picture.
+        """
+        while self._waiting is not None and _start_s(self._waiting) < time_s:
+            packet, self._waiting = self._waiting, next(self._packets, None)
+            if is_end and packet.time_base is not None:
+                left = (time_s - _start_s(packet)) / packet.time_base
+                packet.duration = min(packet.duration or 0, int(left))
+            yield packet
+
+
+def _start_s(packet: av.Packet[av.AudioStream]) -> Fraction:
     assert packet.pts is not None and packet.time_base is not None
     return packet.pts * packet.time_base
 
 
-class _Joined:
+class _JoinedPieces:
     """The packets of all pieces, their times in frames from the start of the whole video."""
 
-    def __init__(self, template: InputContainer, fps: Fraction) -> None:
-        self._parameters = template.streams.video[0].codec_context.extradata
+    def __init__(self, template: InputContainer, picture: Picture, fps: Fraction) -> None:
+        context = template.streams.video[0].codec_context
+        if (context.width, context.height) != (picture.width, picture.height):
+            raise _unfit(0, "their size is not the picture's")
+        self._parameters = context.extradata
         self._fps = fps
         self.count = 0
 
-    def packets(self, pieces: Iterator[NDArray[np.uint8]]) -> Iterator[av.Packet]:
+    def packets(self, pieces: Iterable[NDArray[np.uint8]]) -> Iterator[av.Packet[av.VideoStream]]:
         for number, piece in enumerate(pieces):
-            with av.open(io.BytesIO(piece), format="mp4") as container:
-                stream = container.streams.video[0]
-                if stream.codec_context.extradata != self._parameters:
-                    raise StageFailed(
-                        "The encoded segments do not fit together: their H.264 parameter sets "
-                        "differ.",
-                        piece=number,
-                    )
+            with _opened(piece) as container:
+                if container.streams.video[0].codec_context.extradata != self._parameters:
+                    raise _unfit(number, "their H.264 parameter sets differ")
                 yield from self._moved(container, number)
 
-    def _moved(self, container: InputContainer, number: int) -> Iterator[av.Packet]:
-        start, n_frames = self.count, 0
+    def _moved(self, container: InputContainer, number: int) -> Iterator[av.Packet[av.VideoStream]]:
+        start = self.count
         for packet in container.demux(video=0):
-            if not packet.size:
+            if packet.pts is None or packet.dts is None or packet.time_base is None:
                 continue  # the demuxer's end mark
-            if n_frames == 0 and not packet.is_keyframe:
-                raise StageFailed(
-                    "An encoded segment does not begin with a key frame.", piece=number
-                )
-            ticks = packet.time_base * self._fps
-            packet.pts, packet.dts = (
-                start + int(packet.pts * ticks),
-                start + int(packet.dts * ticks),
-            )
+            if self.count == start and not packet.is_keyframe:
+                raise _unfit(number, "one does not begin with a key frame")
+            # x264 lets decoding run ahead of display by the same number of frames in every piece,
+            # so moving both times by the frames before keeps decoding times without gaps, too.
+            frames_per_tick = packet.time_base * self._fps
+            packet.pts = start + int(packet.pts * frames_per_tick)
+            packet.dts = start + int(packet.dts * frames_per_tick)
             packet.duration = 1
             packet.time_base = 1 / self._fps
-            n_frames += 1
+            self.count += 1
             yield packet
-        self.count += n_frames
+
+
+def _unfit(number: int, why: str) -> StageFailed:
+    return StageFailed(
+        f"The encoded segments do not fit together: {why}.",
+        stage=Stage.POSTPROCESSING,
+        piece=number,
+    )
 
 
 def _tag(context: av.VideoCodecContext, colour: ColourTags) -> None:

@@ -36,13 +36,18 @@ class FrameIndex:
     keys: NDArray[np.int64]
     time_base: Fraction
 
+    @classmethod
+    def of(
+        cls, pts: Sequence[int], shown: Sequence[int], keys: Sequence[int], time_base: Fraction
+    ) -> FrameIndex:
+        return cls(
+            np.array(pts, np.int64), np.array(shown, np.int32), np.array(keys, np.int64), time_base
+        )
+
     def save(self, path: Path) -> None:
-        """Write under a temporary name, then rename."""
-        temporary = path.with_name(path.name + ".part")
         base = np.array([self.time_base.numerator, self.time_base.denominator], np.int64)
-        with temporary.open("wb") as file:
+        with path.open("wb") as file:
             np.savez(file, pts=self.pts, shown=self.shown, keys=self.keys, base=base)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> FrameIndex:
@@ -95,7 +100,7 @@ def _copies(drift: float, end: float) -> tuple[int, int]:
 
 
 def frame_times(
-    pts: NDArray[np.int64], start: Fraction, time_base: Fraction, fps: Fraction
+    pts: Sequence[int], start: Fraction, time_base: Fraction, fps: Fraction
 ) -> list[float]:
     """Return `pts` in frames of `fps` after `start` (seconds), rounded as ffmpeg rounds them.
 
@@ -106,7 +111,7 @@ def frame_times(
     origin = _nearest(start / time_base)
     scale = time_base * fps * unit
     times = []
-    for value in pts.tolist():
+    for value in pts:
         time = _nearest((value - origin) * scale) / unit
         times.append(time + (time > 0) / (1 << 17) - (time < 0) / (1 << 17))
     return times

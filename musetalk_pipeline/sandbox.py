@@ -24,6 +24,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ KILL_WAIT_S = 10.0  # a killed child is gone at once unless the kernel is stuck
 SPAWN_WAIT_S = 60.0
 PROTOCOLS = "file,pipe"
 
+LINE_BYTES = 1 << 16
+
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _PATH = re.compile(r"(?:file:)?/[^\s'\",:;]+")
 
 
@@ -103,12 +107,21 @@ def run(command: Sequence[str], limits: ChildLimits, max_output_bytes: int = 1 <
 
 
 class Child:
-    """One running child and its standard output; leaving the `with` block kills it and waits."""
+    """One running child and its standard output; leaving the `with` block kills it and waits.
 
-    def __init__(self, command: Sequence[str], limits: ChildLimits) -> None:
+    `notes`: a pattern for lines of standard error that are not complaints but news; the first group
+    of each is kept for `take_note`, in order.
+    """
+
+    def __init__(
+        self, command: Sequence[str], limits: ChildLimits, notes: re.Pattern[bytes] | None = None
+    ) -> None:
         self._deadline = time.monotonic() + limits.seconds
         self._seconds = limits.seconds
-        self._stderr = bytearray()
+        self._pattern = notes
+        self._notes: deque[bytes] = deque()
+        self._complaints = bytearray()
+        self._line = b""  # the unfinished last line of standard error
         self._process = _spawn(_confined(command, limits))
         self._poll = select.poll()
         assert self._process.stdout is not None and self._process.stderr is not None
@@ -133,8 +146,8 @@ class Child:
     @property
     def message(self) -> str:
         """What the child complained about, in at most 300 characters and without paths."""
-        text = self._stderr.decode("utf-8", "replace")
-        lines = [_PATH.sub("input", line).strip() for line in text.splitlines()]
+        text = self._complaints.decode("utf-8", "replace")
+        lines = [_ADDRESS.sub("", _PATH.sub("input", line)).strip() for line in text.splitlines()]
         printable = "; ".join("".join(c for c in line if c.isprintable()) for line in lines if line)
         return printable[:300]
 
@@ -157,16 +170,25 @@ class Child:
     def lines(self) -> Iterator[bytes]:
         """Yield standard output line by line, without the line ends."""
         rest = b""
-        while part := self.read(1 << 16):
+        while part := self.read(LINE_BYTES):
             *whole, rest = (rest + part).split(b"\n")
-            if len(rest) > 1 << 16:
+            if len(rest) > LINE_BYTES:
                 raise StageFailed("A media tool printed a line longer than it ever should.")
             yield from whole
         if rest:
             yield rest
 
+    def take_note(self) -> bytes | None:
+        """Return the next note among what the child has said so far, None if there is none."""
+        if not self._notes and self._err >= 0:
+            with contextlib.suppress(BlockingIOError):
+                self._keep_stderr()
+        return self._notes.popleft() if self._notes else None
+
     def wait(self) -> int:
-        """Wait for the child to end by itself, until its deadline; return its exit status."""
+        """Read on to the end of both outputs, until the deadline; return the exit status."""
+        while self.read():
+            pass
         while self._err >= 0:
             self._wait_for_data()
         try:
@@ -186,11 +208,17 @@ class Child:
                 pipe.close()
 
     def _read_some(self, view: memoryview) -> int:
-        while True:
+        while self._out >= 0:
             try:
-                return os.readv(self._out, [view])
+                count = os.readv(self._out, [view])
             except BlockingIOError:
                 self._wait_for_data()
+                continue
+            if count:
+                return count
+            self._poll.unregister(self._out)  # an ended pipe is always ready: poll would spin
+            self._out = -1
+        return 0
 
     def _wait_for_data(self) -> None:
         left = self._deadline - time.monotonic()
@@ -201,11 +229,19 @@ class Child:
             self._keep_stderr()
 
     def _keep_stderr(self) -> None:
-        data = os.read(self._err, 1 << 16)
+        data = os.read(self._err, LINE_BYTES)
         if not data:
             self._poll.unregister(self._err)
             self._err = -1
-        self._stderr += data[: STDERR_BYTES - len(self._stderr)]
+        *lines, self._line = (self._line + data).split(b"\n")
+        if len(self._line) > LINE_BYTES or not data:
+            lines, self._line = [*lines, self._line], b""
+        for line in lines:
+            note = self._pattern.search(line) if self._pattern else None
+            if note:
+                self._notes.append(note[1])
+            elif b"[info]" not in line:
+                self._complaints += (line + b"\n")[: STDERR_BYTES - len(self._complaints)]
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(
