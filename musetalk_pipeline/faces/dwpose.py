@@ -74,10 +74,8 @@ class View:
         # In float32 throughout, as mmpose has it: its box is a float32 array.
         width, height = np.array([width_px, height_px], np.float32) * np.float32(PADDING)
         aspect = WIDTH / HEIGHT
-        if width > height * aspect:
-            size = (width, width / aspect)
-        else:
-            size = (height * aspect, height)
+        is_wide = width > height * aspect
+        size = (width, width / aspect) if is_wide else (height * aspect, height)
         centre = np.array([width_px, height_px], np.float32) * np.float32(0.5)
         return cls(centre, np.array(size, np.float32))
 
@@ -98,12 +96,14 @@ class View:
 
 def network_input(frames: Sequence[NDArray[np.uint8]]) -> tuple[Float, list[View]]:
     """Return the (n, 3, 384, 288) float32 RGB input for (H, W, 3) BGR frames, and their views."""
-    views = [View.of_frame(frame.shape[1], frame.shape[0]) for frame in frames]
+    views = []
     inputs = np.empty((len(frames), 3, HEIGHT, WIDTH), np.float32)
     mean, std = np.array(MEAN_RGB, np.float32), np.array(STD_RGB, np.float32)
-    for row, frame, view in zip(inputs, frames, views, strict=True):
+    for row, frame in zip(inputs, frames, strict=True):
+        view = View.of_frame(frame.shape[1], frame.shape[0])
         warped = cv2.warpAffine(frame, view.warp_matrix(), (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
         row[:] = ((warped[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)
+        views.append(view)
     return inputs, views
 
 

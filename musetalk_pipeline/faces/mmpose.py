@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.dwpose import HEIGHT, N_POINTS, WIDTH, DwposeDetector, Float
-from musetalk_pipeline.networks.checkpoint import load_network, read_weights
+from musetalk_pipeline.networks.checkpoint import find_weights, load_network, read_weights
 
 # mmpose's rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py, which the reference names. It says
 # SyncBN, which on one device is BN with torch's own epsilon (not CSPNeXt's default of 0.001).
@@ -74,7 +74,8 @@ def load_rtmpose(path: Path) -> RtmposeL:
     Raises:
         ModelLoadFailed: no file, not this network's, or the mm stack is missing.
     """
-    return load_network(RtmposeL, read_weights(path, tolerate_objects=True))
+    found = find_weights(path.parent, path.name)
+    return load_network(RtmposeL, read_weights(found, tolerate_objects=True))
 
 
 class MmposeDetector(DwposeDetector):

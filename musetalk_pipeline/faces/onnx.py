@@ -21,7 +21,6 @@ import numpy as np
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.dwpose import (
     HEIGHT,
-    N_POINTS,
     WEIGHTS,
     WIDTH,
     X_BINS,
@@ -125,12 +124,13 @@ def _open_session(path: Path, threads: int) -> Any:
 
 
 def _check_shapes(session: Any, path: Path) -> None:
-    """Refuse any network but RTMPose-l whole-body 384x288 with a free number of frames."""
-    inputs = [node.shape[1:] for node in session.get_inputs()]
-    outputs = {node.name: node.shape[1:] for node in session.get_outputs()}
-    wanted = dict(zip(OUTPUTS, ([N_POINTS, X_BINS], [N_POINTS, Y_BINS]), strict=True))
-    frames = [node.shape[0] for node in session.get_inputs()]
-    if inputs == [[3, HEIGHT, WIDTH]] and outputs == wanted and not isinstance(frames[0], int):
+    """Refuse any network but DWPose 384x288 with a free number of frames."""
+    inputs = [node.shape for node in session.get_inputs()]
+    # The number of points is no constant in exported graphs; the bins are.
+    outputs = {node.name: node.shape[-1] for node in session.get_outputs()}
+    wanted = dict(zip(OUTPUTS, (X_BINS, Y_BINS), strict=True))
+    is_free = len(inputs) == 1 and not isinstance(inputs[0][0], int)
+    if is_free and inputs[0][1:] == [3, HEIGHT, WIDTH] and outputs == wanted:
         return
     raise ModelLoadFailed(
         f"{path} is not DWPose 384x288 with a free number of frames (inputs {inputs}, outputs "

@@ -12,9 +12,10 @@ face is gone for less than an interval.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,16 +88,39 @@ class ByS3fd:
         Where the points make no box, `Landmarks.box` is S3FD's.
         """
         looks = _Looks(self._finder, frames)
+        looks.take(regular_looks(len(frames), self._interval))
         present = find_present(len(frames), self._interval, lambda i: looks[i] is not None)
         wanted = [i for i, is_present in enumerate(present) if is_present]
         found: list[Landmarks | None] = [None] * len(frames)
         for i, landmarks in zip(
-            wanted, self._detector.detect([frames[i] for i in wanted]), strict=True
+            wanted, self._detector.detect(_Picked(frames, wanted)), strict=True
         ):
             if landmarks is not None and face_box(landmarks.points) is None:
                 landmarks = replace(landmarks, box=looks[i])
             found[i] = landmarks
         return found
+
+
+class _Picked(Sequence[Frame]):
+    """Some of a block's frames. The block may make frames when they are asked for: none is kept."""
+
+    def __init__(self, frames: Sequence[Frame], picked: Sequence[int]) -> None:
+        self._frames = frames
+        self._picked = picked
+
+    def __len__(self) -> int:
+        return len(self._picked)
+
+    @overload
+    def __getitem__(self, place: int) -> Frame: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Frame]: ...
+
+    def __getitem__(self, place: int | slice) -> Frame | Sequence[Frame]:
+        if isinstance(place, slice):
+            return [self._frames[i] for i in self._picked[place]]
+        return self._frames[self._picked[place]]
 
 
 class _Looks:
@@ -107,38 +131,46 @@ class _Looks:
         self._frames = frames
         self._seen: dict[int, Box | None] = {}
 
+    def take(self, wanted: Sequence[int]) -> None:
+        """Look at several frames at once."""
+        boxes = self._finder.detect(_Picked(self._frames, wanted))
+        self._seen.update(zip(wanted, boxes, strict=True))
+
     def __getitem__(self, i: int) -> Box | None:
         if i not in self._seen:
-            [self._seen[i]] = self._finder.detect([self._frames[i]])
+            self.take([i])
         return self._seen[i]
+
+
+def regular_looks(n_frames: int, interval: int) -> list[int]:
+    """Return the frames that are looked at in any case: every `interval`-th and the last."""
+    return sorted({*range(0, n_frames, interval), n_frames - 1}) if n_frames else []
 
 
 def find_present(n_frames: int, interval: int, has_face: Callable[[int], bool]) -> list[bool]:
     """Return, for each frame of a block, whether it has a face, asking about few of them.
 
-    Frames 0, interval, 2 * interval, … and the last are asked about. Between two that agree all
-    frames count as the same; between two that differ the change is found by halving, so a block
-    with one change costs log2(interval) more. With interval 1 every frame is asked about.
+    The regular looks are asked about first. Between two that agree all frames count as the same;
+    between two that differ the change is found by halving, so one change costs log2(interval)
+    more. With interval 1 every frame is asked about, as in the reference.
     """
-    if n_frames == 0:
+    looks = regular_looks(n_frames, interval)
+    if not looks:
         return []
-    present = [has_face(0)] * n_frames
-    asked = [*range(0, n_frames - 1, interval), n_frames - 1]
-    for before, after in zip(asked, asked[1:], strict=False):
-        there = has_face(after)
-        change = after if there == present[before] else _change(before, after, has_face)
-        present[before + 1 : change] = [present[before]] * (change - before - 1)
-        present[change : after + 1] = [there] * (after + 1 - change)
+    present = [has_face(0)]
+    for before, after in itertools.pairwise(looks):
+        first, last = has_face(before), has_face(after)
+        change = after if first == last else _first_like(last, before, after, has_face)
+        present += [first] * (change - before - 1) + [last] * (after - change + 1)
     return present
 
 
-def _change(before: int, after: int, has_face: Callable[[int], bool]) -> int:
-    """Return the first frame that is like `after`, which differs from `before`."""
-    like_before = has_face(before)
+def _first_like(wanted: bool, before: int, after: int, has_face: Callable[[int], bool]) -> int:
+    """Return the first frame that answers `wanted`; `after` does, `before` does not."""
     while after - before > 1:
         middle = (before + after) // 2
-        if has_face(middle) == like_before:
-            before = middle
-        else:
+        if has_face(middle) == wanted:
             after = middle
+        else:
+            before = middle
     return after
