@@ -183,7 +183,10 @@ class OrchestratorHttp:
     """
 
     def __init__(self, base_url: str, api_key: str, *, tls: ssl.SSLContext | None = None) -> None:
-        self._base_url = checked_base_url(base_url)
+        parsed = httpx.URL(checked_base_url(base_url))
+        # Apart, because httpx logs the whole address of each request.
+        self._login = (parsed.username, parsed.password) if parsed.userinfo else None
+        self._base_url = parsed.copy_with(username=None, password=None)
         if not api_key or not api_key.isascii() or not api_key.isprintable():
             # httpx would quote the bad header value in its error.
             raise ValueError("INTERNAL_API_KEY must be one or more visible ASCII characters")
@@ -192,7 +195,7 @@ class OrchestratorHttp:
         self._pool: _Pool | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({httpx.URL(self._base_url).host!r})"
+        return f"{type(self).__name__}({self._base_url.host!r})"
 
     async def post(self, path: str, body: str, *, timeout_s: float) -> bytes:
         """Return the body of a 2xx answer.
@@ -242,6 +245,7 @@ class OrchestratorHttp:
     def _new_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=self._base_url,
+            auth=self._login,
             headers={
                 "X-Internal-API-Key": self._api_key,
                 "Content-Type": "application/json",

@@ -99,6 +99,7 @@ class Worker:
         self._options = options or WorkerOptions()
         self._sleep = sleep
         self._held: HeldJob | None = None
+        self._settling_id: str | None = None  # its report is stored, not accepted yet
         self._is_working = False
         self._trouble: str | None = None
         self._called_at = time.monotonic()
@@ -107,7 +108,7 @@ class Worker:
     def current_job_id(self) -> str | None:
         """The job that this worker holds: running, being reported, or to be resumed."""
         held = self._held
-        return held.job.job_id if held else None
+        return held.job.job_id if held else self._settling_id
 
     async def beat_forever(self) -> None:
         """Send heartbeats until cancelled, the first at once, whatever else goes on."""
@@ -141,9 +142,11 @@ class Worker:
         """Return what the next heartbeat says. Runs in the heartbeat thread."""
         if not self._journal.acquire():
             return None
-        held = self._held or self._journal.read()
-        if held is not None:
-            return Pulse("busy", held.job.job_id, self._trouble)
+        job_id = self.current_job_id
+        if job_id is None and (left := self._journal.read()) is not None:
+            job_id = left.job.job_id
+        if job_id is not None:
+            return Pulse("busy", job_id, self._trouble)
         if time.monotonic() - self._called_at > UNCALLED_S:
             # A drained replica gets no calls any more: offer the identity to a successor by
             # leaving out one beat. Without a successor the next beat takes it back.
@@ -194,28 +197,34 @@ class Worker:
         if self._held is None:
             return False
         await self._work(self._held)
-        self._held = None
         return True
 
     async def _work(self, held: HeldJob) -> None:
-        held = await self._journal.start(held)
+        self._held = held = await self._journal.start(held)
+        end = await self._run(held)
+        if end is None:
+            await _to_the_end(self._forget())
+            return
+        try:
+            name = await _to_the_end(self._store(held.job, end))
+            if not await self._outbox.wait_settled(name, self._options.report_wait_s):
+                logger.warning("final report waits", extra={"job_id": held.job.job_id})
+        finally:
+            self._settling_id = None
+
+    async def _run(self, held: HeldJob) -> Succeeded | Failed | None:
+        """Return how the job ended; None if it is not this worker's any more."""
         try:
             request = JobRequest.model_validate(dict(held.job.payload))
         except ValidationError as exc:
-            await _to_the_end(self._report(held.job, Failed(_invalid_job(exc))))
-            return
+            return Failed(_invalid_job(exc))
         if held.starts > MAX_STARTS:
-            await _to_the_end(self._report(held.job, Failed(_gave_up(held))))
-            return
+            return Failed(_gave_up(held))
         attempt = _Attempt(self._client, held.job, request, self._runner, self._cancel)
-        end = await attempt.run(self._options)
-        if end is None:
-            await _to_the_end(self._journal.clear())
-            return
-        await _to_the_end(self._report(held.job, end))
+        return await attempt.run(self._options)
 
-    async def _report(self, job: ClaimedJob, end: Succeeded | Failed) -> None:
-        """Store the final report, then wait a while for its acceptance."""
+    async def _store(self, job: ClaimedJob, end: Succeeded | Failed) -> str:
+        """Put the final report into the outbox, and only then forget the job."""
         report = self._client.final_report(
             job,
             end,
@@ -223,9 +232,13 @@ class Worker:
             batch_size=self._options.batch_size,
         )
         name = await self._outbox.put(report)
+        self._settling_id = job.job_id
+        await self._forget()
+        return name
+
+    async def _forget(self) -> None:
         await self._journal.clear()
-        if not await self._outbox.wait_settled(name, self._options.report_wait_s):
-            logger.warning("final report waits in the outbox", extra={"job_id": job.job_id})
+        self._held = None
 
 
 class _Attempt:

@@ -1,0 +1,918 @@
+"""One worker slot against an orchestrator over real sockets: claim, run, report, survive."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from musetalk_pipeline.errors import DownloadFailed
+from orchestrator.client import ClaimedJob, FinalReport
+from orchestrator.errors import RequestRejected, ServiceUnavailable
+from serve_app.claim_journal import ClaimJournal, HeldJob
+from serve_app.outbox import Outbox
+from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress
+from serve_app.worker import MAX_STARTS
+from tests.contract.fake_orchestrator import (
+    FakeOrchestrator,
+    answer,
+    close,
+    cut_off,
+    late_answer,
+    lost_answer,
+    stall,
+)
+from tests.contract.worker_rig import DONE, OPTIONS, WORKER_ID, Desk, Note, worker_rig
+
+FAILED = Failure(
+    error_type="media_error",
+    error_message="No face was found in any frame. Use a video that shows one.",
+    code="no_face",
+    stage="preprocessing",
+    retryable=False,
+    status_code=422,
+)
+
+
+def has_reports(fake: FakeOrchestrator, count: int) -> bool:
+    return len(fake.jobs["job-1"].progress) >= count
+
+
+def last_error(fake: FakeOrchestrator) -> str | None:
+    """Return the error in the newest heartbeat; `none yet` before the first."""
+    beats = fake.of("heartbeat")
+    error: str | None = beats[-1].body["error"] if beats else "none yet"
+    return error
+
+
+# A job from claim to report ----------------------------------------------------------------------
+
+
+async def test_no_job_means_no_work(fake: FakeOrchestrator, tmp_path: Path) -> None:
+    async with worker_rig(fake, tmp_path) as rig:
+        assert not await rig.worker.work_once()
+        assert rig.desk.ran == []
+    assert fake.violations == []
+
+
+async def test_a_claimed_job_is_run_and_its_success_reported(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        (request,) = rig.desk.ran
+        assert request.musetalk_job_id == "job-1"
+        assert request.video_url.endswith("signature=video-secret")
+        assert (request.aspect_ratio, request.resolution) == ("9:16", "720p")
+        assert rig.outbox.pending() == 0
+        assert rig.worker.current_job_id is None
+    job = fake.jobs["job-1"]
+    assert (job.status, job.output_url, job.metrics) == ("succeeded", DONE.output_url, DONE.metrics)
+    assert len(job.accepted) == 1
+    assert fake.violations == []
+
+
+async def test_progress_goes_through_the_phases_in_order(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        # Slow enough for each state to be sent; the reporter itself sends at most 50 a second.
+        for progress in (
+            Progress(Phase.QUEUED, 0.0),
+            Progress(Phase.DOWNLOADING, 0.0),
+            Progress(Phase.INFERRING, 0.05, 0, 100),
+            Progress(Phase.INFERRING, 0.5, 50, 100),
+            Progress(Phase.ENCODING, 0.9, 100, 100),
+            Progress(Phase.UPLOADING, 0.95, 100, 100),
+        ):
+            note(progress)
+            wanted = len(fake.jobs["job-1"].progress) + 2
+            await asyncio.to_thread(fake.wait_until, partial(has_reports, fake, wanted))
+        return DONE
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+    sent = fake.jobs["job-1"].progress
+    phases = list(dict.fromkeys(report["phase"] for report in sent))
+    assert phases == ["preparing", "downloading", "inferring", "encoding", "uploading"]
+    fractions = [report["progress"] for report in sent]
+    assert fractions == sorted(fractions)
+    for report in sent:
+        if report["phase"] == "inferring":
+            assert report["metrics"]["frames_total"] == 100
+        assert report["config_label"] == "default"
+    assert {r["metrics"]["frames_done"] for r in sent if r["phase"] == "inferring"} == {0, 50}
+    assert fake.violations == []
+
+
+async def test_progress_never_goes_back_and_never_ends_a_job(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        note(Progress(Phase.ENCODING, 0.8, 80, 100))
+        note(Progress(Phase.ENCODING, 0.3, 30, 100))
+        note(Progress(Phase.COMPLETED, 1.0, 100, 100))  # the final report's business alone
+        await asyncio.to_thread(
+            fake.wait_until,
+            lambda: any(each["progress"] == 0.8 for each in fake.jobs["job-1"].progress),
+        )
+        return DONE
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+    assert {r["progress"] for r in fake.jobs["job-1"].progress} <= {0.0, 0.8}
+    assert fake.violations == []
+
+
+async def test_a_flood_of_progress_is_thinned_to_the_newest(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        for done in range(2000):
+            note(Progress(Phase.INFERRING, done / 2000, done, 2000))
+            if done % 100 == 0:
+                await asyncio.sleep(0)
+        await asyncio.to_thread(
+            fake.wait_until,
+            lambda: any(
+                (report["metrics"] or {}).get("frames_done") == 1999
+                for report in fake.jobs["job-1"].progress
+            ),
+        )
+        return DONE
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+    assert len(fake.of("progress")) < 100
+
+
+async def test_stalled_progress_does_not_hold_up_the_job(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    fake.always("progress", stall(30.0))
+    ended = asyncio.Event()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        for done in range(1000):
+            note(Progress(Phase.INFERRING, done / 1000, done, 1000))
+        ended.set()
+        return DONE
+
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        work = asyncio.create_task(rig.worker.work_once())
+        await asyncio.wait_for(ended.wait(), 10.0)
+        await work
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500, 503])
+async def test_refused_progress_does_not_end_the_job(
+    fake: FakeOrchestrator, tmp_path: Path, status: int
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 3)
+        return DONE
+
+    fake.add_job("job-1")
+    fake.always("progress", answer(status))
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_no_progress_arrives_after_the_final_report(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """A late `running` would make a finished job look as if it were running again."""
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
+        note(Progress(Phase.UPLOADING, 0.95))
+        return DONE
+
+    fake.add_job("job-1")
+    fake.always("progress", late_answer(0.3))
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+        await asyncio.sleep(0.2)
+    kinds = [call.kind for call in fake.calls]
+    assert kinds[-1] == "final"
+
+
+# Failures ----------------------------------------------------------------------------------------
+
+
+async def test_a_runner_that_raises_a_media_error_reports_its_message(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        raise DownloadFailed("Download failed: 404 Not Found")
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        assert await rig.worker.work_once()
+    assert fake.jobs["job-1"].error == "Download failed: 404 Not Found"
+
+
+async def test_a_runner_that_crashes_reports_the_kind_and_no_secret(
+    fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        raise ZeroDivisionError("https://media.example/?signature=video-secret")
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        assert await rig.worker.work_once()
+        assert not await rig.worker.work_once()  # and it is fit for the next one
+    error = fake.jobs["job-1"].error
+    assert error is not None
+    assert "ZeroDivisionError" in error
+    assert "secret" not in error
+    assert "job crashed" in caplog.text
+
+
+async def test_unencodable_and_endless_errors_are_still_reported(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        return replace(FAILED, error_message="broken \udcff name " + "x" * 100_000)
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        await rig.worker.work_once()
+    error = fake.jobs["job-1"].error
+    assert error is not None
+    assert error.startswith("broken ? name x")
+    assert len(error) <= 4000
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"),
+    [
+        ({"video_url": None}, "video_url"),
+        ({"audio_url": 7}, "audio_url"),
+        ({"video_url": "x" * 10_000}, "video_url"),
+        ({"resolution": ["720p"]}, "resolution"),
+        ({"params": {"unknown": 1}}, "params.unknown"),
+    ],
+    ids=["missing", "number", "long", "list", "params"],
+)
+async def test_an_invalid_job_is_reported_failed_with_the_field(
+    fake: FakeOrchestrator, tmp_path: Path, fields: dict[str, object], word: str
+) -> None:
+    fake.add_job("job-1", **fields)
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.desk.ran == []
+    error = fake.jobs["job-1"].error
+    assert error is not None
+    assert word in error
+    assert "secret" not in error
+    assert fake.violations == []
+
+
+# Claims ------------------------------------------------------------------------------------------
+
+
+async def test_claims_are_retried_after_1_2_and_4_seconds(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    fake.plan("claim", answer(503), close(), answer(200, b"not json"))
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.pauses == [1.0, 2.0, 4.0]
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_claims_are_given_up_after_the_third_retry(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.always("claim", answer(500))
+    async with worker_rig(fake, tmp_path) as rig:
+        assert not await rig.worker.work_once()
+        assert rig.pauses == [1.0, 2.0, 4.0]
+    assert len(fake.of("claim")) == 4
+
+
+async def test_a_rejected_claim_is_not_repeated_at_once(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.plan("claim", answer(401))
+    async with worker_rig(fake, tmp_path) as rig:
+        assert not await rig.worker.work_once()
+        assert rig.pauses == []
+
+
+async def test_nothing_is_claimed_while_no_replica_can_work(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    desk = Desk(is_able=False)
+    async with worker_rig(fake, tmp_path, desk=desk) as rig:
+        assert not await rig.worker.work_once()
+        assert fake.of("claim") == []
+        desk.is_able = True
+        assert await rig.worker.work_once()
+
+
+async def test_claiming_stops_between_retries_when_draining_begins(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    desk = Desk()
+
+    async def can_work() -> bool:
+        return len(fake.of("claim")) < 2
+
+    desk.can_work = can_work  # type: ignore[method-assign]
+    fake.always("claim", answer(503))
+    async with worker_rig(fake, tmp_path, desk=desk) as rig:
+        assert not await rig.worker.work_once()
+    assert len(fake.of("claim")) == 2
+    assert fake.jobs["job-1"].status == "queued"
+
+
+async def test_a_second_call_while_a_job_runs_does_nothing(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    going = asyncio.Event()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await going.wait()
+        return DONE
+
+    fake.add_job("job-1")
+    fake.add_job("job-2")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        first = asyncio.create_task(rig.worker.work_once())
+        await rig.until(lambda: bool(rig.desk.ran))
+        assert not await rig.worker.work_once()
+        assert len(fake.of("claim")) == 1
+        going.set()
+        assert await first
+
+
+async def test_a_full_outbox_stops_claiming(fake: FakeOrchestrator, tmp_path: Path) -> None:
+    """A report that cannot be kept would be a lost job."""
+    full = Outbox(tmp_path / "outbox", capacity=1000)
+    for number in range(1000):
+        path = tmp_path / "outbox" / f"{number:04d}.json"
+        path.write_text(
+            json.dumps({"job_id": "x", "path": "/internal/jobs/x/progress", "body": ""})
+        )
+    assert full.is_full
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, is_sending=False) as rig:
+        assert not await rig.worker.work_once()
+    assert fake.of("claim") == []
+
+
+# Cancelled and reassigned jobs -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_a_job_that_is_gone_is_stopped_and_not_reported(
+    fake: FakeOrchestrator, tmp_path: Path, status: int
+) -> None:
+    stopped = asyncio.Event()
+    desk = Desk()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        fake.always("progress", answer(status))
+        await stopped.wait()
+        return replace(FAILED, error_message="The job was cancelled.", cancelled=True)
+
+    async def cancel(job_id: str) -> None:
+        desk.cancelled.append(job_id)
+        stopped.set()
+
+    desk.job, desk.cancel = job, cancel  # type: ignore[method-assign]
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=desk) as rig:
+        assert await rig.worker.work_once()
+        assert desk.cancelled == ["job-1"]
+        assert rig.outbox.pending() == 0
+        assert rig.worker.current_job_id is None
+        assert not await rig.worker.work_once()  # nor is it resumed
+    assert fake.of("final") == []
+
+
+async def test_a_job_whose_cancel_fails_is_stopped_all_the_same(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    desk = Desk()
+    was_cancelled = asyncio.Event()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        fake.cancel("job-1")
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            was_cancelled.set()
+            raise
+        return DONE
+
+    async def cancel(job_id: str) -> None:
+        raise RuntimeError("registry closed")
+
+    desk.job, desk.cancel = job, cancel  # type: ignore[method-assign]
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=desk) as rig:
+        assert await rig.worker.work_once()
+    assert was_cancelled.is_set()
+    assert fake.of("final") == []
+
+
+async def test_a_silent_job_still_learns_that_it_was_cancelled(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """The last state is repeated, because its answer is the only way to know."""
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
+        fake.cancel("job-1")
+        await asyncio.Event().wait()
+        return DONE
+
+    fake.add_job("job-1")
+    options = replace(OPTIONS, cancel_wait_s=0.05)
+    async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
+        assert await asyncio.wait_for(rig.worker.work_once(), 20.0)
+        assert rig.desk.cancelled == ["job-1"]
+
+
+# The final report --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 429, 500, 503])
+async def test_the_final_report_is_sent_until_it_is_accepted(
+    fake: FakeOrchestrator, tmp_path: Path, status: int
+) -> None:
+    fake.add_job("job-1")
+    fake.plan("final", *[answer(status)] * 4, close(), cut_off(), stall(30.0))
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.outbox.pending() == 0
+    calls = fake.of("final")
+    assert len(calls) == 8
+    assert len({call.raw for call in calls}) == 1  # the same bytes each time
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+@pytest.mark.parametrize("status", [404, 409, 410, 422])
+async def test_a_final_refusal_ends_the_sending_and_is_logged(
+    fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    fake.add_job("job-1")
+    fake.always("final", answer(status))
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.outbox.pending() == 0
+    assert len(fake.of("final")) == 1
+    assert "final report refused for good" in caplog.text
+
+
+async def test_a_lost_answer_makes_the_report_come_twice_and_do_no_harm(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    fake.plan("final", lost_answer())
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+    job = fake.jobs["job-1"]
+    assert (job.status, len(job.accepted)) == ("succeeded", 2)
+
+
+async def test_the_report_is_on_disk_before_it_is_sent_and_survives_a_restart(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    options = replace(OPTIONS, report_wait_s=0.05)
+    async with worker_rig(fake, tmp_path, options=options, is_sending=False) as rig:
+        assert await rig.worker.work_once()
+    assert fake.of("final") == []
+    (stored,) = (tmp_path / "outbox").glob("*.json")
+    assert json.loads(json.loads(stored.read_text())["body"])["output_url"] == DONE.output_url
+    async with worker_rig(fake, tmp_path) as rig:  # the restart
+        await rig.until(lambda: fake.jobs["job-1"].status == "succeeded")
+        await rig.until(lambda: rig.outbox.pending() == 0)
+    assert fake.jobs["job-1"].claims == 1
+
+
+async def test_an_outage_of_the_orchestrator_delays_the_report_only(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await asyncio.to_thread(fake.go_away)
+        return DONE
+
+    fake.add_job("job-1")
+    options = replace(OPTIONS, report_wait_s=0.2)
+    async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
+        assert await rig.worker.work_once()
+        assert rig.outbox.pending() == 1
+        fake.come_back()
+        await rig.until(lambda: fake.jobs["job-1"].status == "succeeded")
+
+
+# Kills, restarts, draining -----------------------------------------------------------------------
+
+
+async def test_a_killed_workers_job_is_resumed_by_its_successor(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """The successor's heartbeats look alive to the orchestrator, which would wait for ever."""
+    fake.add_job("job-1")
+    job = ClaimedJob("job-1", fake.jobs["job-1"].payload)
+    killed = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    assert killed.acquire()
+    fake._hand_out(WORKER_ID)  # what the killed process had done
+    await killed.start(HeldJob(job))
+    killed.release()  # as the kernel does
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 1)
+        beat = fake.of("heartbeat")[0].body
+        assert (beat["status"], beat["current_job_id"]) == ("busy", "job-1")
+        assert await rig.worker.work_once()
+        assert fake.of("claim") == []
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_job_that_kills_the_worker_each_time_is_given_up(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    fake._hand_out(WORKER_ID)
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    held = HeldJob(ClaimedJob("job-1", fake.jobs["job-1"].payload), starts=MAX_STARTS - 1)
+    await journal.start(held)
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.desk.ran == []
+    job = fake.jobs["job-1"]
+    assert job.status == "failed"
+    assert job.error is not None
+    assert f"{MAX_STARTS} times" in job.error
+
+
+async def test_a_cancelled_call_keeps_the_claim_and_reports_nothing(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    going = asyncio.Event()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await going.wait()
+        return DONE
+
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
+        work = asyncio.create_task(rig.worker.work_once())
+        await rig.until(lambda: bool(rig.desk.ran))
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert fake.of("final") == []
+        assert rig.worker.current_job_id == "job-1"  # heartbeats go on saying so
+        going.set()
+        assert await rig.worker.work_once()  # resumed, not claimed again
+    assert fake.jobs["job-1"].status == "succeeded"
+    assert fake.jobs["job-1"].claims == 1
+
+
+async def test_a_claim_is_not_lost_when_the_call_is_cancelled_under_way(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    fake.plan("claim", late_answer(0.2))
+    async with worker_rig(fake, tmp_path) as rig:
+        work = asyncio.create_task(rig.worker.work_once())
+        await rig.until(lambda: len(fake.of("claim")) == 1)
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert await rig.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+    assert len(fake.of("claim")) == 1
+
+
+async def test_storing_the_final_report_is_not_interrupted(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, is_sending=False) as rig:
+        store = rig.outbox.put
+
+        async def slow_put(report: FinalReport) -> str:
+            work.cancel()
+            await asyncio.sleep(0.05)
+            return await store(report)
+
+        rig.outbox.put = slow_put  # type: ignore[method-assign]
+        work = asyncio.create_task(rig.worker.work_once())
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert rig.outbox.pending() == 1
+        assert rig.worker.current_job_id is None
+        assert ClaimJournal(tmp_path / "claims", WORKER_ID).read() is None
+
+
+async def test_the_wait_for_acceptance_ends_with_the_call(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path, is_sending=False) as rig:
+        work = asyncio.create_task(rig.worker.work_once())
+        await rig.until(lambda: rig.outbox.pending() == 1)
+        await asyncio.sleep(0.05)
+        assert rig.worker.current_job_id == "job-1"
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        assert rig.worker.current_job_id is None
+        assert rig.outbox.pending() == 1
+
+
+async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    going = asyncio.Event()
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await going.wait()
+        return DONE
+
+    fake.add_job("job-1")
+    fake.add_job("job-2")
+    async with contextlib.AsyncExitStack() as stack:
+        old = await stack.enter_async_context(
+            worker_rig(fake, tmp_path, desk=Desk(job), is_beating=True)
+        )
+        draining = asyncio.create_task(old.worker.work_once())
+        await old.until(lambda: bool(old.desk.ran))
+        fake.calls.clear()
+        async with worker_rig(fake, tmp_path, is_beating=True) as new:
+            assert not await new.worker.work_once()
+            await new.until(lambda: len(fake.of("heartbeat")) >= 5)
+            beats = [call.body for call in fake.of("heartbeat")]
+            # The first may have been on its way when the claim was answered.
+            assert {beat["current_job_id"] for beat in beats[1:]} == {"job-1"}
+            going.set()
+            assert await draining
+            await old.worker.aclose()
+            assert await new.worker.work_once()
+    assert [fake.jobs[name].status for name in ("job-1", "job-2")] == ["succeeded"] * 2
+    assert [fake.jobs[name].claims for name in ("job-1", "job-2")] == [1, 1]
+
+
+async def test_the_same_job_handed_out_twice_is_answered_consistently(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        fake.hand_out_again("job-1")
+        assert await rig.worker.work_once()
+    accepted = fake.jobs["job-1"].accepted
+    assert len(accepted) == 2
+    assert accepted[0] == accepted[1]
+
+
+# Heartbeats --------------------------------------------------------------------------------------
+
+
+async def test_the_first_heartbeat_comes_at_once_after_registration(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, heartbeat_interval_s=3600.0)
+    async with worker_rig(fake, tmp_path, options=options, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) == 1)
+    assert [call.kind for call in fake.calls] == ["register", "heartbeat"]
+    body = fake.of("heartbeat")[0].body
+    assert (body["status"], body["current_job_id"]) == ("idle", None)
+    assert fake.violations == []
+
+
+async def test_heartbeats_keep_to_their_grid(fake: FakeOrchestrator, tmp_path: Path) -> None:
+    fake.always("heartbeat", late_answer(0.03))
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 21)
+    at = [call.at for call in fake.of("heartbeat")]
+    # A beat every 50 ms although each answer takes 30: were the answer's time added, 20 beats would
+    # take 1.6 s. Missed beats (a busy machine) are left out, so only whole intervals are added.
+    gaps = [later - earlier for earlier, later in pairwise(at)]
+    assert sorted(gaps)[len(gaps) // 2] < 0.075
+
+
+async def test_an_orchestrator_that_forgot_the_worker_gets_it_introduced_again(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 2)
+        fake.plan("heartbeat", answer(404))
+        await rig.until(lambda: len(fake.of("register")) == 2)
+        await rig.until(lambda: fake.calls[-1].kind == "heartbeat" and fake.calls[-1].status == 200)
+
+
+async def test_a_refused_registration_is_no_reason_to_be_silent(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.always("register", answer(404))
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 3)
+    assert len(fake.of("register")) == 1
+
+
+async def test_heartbeats_end_with_their_task(fake: FakeOrchestrator, tmp_path: Path) -> None:
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 1)
+    seen = len(fake.of("heartbeat"))
+    await asyncio.sleep(0.2)
+    assert len(fake.of("heartbeat")) == seen
+
+
+# Buffer mode -------------------------------------------------------------------------------------
+
+
+async def test_a_buffer_worker_beats_claims_and_reports(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1", buffer_job_id="buf-1")
+    async with worker_rig(fake, tmp_path, is_buffer=True, is_beating=True) as rig:
+        assert await rig.worker.work_once()
+        assert rig.desk.ran[0].musetalk_job_id == "job-1"
+        await rig.until(lambda: len(fake.of("heartbeat")) >= 2)
+    job = fake.jobs["buf-1"]
+    assert (job.status, job.output_url) == ("succeeded", DONE.output_url)
+    assert fake.violations == []
+    assert {call.path for call in fake.calls} == {
+        f"/internal/buffer/workers/{WORKER_ID}/heartbeat",
+        "/internal/buffer/jobs/claim",
+        "/internal/buffer/jobs/buf-1/status",
+    }
+
+
+async def test_a_buffer_worker_says_why_it_cannot_work(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    desk = Desk(is_able=False)
+    async with worker_rig(fake, tmp_path, desk=desk, is_buffer=True, is_beating=True) as rig:
+        await rig.worker.work_once()
+        await rig.until(lambda: last_error(fake) == "No replica can take a job.")
+        desk.is_able = True
+        await rig.worker.work_once()
+        await rig.until(lambda: last_error(fake) is None)
+
+
+# The outbox and the journal by themselves --------------------------------------------------------
+
+
+def report(number: int) -> FinalReport:
+    return FinalReport(f"job-{number}", f"/internal/jobs/job-{number}/progress", "{}")
+
+
+async def test_reports_are_sent_oldest_first_and_one_that_fails_does_not_block_the_rest(
+    tmp_path: Path,
+) -> None:
+    outbox = Outbox(tmp_path)
+    for number in range(4):
+        await outbox.put(report(number))
+    tried: list[str] = []
+
+    async def send(each: FinalReport) -> None:
+        tried.append(each.job_id)
+        if each.job_id == "job-1":
+            raise ServiceUnavailable("poisoned", status_code=500)
+        if each.job_id == "job-2":
+            raise RequestRejected("wrong key", status_code=401)
+
+    assert not await outbox.deliver_round(send)
+    assert tried == ["job-0", "job-1", "job-2", "job-3"]
+    assert outbox.pending() == 2
+
+
+async def test_a_round_ends_when_nobody_answers(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    for number in range(4):
+        await outbox.put(report(number))
+    tried: list[str] = []
+
+    async def send(each: FinalReport) -> None:
+        tried.append(each.job_id)
+        raise ServiceUnavailable("no answer")
+
+    assert not await outbox.deliver_round(send)
+    assert tried == ["job-0"]
+    assert outbox.pending() == 4
+
+
+async def test_a_crash_of_the_sender_does_not_end_the_delivery(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path, first_pause_s=0.01)
+    failures = iter([KeyError("bug"), None])
+
+    async def send(each: FinalReport) -> None:
+        failure = next(failures)
+        if failure is not None:
+            raise failure
+
+    name = await outbox.put(report(1))
+    delivery = asyncio.create_task(outbox.deliver_forever(send))
+    assert await outbox.wait_settled(name, 10.0)
+    delivery.cancel()
+
+
+async def test_damaged_reports_are_set_aside(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    (tmp_path / "0.json").write_text('{"job_id": ')
+    (tmp_path / "1.json").write_text('{"job_id": "x"}')
+    (tmp_path / "2.json.part").write_text("half a rep")
+    await outbox.put(report(1))
+    sent: list[FinalReport] = []
+
+    async def send(each: FinalReport) -> None:
+        sent.append(each)
+
+    assert await outbox.deliver_round(send)
+    assert sent == [report(1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0.json.unreadable",
+        "1.json.unreadable",
+        "2.json.part",
+    ]
+
+
+async def test_a_disk_that_takes_nothing_costs_no_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "outbox"
+    outbox = Outbox(folder)
+    folder.rmdir()
+    folder.write_text("not a folder any more")
+    name = await outbox.put(report(1))
+    assert "kept in memory" in caplog.text
+    assert outbox.pending() == 1
+    sent: list[FinalReport] = []
+
+    async def send(each: FinalReport) -> None:
+        sent.append(each)
+
+    folder.unlink()
+    folder.mkdir()
+    assert await outbox.deliver_round(send)
+    assert sent == [report(1)]
+    assert await outbox.wait_settled(name, 1.0)
+
+
+def test_only_one_process_speaks_for_an_identity(tmp_path: Path) -> None:
+    first, second = (ClaimJournal(tmp_path, "worker/../1") for _ in range(2))
+    other = ClaimJournal(tmp_path, "worker-2")
+    assert first.acquire() and first.acquire()
+    assert not second.acquire()
+    assert other.acquire()
+    first.release()
+    assert second.acquire()
+    for journal in (first, second, other):
+        journal.release()
+
+
+async def test_a_damaged_journal_is_no_reason_to_stop(
+    fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    await journal.start(HeldJob(ClaimedJob("job-0", {})))
+    (held,) = (tmp_path / "claims").glob("*.held")
+    held.write_text("{")
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+    assert "claim journal unreadable" in caplog.text
+
+
+async def test_no_secret_reaches_the_logs(
+    fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    fake.add_job("job-1")
+    fake.plan("claim", answer(503), answer(200, b"junk"))
+    fake.plan("progress", answer(422))
+    fake.plan("final", answer(500), close())
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        assert await rig.worker.work_once()
+    extras = " ".join(str(vars(record)) for record in caplog.records)
+    for secret in (fake.api_key, "video-secret", "audio-secret"):
+        assert secret not in caplog.text
+        assert secret not in extras
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]

@@ -1,0 +1,147 @@
+"""A whole worker slot against the fake orchestrator, wired as the ingress wires it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.client import (
+    BufferClient,
+    MainClient,
+    OrchestratorHttp,
+    Timeouts,
+    WorkerProfile,
+)
+from serve_app.claim_journal import ClaimJournal
+from serve_app.outbox import Outbox
+from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
+from serve_app.worker import Worker, WorkerOptions
+from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles
+
+WORKER_ID = "machine-7"
+SYSTEM_INFO: dict[str, Any] = {
+    "cpu_physical_cores": 4,
+    "cpu_logical_cores": 8,
+    "cpu_model": "Test CPU",
+    "ram_total_gb": 16.0,
+    "ram_available_gb": 9.5,
+    "disk_total_gb": 100.0,
+    "disk_free_gb": 40.0,
+    "download_mbit_s": None,
+}
+DONE = Success("https://files.example/avatar/outputs/job.mp4", {"total_time": 1.5})
+QUICK = Timeouts(register_s=0.5, heartbeat_s=0.5, claim_s=0.5, progress_s=0.5, report_s=0.5)
+OPTIONS = WorkerOptions(
+    heartbeat_interval_s=0.05,
+    progress_interval_s=0.02,
+    progress_repeat_s=0.05,
+    report_wait_s=5.0,
+    cancel_wait_s=5.0,
+)
+
+Note = Callable[[Progress], None]
+
+
+@dataclass
+class Desk:
+    """The runner of a test: what it does to a job, what it saw, and a cancel that works."""
+
+    job: Callable[[JobRequest, Note], Awaitable[Outcome]] | None = None
+    ran: list[JobRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    tasks: dict[str, asyncio.Task[Outcome]] = field(default_factory=dict)
+    is_able: bool = True
+
+    async def run(self, request: JobRequest, note: Note) -> Outcome:
+        self.ran.append(request)
+        if self.job is None:
+            return DONE
+        return await self.job(request, note)
+
+    async def cancel(self, job_id: str) -> None:
+        self.cancelled.append(job_id)
+
+    async def can_work(self) -> bool:
+        return self.is_able
+
+
+@dataclass
+class Rig:
+    """One worker slot. `pauses`: what it slept between claims instead of sleeping."""
+
+    fake: FakeOrchestrator
+    worker: Worker
+    outbox: Outbox
+    desk: Desk
+    pauses: list[float]
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        """Wait for something without blocking the loop."""
+        await asyncio.to_thread(self.fake.wait_until, is_true)
+
+
+async def preparing(note: Note) -> None:
+    """Report the phases before the frames, as the driver does."""
+    note(Progress(Phase.DOWNLOADING, 0.0))
+    note(Progress(Phase.INFERRING, 0.05, 0, 100))
+
+
+@contextlib.asynccontextmanager
+async def worker_rig(
+    fake: FakeOrchestrator,
+    folder: Path,
+    *,
+    desk: Desk | None = None,
+    options: WorkerOptions = OPTIONS,
+    timeouts: Timeouts = QUICK,
+    is_buffer: bool = False,
+    is_beating: bool = False,
+    is_sending: bool = True,
+    tls: TlsFiles | None = None,
+    worker_id: str = WORKER_ID,
+) -> AsyncIterator[Rig]:
+    """Run a slot with its background tasks; end and close everything afterwards."""
+    desk = desk or Desk()
+    pauses: list[float] = []
+    profile = WorkerProfile(
+        worker_id, "RTX-3090-24GB", "main", "salad", capacity=1, system_info=SYSTEM_INFO
+    )
+
+    def connect() -> MainClient | BufferClient:
+        context = tls.client_context() if tls else None
+        http = OrchestratorHttp(fake.url, fake.api_key, tls=context)
+        kind = BufferClient if is_buffer else MainClient
+        return kind(http, profile, timeouts)
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    outbox = Outbox(folder / "outbox", first_pause_s=0.02, longest_pause_s=0.1)
+    worker = Worker(
+        connect,
+        outbox,
+        ClaimJournal(folder / "claims", worker_id),
+        runner=desk.run,
+        cancel=desk.cancel,
+        can_work=desk.can_work,
+        options=options,
+        sleep=sleep,
+    )
+    sender = connect()
+    background = []
+    if is_sending:
+        background.append(asyncio.create_task(outbox.deliver_forever(sender.send_report)))
+    if is_beating:
+        background.append(asyncio.create_task(worker.beat_forever()))
+    try:
+        yield Rig(fake, worker, outbox, desk, pauses)
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await worker.aclose()
+        await sender.aclose()
