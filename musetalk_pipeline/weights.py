@@ -41,7 +41,6 @@ from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.options import Version
 
 HUGGING_FACE = "https://huggingface.co"
-CHUNK_BYTES = 1 << 20
 SPARE_BYTES = 256 << 20  # left free on the disk beside the files
 UNET_TENSORS, UNET_PARAMETERS = 686, 849_947_844  # both versions (musetalk_reference §2.3)
 
@@ -356,7 +355,8 @@ def _continue_download(
         with part.open("r+b" if held else "wb") as out:
             out.truncate(held)
             out.seek(held)
-            for chunk in _brisk(response.iter_raw(CHUNK_BYTES), patience):
+            # As it arrives: asked for a size, httpx would keep, and lose, what is less than that.
+            for chunk in _brisk(response.iter_raw(), patience):
                 held += len(chunk)
                 if held > length:
                     raise _TryAgain(f"the server sent more than {length} bytes")
