@@ -224,7 +224,9 @@ def wait_until_ready(app: Application, client: httpx.Client) -> dict[str, Any]:
         DemoFailed: the application ended, or is not ready in time.
     """
     start = time.monotonic()
-    with tqdm(bar_format="starting the application  {elapsed}", leave=False) as clock:
+    say("starting the application")
+    # Only a clock for the eye: a log file would get a line each time it ticks.
+    with tqdm(bar_format="  {elapsed}", leave=False, disable=not sys.stderr.isatty()) as clock:
         while time.monotonic() - start < START_TIMEOUT_S:
             if app.process.poll() is not None:
                 raise DemoFailed(f"the application did not start:\n{tail(app.log)}")
