@@ -28,11 +28,13 @@ Float = NDArray[np.float32]
 MAX_OPENING = 0.40  # about 2 cm, as wide as speech opens a mouth
 UPPER_SHARE = 0.16  # of an opening is made by the upper lip; the skull holds it
 REST_SHARE = 0.20  # of the source's own opening, down from the upper lip, is where closed lips meet
+SAG, ARCH = 0.15, 0.05  # how far closed lips may lie below (a smile) or above their corners
 LIP_EDGE = 0.02  # the rim of the lips that is not sampled: the detector's error, seam and teeth
+CORNER_EDGE = 0.22  # the same beside the corners, of the source's opening
 CHIN_FOLLOWS = 0.45  # of the jaw's drop that the chin's contour makes; the rest folds the chin
-ROUND_CORNERS = 0.42  # how far rounding pulls the corners in
+ROUND_CORNERS = 0.34  # how far rounding pulls the corners in
 WIDE_CORNERS = 0.14  # how far spreading pushes them out
-UPPER_TEETH = 0.13  # how far the upper teeth reach below the closed lips
+UPPER_TEETH = 0.075  # how far the upper teeth reach below the closed lips
 TABLE = 256  # entries of a table along u
 
 
@@ -75,8 +77,8 @@ def map_mouth(face: Face) -> MouthMap:
     half = max((right - left) / 2, 0.05)
     side = min(1.9 * half + 0.08, 2.2 * half)
     grid = np.linspace(centre[0] - 1.25 * side, centre[0] + 1.25 * side, TABLE, dtype=np.float32)
-    upper = _table(grid, local, (60, 61, 62, 63, 64))
-    lower = _table(grid, local, (60, 67, 66, 65, 64))
+    upper = _inner_edge(grid, local, (60, 61, 62, 63, 64))
+    lower = _inner_edge(grid, local, (60, 67, 66, 65, 64))
     middle = (upper + lower) / 2
     chin = _table(grid, local, (4, 5, 6, 7, 8, 9, 10, 11, 12))
     box = face.box
@@ -139,24 +141,31 @@ class _Lips:
     def __init__(self, mouth: MouthMap, shape: MouthShape) -> None:
         self.mouth = mouth
         grid = np.linspace(mouth.u_low, mouth.u_high, TABLE, dtype=np.float32)
-        left, right = mouth.corners
-        self.across = np.clip((2 * grid - left - right) / (right - left), -1.0, 1.0)
+        self.across = _across(grid, *mouth.corners)
         self.profile = (1.0 - self.across**2) ** 0.8
         gap = mouth.lower - mouth.upper
-        self.rest = mouth.upper + REST_SHARE * gap
+        # Closed lips run nearly straight from corner to corner, however far the source's are open.
+        chord = np.interp(self.across, (-1.0, 1.0), (mouth.upper[0], mouth.upper[-1]))
+        bow = mouth.upper + REST_SHARE * gap - chord
+        self.rest = chord + np.where(
+            bow > 0, SAG * np.tanh(bow / SAG), ARCH * np.tanh(bow / ARCH)
+        ).astype(np.float32)
         room = float((mouth.bottom - self.rest)[TABLE // 2])
         self.height = shape.opening * min(MAX_OPENING, 0.42 * room)
         opening = self.height * self.profile
         self.top = self.rest - UPPER_SHARE * opening
         self.low = self.rest + (1 - UPPER_SHARE) * opening
-        rim = LIP_EDGE * self.profile
+        # An open mouth's corners are steep: what is dark there reaches past the measured edge.
+        past = np.abs(2 * grid - sum(mouth.corners)) / (mouth.corners[1] - mouth.corners[0])
+        steep = _smooth((past - 0.5) / 0.4) * _smooth((1.5 - past) / 0.4)
+        rim = (LIP_EDGE + 0.1 * gap) * np.sqrt(self.profile) + CORNER_EDGE * gap.max() * steep
         self.lift = mouth.upper - rim - self.top  # what leads from an output place to its source
         self.drop = mouth.lower + rim - self.low
         self.rim_top = np.minimum(mouth.upper_rim - self.lift, self.top - 0.01)
         self.rim_low = np.maximum(mouth.lower_rim - self.drop, self.low + 0.01)
         margin = np.maximum(mouth.bottom - mouth.chin, 0.0)
         wanted = -CHIN_FOLLOWS * self.drop
-        self.chin_drop = np.clip(wanted, -0.6 * margin, 0.6 * margin)
+        self.chin_drop = np.clip(wanted, -1.5 * margin, 0.6 * margin)
         self.chin = mouth.chin + self.chin_drop
 
 
@@ -227,14 +236,17 @@ def _cavity(
     rest = float(lips.rest[TABLE // 2])
     edge = rest + UPPER_TEETH * (1.0 - 0.5 * across**2) - UPPER_SHARE * lips.height * 0.5
     edge = edge + shape.teeth * 0.1
+    # Six front teeth a side would be too many to see: a faint shadow every eighth of the row.
+    gaps = 1.0 - 0.10 * np.cos(across * (8 * np.pi)) ** 16
     grey = skin.mean()
-    enamel = (0.35 * skin + 0.65 * grey) * 0.95
+    enamel = 0.4 * skin + 0.6 * grey
     lit = (1.0 - 0.55 * np.minimum(across**2 / 0.8, 1.0)) * (
         0.75 + 0.25 * _smooth((v - top) / 0.08)
     )
     teeth = np.clip((edge - v) * per_v * 0.5 + 0.5, 0, 1) * np.clip(
         (0.9 - np.abs(across)) / 0.3, 0, 1
     )
+    teeth *= _smooth((low - top) * per_v / 2.5)  # the line between closed lips is dark
     return np.asarray(picture + (enamel * lit[..., None] - picture) * teeth[..., None], np.float32)
 
 
@@ -295,6 +307,26 @@ def _table(grid: Float, local: Float, indices: tuple[int, ...]) -> Float:
     padded = np.pad(line, width, mode="edge")
     kernel = np.hanning(2 * width + 3)[1:-1]
     return np.convolve(padded, kernel / kernel.sum(), mode="valid").astype(np.float32)
+
+
+def _inner_edge(grid: Float, local: Float, indices: tuple[int, ...]) -> Float:
+    """Return v along an inner lip edge: the points on a stretched half ellipse, not on a polygon,
+    which would cut the corners of an open mouth off.
+    """
+    points = local[list(indices)]
+    across = _across(grid, float(points[0, 0]), float(points[-1, 0]))
+    places = _across(points[1:-1, 0], float(points[0, 0]), float(points[-1, 0]))
+    chord = np.interp(places, (-1.0, 1.0), points[[0, -1], 1])
+    stretch = (points[1:-1, 1] - chord) / np.sqrt(np.maximum(1.0 - places**2, 0.2))
+    order = np.argsort(places, kind="stable")
+    bulge = np.interp(across, places[order], stretch[order]) * np.sqrt(1.0 - across**2)
+    line = np.interp(across, (-1.0, 1.0), points[[0, -1], 1])
+    return np.asarray(line + bulge, np.float32)
+
+
+def _across(u: Float, left: float, right: float) -> Float:
+    """Return -1 at the left corner to 1 at the right one, no further."""
+    return np.asarray(np.clip((2 * u - left - right) / (right - left), -1.0, 1.0), np.float32)
 
 
 def _smooth(x: Float) -> Float:
