@@ -97,6 +97,8 @@ def _check_agreement(detector: OnnxDetector, picture: Float, wanted: list[Float]
 
 
 def _open_session(path: Path, threads: int) -> Any:
+    # onnxruntime 1.31 reports home as soon as it is imported, unless this is set before.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as exc:

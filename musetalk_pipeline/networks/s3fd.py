@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.networks.checkpoint import find_weights, load_network, read_weights
+from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.networks.checkpoint import load_network, read_weights
 
 FILE = Path("s3fd", "s3fd-619a316812.pth")  # in the models folder
 CHANNEL_OFFSETS = (104.0, 117.0, 123.0)
@@ -165,8 +166,13 @@ class FaceFinder:
         Raises:
             ModelLoadFailed: missing, damaged, or another network's.
         """
-        weights = read_weights(find_weights(path.parent, path.name))
-        return cls(load_network(S3fd, weights), device)
+        if not path.is_file():
+            raise ModelLoadFailed(
+                f"{path} does not exist. Fetch it with `python -m musetalk_pipeline.weights fetch "
+                "--s3fd`, or let the landmarks decide (face_presence: landmarks).",
+                file=str(path),
+            )
+        return cls(load_network(S3fd, read_weights(path)), device)
 
     def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Box | None]:
         """Return the best face of each (H, W, 3) BGR frame; None without one.

@@ -170,7 +170,7 @@ def test_make_detector_lets_s3fd_decide_over_mesh(tmp_path: Path, background: fl
 
 
 def test_s3fd_without_its_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadFailed, match="weights fetch"):
+    with pytest.raises(ModelLoadFailed, match="fetch --s3fd"):
         make_detector("mesh", tmp_path, presence="s3fd")
     with pytest.raises(ModelLoadFailed, match="S3FD needs downloaded weights"):
         make_detector("mesh", None, presence="s3fd")

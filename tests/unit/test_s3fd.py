@@ -262,7 +262,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "s3fd.pth")
     with pytest.raises(ModelLoadFailed, match=r"s3fd\.pth lacks fc7\.bias"):
         FaceFinder.load(tmp_path / "s3fd.pth")
-    with pytest.raises(ModelLoadFailed, match="weights fetch"):
+    with pytest.raises(ModelLoadFailed, match="fetch --s3fd"):
         FaceFinder.load(tmp_path / "nothing.pth")
 
 

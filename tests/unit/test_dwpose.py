@@ -1,0 +1,217 @@
+"""The arithmetic that every DWPose detector shares, without any network library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.faces import make_detector
+from musetalk_pipeline.faces.dwpose import (
+    BATCH_FRAMES,
+    FACE,
+    HEIGHT,
+    MEAN_RGB,
+    MIRROR_ORDER,
+    N_POINTS,
+    STD_RGB,
+    WIDTH,
+    X_BINS,
+    Y_BINS,
+    DwposeDetector,
+    View,
+    decode,
+    network_input,
+    run_flip_test,
+)
+
+Float = NDArray[np.float32]
+sizes = st.integers(16, 4000)
+
+
+def peaks(bins: Float, n_bins: int) -> Float:
+    """Gaussians of height 1 around (n, K) bins, as the network is trained to give."""
+    place = np.arange(n_bins, dtype=np.float32)
+    return np.exp(-0.5 * ((place - bins[..., None]) / 6) ** 2).astype(np.float32)
+
+
+class SpotNetwork:
+    """Stands for a trained network: every point lies on the brightest spot of the input.
+
+    Left points say so with less certainty than right ones, so that the flip test's exchange shows.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, inputs: Float) -> tuple[Float, Float]:
+        self.batches.append(len(inputs))
+        flat = inputs.mean(1).reshape(len(inputs), -1)
+        rows, columns = np.divmod(flat.argmax(1), WIDTH)
+        sure = np.where(np.arange(N_POINTS) < MIRROR_ORDER, 0.5, 1.0).astype(np.float32)[:, None]
+        over_x = peaks(np.repeat(columns[:, None], N_POINTS, 1) * 2.0, X_BINS)
+        over_y = peaks(np.repeat(rows[:, None], N_POINTS, 1) * 2.0, Y_BINS)
+        return over_x * sure, over_y * sure
+
+
+def spot(width: int, height: int, x: int, y: int, radius: int) -> NDArray[np.uint8]:
+    frame = np.zeros((height, width, 3), np.uint8)
+    distance = np.hypot(*np.mgrid[-y : height - y, -x : width - x])
+    frame[:] = (255 * np.exp(-0.5 * (distance / radius) ** 2))[..., None]
+    return frame
+
+
+@given(sizes, sizes)
+def test_a_view_holds_the_whole_frame_in_the_networks_shape(width: int, height: int) -> None:
+    view = View.of_frame(width, height)
+    assert view.size[0] / view.size[1] == pytest.approx(WIDTH / HEIGHT, rel=1e-5)
+    assert tuple(view.centre) == (width / 2, height / 2)
+    # One side is 1.25 times the frame's, the other at least so.
+    wider, higher = view.size[0] / (1.25 * width), view.size[1] / (1.25 * height)
+    assert min(wider, higher) == pytest.approx(1, rel=1e-5)
+
+
+@given(sizes, sizes, st.floats(0, 1), st.floats(0, 1))
+def test_points_come_back_to_where_they_were(
+    width: int, height: int, right: float, down: float
+) -> None:
+    view = View.of_frame(width, height)
+    point = np.array([right * width, down * height])
+    in_input = view.warp_matrix() @ np.append(point, 1)
+    back = view.to_frame(in_input.astype(np.float32))
+    assert np.abs(back - point).max() < 1e-3 * max(width, height)
+
+
+def test_mirroring_twice_changes_nothing() -> None:
+    assert sorted(MIRROR_ORDER) == list(range(N_POINTS))
+    assert (MIRROR_ORDER[MIRROR_ORDER] == np.arange(N_POINTS)).all()
+
+
+def test_a_face_in_the_mirror_is_a_face_in_the_same_order() -> None:
+    """The 68 points of a drawn symmetric face, mirrored, are its points in the mirror order."""
+    face = symmetric_face()
+    order = MIRROR_ORDER[FACE] - FACE.start
+    mirrored = face[order] * (-1, 1)
+    np.testing.assert_allclose(mirrored, face, atol=1e-9)
+
+
+def symmetric_face() -> NDArray[np.float64]:
+    """iBUG's 68 points on a face with x = 0 as its axis; x grows to the right of the picture."""
+    jaw = [(-np.cos(angle), np.sin(angle)) for angle in np.linspace(0, np.pi, 17)]
+    brow = [(-0.8, -0.4), (-0.7, -0.5), (-0.5, -0.55), (-0.3, -0.5), (-0.15, -0.45)]
+    brows = brow + [(-x, y) for x, y in reversed(brow)]
+    nose = [(0, y) for y in (-0.3, -0.2, -0.1, 0)]
+    nose += [(-0.2, 0.1), (-0.1, 0.12), (0, 0.14), (0.1, 0.12), (0.2, 0.1)]
+    # An eye starts at the corner on the picture's left: outer for the one, inner for the other.
+    eye = [(-0.6, -0.3), (-0.5, -0.35), (-0.4, -0.34), (-0.25, -0.3), (-0.4, -0.26), (-0.5, -0.27)]
+    other = [(-x, y) for x, y in (eye[3], eye[2], eye[1], eye[0], eye[5], eye[4])]
+    outer = [(-0.4, 0.5), (-0.25, 0.45), (-0.1, 0.42), (0, 0.44), (0.1, 0.42), (0.25, 0.45)]
+    outer += [(0.4, 0.5), (0.25, 0.6), (0.1, 0.64), (0, 0.65), (-0.1, 0.64), (-0.25, 0.6)]
+    inner = [(-0.3, 0.5), (-0.1, 0.48), (0, 0.49), (0.1, 0.48), (0.3, 0.5)]
+    inner += [(0.1, 0.55), (0, 0.56), (-0.1, 0.55)]
+    face = np.array(jaw + brows + nose + eye + other + outer + inner)
+    assert face.shape == (68, 2)
+    return face
+
+
+def test_pixels_are_normalised_rgb() -> None:
+    frame = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    frame[..., 0], frame[..., 1], frame[..., 2] = 10, 20, 30  # blue, green, red
+    inputs, _ = network_input([frame])
+    expected = (np.array([30, 20, 10]) - MEAN_RGB) / STD_RGB
+    np.testing.assert_allclose(inputs[0, :, HEIGHT // 2, WIDTH // 2], expected, rtol=1e-5)
+    # The frame fills four fifths; around it there is black.
+    black = -np.array(MEAN_RGB) / STD_RGB
+    np.testing.assert_allclose(inputs[0, :, 2, 2], black, rtol=1e-5)
+
+
+def test_decode_takes_the_highest_bins_and_the_lower_score() -> None:
+    over_x, over_y = np.zeros((1, 2, X_BINS), np.float32), np.zeros((1, 2, Y_BINS), np.float32)
+    over_x[0, 0, 101], over_y[0, 0, 7] = 0.8, 0.6
+    over_x[0, 1, 5] = 0.9  # nothing over y: no point
+    points, scores = decode(over_x, over_y)
+    np.testing.assert_allclose(points, [[[50.5, 3.5], [-0.5, -0.5]]])
+    np.testing.assert_allclose(scores, [[0.6, 0.0]])
+
+
+def test_the_flip_test_averages_over_the_mirror() -> None:
+    network = SpotNetwork()
+    frame = spot(WIDTH, HEIGHT, 100, 200, 5)
+    inputs, _ = network_input([frame])
+    over_x, over_y = run_flip_test(network, inputs)
+    assert network.batches == [2]
+    # Each point is as sure as itself and its mirror twin on average.
+    single = np.arange(N_POINTS) == MIRROR_ORDER
+    np.testing.assert_allclose(over_y[0].max(-1), np.where(single, 1.0, 0.75), atol=1e-6)
+    # A mirrored column c is bin 2 * (287 - c) before and 575 - that = 2 * c + 1 after mirroring.
+    column = np.divmod(inputs[0].mean(0).argmax(), WIDTH)[1]
+    assert (np.abs(over_x[0].argmax(-1) - (2 * column + 0.5)) <= 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "x", "y"),
+    [(640, 480, 200, 130), (480, 640, 400, 600), (1280, 720, 1200, 30), (288, 384, 9, 370)],
+)
+def test_points_lie_on_what_is_in_the_frame(width: int, height: int, x: int, y: int) -> None:
+    detector = DwposeDetector("onnx", SpotNetwork())
+    [found] = detector.detect([spot(width, height, x, y, radius=width // 24)])
+    assert found is not None
+    assert found.points.shape == (68, 2) and found.points.dtype == np.float32
+    input_pixel = View.of_frame(width, height).size[0] / WIDTH
+    assert np.abs(found.points - (x, y)).max() <= 1.5 * input_pixel
+    assert 0.75 <= found.score <= 1
+
+
+def test_frames_of_any_size_go_through_in_bounded_batches() -> None:
+    network = SpotNetwork()
+    detector = DwposeDetector("onnx", network)
+    frames = [spot(320 + 16 * i, 240, 20 + 30 * i, 100, 15) for i in range(2 * BATCH_FRAMES + 1)]
+    together = detector.detect(frames)
+    assert network.batches == [2 * BATCH_FRAMES, 2 * BATCH_FRAMES, 2]
+    for frame, landmarks in zip(frames, together, strict=True):
+        [alone] = detector.detect([frame])
+        assert landmarks is not None and alone is not None
+        np.testing.assert_array_equal(landmarks.points, alone.points)
+    assert detector.detect([]) == []
+
+
+def test_scores_are_within_0_and_1() -> None:
+    def loud(inputs: Float) -> tuple[Float, Float]:
+        over_x, over_y = SpotNetwork()(inputs)
+        return over_x * 7, over_y * 7
+
+    [found] = DwposeDetector("onnx", loud).detect([spot(64, 64, 30, 30, 5)])
+    assert found is not None and found.score == 1.0
+
+
+def test_importing_faces_loads_no_heavy_library() -> None:
+    script = (
+        "import sys, musetalk_pipeline.faces\n"
+        "print([name for name in ('torch', 'cv2', 'onnxruntime', 'mmpose') if name in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "command"), [("onnx", "faces.onnx export"), ("mmpose", "fetch")])
+def test_missing_weights_name_the_command_that_helps(
+    tmp_path: Path, name: str, command: str
+) -> None:
+    with pytest.raises(ModelLoadFailed, match=command):
+        make_detector(name, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ModelLoadFailed, match="--models DIR"):
+        make_detector(name)  # type: ignore[arg-type]
+
+
+def test_an_unknown_detector_is_refused() -> None:
+    with pytest.raises(ValueError, match="mesh, onnx and mmpose"):
+        make_detector("dlib")  # type: ignore[arg-type]
