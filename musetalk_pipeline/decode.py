@@ -33,6 +33,11 @@ _FRAME_TIME = re.compile(rb"\[info\] n: *\d+ pts: *(-?\d+) ")
 RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
 
 
+def frame_bytes(width: int, height: int) -> int:
+    """Return the size of one I420 frame; `width` and `height` even."""
+    return width * height * 3 // 2
+
+
 def read_frames(
     source: SourceVideo, picture: Picture, start: int, end: int
 ) -> Iterator[NDArray[np.uint8]]:
