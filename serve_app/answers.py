@@ -1,7 +1,10 @@
 """Outcomes as contracts.md says them over HTTP: one table from error types to status codes."""
 
 import traceback
+from datetime import UTC, datetime
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from musetalk_pipeline.errors import (
     JobCancelled,
@@ -9,7 +12,8 @@ from musetalk_pipeline.errors import (
     PipelineError,
     Stage,
 )
-from serve_app.redact import redact_text
+from serve_app.jobs import Job
+from serve_app.redact import redact, shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
 # Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
@@ -26,10 +30,10 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
     status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
     trace = None
     if status == 500 and not isinstance(error, JobCancelled):
-        trace = redact_text("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
+        trace = redact("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
     return Failure(
         error_type=error.error_type,
-        error_message=redact_text(error.message),
+        error_message=redact(error.message),
         code=error.code,
         stage=str(error.stage),
         retryable=error.retryable,
@@ -77,3 +81,51 @@ def generate_body(job_id: str, outcome: Outcome) -> dict[str, Any]:
     if outcome.stack_trace is not None:
         body["stack_trace"] = outcome.stack_trace
     return body
+
+
+def generate_answer(job: Job) -> JSONResponse:
+    """Return the whole answer of `POST /generate` for a job that has ended."""
+    assert job.outcome is not None
+    status = job.outcome.status_code if isinstance(job.outcome, Failure) else 200
+    return JSONResponse(generate_body(job.id, job.outcome), status)
+
+
+def job_body(job: Job) -> dict[str, Any]:
+    """Return contracts.md §3's shape, and the progress."""
+    outcome = job.outcome
+    failure = None
+    if isinstance(outcome, Failure):
+        names = ("error_type", "code", "stage", "details", "retryable")
+        failure = {name: getattr(outcome, name) for name in names}
+    request = job.request
+    return {
+        "id": job.id,
+        "status": job.status,
+        "output_url": outcome.output_url if isinstance(outcome, Success) else None,
+        "metrics": outcome.metrics if isinstance(outcome, Success) else None,
+        "error": outcome.error_message if isinstance(outcome, Failure) else None,
+        "failure": failure,
+        "input": {
+            # Signed query strings stay on this worker.
+            "video_url": shown_url(request.video_url),
+            "audio_url": shown_url(request.audio_url),
+            "aspect_ratio": request.aspect_ratio,
+            "resolution": request.resolution,
+            "params": request.params.model_dump(exclude_none=True),
+        },
+        "progress": {
+            "phase": str(job.progress.phase),
+            "fraction": round(job.progress.fraction, 4),
+            "frames_done": job.progress.frames_done,
+            "frames_total": job.progress.frames_total,
+            "stage_seconds": job.progress.stage_seconds,
+        },
+        "attempt": job.attempt,
+        "metadata": job.metadata,
+        "created_at": _utc(job.created),
+        "updated_at": _utc(job.updated),
+    }
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

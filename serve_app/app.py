@@ -1,7 +1,7 @@
 """Builds the application from `args:` of serve_config.yaml.
 
-`build_app`'s parameter must be annotated with a real pydantic class, so this module does not postpone
-annotations.
+`build_app`'s parameter must be annotated with a real pydantic class, so this module does not
+postpone annotations.
 """
 
 import logging
@@ -12,7 +12,7 @@ from ray.serve import Application
 
 from serve_app.finisher import Finisher
 from serve_app.generator import Generator
-from serve_app.ingress import Ingress, api
+from serve_app.ingress import Ingress
 from serve_app.preprocessor import Preprocessor
 from serve_app.selection import resolve
 from serve_app.settings import AppArgs, PoolSettings, StageSettings, read_environment
@@ -37,7 +37,7 @@ def build_app(args: AppArgs) -> Application:
     finisher = _bind(Finisher, "Finisher", args.finisher, args)
     generators = {pool.name: _bind_pool(pool, args) for pool in args.pools}
     ingress = serve.deployment(
-        serve.ingress(api)(Ingress),
+        serve.ingress()(Ingress),
         name="Ingress",
         num_replicas=1,
         max_ongoing_requests=MAX_HTTP,

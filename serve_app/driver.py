@@ -23,15 +23,16 @@ from ray.serve.exceptions import RayServeException
 
 from musetalk_pipeline.errors import (
     DeadlineExceeded,
-    NoFaceFound,
     PipelineError,
     Stage,
     StageFailed,
 )
 from musetalk_pipeline.plan import Block, FramePlan, Segment
+from musetalk_pipeline.stages import require_face
+from serve_app.metrics import CALLS_RETRIED
 from serve_app.schemas import Phase, Progress
 from serve_app.settings import DriverSettings
-from serve_app.transfers import Assignment, Composed, Finished, Opened, RunFacts
+from serve_app.transfers import Assignment, Composed, Description, Finished, Opened, RunFacts
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +70,17 @@ class Graph:
 class JobDriver:
     """Drives jobs; holds nothing of a job after `run` returns."""
 
-    def __init__(self, graph: Graph, settings: DriverSettings, open_timeout_s: float) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        settings: DriverSettings,
+        open_timeout_s: float,
+        describe: Callable[[], Description],
+    ) -> None:
         self._graph = graph
         self._settings = settings
         self._open_timeout_s = open_timeout_s
+        self._describe = describe
         self._segments_in_flight = 0
 
     async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
@@ -127,12 +135,7 @@ class JobDriver:
             raise _first(group) from None
         finally:
             shelf.close()
-        if faces == 0:
-            raise NoFaceFound(
-                "No face was found in any frame that the audio reaches. Use a video in which a face"
-                " is visible from the front.",
-                frames=opened.job.plan.n_output,
-            )
+        require_face(faces, plan)
         return pieces
 
     async def _segment(
@@ -173,9 +176,9 @@ class JobDriver:
         return pool, [prepared, pool.handle.encode.remote(prepared, opened.work.options.mask)]
 
     async def _finish(self, opened: Opened, pieces: list[Any], meter: "ProgressMeter") -> Finished:
-        facts = meter.facts()
+        facts, about = meter.facts(), self._describe()
         finished: Finished = await self._call(
-            lambda: [self._graph.finisher.finish.remote(opened, facts, *pieces)],
+            lambda: [self._graph.finisher.finish.remote(opened, facts, about, *pieces)],
             self._settings.finish_timeout_s,
             Stage.UPLOAD,
         )
@@ -205,6 +208,7 @@ class JobDriver:
                 error = as_pipeline_error(exc, stage)
                 if not error.retryable or attempt == self._settings.tries:
                     raise error from exc
+                CALLS_RETRIED.inc(tags={"stage": str(stage)})
                 logger.warning(
                     "call failed, asking again",
                     extra={"stage": str(stage), "try": attempt, "error": error.message},

@@ -3,15 +3,16 @@
 import asyncio
 import dataclasses
 import logging
+import os
 import time
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
-from serve_app.identity import gpu_class
-from serve_app.metrics import STAGE_SECONDS, FRAMES_DRAWN
-from serve_app.selection import build_engine
+from serve_app.identity import detect_gpu_class, gpu_class
+from serve_app.metrics import FRAMES_DRAWN, STAGE_SECONDS
+from serve_app.selection import build_engine, device_of
 from serve_app.settings import AppArgs, PoolSettings, read_environment
 from serve_app.threads import Worker
 from serve_app.transfers import Description
@@ -27,9 +28,12 @@ class Generator:
         env = read_environment()
         self._engine = build_engine(args, pool, env)
         self._engine.warm_up()
-        device = pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
         self._description = Description(
-            self._engine.name, self._engine.model_version, args.landmarks, device, gpu_class()
+            engine=self._engine.name,
+            model_version=self._engine.model_version,
+            landmarks=args.landmarks,
+            device=device_of(pool),
+            gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
         )
         self._thread = Worker(1, "engine")
         logger.info(

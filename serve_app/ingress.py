@@ -1,8 +1,8 @@
 """The ingress: HTTP in front of the job service, and the slots that run jobs and poll.
 
-Jobs run inside accepted requests: each slot is a loop that calls this deployment's own handle, so that
-a draining replica gets no new work and is waited for while it does its last (Serve drains requests, not
-background tasks).
+Jobs run inside accepted requests: each slot is a loop that calls this deployment's own handle, so
+that a draining replica gets no new work and is waited for while it does its last (Serve drains
+requests, not background tasks).
 """
 
 import asyncio
@@ -11,21 +11,19 @@ import json
 import logging
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Header, HTTPException, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Header, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from serve_app.answers import generate_body, invalid_request
+from serve_app.answers import generate_answer, job_body
+from serve_app.api import build_api
 from serve_app.driver import Graph, JobDriver, Pool
-from serve_app.jobs import Job, JobConflict, JobRegistry, Origin, QueueFull, Ticket
+from serve_app.jobs import Job, JobRegistry, Origin, Ticket
+from serve_app.local_store import LocalStore
 from serve_app.readiness import Readiness
-from serve_app.redact import shown_url
-from serve_app.schemas import MAX_ID_CHARS, Failure, JobRequest, Params, Success
+from serve_app.schemas import JobCreate, JobRequest
 from serve_app.service import JobService
 from serve_app.settings import (
     API_VERSION,
@@ -34,8 +32,6 @@ from serve_app.settings import (
     make_folders,
     read_environment,
 )
-from serve_app.storage import LocalStore
-from serve_app.webhooks import Event, WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -43,72 +39,10 @@ SLOT_WAIT_S = 5.0  # a slot's request ends after that without work, so that drai
 SLOT_LOOK_S = 0.1
 EVENT_LOOK_S = 0.25
 KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
-RETRY_AFTER_S = 30
-MAX_BODY_BYTES = 1 << 20
-
-api = FastAPI(
-    title="Lip-sync",
-    version=API_VERSION,
-    description="A video and an audio in, the same video with the mouth speaking that audio out.",
-)
-
-
-class JobCreate(BaseModel):
-    """`POST /v1/avatar/jobs`."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    video_url: str = Field(min_length=1, max_length=8192, repr=False)
-    audio_url: str = Field(min_length=1, max_length=8192, repr=False)
-    aspect_ratio: str | None = Field(None, max_length=32)
-    resolution: str | None = Field(None, max_length=32)
-    params: Params = Params()
-    musetalk_job_id: str | None = Field(
-        None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
-    )
-    webhook_url: str | None = Field(None, max_length=8192, repr=False)
-    metadata: dict[str, str | int | float | bool | None] | None = Field(None, max_length=64)
-
-
-@api.exception_handler(RequestValidationError)
-async def _on_invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
-    """Say in the contract's words which field is wrong."""
-    first = exc.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
-    message = f"The request is not valid: {field or 'body'}: {first['msg']}."
-    return _answer("", invalid_request(message, field=field))
-
-
-@api.exception_handler(JobConflict)
-async def _on_conflict(request: Request, exc: JobConflict) -> JSONResponse:
-    """Refuse an id that stands for something else."""
-    message = "This id, or idempotency key, belongs to a job with different content. Choose another."
-    body = generate_body("", invalid_request(message))
-    return JSONResponse(body | {"code": "job_conflict"}, status_code=409)
-
-
-@api.exception_handler(QueueFull)
-async def _on_full(request: Request, exc: QueueFull) -> JSONResponse:
-    """Ask the caller to come back."""
-    body = generate_body("", invalid_request("The queue is full. Try again later."))
-    body |= {"code": "queue_full", "error_type": "processing_error", "retryable": True}
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return JSONResponse(body, status_code=429, headers=headers)
-
-
-@api.middleware("http")
-async def _bounded_body(request: Request, call_next: Any) -> Response:
-    """Refuse bodies that no job needs before they are read."""
-    length = request.headers.get("content-length", "0")
-    if request.method == "POST" and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
-        message = f"The body must have a Content-Length of at most {MAX_BODY_BYTES} bytes."
-        return _answer("", invalid_request(message))
-    response: Response = await call_next(request)
-    return response
 
 
 class Ingress:
-    """One replica of the ingress. Bound with `@serve.ingress(api)` in app.py."""
+    """One replica of the ingress. Its public methods are the routes of api.py."""
 
     def __init__(
         self,
@@ -124,13 +58,18 @@ class Ingress:
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
         graph = Graph(preprocessor, _pools(args, generators), finisher)
-        driver = JobDriver(graph, args.driver, args.inputs.download_timeout_s)
+        self._readiness = Readiness(graph, app_name)
+        driver = JobDriver(
+            graph, args.driver, args.inputs.download_timeout_s, self._readiness.description
+        )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
-        self._graph = graph
-        self._readiness = Readiness(graph, app_name)
         self._slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         self._tasks = [asyncio.create_task(self._slot(slot)) for slot in range(self._slots)]
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve after the constructor."""
+        return build_api(self)
 
     # Slots -----------------------------------------------------------------------------------
 
@@ -157,14 +96,12 @@ class Ingress:
 
     # Probes ----------------------------------------------------------------------------------
 
-    @api.get("/hc", summary="Ready for a job?")
     async def hc(self) -> JSONResponse:
         """200 once every stage can take a job, 503 before."""
         ready = await self._readiness.is_ready()
         status = "ok" if ready else "starting"
         return JSONResponse({"status": status}, status_code=200 if ready else 503)
 
-    @api.get("/health", summary="What is running")
     async def health(self) -> JSONResponse:
         """Like /hc, and what draws the mouth on what."""
         ready = await self._readiness.is_ready()
@@ -176,7 +113,6 @@ class Ingress:
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    @api.get("/v1/ping", summary="Who is there")
     async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
         if not self._env.ping_is_public:
@@ -194,7 +130,6 @@ class Ingress:
         }
         return JSONResponse(body)
 
-    @api.get("/v1/preflight", summary="Try every dependency")
     async def preflight(
         self, authorization: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
@@ -207,7 +142,6 @@ class Ingress:
 
     # The synchronous job ---------------------------------------------------------------------
 
-    @api.post("/generate", summary="Do a job and wait for it", responses={422: {}, 500: {}})
     async def generate(
         self,
         request: JobRequest,
@@ -217,11 +151,10 @@ class Ingress:
         self._check_key(x_internal_api_key)
         job = self._service.submit(request, Origin.SYNC)
         job = await self._service.wait(job.id)
-        return _answer(job.id, job.outcome)
+        return generate_answer(job)
 
     # The asynchronous API --------------------------------------------------------------------
 
-    @api.post("/v1/avatar/jobs", status_code=202, summary="Enter a job")
     async def create_job(
         self,
         create: JobCreate,
@@ -230,8 +163,6 @@ class Ingress:
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
         self._check_key(x_internal_api_key)
-        if create.webhook_url is not None:
-            await self._check_webhook(create.webhook_url)
         request = JobRequest(
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
@@ -239,9 +170,8 @@ class Ingress:
         ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
         job = self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{job.id}"}
-        return JSONResponse(_job_body(job), status_code=202, headers=location)
+        return JSONResponse(job_body(job), status_code=202, headers=location)
 
-    @api.get("/v1/avatar/jobs", summary="List jobs, newest first")
     async def list_jobs(
         self,
         x_internal_api_key: Annotated[str | None, Header()] = None,
@@ -253,17 +183,15 @@ class Ingress:
         self._check_key(x_internal_api_key)
         jobs = self._service.registry.page(status, limit, _read_cursor(cursor))
         more = f"{jobs[-1].created!r}:{jobs[-1].id}" if len(jobs) == limit else None
-        return JSONResponse({"jobs": [_job_body(job) for job in jobs], "next_cursor": more})
+        return JSONResponse({"jobs": [job_body(job) for job in jobs], "next_cursor": more})
 
-    @api.get("/v1/avatar/jobs/{job_id}", summary="The state of a job")
     async def get_job(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
         """Any job of this ingress, however it came in."""
         self._check_key(x_internal_api_key)
-        return JSONResponse(_job_body(self._found(self._service.registry.get(job_id))))
+        return JSONResponse(job_body(self._found(self._service.registry.get(job_id))))
 
-    @api.delete("/v1/avatar/jobs/{job_id}", summary="Cancel a job")
     async def cancel_job(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
@@ -272,7 +200,6 @@ class Ingress:
         self._found(self._service.registry.cancel(job_id))
         return JSONResponse({"detail": "Cancellation requested"})
 
-    @api.get("/v1/avatar/jobs/{job_id}/events", summary="Follow a job (server-sent events)")
     async def job_events(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> StreamingResponse:
@@ -286,7 +213,7 @@ class Ingress:
     async def _events(self, job_id: str) -> AsyncIterator[str]:
         last, quiet_s = "", 0.0
         while (job := self._service.registry.get(job_id)) is not None:
-            body = json.dumps(_job_body(job))
+            body = json.dumps(job_body(job))
             if job.is_terminal:
                 yield f"event: end\ndata: {body}\n\n"
                 return
@@ -301,7 +228,6 @@ class Ingress:
 
     # Files -----------------------------------------------------------------------------------
 
-    @api.get("/files/{key:path}", summary="A finished video of the local store")
     async def files(self, key: str) -> Response:
         """Serve a stored video or its sidecar, with Range."""
         path = self._store.resolve(key)
@@ -347,12 +273,6 @@ def _pools(args: AppArgs, generators: dict[str, Any]) -> tuple[Pool, ...]:
     )
 
 
-def _answer(job_id: str, outcome: Success | Failure | None) -> JSONResponse:
-    assert outcome is not None
-    status = outcome.status_code if isinstance(outcome, Failure) else 200
-    return JSONResponse(generate_body(job_id, outcome), status_code=status)
-
-
 def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
     if cursor is None:
         return None
@@ -361,44 +281,3 @@ def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
         return float(created), job_id
     except ValueError:
         raise HTTPException(422, "cursor: use the next_cursor of an earlier answer.") from None
-
-
-def _job_body(job: Job) -> dict[str, Any]:
-    """Return contracts.md §3's shape, and the progress."""
-    outcome = job.outcome
-    failure = None
-    if isinstance(outcome, Failure):
-        names = ("error_type", "code", "stage", "details", "retryable")
-        failure = {name: getattr(outcome, name) for name in names}
-    request = job.request
-    return {
-        "id": job.id,
-        "status": job.status,
-        "output_url": outcome.output_url if isinstance(outcome, Success) else None,
-        "metrics": outcome.metrics if isinstance(outcome, Success) else None,
-        "error": outcome.error_message if isinstance(outcome, Failure) else None,
-        "failure": failure,
-        "input": {
-            # Signed query strings stay on this worker.
-            "video_url": shown_url(request.video_url),
-            "audio_url": shown_url(request.audio_url),
-            "aspect_ratio": request.aspect_ratio,
-            "resolution": request.resolution,
-            "params": request.params.model_dump(exclude_none=True),
-        },
-        "progress": {
-            "phase": str(job.progress.phase),
-            "fraction": round(job.progress.fraction, 4),
-            "frames_done": job.progress.frames_done,
-            "frames_total": job.progress.frames_total,
-            "stage_seconds": job.progress.stage_seconds,
-        },
-        "attempt": job.attempt,
-        "metadata": job.metadata,
-        "created_at": _utc(job.created),
-        "updated_at": _utc(job.updated),
-    }
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,4 +1,4 @@
-"""Every metric of the application, exported by Ray's Prometheus endpoint. Few labels, no job ids."""
+"""Every metric of the application, for Ray's Prometheus endpoint. Few labels, no job ids."""
 
 from ray.util.metrics import Counter, Histogram
 

@@ -43,6 +43,11 @@ class Readiness:
         """Return engine, model version, landmarks and device; empty before the first readiness."""
         return {} if self._description is None else asdict(self._description)
 
+    def description(self) -> Description:
+        """Return what draws here; known once `is_ready` was true."""
+        assert self._description is not None, "no job starts before readiness"
+        return self._description
+
     async def preflight(self) -> dict[str, str]:
         """Let one replica of each stage use everything that it depends on."""
         calls = {

@@ -82,6 +82,23 @@ class JobRequest(BaseModel):
         return JobOptions(frame, face, mask, speech, encode)
 
 
+class JobCreate(BaseModel):
+    """`POST /v1/avatar/jobs`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    video_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
+    audio_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
+    musetalk_job_id: str | None = Field(
+        None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
+    )
+    webhook_url: str | None = Field(None, max_length=MAX_URL_CHARS, repr=False)
+    metadata: dict[str, str | int | float | bool | None] | None = Field(None, max_length=64)
+
+
 class Phase(StrEnum):
     """What a running job is doing; the names are the orchestrator's."""
 

@@ -1,7 +1,8 @@
 """Scratch folders: one per attempt, on every node that works on it, gone after the attempt.
 
-The driver releases an attempt's folder when the attempt ends, however it ends. A janitor in every stage
-replica removes what a killed ingress or another node left: folders that no stage has touched for a while.
+The driver releases an attempt's folder when the attempt ends, however it ends. A janitor in every
+stage replica removes what a killed ingress or another node left: folders that no stage has touched
+for a while.
 """
 
 import logging

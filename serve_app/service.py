@@ -9,6 +9,7 @@ from musetalk_pipeline.options import JobOptions
 from serve_app.answers import failure_of
 from serve_app.driver import JobDriver
 from serve_app.jobs import CANCELLED, Job, JobRegistry, Origin, Ticket, Verdict
+from serve_app.metrics import JOBS_ENDED
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import QueueSettings
 from serve_app.transfers import Assignment, Finished
@@ -42,7 +43,7 @@ class JobService:
         Raises:
             JobConflict, QueueFull: see the registry.
         """
-        job, is_new = self.registry.submit(request, origin, self._queue.max_queued_jobs, ticket or Ticket())
+        job, is_new = self.registry.submit(request, origin, self._queue.max_queued_jobs, ticket)
         if is_new:
             logger.info("job entered", extra={"job_id": job.id, "origin": str(origin)})
         return job
@@ -155,9 +156,7 @@ def _outcome(
         Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
     )
     if verdict is not Verdict.GO_ON or drive.cancelled():
-        return failure_of(
-            JobCancelled("The job was cancelled before it finished."), seconds
-        ), failed
+        return CANCELLED, failed
     error = drive.exception()
     if isinstance(error, PipelineError):
         return failure_of(error, seconds), failed
@@ -177,5 +176,7 @@ def log_end(job: Job, outcome: Outcome) -> None:
     extra = {"job_id": job.id, "attempt": job.attempt}
     if isinstance(outcome, Success):
         logger.info("job succeeded", extra=extra)
+        JOBS_ENDED.inc(tags={"outcome": "succeeded"})
     else:
+        JOBS_ENDED.inc(tags={"outcome": "cancelled" if outcome.cancelled else "failed"})
         logger.info("job failed", extra={**extra, "code": outcome.code, "stage": outcome.stage})

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from musetalk_pipeline.stages import OpenJob
 from numpy.typing import NDArray
 
 from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.stages import OpenJob
 from serve_app.schemas import JobRequest
 
 

@@ -1,0 +1,112 @@
+"""The HTTP side of the ingress: routes, error shapes, and a limit on bodies."""
+
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.answers import generate_body, invalid_request
+from serve_app.jobs import JobConflict, QueueFull
+from serve_app.settings import API_VERSION
+
+if TYPE_CHECKING:
+    from serve_app.ingress import Ingress
+
+MAX_BODY_BYTES = 1 << 20
+RETRY_AFTER_S = 30
+
+
+def build_api(ingress: "Ingress") -> FastAPI:
+    """Return the application whose routes are `ingress`'s methods."""
+    api = FastAPI(
+        title="Lip-sync",
+        version=API_VERSION,
+        description="A video and an audio in; the same video, its mouth speaking that audio, out.",
+        exception_handlers={
+            RequestValidationError: _on_invalid,
+            JobConflict: _on_conflict,
+            QueueFull: _on_full,
+            400: _on_unreadable,
+        },
+    )
+    api.add_middleware(BodyLimit)
+    get, post, delete = ["GET"], ["POST"], ["DELETE"]
+    jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id}"
+    for path, methods, endpoint, summary in (
+        ("/hc", get, ingress.hc, "Ready for a job?"),
+        ("/health", get, ingress.health, "What is running"),
+        ("/v1/ping", get, ingress.ping, "Who is there"),
+        ("/v1/preflight", get, ingress.preflight, "Try every dependency"),
+        ("/generate", post, ingress.generate, "Do a job and wait for it"),
+        (jobs, post, ingress.create_job, "Enter a job"),
+        (jobs, get, ingress.list_jobs, "List jobs, newest first"),
+        (job, get, ingress.get_job, "The state of a job"),
+        (job, delete, ingress.cancel_job, "Cancel a job"),
+        (job + "/events", get, ingress.job_events, "Follow a job (server-sent events)"),
+        ("/files/{key:path}", get, ingress.files, "A finished video of the local store"),
+    ):
+        api.add_api_route(path, endpoint, methods=methods, summary=summary, response_model=None)
+    return api
+
+
+async def _on_invalid(request: Request, exc: Exception) -> JSONResponse:
+    """Say in the contract's words which field is wrong, without its value."""
+    assert isinstance(exc, RequestValidationError)
+    first = exc.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != "body")
+    message = f"The request is not valid: {field or 'body'}: {first['msg']}."
+    return JSONResponse(generate_body("", invalid_request(message, field=field)), 422)
+
+
+async def _on_unreadable(request: Request, exc: Exception) -> JSONResponse:
+    """Answer a body that no parser accepts like any other bad input."""
+    assert isinstance(exc, HTTPException)
+    return JSONResponse(generate_body("", invalid_request("The body is not valid JSON.")), 422)
+
+
+async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
+    """Refuse an id that stands for something else."""
+    message = "This id (or idempotency key) belongs to a job with different content. Use another."
+    body = generate_body("", invalid_request(message))
+    return JSONResponse(body | {"code": "job_conflict"}, 409)
+
+
+async def _on_full(request: Request, exc: Exception) -> JSONResponse:
+    """Ask the caller to come back."""
+    body = generate_body("", invalid_request("The queue is full. Send the job again later."))
+    body |= {"code": "queue_full", "error_type": "processing_error", "retryable": True}
+    return JSONResponse(body, 429, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+class BodyLimit:
+    """Refuses bodies that no job needs, whether they say their length or not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        seen = 0
+        first: list[Message] = []
+        # Read up to the limit before the application sees anything: bodies here are small.
+        while True:
+            message = await receive()
+            first.append(message)
+            seen += len(message.get("body", b""))
+            if seen > MAX_BODY_BYTES:
+                text = f"The body is larger than {MAX_BODY_BYTES} bytes."
+                response = JSONResponse(generate_body("", invalid_request(text)), 422)
+                await response(scope, receive, send)
+                return
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
+
+        async def replay() -> Message:
+            return first.pop(0) if first else await receive()
+
+        await self._app(scope, replay, send)

@@ -1,0 +1,72 @@
+"""The Preprocessor deployment: fetch, check, decode, find faces, crop, hear. CPU only."""
+
+import asyncio
+import logging
+import shutil
+
+from musetalk_pipeline.artifacts import PreparedBlock, Speech
+from musetalk_pipeline.options import SpeechOptions
+from musetalk_pipeline.plan import Block, Segment
+from musetalk_pipeline.stages import prepare_block
+from serve_app.metrics import STAGE_SECONDS
+from serve_app.node_media import NodeMedia
+from serve_app.selection import build_detector, build_listener, needs_parse_inputs
+from serve_app.settings import AppArgs, read_environment
+from serve_app.threads import Worker
+from serve_app.transfers import Assignment, Opened
+
+logger = logging.getLogger(__name__)
+
+
+class Preprocessor:
+    """One loaded landmark detector and one listener."""
+
+    def __init__(self, args: AppArgs) -> None:
+        self._media = NodeMedia(args, read_environment())
+        self._media.scratch.start_janitor()
+        self._detector = build_detector(args)
+        self._listener = build_listener(args)
+        self._needs_parse_inputs = needs_parse_inputs(args)
+        self._threads = Worker(args.preprocessor.threads, "preprocess")
+        logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
+
+    async def open(self, work: Assignment) -> Opened:
+        """Download and check a job's media and plan its frames."""
+        opened = await self._media.open(work, self._detector, self._threads)
+        for stage, seconds in opened.stage_seconds.items():
+            STAGE_SECONDS.observe(seconds, {"stage": stage})
+        return opened
+
+    async def prepare(self, opened: Opened, block: Block) -> PreparedBlock:
+        """Decode a block, find its faces and crop them."""
+        job = await self._media.here(opened, self._threads)
+        prepared = await self._threads.run(
+            prepare_block,
+            job,
+            block,
+            self._detector,
+            opened.work.options,
+            self._needs_parse_inputs,
+        )
+        STAGE_SECONDS.observe(prepared.seconds, {"stage": "prepare"})
+        return prepared
+
+    async def listen(self, opened: Opened, segment: Segment, options: SpeechOptions) -> Speech:
+        """Hear what is spoken during a segment."""
+        job = await self._media.here(opened, self._threads)
+        speech = await self._threads.run(
+            self._listener.listen, job.audio, job.plan.fps, segment, options
+        )
+        STAGE_SECONDS.observe(speech.seconds, {"stage": "listen"})
+        return speech
+
+    async def release(self, attempt_id: str) -> None:
+        """Remove an attempt's scratch on this node."""
+        await asyncio.to_thread(self._media.scratch.release, attempt_id)
+
+    async def preflight(self) -> dict[str, str]:
+        """Name the tools that opening a job needs."""
+        return {
+            tool: "ok" if shutil.which(tool) else "not found on PATH"
+            for tool in ("ffmpeg", "ffprobe", "curl")
+        }

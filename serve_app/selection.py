@@ -1,0 +1,108 @@
+"""What draws mouths, finds faces and keeps outputs: chosen once, from configuration and files."""
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from musetalk_pipeline.engines import Engine, Listener
+from musetalk_pipeline.faces import LandmarkDetector, make_detector
+from serve_app.b2 import B2Settings, B2Store
+from serve_app.local_store import LocalStore
+from serve_app.settings import AppArgs, Environment, PoolSettings, make_folders
+from serve_app.storage import OutputStore
+
+
+def resolve(args: AppArgs, env: Environment) -> AppArgs:
+    """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
+    models = args.models_dir.absolute()
+    engine = args.engine
+    if engine == "auto":
+        engine = "musetalk" if _has_weights(models, args, env) else "warp"
+    landmarks = args.landmarks
+    if landmarks == "auto":
+        landmarks = "mesh" if engine == "warp" else _best_landmarks(models)
+    chosen = {"engine": engine, "landmarks": landmarks, "models_dir": models}
+    chosen["state_dir"] = args.state_dir.absolute()
+    chosen["result_dir"] = (env.result_dir or args.result_dir).absolute()
+    return args.model_copy(update=chosen)
+
+
+def build_detector(args: AppArgs) -> LandmarkDetector:
+    """Load the configured landmark detector."""
+    assert args.landmarks != "auto", "resolve() comes first"
+    return make_detector(
+        args.landmarks,
+        args.models_dir,
+        presence=args.face_presence,
+        presence_interval=args.presence_interval,
+    )
+
+
+def build_listener(args: AppArgs) -> Listener:
+    """Load the configured engine's listener."""
+    if args.engine == "musetalk":
+        from musetalk_pipeline.audio import WhisperListener
+
+        return WhisperListener(args.models_dir)
+    from musetalk_pipeline.engines.warp import WarpListener
+
+    return WarpListener()
+
+
+def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
+    """Load the configured engine for one pool."""
+    if args.engine == "musetalk":
+        from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+
+        options = MuseTalkOptions(
+            version=args.version,
+            device=device_of(pool),
+            precision=pool.dtype,
+            batch_size=pool.batch_size or env.batch_size,
+            threads=pool.threads,
+            unet_weights=env.unet_path,
+            unet_config=env.unet_config,
+        )
+        return MuseTalkEngine(args.models_dir, options)
+    from musetalk_pipeline.engines.warp import WarpEngine
+
+    return WarpEngine()
+
+
+def needs_parse_inputs(args: AppArgs) -> bool:
+    """Whether the configured engine parses faces."""
+    return args.engine == "musetalk"
+
+
+def build_store(args: AppArgs, env: Environment) -> OutputStore:
+    """Return B2 where its key is set, else the local folder that the ingress serves."""
+    if env.b2_key_id and env.b2_app_key and env.b2_bucket:
+        return B2Store(B2Settings(env.b2_key_id, env.b2_app_key, env.b2_bucket, env.b2_prefix))
+    return LocalStore(make_folders(args, env).results, public_base(args, env))
+
+
+def public_base(args: AppArgs, env: Environment) -> str:
+    """Return what links to this worker begin with."""
+    return (args.public_base_url or f"http://127.0.0.1:{env.port}").rstrip("/")
+
+
+def device_of(pool: PoolSettings) -> str:
+    """Return the torch device of a pool's replicas; Ray shows each only its own GPUs."""
+    return pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
+
+
+def _has_weights(models: Path, args: AppArgs, env: Environment) -> bool:
+    folder = "musetalkV15" if args.version == "v15" else "musetalk"
+    name = "unet.pth" if args.version == "v15" else "pytorch_model.bin"
+    unet = env.unet_path or models / folder / name
+    vae = models / "sd-vae" / "config.json"
+    return unet.is_file() and vae.is_file()
+
+
+def _best_landmarks(models: Path) -> Literal["mesh", "onnx", "mmpose"]:
+    """Return mmpose where it is installed with its weights, else onnx, else mesh."""
+    if importlib.util.find_spec("mmpose") and (models / "dwpose/dw-ll_ucoco_384.pth").is_file():
+        return "mmpose"
+    if importlib.util.find_spec("onnxruntime") and any((models / "dwpose").glob("*.onnx")):
+        return "onnx"
+    return "mesh"
