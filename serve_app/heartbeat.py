@@ -83,9 +83,7 @@ class Heartbeats:
         try:
             while True:
                 introduced = await self._beat(client, introduced)
-                # Beats keep to their grid; those that a slow answer made impossible are left out.
-                missed = max(0, int((loop.time() - due) // self._interval_s))
-                due += (missed + 1) * self._interval_s
+                due = next_due(due, loop.time(), self._interval_s)
                 await asyncio.sleep(due - loop.time())
         finally:
             await client.aclose()
@@ -116,6 +114,16 @@ class Heartbeats:
         except OrchestratorError as exc:
             # Registration is optional in the protocol; the heartbeat that follows matters.
             logger.info("registration not accepted", extra={"error": exc.message})
+
+
+def next_due(due: float, now: float, interval_s: float) -> float:
+    """Return when the beat after the one that was due at `due` is to be sent.
+
+    Beats keep to their grid however long the answers take; those that a slow answer made impossible
+    are left out.
+    """
+    missed = max(0, int((now - due) // interval_s))
+    return due + (missed + 1) * interval_s
 
 
 def _cancel_in(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
