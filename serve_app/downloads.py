@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import errno
 import hashlib
-import ipaddress
 import logging
 import os
 import random
@@ -450,13 +449,8 @@ class _Fetch:
 
         `max-time` also ends a curl whose parent was killed.
         """
-        pinned = ",".join(
-            f"[{a}]" if isinstance(a, ipaddress.IPv6Address) else str(a) for a in addresses
-        )
-        host = location.authority.removesuffix(f":{location.port}")
         options = {
             "url": location.url,
-            "resolve": f"{host}:{location.port}:{pinned}",
             "proto": "=http,https",
             "noproxy": "*",
             "max-redirs": "0",
@@ -468,6 +462,9 @@ class _Fetch:
             "cacert": str(self._network.certificates),
             "write-out": "%{stderr}%{http_code}\\n%{redirect_url}",
         }
+        if location.ip is None:
+            pinned = ",".join(f"[{a}]" if a.version == 6 else str(a) for a in addresses)
+            options["resolve"] = f"{location.host}:{location.port}:{pinned}"
         lines = [f'{name} = "{_curl_quoted(value)}"' for name, value in options.items()]
         return "\n".join([*lines, "http1.1", "globoff", "silent", "fail", "no-netrc", ""])
 
@@ -495,6 +492,11 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+    # asyncio's wait() also waits for the ends of the pipes, which are not seen while a full buffer
+    # has paused reading. What a dead process left in them is at most a few buffers.
+    for stream in (process.stdout, process.stderr):
+        while stream is not None and await stream.read(_READ_BYTES):
+            pass
     await process.wait()
 
 
@@ -609,24 +611,24 @@ def _open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
         raise DownloadFailed(
             "Download failed: the file does not exist or cannot be read.", url=shown_url(url)
         ) from exc
-    source = os.fdopen(descriptor, "rb")
     opened = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_below(opened, folders):
-        source.close()
+        os.close(descriptor)
         raise refused
-    return source
+    return os.fdopen(descriptor, "rb")
 
 
 def _path_of_file_url(url: str) -> str | None:
     """Return the absolute path that a file:// URL names; None if it is malformed."""
     try:
         parts = urlsplit(url)
+        path = unquote(parts.path, errors="strict")
+        path.encode("utf-8")  # half surrogate pairs are no file names
     except ValueError:
         return None
-    path = unquote(parts.path, errors="strict") if parts.path.startswith("/") else ""
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path:
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         return None
-    return None if "\0" in path else path
+    return path if path.startswith("/") and "\0" not in path else None
 
 
 def _is_below(path: Path, folders: Iterable[Path]) -> bool:
