@@ -1,0 +1,150 @@
+"""The demo's own parts: its input, its child's environment, and stopping only what it started."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from musetalk_pipeline.faces import make_detector
+from serve_app import demo, demo_media
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return demo_media.demo_video(tmp_path_factory.mktemp("demo"))
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+
+
+def test_demo_video_is_a_moving_picture_with_a_face_throughout(face: Path) -> None:
+    frames = frames_of(face)
+    assert len(frames) == demo_media.FPS * demo_media.SECONDS
+    assert frames[0].shape == (demo_media.SIDE_PX, demo_media.SIDE_PX, 3)
+    some = frames[::40]
+    assert np.abs(some[0].astype(int) - some[2]).mean() > 2  # it moves
+    assert all(found is not None for found in make_detector("mesh", Path("models")).detect(some))
+
+
+def test_demo_video_is_made_once(face: Path) -> None:
+    made = face.stat().st_mtime_ns
+    assert demo_media.demo_video(face.parent) == face
+    assert face.stat().st_mtime_ns == made
+
+
+def test_demo_speech_prefers_the_recording(tmp_path: Path) -> None:
+    recording = tmp_path / "root" / demo_media.SPEECH
+    recording.parent.mkdir(parents=True)
+    recording.write_bytes(b"")
+    assert demo_media.demo_speech(tmp_path, (tmp_path / "none", tmp_path / "root")) == recording
+
+
+def test_missing_speech_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no espeak-ng here
+    with pytest.raises(demo_media.SpeechMissing, match="AUDIO="):
+        demo_media.demo_speech(tmp_path, (tmp_path,))
+
+
+def test_local_file_becomes_a_file_address(tmp_path: Path) -> None:
+    clip = tmp_path / "my clip #1.mp4"
+    clip.write_bytes(b"x")
+    media = demo.media_of(str(clip))
+    assert media.path == clip
+    assert media.url == f"file://{tmp_path}/my%20clip%20%231.mp4"
+
+
+def test_address_is_handed_on_as_it_is() -> None:
+    url = "https://cdn.example.com/a.mp4?sig=x%2Fy"
+    assert demo.media_of(url) == demo.Media(url, None)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(demo.DemoFailed, match=r"no file .*gone\.mp4"):
+        demo.media_of(str(tmp_path / "gone.mp4"))
+
+
+def test_free_port_leaves_the_configuration_alone(tmp_path: Path) -> None:
+    config = tmp_path / "serve_config.yaml"
+    port = demo.free_port("127.0.0.1")
+    config.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}}))
+    assert demo.config_and_port(config, tmp_path / "scratch") == (config, port)
+
+
+def test_taken_port_is_avoided(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        document["http_options"] = {"host": "127.0.0.1", "port": port}
+        config = tmp_path / "serve_config.yaml"
+        config.write_text(yaml.safe_dump(document))
+        copy, chosen = demo.config_and_port(config, scratch)
+    assert chosen != port
+    changed = yaml.safe_load(copy.read_text())
+    assert changed["http_options"].pop("port") == chosen
+    document["http_options"].pop("port")
+    assert changed == document
+
+
+def test_child_works_for_nobody_else_and_asks_for_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in demo.NOT_FOR_THE_DEMO:
+        monkeypatch.setenv(name, "set")
+    monkeypatch.setenv("LIPSYNC_ALLOWED_FOLDERS", "/theirs")
+    env = demo.environment(tmp_path, 8123, [Path("/a"), Path("/b")], "secret")
+    assert not env.keys() & set(demo.NOT_FOR_THE_DEMO)
+    assert env["LIPSYNC_ALLOWED_FOLDERS"] == "/theirs:/a:/b"
+    assert env["RAY_ADDRESS"] == "local"
+    assert env["RAY_TMPDIR"] == str(tmp_path)
+    assert env["INTERNAL_API_KEY"] == "secret"
+
+
+@pytest.fixture
+def bystander(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Somebody else's process, of another Ray session."""
+    other = subprocess.Popen(["sleep", "60"], env={"RAY_TMPDIR": str(tmp_path / "other")})
+    yield other
+    other.kill()
+    other.wait()
+
+
+def test_stop_ends_the_whole_session_and_nothing_else(
+    tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
+    folder = tmp_path / "session"
+    folder.mkdir()
+    # A child that ignores SIGINT's effect on its own child, which is in a session of its own.
+    script = "setsid sleep 60 & trap 'exit 0' INT; while :; do sleep 0.05; done"
+    parent = subprocess.Popen(
+        ["bash", "-c", script], env={"PATH": "/usr/bin:/bin", "RAY_TMPDIR": str(folder)}
+    )
+    deadline = time.monotonic() + 10
+    while not any(
+        p.name() == "sleep" and p.ppid() != 0 and "60" in p.cmdline()
+        for p in demo.session_processes(folder)
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    demo.stop(parent, folder)
+    assert parent.returncode == 0
+    assert demo.session_processes(folder) == []
+    assert not folder.exists()
+    assert psutil.Process(bystander.pid).status() != psutil.STATUS_ZOMBIE
+    assert bystander.poll() is None
