@@ -6,6 +6,7 @@ requests, not background tasks).
 """
 
 import asyncio
+import hashlib
 import hmac
 import json
 import logging
@@ -17,11 +18,14 @@ from fastapi import FastAPI, Header, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from ray import serve
 
+from musetalk_pipeline.errors import PipelineError
+from serve_app.addresses import AddressPolicy
 from serve_app.answers import generate_answer, job_body
 from serve_app.api import build_api
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, Ticket
 from serve_app.local_store import LocalStore
+from serve_app.polling import Polling, polling_rules
 from serve_app.readiness import Readiness
 from serve_app.schemas import JobCreate, JobRequest
 from serve_app.service import JobService
@@ -29,15 +33,19 @@ from serve_app.settings import (
     API_VERSION,
     SERVICE_NAME,
     AppArgs,
+    Environment,
+    Folders,
     make_folders,
     read_environment,
 )
+from serve_app.webhooks import Event, WebhookSender
 
 logger = logging.getLogger(__name__)
 
 SLOT_WAIT_S = 5.0  # a slot's request ends after that without work, so that draining is quick
 SLOT_LOOK_S = 0.1
 EVENT_LOOK_S = 0.25
+NEWS_LOOK_S = 1.0
 KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 
 
@@ -65,7 +73,14 @@ class Ingress:
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
         self._slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+        self._webhooks = _webhooks(args, self._env, folders)
+        self._polling = self._make_polling(folders)
         self._tasks = [asyncio.create_task(self._slot(slot)) for slot in range(self._slots)]
+        if self._webhooks is not None:
+            self._tasks.append(asyncio.create_task(self._webhooks.deliver_forever()))
+            self._tasks.append(asyncio.create_task(self._notify_forever(self._webhooks)))
+        if self._polling is not None:
+            self._tasks.append(asyncio.create_task(self._polling.start()))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -92,7 +107,31 @@ class Ingress:
                 job = await self._service.work()
                 if job is not None:
                     return
+            if self._polling is not None and await self._polling.work_once(slot):
+                return
             await asyncio.sleep(SLOT_LOOK_S)
+
+    async def _notify_forever(self, webhooks: WebhookSender) -> None:
+        """Queue a webhook for every job that has ended, whatever ended it."""
+        registry = self._service.registry
+        while True:
+            for job in registry.take_news(limit=100):
+                # The same end has the same event id, so queueing it twice is harmless.
+                end = f"{job.id}:{job.created}:{job.attempt}:{job.status}"
+                digest = hashlib.sha256(end.encode()).hexdigest()[:32]
+                assert job.webhook_url is not None
+                body = job_body(job)
+                kind = f"avatar.job.{job.status}"
+                await webhooks.enqueue(Event(f"evt_{digest}", kind, job.webhook_url, body))
+                registry.mark_notified(job)
+            await asyncio.sleep(NEWS_LOOK_S)
+
+    def _make_polling(self, folders: Folders) -> Polling | None:
+        rules = polling_rules(self._env)
+        if rules is None:
+            return None
+        ready = self._readiness.is_ready
+        return Polling(rules, self._env, folders.state, self._service, ready, self._slots)
 
     # Probes ----------------------------------------------------------------------------------
 
@@ -163,6 +202,8 @@ class Ingress:
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
         self._check_key(x_internal_api_key)
+        if create.webhook_url is not None:
+            await self._check_webhook(create.webhook_url)
         request = JobRequest(
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
@@ -248,6 +289,14 @@ class Ingress:
         given = token if scheme.lower() == "bearer" and token else None
         _check_secret(given, self._env.worker_token, "Authorization: Bearer")
 
+    async def _check_webhook(self, url: str) -> None:
+        if self._webhooks is None:
+            raise HTTPException(422, "webhook_url: this worker has no WEBHOOK_SECRET to sign with.")
+        try:
+            await self._webhooks.check_target(url)
+        except PipelineError as exc:
+            raise HTTPException(422, f"webhook_url: {exc.message}") from exc
+
     def _found(self, job: Job | None) -> Job:
         if job is None:
             raise HTTPException(404, "There is no such job.")
@@ -259,6 +308,13 @@ def _check_secret(given: str | None, expected: str, name: str) -> None:
         raise HTTPException(401, f"Send {name}.")
     if not hmac.compare_digest(given.encode(), expected.encode()):
         raise HTTPException(403, f"{name} is not right.")
+
+
+def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:
+    if env.webhook_secret is None:
+        return None
+    policy = AddressPolicy(frozenset([*args.inputs.allowed_hosts, *env.allowed_hosts]))
+    return WebhookSender(folders.state / "webhooks.sqlite3", env.webhook_secret, policy=policy)
 
 
 def _pools(args: AppArgs, generators: dict[str, Any]) -> tuple[Pool, ...]:

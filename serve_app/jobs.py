@@ -37,7 +37,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     status TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
     attempt INTEGER NOT NULL DEFAULT 0, attempt_id TEXT, lease_until REAL, wanted_until REAL,
     cancel_requested INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL, outcome TEXT,
-    webhook_url TEXT, metadata TEXT, idempotency_key TEXT UNIQUE
+    webhook_url TEXT, notified INTEGER NOT NULL DEFAULT 0, metadata TEXT,
+    idempotency_key TEXT UNIQUE
 );
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, created);
 """
@@ -299,14 +300,20 @@ class JobRegistry:
                 (keep,),
             )
 
-    def live_attempts(self) -> set[str]:
-        """Return the attempt ids whose lease has not expired: their scratch is in use."""
+    def take_news(self, limit: int) -> list[Job]:
+        """Return ended jobs whose webhook has not been queued yet."""
         with self._transaction() as db:
             rows = db.execute(
-                "SELECT attempt_id FROM jobs WHERE status = 'running' AND lease_until >= ?",
-                (self._clock(),),
+                "SELECT * FROM jobs WHERE webhook_url IS NOT NULL AND NOT notified "
+                "AND status IN ('succeeded', 'failed', 'cancelled') ORDER BY updated LIMIT ?",
+                (limit,),
             ).fetchall()
-        return {row["attempt_id"] for row in rows}
+        return [_job(row) for row in rows]
+
+    def mark_notified(self, job: Job) -> None:
+        """Say that this end of a job has its webhook."""
+        with self._transaction() as db:
+            db.execute("UPDATE jobs SET notified = 1 WHERE id = ?", (job.id,))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
-from serve_app.answers import failure_of
+from serve_app.answers import failure_of, invalid_request
 from serve_app.driver import JobDriver
-from serve_app.jobs import CANCELLED, Job, JobRegistry, Origin, Ticket, Verdict
+from serve_app.jobs import CANCELLED, Job, JobConflict, JobRegistry, Origin, Ticket, Verdict
 from serve_app.metrics import JOBS_ENDED
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import QueueSettings
@@ -74,12 +74,11 @@ class JobService:
         return self.registry.get(job.id)
 
     async def run_claimed(self, request: JobRequest, report: Callable[[Progress], None]) -> Outcome:
-        """Run a job that the orchestrator handed out, or join it if it is here already.
-
-        Raises:
-            JobConflict: the id stands for different content here.
-        """
-        job = self.submit(request, Origin.CLAIMED)
+        """Run a job that the orchestrator handed out, or join it if it is here already."""
+        try:
+            job = self.submit(request, Origin.CLAIMED)
+        except JobConflict:
+            return invalid_request("This job id belongs to a job with different content here.")
         while not job.is_terminal:
             mine = self.registry.take(self._queue.lease_s, self._queue.max_attempts, only=job.id)
             if mine is not None:
