@@ -49,7 +49,8 @@ from musetalk_pipeline.plan import (
     count_output_frames,
     plan_frames,
 )
-from musetalk_pipeline.probe import open_audio, probe_video
+from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.soundtrack import open_audio
 from musetalk_pipeline.tracks import face_of, smooth
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
