@@ -161,12 +161,29 @@ def compose_segment(
             if face is not None and row is not None:
                 picture, weight = next(next_drawn)
                 replace = unpack_mask(avatar.masks[row])
-                _redraw(
-                    frame, job.picture, face, replace, picture, float(weight), options.mask.blur
-                )
+                redraw(frame, job.picture, face, replace, picture, float(weight), options.mask.blur)
             encoder.add(frame)
         data = encoder.finish()
     return Piece(segment, data, time.monotonic() - started)
+
+
+def redraw(
+    frame: NDArray[np.uint8],
+    picture: Picture,
+    face: Face,
+    replace: NDArray[np.uint8],
+    drawn: NDArray[np.uint8],
+    weight: float,
+    blur: float,
+) -> None:
+    """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
+    mask = soft_mask(replace, face.box, blur)
+    if mask is None or weight <= 0.0:
+        return
+    region = _even(mask.box)
+    bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+    paste_face(bgr, region, drawn, face.box, mask, weight)
+    write_bgr(frame, region, bgr, picture.colour)
 
 
 def require_face(frames_with_face: int, plan: FramePlan) -> None:
@@ -259,25 +276,6 @@ def _frames_in_order(job: OpenJob, segment: Segment) -> Generator[NDArray[np.uin
     held = list(frames)
     while held:
         yield held.pop()
-
-
-def _redraw(
-    frame: NDArray[np.uint8],
-    picture: Picture,
-    face: Face,
-    replace: NDArray[np.uint8],
-    drawn: NDArray[np.uint8],
-    weight: float,
-    blur: float,
-) -> None:
-    """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
-    mask = soft_mask(replace, face.box, blur)
-    if mask is None or weight <= 0.0:
-        return
-    region = _even(mask.box)
-    bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
-    paste_face(bgr, region, drawn, face.box, mask, weight)
-    write_bgr(frame, region, bgr, picture.colour)
 
 
 def _even(box: Box) -> Box:

@@ -1,0 +1,272 @@
+"""`python -m musetalk_pipeline VIDEO AUDIO -o OUT.mp4`: a whole job in one process.
+
+Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine is. 130: Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from musetalk_pipeline.contact_sheet import write_contact_sheet
+from musetalk_pipeline.engines import (
+    EngineChoice,
+    Precision,
+    choose_engine,
+    make_engine,
+    make_listener,
+)
+from musetalk_pipeline.errors import (
+    InvalidAudio,
+    InvalidOptions,
+    InvalidVideo,
+    MediaError,
+    PipelineError,
+)
+from musetalk_pipeline.faces import DetectorName, Presence, make_detector
+from musetalk_pipeline.options import (
+    EncodeOptions,
+    FaceOptions,
+    Fit,
+    FrameOptions,
+    JobOptions,
+    MaskOptions,
+    ParsingMode,
+    Preset,
+    SpeechOptions,
+    Version,
+    WindowPlacement,
+)
+from musetalk_pipeline.pipeline import Progress, Result, Tools, Watch, run
+from musetalk_pipeline.preview import make_preview
+
+BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
+DEFAULTS = JobOptions()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; return the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        _check_paths(args)
+        _do(args)
+    except MediaError as error:
+        return _fail(error, BAD_INPUT)
+    except PipelineError as error:
+        return _fail(error, OWN_FAULT)
+    return 0
+
+
+def _do(args: argparse.Namespace) -> None:
+    options = _options(args)
+    tools = _load(args)
+    if args.preview is not None:
+        preview = make_preview(args.video, args.audio, options, tools)
+        args.preview.write_bytes(preview.png())
+        print(f"preview   {args.preview} (source frame {preview.source_frame})")
+    if args.out is None:
+        return
+    with _Bar() as bar:
+        watch = Watch(deadline_s=args.deadline_s)
+        result = run(
+            args.video, args.audio, args.out, options, tools, watch=watch, on_progress=bar.show
+        )
+    if args.contact_sheet is not None:
+        write_contact_sheet(args.video, args.out, args.contact_sheet)
+        print(f"sheet     {args.contact_sheet}")
+    _report(result)
+
+
+def _load(args: argparse.Namespace) -> Tools:
+    engine = choose_engine(args.engine, args.models, args.version, args.device)
+    landmarks: DetectorName = args.landmarks or "mesh"
+    cores = len(os.sched_getaffinity(0))
+    return Tools(
+        detector=make_detector(landmarks, args.models, presence=args.face_presence),
+        engine=make_engine(
+            engine,
+            args.models,
+            version=args.version,
+            device=args.device,
+            precision=args.dtype,
+            batch_size=args.batch_size,
+        ),
+        listener=make_listener(engine, args.models),
+        encoder_threads=cores,
+    )
+
+
+def _options(args: argparse.Namespace) -> JobOptions:
+    return JobOptions(
+        frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit),
+        face=FaceOptions(args.version, args.bbox_shift, args.extra_margin, args.box_smoothing),
+        mask=MaskOptions(
+            args.parsing_mode or ("jaw" if args.version == "v15" else "raw"),
+            args.left_cheek_width,
+            args.right_cheek_width,
+            args.blur,
+        ),
+        speech=SpeechOptions(
+            args.audio_padding_left,
+            args.audio_padding_right,
+            args.rest_in_silence,
+            args.window_placement,
+        ),
+        encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
+    )
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuse what would only fail after the work is done."""
+    if not args.video.is_file():
+        raise InvalidVideo(f"There is no video file at {args.video}.")
+    if not args.audio.is_file():
+        raise InvalidAudio(f"There is no audio file at {args.audio}.")
+    if args.out is None and args.preview is None:
+        raise InvalidOptions("Say where the result should go: -o OUT.mp4, or --preview PNG.")
+    for path in (args.out, args.contact_sheet, args.preview):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InvalidOptions(f"The folder {path.absolute().parent} does not exist.")
+    if args.out is not None and args.out.absolute() in (
+        args.video.absolute(),
+        args.audio.absolute(),
+    ):
+        raise InvalidOptions("The result would overwrite its own source; choose another name.")
+
+
+def _fail(error: PipelineError, exit_code: int) -> int:
+    print(f"error: {error.message} [{error.code}]", file=sys.stderr)
+    return exit_code
+
+
+def _report(result: Result) -> None:
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.stage_seconds.items())
+    rate = result.frames / result.elapsed_s
+    print(f"result    {result.path}")
+    print(f"engine    {result.engine} {result.model_version}, landmarks {result.landmarks}")
+    print(
+        f"frames    {result.frames} ({result.frames_with_face} with a face), "
+        f"{result.width}x{result.height}, {float(result.fps):.5g} frames/s"
+    )
+    print(f"seconds   {result.elapsed_s:.2f} ({rate:.1f} frames/s); {stages}")
+    if result.peak_memory_mib is not None:
+        print(f"gpu       {result.peak_memory_mib:.0f} MiB at most")
+
+
+class _Bar:
+    """A progress bar of output frames on standard error."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(unit="frame", desc="open", leave=False, dynamic_ncols=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, progress: Progress) -> None:
+        self._bar.set_description(progress.stage, refresh=False)
+        self._bar.total = progress.frames_total or None
+        self._bar.n = progress.frames_done
+        self._bar.refresh()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m musetalk_pipeline",
+        description="Make the face in VIDEO speak AUDIO.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("video", type=Path, metavar="VIDEO")
+    parser.add_argument("audio", type=Path, metavar="AUDIO")
+    add = parser.add_argument
+    add("-o", "--out", type=Path, metavar="OUT.mp4")
+    add("--contact-sheet", type=Path, metavar="PNG", help="source above, result below")
+    add("--preview", type=Path, metavar="PNG", help="one composited frame with its boxes")
+    add("--deadline-s", type=_positive, metavar="S", help="give up after so many seconds")
+
+    tools = parser.add_argument_group("engine and landmarks")
+    add = tools.add_argument
+    add("--engine", choices=get_args(EngineChoice), default="auto")
+    add("--models", type=Path, metavar="DIR", help="folder of the published weights")
+    add("--version", choices=get_args(Version), default="v15")
+    add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
+    add("--dtype", choices=get_args(Precision), default="float32")
+    add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
+    add("--landmarks", choices=get_args(DetectorName), help="mesh unless set")
+    add("--face-presence", choices=get_args(Presence), default="landmarks")
+
+    picture = parser.add_argument_group("picture")
+    add = picture.add_argument
+    add("--resolution", metavar="720p|WxH", help="720p is the short side; as the source unless set")
+    add("--aspect-ratio", metavar="W:H", help="as the source unless set")
+    add("--fit", choices=get_args(Fit), default="pad")
+    add("--crf", type=_within(0, 40), default=DEFAULTS.encode.crf, help="lower is better")
+    add("--preset", choices=get_args(Preset), default=DEFAULTS.encode.preset, help="of libx264")
+    add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
+
+    face = parser.add_argument_group("face and mask")
+    add = face.add_argument
+    add("--bbox-shift", type=_within(-50, 50), default=DEFAULTS.face.bbox_shift, help="v1 only")
+    add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
+    add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
+    add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
+    add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
+    add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)
+    add("--blur", type=_fraction, default=DEFAULTS.mask.blur, help="of the mask, in crop widths")
+
+    speech = parser.add_argument_group("speech")
+    add = speech.add_argument
+    add("--audio-padding-left", type=_within(0, 10), default=DEFAULTS.speech.audio_padding_left)
+    add("--audio-padding-right", type=_within(0, 10), default=DEFAULTS.speech.audio_padding_right)
+    add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
+    placements = get_args(WindowPlacement)
+    add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
+    return parser
+
+
+def _within(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{low} to {high} are accepted, not {text!r}")
+        return int(text)
+
+    return number
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 0.5:
+        raise argparse.ArgumentTypeError(f"0 to 0.5 are accepted, not {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0.0:
+        raise argparse.ArgumentTypeError(f"a time above 0 is needed, not {text!r}")
+    return value
+
+
+def _entry() -> None:
+    # SIGTERM ends the job as Ctrl-C does: scratch is removed, children are killed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr, flush=True)
+        # Not sys.exit: it would wait for a network that may have a minute to go.
+        os._exit(INTERRUPTED)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    _entry()
