@@ -154,6 +154,7 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
         "RAY_TMPDIR": str(ray_folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
+        "MUSETALK_RESULT_DIR": str(ray_folder / "results"),  # fetched into out/ before the end
         "INTERNAL_API_KEY": key,
         "WORKER_PORT": str(port),
         "PYTHONUNBUFFERED": "1",
