@@ -34,7 +34,6 @@ class Finisher:
         self._store = build_store(args, self._env)
         self._store.check()
         self._threads = Worker(args.finisher.threads, "finish")
-        self._encoder_threads = args.finisher.threads
         logger.info("finisher ready", extra={"store": self._store.name})
 
     async def compose(
@@ -54,7 +53,6 @@ class Finisher:
             avatar,
             drawn,
             opened.work.options,
-            threads=self._encoder_threads,
         )
         STAGE_SECONDS.observe(piece.seconds, {"stage": "compose"})
         seconds = {

@@ -1,0 +1,231 @@
+"""A real application for tests: `serve run` as a child, its HTTP side, its videos."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx
+import numpy as np
+import psutil
+import yaml
+from numpy.typing import NDArray
+
+from serve_app.demo import free_port, session_processes, stop
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S, JOB_S = 120.0, 180.0
+# What a developer's shell may hold and a test must not hear of.
+NOT_FOR_TESTS = (
+    "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
+    "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
+    "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
+)  # fmt: skip
+
+
+@dataclass
+class RunningApp:
+    """One `serve run`. `folder` holds its state, scratch, results and log."""
+
+    folder: Path
+    port: int
+    ray_folder: Path
+    process: subprocess.Popen[bytes]
+    key: str | None = None
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        headers = {} if self.key is None else {"X-Internal-API-Key": self.key}
+        base = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=base, timeout=JOB_S, headers=headers, trust_env=False)
+
+    @property
+    def scratch(self) -> list[str]:
+        """Names of the attempts whose files are still there."""
+        return [path.name for path in (self.folder / "work" / "jobs").iterdir()]
+
+    def wait_ready(self) -> None:
+        """Wait for /hc, and show the log if it never comes."""
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(httpx.TransportError):
+                if self.client.get("/hc", timeout=5.0).status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise AssertionError("not ready:\n" + (self.folder / "log").read_text()[-4000:])
+
+    def generate(self, **body: Any) -> httpx.Response:
+        """Do a job by POST /generate."""
+        return self.client.post("/generate", json=body)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job's state."""
+        answer: dict[str, Any] = self.client.get(f"/v1/avatar/jobs/{job_id}").json()
+        return answer
+
+    def wait_for(self, job_id: str, *statuses: str, timeout_s: float = JOB_S) -> dict[str, Any]:
+        """Wait until a job has one of the statuses."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            job = self.job(job_id)
+            if job.get("status") in statuses:
+                return job
+            time.sleep(0.1)
+        raise AssertionError(f"{job_id} is {job}, not {statuses}, after {timeout_s} s")
+
+    def wait_drawn(self, job_id: str, frames: int = 1) -> None:
+        """Wait until some frames of a job are done and it is still running."""
+        deadline = time.monotonic() + JOB_S
+        while time.monotonic() < deadline:
+            job = self.job(job_id)
+            if job.get("status") in ("succeeded", "failed", "cancelled"):
+                raise AssertionError(f"{job_id} ended too early for this test: {job}")
+            if job.get("progress", {}).get("frames_done", 0) >= frames:
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"{job_id} never drew a frame")
+
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """Return the processes of a deployment's replicas."""
+        title = f"ray::ServeReplica:lipsync:{deployment}"
+        found = []
+        for process in session_processes(self.ray_folder):
+            with contextlib.suppress(psutil.Error):
+                if any(part.startswith(title) for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def kill(self, deployment: str) -> int:
+        """SIGKILL a deployment's replica; its process id."""
+        [replica] = self.replicas(deployment)
+        os.kill(replica.pid, signal.SIGKILL)
+        return replica.pid
+
+    def media_tools(self) -> list[psutil.Process]:
+        """Return the ffmpeg and ffprobe children that are running."""
+        found = []
+        for process in session_processes(self.ray_folder) + psutil.Process().children(True):
+            with contextlib.suppress(psutil.Error):
+                if process.name() in ("ffmpeg", "ffprobe"):
+                    found.append(process)
+        return found
+
+    def output(self, answer: dict[str, Any], folder: Path) -> Path:
+        """Fetch a job's output from where it says it is."""
+        path = folder / "output.mp4"
+        path.write_bytes(self.client.get(answer["output_url"]).raise_for_status().content)
+        return path
+
+
+@contextlib.contextmanager
+def running_app(
+    folder: Path,
+    *,
+    env: dict[str, str] | None = None,
+    key: str | None = None,
+    port: int | None = None,
+    **args: Any,
+) -> Iterator[RunningApp]:
+    """Start the application with `args` over small defaults, and leave nothing of it."""
+    port = port or free_port("127.0.0.1")
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(config_document(folder, port, args)))
+    # Ray's sockets lie below: a short path.
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
+    outer = {name: value for name, value in os.environ.items() if name not in NOT_FOR_TESTS}
+    own = {
+        "RAY_ADDRESS": "local",
+        "RAY_TMPDIR": str(ray_folder),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "WORKER_PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+    }
+    if key is not None:
+        own["INTERNAL_API_KEY"] = key
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            cwd=ROOT,
+            env=outer | own | (env or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        app = RunningApp(folder, port, ray_folder, process, key)
+        app.wait_ready()
+        yield app
+        app.client.close()
+    finally:
+        stop(process, ray_folder)
+
+
+def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, Any]:
+    """Return the project's own configuration, moved into `folder`, with `args` on top."""
+    document: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document["http_options"] = {"host": "127.0.0.1", "port": port}
+    inputs = {"allowed_folders": [tempfile.gettempdir()], "allowed_hosts": ["127.0.0.1"]}
+    document["applications"][0]["args"] |= {
+        "engine": "warp",
+        "landmarks": "mesh",
+        "work_dir": str(folder / "work"),
+        "result_dir": str(folder / "results"),
+        "state_dir": str(folder / "state"),
+        "inputs": inputs,
+        **args,
+    }
+    return document
+
+
+@contextlib.contextmanager
+def media_server(folder: Path) -> Iterator[str]:
+    """Serve `folder` on loopback; the base address."""
+    handler = partial(_QuietHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def frames_of(path: Path) -> NDArray[np.uint8]:
+    """Decode a whole (short) video: (n, H, W, 3) uint8 BGR."""
+    with av.open(str(path)) as container:
+        return np.stack([f.to_ndarray(format="bgr24") for f in container.decode(video=0)])
+
+
+def probe(path: Path) -> dict[str, Any]:
+    """Return ffprobe's streams by kind, and the format."""
+    command = ["ffprobe", "-v", "error", "-count_frames", "-show_streams", "-show_format"]
+    text = subprocess.run(
+        [*command, "-of", "json", str(path)], capture_output=True, check=True, timeout=60
+    ).stdout
+    found = json.loads(text)
+    return {stream["codec_type"]: stream for stream in found["streams"]} | {
+        "format": found["format"]
+    }

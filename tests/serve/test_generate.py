@@ -1,0 +1,255 @@
+"""POST /generate on a real Ray: the output is decoded and looked at."""
+
+import hashlib
+import json
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import httpx
+import numpy as np
+import pytest
+
+from musetalk_pipeline.faces.mesh import MeshDetector
+from musetalk_pipeline.plan import count_output_frames, source_of
+from tests.serve.running import RunningApp, frames_of, media_server, probe
+
+FRAME_S = 1 / 25
+
+
+def uris(*paths: Path) -> dict[str, str]:
+    return dict(zip(("video_url", "audio_url"), (path.as_uri() for path in paths), strict=True))
+
+
+def test_audio_longer_than_the_video_runs_it_back_and_forth(app, clip, speech, tmp_path):
+    video, audio = clip(frames=60), speech(6.0)
+    response = app.generate(musetalk_job_id="long", **uris(video, audio))
+    answer = response.json()
+    assert (response.status_code, answer["status"], answer["musetalk_job_id"]) == (
+        200, "success", "long",
+    )  # fmt: skip
+
+    path = app.output(answer, tmp_path)
+    streams, shown = probe(path), frames_of(path)
+    expected = count_output_frames(96_000, Fraction(25))
+    assert len(shown) == expected == 150
+    assert streams["video"]["avg_frame_rate"] == "25/1"
+    picture_s, sound_s = (float(streams[kind]["duration"]) for kind in ("video", "audio"))
+    assert abs(picture_s - sound_s) <= FRAME_S
+    assert abs(sound_s - 6.0) <= FRAME_S
+
+    source = frames_of(video)
+    detector = MeshDetector()
+    before = [source[source_of(index, len(source))] for index in range(expected)]
+    outside = [outside_face(frame, detector) for frame in before]
+    pairs = [(b[o], s[o]) for b, s, o in zip(before, shown, outside, strict=True)]
+    # Over the clip, as PSNR of a video is meant; the worst frame shows that none is out of place.
+    assert psnr(*(np.concatenate(side) for side in zip(*pairs, strict=True))) >= 40.0
+    assert min(psnr(*pair) for pair in pairs) >= 37.0
+
+
+def test_the_mouth_follows_the_loudness_of_the_speech(app, clip, speech, tmp_path):
+    answer = app.generate(musetalk_job_id="mouth", **uris(clip(frames=100), speech(8.0))).json()
+    opening = mouth_opening(frames_of(app.output(answer, tmp_path)))
+    loudness = loudness_per_frame(speech(8.0), len(opening))
+    assert np.corrcoef(opening, loudness)[0, 1] >= 0.6
+
+
+def test_the_mouth_is_still_in_silence(app, clip, speech, tmp_path):
+    speaking = app.generate(musetalk_job_id="spoken", **uris(clip(), speech(2.0))).json()
+    moving = np.std(mouth_opening(frames_of(app.output(speaking, tmp_path))))
+    silent = app.generate(musetalk_job_id="silent", **uris(clip(), speech(2.0, silence=True)))
+    still = np.std(mouth_opening(frames_of(app.output(silent.json(), tmp_path))))
+    assert still < 0.004
+    assert still < moving / 4
+
+
+def test_audio_shorter_than_the_video_cuts_it(app, clip, speech, tmp_path):
+    answer = app.generate(musetalk_job_id="short", **uris(clip(frames=60), speech(1.0))).json()
+    streams = probe(app.output(answer, tmp_path))
+    assert streams["video"]["nb_read_frames"] == "25"
+    assert abs(float(streams["audio"]["duration"]) - 1.0) <= FRAME_S
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({"resolution": "180p"}, (240, 180)),
+        ({"resolution": "200x300"}, (200, 300)),
+        ({"resolution": "180p", "aspect_ratio": "9:16"}, (180, 320)),
+        ({"resolution": "180p", "aspect_ratio": "9:16", "params": {"fit": "crop"}}, (180, 320)),
+        ({"aspect_ratio": "source", "resolution": "source"}, (320, 240)),
+    ],
+)
+def test_size_and_aspect_are_as_asked(app, clip, speech, tmp_path, asked, size):
+    job_id = hashlib.sha1(json.dumps(asked).encode()).hexdigest()
+    response = app.generate(musetalk_job_id=job_id, **uris(clip(), speech(0.6)), **asked)
+    assert response.status_code == 200, response.text
+    video = probe(app.output(response.json(), tmp_path))["video"]
+    assert (video["width"], video["height"], video["pix_fmt"]) == (*size, "yuv420p")
+
+
+def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
+    answer = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6))).json()
+    assert set(answer) == {"status", "output_url", "musetalk_job_id", "metrics"}
+    metrics = answer["metrics"]
+    assert {"GENERATION_TIME_SEC", "SCRIPT_WALL_TIME_SEC", "PEAK_VRAM_MIB", "PEAK_RAM_KB",
+            "gpu_class", "stage_times", "total_time"} <= set(metrics)  # fmt: skip
+    assert {"download", "validation", "inference", "upload"} <= set(metrics["stage_times"])
+    assert metrics["engine"] == "warp"
+    sidecar = app.client.get(answer["output_url"].replace(".mp4", ".json")).json()
+    assert sidecar["source_sha256"] == hashlib.sha256(clip().read_bytes()).hexdigest()
+    assert sidecar["engine"] == "warp"
+    assert sidecar["musetalk_job_id"] == "fields"
+
+
+def test_files_are_served_in_ranges(app, clip, speech):
+    url = app.generate(musetalk_job_id="range", **uris(clip(), speech(0.6))).json()["output_url"]
+    whole = app.client.get(url).content
+    part = app.client.get(url, headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, whole[100:200])
+    assert app.client.get(url.replace("range.mp4", "..%2f..%2flog")).status_code == 404
+
+
+def test_the_output_equals_that_of_one_process(app, clip, speech, tmp_path):
+    from musetalk_pipeline.engines.warp import WarpEngine, WarpListener
+    from musetalk_pipeline.options import JobOptions
+    from musetalk_pipeline.pipeline import Tools, run
+
+    video, audio = clip(frames=60), speech(3.0)
+    answer = app.generate(musetalk_job_id="same", **uris(video, audio)).json()
+    alone = tmp_path / "alone.mp4"
+    run(video, audio, alone, JobOptions(), Tools(MeshDetector(), WarpEngine(), WarpListener()))
+    assert np.array_equal(frames_of(app.output(answer, tmp_path)), frames_of(alone))
+
+
+def test_the_same_job_again_gives_the_same_answer_and_other_content_is_refused(app, clip, speech):
+    body = {"musetalk_job_id": "again", **uris(clip(), speech(0.6))}
+    first, second = app.generate(**body), app.generate(**body)
+    assert first.json() == second.json()
+    assert app.job("again")["attempt"] == 1
+    refused = app.generate(**body | {"resolution": "100p"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "job_conflict")
+
+
+def test_the_same_job_posted_while_it_runs_is_done_once(app, clip, speech):
+    body = {"musetalk_job_id": "joined", **uris(clip(frames=60), speech(4.0))}
+    answers: list[httpx.Response] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(app.generate(**body))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert answers[0].json() == answers[1].json() == answers[2].json()
+    assert app.job("joined")["attempt"] == 1
+
+
+def test_two_jobs_at_once_do_not_mix(app, clip, speech, tmp_path):
+    jobs = {"one": (clip(frames=50), 150), "two": (clip(frames=50, width=200), 200)}
+    results: dict[str, httpx.Response] = {}
+
+    def do(name: str) -> None:
+        video, frames = jobs[name]
+        media = uris(video, speech(frames / 25))
+        results[name] = app.generate(musetalk_job_id=name, **media)
+
+    threads = [threading.Thread(target=do, args=(name,)) for name in jobs]
+    for thread in threads:
+        thread.start()
+    seen = max(len(running(app)) for _ in range(20))
+    for thread in threads:
+        thread.join(120)
+    for name, (video, frames) in jobs.items():
+        (tmp_path / name).mkdir()
+        shown = frames_of(app.output(results[name].json(), tmp_path / name))
+        assert len(shown) == frames
+        assert shown.shape[1:] == frames_of(video).shape[1:]
+    assert seen >= 1
+
+
+def test_a_client_that_goes_away_ends_its_job(app, clip, speech):
+    body = {"musetalk_job_id": "gone", **uris(clip(frames=100), speech(60.0))}
+    with pytest.raises(httpx.ReadTimeout):
+        app.client.post("/generate", json=body, timeout=3.0)
+    job = app.wait_for("gone", "cancelled", timeout_s=5.0)
+    assert job["output_url"] is None
+    assert not (app.folder / "results" / "gone.mp4").exists()
+
+
+def test_media_come_over_http_too(app, clip, speech, tmp_path):
+    for source, name in ((clip(), "v.mp4"), (speech(0.6), "a.wav")):
+        (tmp_path / name).write_bytes(source.read_bytes())
+    with media_server(tmp_path) as base:
+        answer = app.generate(
+            musetalk_job_id="http", video_url=f"{base}/v.mp4?sig=s3cret", audio_url=f"{base}/a.wav"
+        )
+    assert answer.status_code == 200
+    assert "s3cret" not in app.client.get("/v1/avatar/jobs/http").text
+    assert "s3cret" not in (app.folder / "log").read_text()
+
+
+def test_every_event_of_a_job_goes_forward(app, clip, speech):
+    body = {"musetalk_job_id": "events", **uris(clip(frames=60), speech(3.0))}
+    created = app.client.post("/v1/avatar/jobs", json=body)
+    assert created.status_code == 202
+    seen = []
+    with app.client.stream("GET", "/v1/avatar/jobs/events/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                seen.append(json.loads(line.removeprefix("data: ")))
+    fractions = [event["progress"]["fraction"] for event in seen]
+    assert fractions == sorted(fractions)
+    assert seen[-1]["status"] == "succeeded"
+    assert seen[-1]["progress"]["frames_done"] == seen[-1]["progress"]["frames_total"] == 75
+    assert {"inferring"} <= {event["progress"]["phase"] for event in seen}
+
+
+def test_health_and_documentation(app):
+    assert app.client.get("/hc").json() == {"status": "ok"}
+    health = app.client.get("/health").json()
+    assert (health["engine"], health["device"], health["landmarks"]) == ("warp", "cpu", "mesh")
+    assert "swagger" in app.client.get("/docs").text.lower()
+    paths = app.client.get("/openapi.json").json()["paths"]
+    assert {"/generate", "/hc", "/health", "/v1/avatar/jobs"} <= set(paths)
+
+
+def running(app: RunningApp) -> list[str]:
+    jobs = app.client.get("/v1/avatar/jobs", params={"status": "running"}).json()["jobs"]
+    return [job["id"] for job in jobs]
+
+
+def outside_face(frame: np.ndarray, detector: MeshDetector) -> np.ndarray:
+    """Return the pixels that no part of the face's crop box covers."""
+    [found] = detector.detect([frame])
+    x0, y0 = found.points.min(0) - 0.35 * np.ptp(found.points, axis=0)
+    x1, y1 = found.points.max(0) + 0.35 * np.ptp(found.points, axis=0)
+    mask = np.ones(frame.shape[:2], bool)
+    mask[max(0, int(y0)) : int(y1), max(0, int(x0)) : int(x1)] = False
+    return mask
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    error = np.mean((first.astype(np.float64) - second) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def mouth_opening(frames: np.ndarray) -> np.ndarray:
+    """Return the distance of the inner lips in face heights, per frame."""
+    found = MeshDetector().detect(list(frames))
+    points = np.stack([face.points for face in found])
+    heights = np.ptp(points[:, :, 1], axis=1)
+    return np.linalg.norm(points[:, 66] - points[:, 62], axis=1) / heights
+
+
+def loudness_per_frame(path: Path, frames: int) -> np.ndarray:
+    """Return the level of each frame's 40 ms in decibels above a quiet floor."""
+    with av.open(str(path)) as container:
+        sound = np.concatenate([f.to_ndarray().ravel() for f in container.decode(audio=0)])
+    parts = sound[: frames * 640].astype(np.float64).reshape(frames, 640) / 32768
+    level = 10 * np.log10(np.mean(parts**2, axis=1) + 1e-7)
+    smooth = np.convolve(level, np.ones(3) / 3, mode="same")
+    return np.maximum(smooth, -50)
