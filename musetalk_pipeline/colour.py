@@ -64,18 +64,20 @@ def write_bgr(
     samples of 2x2 blocks that hold such a pixel.
     """
     height, width = frame.shape[0] * 2 // 3, frame.shape[1]
-    changed = (bgr != to_bgr(frame, width, height, colour, box)).any(axis=2)
+    blue, green, red = cv2.split(cv2.bitwise_xor(bgr, to_bgr(frame, width, height, colour, box)))
+    changed = blue | green | red  # not 0 where any of the three differs
     if not changed.any():
         return
+    rows = changed[0::2] | changed[1::2]
+    blocks = rows[:, 0::2] | rows[:, 1::2]
     luma, chroma = _planes(frame, width, height, box)
     to_luma, to_chroma = _matrices(colour)
-    np.copyto(luma, cv2.transform(bgr, to_luma), where=changed)
-    blocks = changed.reshape(box.height // 2, 2, box.width // 2, 2).any(axis=(1, 3))
+    np.copyto(luma, cv2.transform(bgr, to_luma), where=changed != 0)
     # The mean of each 2x2 block: the inverse of to_bgr, which gives all four the same colour.
     small = cv2.resize(bgr, (box.width // 2, box.height // 2), interpolation=cv2.INTER_AREA)
     colours = cv2.transform(small, to_chroma)
     for plane, values in zip(chroma, (colours[..., 0], colours[..., 1]), strict=True):
-        np.copyto(plane, values, where=blocks)
+        np.copyto(plane, values, where=blocks != 0)
 
 
 def _range(colour: ColourTags) -> ColorRange:
