@@ -1,0 +1,475 @@
+"""Signed webhooks over real sockets: delivered, kept, tried again, given up, refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import logging
+import ssl
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from musetalk_pipeline.errors import SourceRefused
+from serve_app.addresses import AddressPolicy, IpAddress
+from serve_app.connections import Network
+from serve_app.webhooks import DeliveryRules, Event, WebhookSender, signing_key
+from tests.contract.fake_orchestrator import TlsFiles
+
+# The secret of the scheme's own examples.
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=2.0)
+OPEN = AddressPolicy(frozenset({"127.0.0.1"}))
+
+
+@dataclass
+class Delivery:
+    """One request that a target got."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int
+
+
+@dataclass
+class Target:
+    """A receiver. `answers`: statuses (with headers) of the next requests; afterwards 204."""
+
+    url: str = ""
+    got: list[Delivery] = field(default_factory=list)
+    answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
+    stalls: int = 0
+    leaving: threading.Event = field(default_factory=threading.Event)
+
+    def next_answer(self) -> tuple[int, dict[str, str]]:
+        return self.answers.popleft() if self.answers else (204, {})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        target = self.server.target
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if target.stalls:
+            target.stalls -= 1
+            target.leaving.wait(30.0)
+            return
+        status, headers = target.next_answer()
+        names = {name.lower(): value for name, value in self.headers.items()}
+        target.got.append(Delivery(self.path, names, body, status))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing: `got` is the log."""
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+
+    def __init__(self, target: Target, tls: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.target = target
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away."""
+
+
+@contextlib.contextmanager
+def listening(tls: ssl.SSLContext | None = None) -> Iterator[Target]:
+    target = Target()
+    with _Server(target, tls) as server:
+        scheme = "https" if tls else "http"
+        target.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield target
+        finally:
+            target.leaving.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with listening() as receiver:
+        yield receiver
+
+
+def event(url: str, number: int = 1) -> Event:
+    data = {"id": f"job-{number}", "status": "succeeded", "note": "größer"}
+    happened = datetime(2026, 3, 1, 12, 30, 15, 250000, tzinfo=UTC)
+    return Event(f"msg_job-{number}_succeeded", "avatar.job.succeeded", url, data, happened)
+
+
+@contextlib.asynccontextmanager
+async def delivering(
+    path: Path, rules: DeliveryRules = QUICK, **options: Any
+) -> AsyncIterator[WebhookSender]:
+    """Run a sender; end and close it afterwards."""
+    sender = WebhookSender(path, SECRET, **{"policy": OPEN, "rules": rules, **options})
+    delivery = asyncio.create_task(sender.deliver_forever())
+    try:
+        yield sender
+    finally:
+        delivery.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await delivery
+        sender.close()
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20.0):
+        while not is_true():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "webhooks.sqlite3"
+
+
+# Delivered ---------------------------------------------------------------------------------------
+
+
+async def test_an_event_arrives_signed_by_the_standard_scheme(target: Target, path: Path) -> None:
+    async with delivering(path) as sender:
+        assert await sender.enqueue(event(target.url + "/hook?token=abc"))
+        await until(lambda: sender.pending() == 0)
+    (got,) = target.got
+    assert got.path == "/hook?token=abc"
+    assert got.headers["content-type"] == "application/json"
+    assert got.headers["webhook-id"] == "msg_job-1_succeeded"
+    assert Webhook(SECRET).verify(got.body, got.headers) == {
+        "type": "avatar.job.succeeded",
+        "timestamp": "2026-03-01T12:30:15.250000Z",
+        "data": {"id": "job-1", "status": "succeeded", "note": "größer"},
+    }
+
+
+@pytest.mark.parametrize("spoilt", ["body", "id", "timestamp", "secret"])
+async def test_the_signature_covers_id_time_and_body(
+    target: Target, path: Path, spoilt: str
+) -> None:
+    async with delivering(path) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: sender.pending() == 0)
+    (got,) = target.got
+    headers, body, secret = dict(got.headers), got.body, SECRET
+    match spoilt:
+        case "body":
+            body = body.replace(b"succeeded", b"failed")
+        case "id":
+            headers["webhook-id"] += "2"
+        case "timestamp":
+            headers["webhook-timestamp"] = str(int(headers["webhook-timestamp"]) - 1)
+        case "secret":
+            secret = "whsec_" + "A" * 32
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(body, headers)
+
+
+def test_the_signature_is_the_schemes_own_example(tmp_path: Path) -> None:
+    """Id, time, payload and signature as published in the scheme's reference libraries."""
+    signature = Webhook(signing_key(SECRET)).sign(
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        datetime.fromtimestamp(1614265330, UTC),
+        '{"test": 2432232314}',
+    )
+    assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+async def test_over_tls_the_certificate_is_checked(tls: TlsFiles, path: Path) -> None:
+    with listening(tls.server_context()) as target:
+        trusting = Network(ca_file=tls.authority)
+        async with delivering(path, network=trusting) as sender:
+            await sender.enqueue(event(target.url))
+            await until(lambda: sender.pending() == 0)
+        assert len(target.got) == 1
+        async with delivering(path) as sender:  # knows the public authorities only
+            await sender.enqueue(event(target.url, 2))
+            await until(lambda: sender.pending() == 0)
+        assert len(target.got) == 1
+
+
+async def test_the_same_event_is_kept_once(target: Target, path: Path) -> None:
+    sender = WebhookSender(path, SECRET, policy=OPEN)
+    await sender.enqueue(event(target.url))
+    await sender.enqueue(event(target.url))
+    assert sender.pending() == 1
+    sender.close()
+
+
+# Tried again, given up ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 400, 404, 408, 429, 500, 503])
+async def test_a_refused_event_is_tried_again_under_the_same_id(
+    target: Target, path: Path, status: int
+) -> None:
+    target.answers.extend([(status, {"Location": target.url}), (status, {})])
+    async with delivering(path) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: sender.pending() == 0)
+    assert [got.status for got in target.got] == [status, status, 204]
+    assert len({got.headers["webhook-id"] for got in target.got}) == 1
+    assert len({got.body for got in target.got}) == 1
+
+
+async def test_each_try_is_signed_with_its_own_time(target: Target, path: Path) -> None:
+    """A receiver refuses timestamps older than five minutes, and tries go on for hours."""
+    now = [1_800_000_000.0]
+    target.answers.append((500, {}))
+    rules = replace(QUICK, pauses_s=(3600.0,))
+    async with delivering(path, rules, clock=lambda: now[0]) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: len(target.got) == 1)
+        now[0] += 2 * 3600.0
+    async with delivering(path, rules, clock=lambda: now[0]) as sender:
+        await until(lambda: sender.pending() == 0)
+    first, second = (int(got.headers["webhook-timestamp"]) for got in target.got)
+    assert second - first == 2 * 3600
+
+
+async def test_tries_are_bounded_in_number(
+    target: Target, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target.answers.extend([(500, {})] * 100)
+    async with delivering(path) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1 + len(QUICK.pauses_s)
+    assert "webhook given up" in caplog.text
+
+
+async def test_tries_are_bounded_in_time(target: Target, path: Path) -> None:
+    target.answers.extend([(500, {})] * 100)
+    rules = replace(QUICK, pauses_s=(10.0,) * 100, max_age_s=5.0)
+    async with delivering(path, rules) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1
+
+
+async def test_410_ends_the_tries_at_once(target: Target, path: Path) -> None:
+    target.answers.append((410, {}))
+    async with delivering(path) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "expected_s"), [("600", 600.0), ("999999999999", 3600.0), ("soon", 0.01)]
+)
+async def test_retry_after_is_honoured_within_bounds(
+    target: Target, path: Path, retry_after: str, expected_s: float
+) -> None:
+    now = 1_800_000_000.0
+    target.answers.append((429, {"Retry-After": retry_after}))
+    async with delivering(path, clock=lambda: now) as sender:
+        await sender.enqueue(event(target.url))
+        await until(lambda: len(target.got) == 1)
+        store = sender._store
+        # Until the try is settled, the lease is what the event is due at.
+        await until(lambda: (store.next_due() or 0.0) - now != QUICK.lease_s)
+        due = store.next_due()
+    assert due is not None
+    assert due - now == pytest.approx(expected_s, rel=0.21)
+
+
+async def test_a_silent_target_costs_one_deadline_and_holds_up_nobody(
+    target: Target, path: Path
+) -> None:
+    rules = replace(QUICK, timeout_s=0.2, pauses_s=(0.01,))
+    with listening() as silent:
+        silent.stalls = 2
+        async with delivering(path, rules) as sender:
+            await sender.enqueue(event(silent.url, 1))
+            await sender.enqueue(event(target.url, 2))
+            await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1
+    assert silent.got == []
+
+
+async def test_nobody_listening_is_a_failed_try(path: Path) -> None:
+    async with delivering(path) as sender:
+        await sender.enqueue(event("http://127.0.0.1:1/"))
+        await until(lambda: sender.pending() == 0)
+
+
+# Kept --------------------------------------------------------------------------------------------
+
+
+async def test_events_survive_a_restart(target: Target, path: Path) -> None:
+    before = WebhookSender(path, SECRET, policy=OPEN)
+    for number in range(5):
+        await before.enqueue(event(target.url, number))
+    before.close()
+    async with delivering(path) as after:
+        await until(lambda: after.pending() == 0)
+    assert {got.headers["webhook-id"] for got in target.got} == {
+        f"msg_job-{number}_succeeded" for number in range(5)
+    }
+
+
+async def test_an_event_under_way_when_the_process_dies_is_tried_again_after_its_lease(
+    target: Target, path: Path
+) -> None:
+    now = [1_800_000_000.0]
+    dead = WebhookSender(path, SECRET, policy=OPEN, rules=QUICK, clock=lambda: now[0])
+    await dead.enqueue(event(target.url))
+    assert dead._store.take() is not None
+    assert dead._store.take() is None  # nobody else gets it meanwhile
+    dead.close()
+    now[0] += QUICK.lease_s + 1.0
+    async with delivering(path, clock=lambda: now[0]) as sender:
+        await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1
+
+
+async def test_two_processes_on_one_file_deliver_each_event_once(
+    target: Target, path: Path
+) -> None:
+    async with delivering(path) as first, delivering(path) as second:
+        for number in range(30):
+            await (first if number % 2 else second).enqueue(event(target.url, number))
+        await until(lambda: first.pending() == 0)
+    assert len(target.got) == len({got.headers["webhook-id"] for got in target.got}) == 30
+
+
+async def test_a_full_queue_drops_the_newest_and_says_so(
+    target: Target, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rules = replace(QUICK, capacity=2)
+    sender = WebhookSender(path, SECRET, policy=OPEN, rules=rules)
+    stored = [await sender.enqueue(event(target.url, number)) for number in range(3)]
+    assert stored == [True, True, False]
+    assert sender.pending() == 2
+    assert "queue is full" in caplog.text
+    sender.close()
+
+
+def test_the_file_is_the_owners_alone(path: Path) -> None:
+    async def make() -> None:
+        WebhookSender(path, SECRET, policy=OPEN).close()
+
+    asyncio.run(make())
+    assert path.stat().st_mode & 0o077 == 0
+
+
+# Refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8080/",
+        "http://localhost/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "http://[::ffff:10.0.0.1]/",
+        "http://2130706433/",
+        "http://user:password@example.org/",
+        "ftp://example.org/",
+        "file:///etc/passwd",
+        "not an address",
+        "",
+    ],
+)
+async def test_forbidden_targets_are_refused_before_anything_is_promised(
+    path: Path, url: str
+) -> None:
+    sender = WebhookSender(path, SECRET, policy=AddressPolicy())
+    with pytest.raises(SourceRefused):
+        await sender.check_target(url)
+    sender.close()
+
+
+async def test_a_target_that_turns_inward_later_is_never_connected_to(
+    target: Target, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The name resolved to a public address when it was checked, and to loopback afterwards."""
+    found: list[list[IpAddress]] = [[ipaddress.ip_address("93.184.216.34")]]
+
+    async def resolve(host: str, port: int) -> list[IpAddress]:
+        return found[0]
+
+    port = target.url.rpartition(":")[2]
+    network = Network(resolve=resolve)
+    async with delivering(path, policy=AddressPolicy(), network=network) as sender:
+        await sender.check_target(f"http://hooks.example:{port}/")
+        found[0] = [ipaddress.ip_address("127.0.0.1")]
+        await sender.enqueue(event(f"http://hooks.example:{port}/"))
+        await until(lambda: sender.pending() == 0)
+    assert target.got == []
+    assert "webhook given up" in caplog.text
+
+
+async def test_the_judged_address_is_the_one_connected_to(target: Target, path: Path) -> None:
+    """The name itself resolves nowhere: only the pinned address can have been used."""
+
+    async def resolve(host: str, port: int) -> list[IpAddress]:
+        return [ipaddress.ip_address("127.0.0.1")]
+
+    port = target.url.rpartition(":")[2]
+    policy = AddressPolicy(frozenset({"hooks.invalid"}))
+    async with delivering(path, policy=policy, network=Network(resolve=resolve)) as sender:
+        await sender.enqueue(event(f"http://hooks.invalid:{port}/x"))
+        await until(lambda: sender.pending() == 0)
+    (got,) = target.got
+    assert got.headers["host"] == f"hooks.invalid:{port}"
+
+
+async def test_a_name_that_does_not_resolve_yet_is_accepted(path: Path) -> None:
+    async def resolve(host: str, port: int) -> list[IpAddress]:
+        raise OSError("no such name")
+
+    sender = WebhookSender(path, SECRET, policy=AddressPolicy(), network=Network(resolve=resolve))
+    await sender.check_target("https://soon.example/")
+    sender.close()
+
+
+# Secrets -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "secret", ["", "whsec_", "whsec_c2hvcnQ=", "whsec_not base64!", "A" * 400, "whsec_" + "ü" * 40]
+)
+def test_weak_or_malformed_secrets_are_refused_without_echo(secret: str) -> None:
+    with pytest.raises(ValueError, match="webhook secret must be") as caught:
+        signing_key(secret)
+    assert len(secret) < 8 or secret not in str(caught.value)
+
+
+async def test_neither_secret_nor_target_reaches_logs_or_repr(
+    target: Target, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    target.answers.append((500, {}))
+    async with delivering(path) as sender:
+        one = event(target.url + "/hook?token=target-token")
+        await sender.enqueue(one)
+        await until(lambda: sender.pending() == 0)
+        texts = [caplog.text, repr(one), repr(sender), json.dumps(str(vars(sender)))]
+        texts += [str(vars(record)) for record in caplog.records]
+    for hidden in ("target-token", SECRET.removeprefix("whsec_")):
+        assert not any(hidden in text for text in texts), hidden
