@@ -178,7 +178,7 @@ class MuseTalkEngine:
         if not len(crops):
             return np.zeros((0, 8, 32, 32), np.float32)
         with self._lock:
-            moments = self._encoder.run(torch.from_numpy(crops)).cpu()
+            moments = self._encoder.run(_rows(crops)).cpu()
         noise = None
         if self.options.seed is not None:
             noise = seeded_noise(self.options.seed, first_frame, len(crops))
@@ -189,7 +189,7 @@ class MuseTalkEngine:
         if not len(parse_inputs):
             return np.zeros((0, _MASK_BYTES), np.uint8)
         with self._lock:
-            labels = self._parser.run(torch.from_numpy(parse_inputs)).cpu().numpy()
+            labels = self._parser.run(_rows(parse_inputs)).cpu().numpy()
         return np.stack([pack_mask(replace_mask(frame, options)) for frame in labels])
 
     def _draw(
@@ -199,7 +199,7 @@ class MuseTalkEngine:
         if not len(latents):
             return np.zeros((0, FACE_PX, FACE_PX, 3), np.uint8)
         with self._lock:
-            drawn = self._unet.run(torch.from_numpy(latents), torch.from_numpy(features))
+            drawn = self._unet.run(_rows(latents), _rows(features))
             return np.asarray(self._decoder.run(drawn).cpu().numpy())
 
     def _load(self, models: Path) -> None:
@@ -253,6 +253,14 @@ class MuseTalkEngine:
         if self._device.type == "cpu":
             return None
         return round(torch.cuda.memory_allocated(self._device) / 2**20, 1)
+
+
+def _rows(array: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
+    """Return a tensor over the array, or over a copy where it is read-only.
+
+    What came from another process is: torch would warn, and might write.
+    """
+    return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def _unchanged(rows: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def compare_stored_as_half(
     """Compare with an array that was rounded to float16 when stored: that rounding is no error."""
     if ours.shape != golden.shape:
         return miss(stage, array, Tolerance(error), f"shape {ours.shape}, golden {golden.shape}")
-    rounding = np.abs(np.spacing(golden)).astype(np.float64) / 2
+    rounding = np.spacing(np.abs(golden)).astype(np.float64) / 2
     difference = np.abs(ours.astype(np.float64) - golden.astype(np.float64))
     return row(stage, array, np.maximum(difference - rounding, 0.0), Tolerance(error))
 
