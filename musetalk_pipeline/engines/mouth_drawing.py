@@ -159,7 +159,9 @@ class _Lips:
         past = np.abs(2 * grid - sum(mouth.corners)) / (mouth.corners[1] - mouth.corners[0])
         steep = _smooth((past - 0.5) / 0.4) * _smooth((1.5 - past) / 0.4)
         rim = (LIP_EDGE + 0.1 * gap) * np.sqrt(self.profile) + CORNER_EDGE * gap.max() * steep
-        self.lift = mouth.upper - rim - self.top  # what leads from an output place to its source
+        self.lift = (
+            mouth.upper - 0.6 * rim - self.top
+        )  # what leads from an output place to its source
         self.drop = mouth.lower + rim - self.low
         self.rim_top = np.minimum(mouth.upper_rim - self.lift, self.top - 0.01)
         self.rim_low = np.maximum(mouth.lower_rim - self.drop, self.low + 0.01)
@@ -236,16 +238,13 @@ def _cavity(
     rest = float(lips.rest[TABLE // 2])
     edge = rest + UPPER_TEETH * (1.0 - 0.5 * across**2) - UPPER_SHARE * lips.height * 0.5
     edge = edge + shape.teeth * 0.1
-    # Six front teeth a side would be too many to see: a faint shadow every eighth of the row.
-    gaps = 1.0 - 0.10 * np.cos(across * (8 * np.pi)) ** 16
-    grey = skin.mean()
-    enamel = 0.4 * skin + 0.6 * grey
-    lit = (1.0 - 0.55 * np.minimum(across**2 / 0.8, 1.0)) * (
-        0.75 + 0.25 * _smooth((v - top) / 0.08)
-    )
-    teeth = np.clip((edge - v) * per_v * 0.5 + 0.5, 0, 1) * np.clip(
-        (0.9 - np.abs(across)) / 0.3, 0, 1
-    )
+    enamel = 1.08 * (0.5 * skin + 0.5 * skin.mean())
+    # Light fades towards the cheeks, under the upper lip, and in the gaps between the teeth.
+    lit = 1.0 - 0.5 * np.minimum(across**2 / 0.8, 1.0)
+    lit *= 0.7 + 0.3 * _smooth((v - top) / 0.07)
+    lit *= 1.0 - 0.07 * _smooth((np.cos(across * (8 * np.pi)) - 0.7) / 0.3)
+    teeth = np.clip((edge - v) * per_v * 0.5 + 0.5, 0, 1)
+    teeth *= np.clip((0.9 - np.abs(across)) / 0.3, 0, 1)
     teeth *= _smooth((low - top) * per_v / 2.5)  # the line between closed lips is dark
     return np.asarray(picture + (enamel * lit[..., None] - picture) * teeth[..., None], np.float32)
 
