@@ -154,6 +154,9 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
         "RAY_TMPDIR": str(ray_folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
+        # All that the application writes lies below one folder, which goes with it.
+        "TMPDIR": str(ray_folder),
+        "MUSETALK_WORKDIR": str(ray_folder / "work"),
         "MUSETALK_RESULT_DIR": str(ray_folder / "results"),  # fetched into out/ before the end
         "INTERNAL_API_KEY": key,
         "WORKER_PORT": str(port),
@@ -162,13 +165,11 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
 
 
 @contextmanager
-def application(config: Path, folders: list[Path]) -> Iterator[Application]:
-    """Run the application for the length of the block; nothing of it is left afterwards."""
-    OUT.mkdir(exist_ok=True)
-    log = OUT / "serve.log"
+def application(config: Path, folders: list[Path], log: Path) -> Iterator[Application]:
+    """Run the application for the length of the block; only its `log` is left afterwards."""
     key = secrets.token_urlsafe(24)
     # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
-    ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-", dir="/tmp"))
+    ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-run-", dir="/tmp"))
     config, port = config_and_port(config, ray_folder)
     serve = Path(sys.executable).with_name("serve")
     with log.open("wb") as sink:
@@ -343,6 +344,7 @@ def say(text: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line; the Makefile's variables are the defaults."""
     parser = argparse.ArgumentParser(description="One lip-sync job through the application.")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the result")
     for name, text in (
         ("video", "a file or an http(s) address (default: a portrait that sways)"),
         ("audio", "a file or an http(s) address (default: recorded speech)"),
@@ -360,8 +362,11 @@ def do_one_job(arguments: argparse.Namespace) -> None:
     video, audio = choose_media(arguments.video, arguments.audio)
     folders = sorted({media.path.parent for media in (video, audio) if media.path})
     job_id = time.strftime("demo-%Y%m%d-%H%M%S")
-    result, sheet = OUT / f"{job_id}.mp4", OUT / f"{job_id}.png"
-    with application(ROOT / (arguments.config or "serve_config.yaml"), folders) as app:
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    result, sheet = out / f"{job_id}.mp4", out / f"{job_id}.png"
+    config = ROOT / (arguments.config or "serve_config.yaml")
+    with application(config, folders, out / "serve.log") as app:
         headers = {"X-Internal-API-Key": app.key}
         with httpx.Client(base_url=app.base_url, headers=headers, trust_env=False) as client:
             health = wait_until_ready(app, client)
@@ -396,8 +401,8 @@ def report(answer: dict[str, Any], health: dict[str, Any], result: Path, sheet: 
     engine = health.get("engine", "unknown")
     print(f"\nengine         {engine}")
     print(f"seconds        {answer['metrics']['total_time']:.1f}")
-    print(f"video          {result.relative_to(ROOT)}")
-    print(f"contact sheet  {sheet.relative_to(ROOT)}")
+    print(f"video          {os.path.relpath(result)}")
+    print(f"contact sheet  {os.path.relpath(sheet)}")
     if engine == "warp":
         print(
             "\n`warp` shapes the mouth of the source frames from the sound; it needs no weights.\n"
