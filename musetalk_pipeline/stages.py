@@ -128,7 +128,7 @@ def prepare_block(
         landmarks
         for part in (slice(0, inner.start), inner, slice(inner.stop, None))
         if frames[part]
-        for landmarks in detector.detect(_BgrFrames(frames[part], job.picture))
+        for landmarks in detector.detect(BgrFrames(frames[part], job.picture))
     ]
     size = job.picture.width, job.picture.height
     faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
@@ -200,7 +200,7 @@ def require_face(frames_with_face: int, plan: FramePlan) -> None:
         )
 
 
-class _BgrFrames(Sequence[NDArray[np.uint8]]):
+class BgrFrames(Sequence[NDArray[np.uint8]]):
     """Frames as a detector wants them, converted when they are asked for and not kept."""
 
     def __init__(self, frames: Sequence[NDArray[np.uint8]], picture: Picture) -> None:
@@ -213,10 +213,10 @@ class _BgrFrames(Sequence[NDArray[np.uint8]]):
     @overload
     def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
     @overload
-    def __getitem__(self, place: slice) -> _BgrFrames: ...
-    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | _BgrFrames:
+    def __getitem__(self, place: slice) -> BgrFrames: ...
+    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | BgrFrames:
         if isinstance(place, slice):
-            return _BgrFrames(self._frames[place], self._picture)
+            return BgrFrames(self._frames[place], self._picture)
         picture = self._picture
         return to_bgr(self._frames[place], picture.width, picture.height, picture.colour)
 
@@ -233,7 +233,7 @@ def _sample_faces(
     boxes = []
     for place in sorted({reached * k // FACE_SAMPLES for k in range(FACE_SAMPLES)}):
         frames = list(read_frames(source, whole, place, place + 1))
-        [found] = detector.detect(_BgrFrames(frames, whole))
+        [found] = detector.detect(BgrFrames(frames, whole))
         box = None if found is None else face_box(found.points) or found.box
         if box is not None:
             boxes.append(Box(box.x0 + left, box.y0 + top, box.x1 + left, box.y1 + top))

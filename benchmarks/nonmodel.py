@@ -1,0 +1,198 @@
+"""Everything but the networks, beside decoding and encoding alone, in one run.
+
+    python benchmarks/nonmodel.py [--seconds 10] [--preset medium] [--rounds 3]
+
+Landmarks count as a network: they are found beforehand and replayed, and so are the drawn faces.
+What is timed is the rest of a job: checking both files, decoding, boxes, crops, parser inputs,
+audio, masks, paste, encoding, stitching. The yardstick is one decoder's frames going straight into
+one encoder with the same settings and number of threads. Rounds alternate; the least of each
+counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import cv2
+import numpy as np
+from media import make_clip, make_speech
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
+from musetalk_pipeline.blend import MASK_SIDE
+from musetalk_pipeline.decode import read_frames
+from musetalk_pipeline.encode import PieceEncoder
+from musetalk_pipeline.engines import make_listener
+from musetalk_pipeline.faces import Landmarks, make_detector
+from musetalk_pipeline.options import EncodeOptions, FrameOptions, JobOptions, MediaLimits
+from musetalk_pipeline.picture import fit_picture
+from musetalk_pipeline.pipeline import Tools, run
+from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.probe import probe_video
+
+SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
+GOAL = 1.25
+RESULT = Path(__file__).parent / "results" / "nonmodel.json"
+
+
+class KnownFaces:
+    """A detector that already knows: the points of each frame, in the order they are asked for."""
+
+    name = "known"
+
+    def __init__(self, found: Sequence[Landmarks | None]) -> None:
+        self._found = found
+        self._next = 0
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks | None]:
+        """Return the next points, having looked at each frame as a real detector does."""
+        for place in range(len(frames)):
+            frames[place]  # converted to BGR here; that is not the network's work
+        start = self._next
+        self._next += len(frames)
+        return [self._found[i % len(self._found)] for i in range(start, self._next)]
+
+
+class KnownPictures:
+    """An engine that has drawn already: one face, one mask, no arithmetic."""
+
+    name, model_version, needs_parse_inputs = "known", "0", True
+
+    def __init__(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+        self._face = cv2.resize(noise, (256, 256), interpolation=cv2.INTER_CUBIC)
+        mask = np.zeros((MASK_SIDE, MASK_SIDE), np.uint8)
+        cv2.ellipse(mask, (256, 290), (120, 130), 0, 0, 360, 1, -1)  # about what `jaw` replaces
+        self._mask = np.packbits(mask)
+
+    def warm_up(self) -> None:
+        """Nothing to do."""
+
+    def encode(self, prepared: PreparedBlock, options: object) -> AvatarBlock:
+        count = len(prepared.crops)
+        masks = np.broadcast_to(self._mask, (count, len(self._mask)))
+        return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks, 0.0)
+
+    def generate(
+        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: object
+    ) -> DrawnFaces:
+        count = sum(row is not None for row in avatar.rows(segment))
+        faces = np.broadcast_to(self._face, (count, *self._face.shape))
+        return DrawnFaces(segment, faces, np.ones(count, np.float32), 0.0)
+
+    def peak_memory_mib(self) -> None:
+        """Nothing runs on a GPU."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    wall_s: float
+    cpu_s: float
+
+
+def timed(work: Callable[[], object]) -> Cost:
+    """Return what `work` costs this process and its children that have ended."""
+    cpu, wall = cpu_seconds(), time.monotonic()
+    work()
+    return Cost(time.monotonic() - wall, cpu_seconds() - cpu)
+
+
+def cpu_seconds() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def transcode(video: Path, folder: Path, options: EncodeOptions, threads: int) -> None:
+    """Decode and encode, nothing else."""
+    source = probe_video(video, MediaLimits(), folder)
+    picture = fit_picture(source, FrameOptions(), ())
+    with PieceEncoder(picture, source.fps, options, threads=threads) as encoder:
+        for frame in read_frames(source, picture, 0, source.n_frames):
+            encoder.add(frame)
+        encoder.finish()
+
+
+def known_faces(video: Path, folder: Path) -> list[Landmarks | None]:
+    from musetalk_pipeline.stages import BgrFrames
+
+    source = probe_video(video, MediaLimits(), folder)
+    picture = fit_picture(source, FrameOptions(), ())
+    detector = make_detector("mesh")
+    found: list[Landmarks | None] = []
+    for frame in read_frames(source, picture, 0, source.n_frames):
+        found += detector.detect(BgrFrames([frame], picture))
+    return found
+
+
+def measure(size: str, seconds: int, preset: str, rounds: int) -> dict[str, object]:
+    threads = len(os.sched_getaffinity(0))
+    options = JobOptions(encode=EncodeOptions(preset=preset))  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        video, speech = folder / "video.mp4", folder / "speech.wav"
+        make_clip(video, *SIZES[size], seconds * 25)
+        make_speech(speech, seconds)
+        found = known_faces(video, folder)
+
+        def job() -> None:
+            tools = Tools(KnownFaces(found), KnownPictures(), make_listener("warp"), threads)
+            run(video, speech, folder / "out.mp4", options, tools)
+
+        jobs, bounds = [], []
+        for _ in range(rounds):
+            bounds.append(timed(lambda: transcode(video, folder, options.encode, threads)))
+            jobs.append(timed(job))
+    bound = Cost(min(c.wall_s for c in bounds), min(c.cpu_s for c in bounds))
+    whole = Cost(min(c.wall_s for c in jobs), min(c.cpu_s for c in jobs))
+    return {
+        "size": size,
+        "seconds": seconds,
+        "preset": preset,
+        "rounds": rounds,
+        "job": asdict(whole),
+        "decode_and_encode": asdict(bound),
+        "wall_ratio": whole.wall_s / bound.wall_s,
+        "cpu_ratio": whole.cpu_s / bound.cpu_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--preset", default="medium")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    rows = []
+    for size in args.sizes:
+        row = measure(size, args.seconds, args.preset, args.rounds)
+        rows.append(row)
+        job, bound = row["job"], row["decode_and_encode"]
+        assert isinstance(job, dict) and isinstance(bound, dict)
+        print(
+            f"{size}: job {job['wall_s']:.2f} s wall {job['cpu_s']:.2f} s CPU; decode and encode "
+            f"alone {bound['wall_s']:.2f} s wall {bound['cpu_s']:.2f} s CPU; ratio "
+            f"{row['wall_ratio']:.2f} wall {row['cpu_ratio']:.2f} CPU (goal {GOAL})",
+            flush=True,
+        )
+    cores = len(os.sched_getaffinity(0))
+    machine = f"{cores} cores {platform.machine()}, no GPU used"
+    when = datetime.now(UTC).date().isoformat()
+    RESULT.write_text(json.dumps({"date": when, "machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
