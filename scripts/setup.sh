@@ -105,7 +105,7 @@ pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 make_venv() {
   local python=$1
   # Scripts in a venv carry its path: one that was moved is made anew.
-  if [[ -x $VENV/bin/python && $(cat "$VENV/.made-in" 2>/dev/null) == "$PWD" ]] && "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
+  if grep -qsF "$PWD/$VENV" "$VENV/bin/activate" && "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
     return
   fi
   say "making $VENV with $("$python" -V)"
@@ -114,7 +114,6 @@ make_venv() {
     fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
   fi
   "$python" -m venv --clear "$VENV"
-  pwd >"$VENV/.made-in"
 }
 
 # A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured
