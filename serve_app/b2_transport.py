@@ -56,7 +56,8 @@ class TryGuard:
         left_s = self._deadline - time.monotonic()
         if self._is_closed or left_s <= 0:
             raise DeadlinePassedError
-        return min(left_s, self._stall_s)
+        # A little more than is left: the deadline ends the try, and is what gets reported.
+        return min(left_s + 1.0, self._stall_s)
 
     def new_session(self) -> requests.Session:
         """Return an HTTP session whose sockets this guard can close."""
