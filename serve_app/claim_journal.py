@@ -6,7 +6,8 @@ knows what the old one had claimed. It reads that here, and does the job again.
 
 While an old replica drains, its successor has the same identity; two sets of heartbeats would
 contradict each other. A file lock decides: it is held for the life of a process, and the kernel
-frees it however that process ends.
+frees it however that process ends. Who waits for it says so by touching a second file, so that a
+predecessor that has nothing left to do can make room (`is_wanted`, `release`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from orchestrator.client import ClaimedJob
 from serve_app.outbox import write_atomically
 
 logger = logging.getLogger(__name__)
+
+WANTED_S = 30.0  # a process that waits tries at every heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class ClaimJournal:
         stem = hashlib.sha256(worker_id.encode()).hexdigest()[:24]
         self._path = folder / f"{stem}.held"
         self._lock_path = folder / f"{stem}.lock"
+        self._wanted_path = folder / f"{stem}.wanted"
         self._lock_fd: int | None = None
         self._guard = threading.Lock()
 
@@ -60,9 +65,17 @@ class ClaimJournal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
+                self._wanted_path.touch()
                 return False
             self._lock_fd = fd
             return True
+
+    def is_wanted(self) -> bool:
+        """Tell whether another process has lately tried to speak for the identity."""
+        try:
+            return time.time() - self._wanted_path.stat().st_mtime < WANTED_S
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let another process speak for the identity."""

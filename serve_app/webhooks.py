@@ -255,8 +255,8 @@ class WebhookSender:
         logger.info("webhook will be tried again", extra=_facts(taken, refused.reason))
 
     async def _give_up(self, taken: _Taken, reason: str) -> None:
-        await asyncio.to_thread(self._store.remove, taken.id)
         logger.warning("webhook given up", extra=_facts(taken, reason))
+        await asyncio.to_thread(self._store.remove, taken.id)
 
     async def _post(self, taken: _Taken, location: Location) -> None:
         """Send one signed request.

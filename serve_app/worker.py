@@ -42,7 +42,6 @@ Cancel = Callable[[str], Awaitable[None]]
 
 MAX_ERROR_CHARS = 4000
 MAX_STARTS = 3
-UNCALLED_S = 30.0
 CANNOT_WORK = "No replica can take a job."
 OUTBOX_FULL = "Too many final reports wait to be accepted."
 
@@ -53,7 +52,8 @@ class WorkerOptions:
 
     `heartbeat_interval_s` and `claim_backoff_s` are the contract's; `progress_repeat_s` bounds how
     late a cancelled job is noticed (guess); `report_wait_s` is how long a slot stays busy with a
-    report that is not accepted yet (as long as a worker may be silent).
+    report that is not accepted yet (as long as a worker may be silent); `uncalled_s` without a call
+    of `work_once` an idle worker leaves its identity to a successor, if one waits for it.
     """
 
     heartbeat_interval_s: float = 5.0
@@ -62,6 +62,7 @@ class WorkerOptions:
     progress_repeat_s: float = 10.0
     report_wait_s: float = 30.0
     cancel_wait_s: float = 30.0
+    uncalled_s: float = 30.0
     config_label: str = "default"
     batch_size: int | None = None
 
@@ -147,10 +148,11 @@ class Worker:
             job_id = left.job.job_id
         if job_id is not None:
             return Pulse("busy", job_id, self._trouble)
-        if time.monotonic() - self._called_at > UNCALLED_S:
-            # A drained replica gets no calls any more: offer the identity to a successor by
-            # leaving out one beat. Without a successor the next beat takes it back.
-            self._called_at = time.monotonic()
+        if time.monotonic() - self._called_at > self._options.uncalled_s and (
+            self._journal.is_wanted()
+        ):
+            # A drained replica gets no calls any more. Its successor has the identity from here on;
+            # should there be none after all, the next beat takes it back.
             self._journal.release()
             return None
         return Pulse("idle", None, self._trouble)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.contract.fake_orchestrator import (
 )
 from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, worker_rig
 
+ROOT = Path(__file__).resolve().parents[2]
 FAILED = Failure(
     error_type="media_error",
     error_message="No face was found in any frame. Use a video that shows one.",
@@ -675,6 +677,40 @@ async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
             assert await new.worker.work_once()
     assert [fake.jobs[name].status for name in ("job-1", "job-2")] == ["succeeded"] * 2
     assert [fake.jobs[name].claims for name in ("job-1", "job-2")] == [1, 1]
+
+
+async def test_an_idle_predecessor_makes_room_for_its_successor(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    options = replace(OPTIONS, uncalled_s=0.0)
+    async with worker_rig(fake, tmp_path, options=options, is_beating=True) as old:
+        await old.until(lambda: len(fake.of("heartbeat")) >= 4)  # nobody waits: it goes on
+        fake.add_job("job-1")
+        async with worker_rig(fake, tmp_path, is_beating=True) as new:
+            async with asyncio.timeout(20.0):
+                while not await new.worker.work_once():
+                    await asyncio.sleep(0.02)
+            assert not await old.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_process_killed_in_mid_job_leaves_it_to_its_successor(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    fake.add_job("job-1")
+    victim = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.contract.killable_worker", fake.url, str(tmp_path), cwd=ROOT
+    )
+    try:
+        await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1, 60.0)
+    finally:
+        victim.kill()
+        await victim.wait()
+    async with worker_rig(fake, tmp_path, is_beating=True) as rig:
+        assert await rig.worker.work_once()
+    job = fake.jobs["job-1"]
+    assert (job.status, job.claims, len(job.accepted)) == ("succeeded", 1, 1)
+    assert fake.violations == []
 
 
 async def test_the_same_job_handed_out_twice_is_answered_consistently(

@@ -1,0 +1,36 @@
+"""A worker process that claims a job and never ends it: `… ORCHESTRATOR_URL STATE_FOLDER`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from serve_app.schemas import JobRequest, Outcome
+from tests.contract.fake_orchestrator import FakeOrchestrator
+from tests.contract.worker_rig import DONE, Desk, Note, worker_rig
+
+
+class _Elsewhere(FakeOrchestrator):
+    """The address of an orchestrator that runs in another process."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._elsewhere = url
+
+    @property
+    def url(self) -> str:
+        return self._elsewhere
+
+
+async def _work_for_ever(url: str, folder: Path) -> None:
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        await asyncio.Event().wait()
+        return DONE
+
+    async with worker_rig(_Elsewhere(url), folder, desk=Desk(job), is_beating=True) as rig:
+        await rig.worker.work_once()
+
+
+if __name__ == "__main__":
+    asyncio.run(_work_for_ever(sys.argv[1], Path(sys.argv[2])))
