@@ -67,6 +67,7 @@ install_mmcv() {
     fi
     local from
     from=$(mmcv_wheels)
+    pip uninstall -q -y mmcv-lite 2> /dev/null # the two share their files
     if [ -f "$from" ]; then
         pip install -q --no-deps "$from"
     elif [ -d "$from" ] &&
@@ -82,6 +83,11 @@ install_mmcv() {
         pip install -q --no-deps "mmcv-lite==$MMCV"
     fi
 }
+
+if ! "$python" -c 'import cv2, numpy, scipy, torch' 2> "$work/import.log"; then
+    echo "install-mm: $python lacks the project's packages: run scripts/setup.sh base first" >&2
+    exit 1
+fi
 
 # What the stack imports, at versions that were tried together, bound to what is installed already.
 pip list --format=freeze > "$work/installed.txt"
