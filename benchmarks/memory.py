@@ -1,0 +1,89 @@
+"""Peak memory of a whole job: a 5-minute clip beside one of 15 seconds, each in its own process.
+
+    python benchmarks/memory.py [--size 1280x720] [--seconds 15 300]
+
+The figure is the most that the job's process and all its children hold together (proportional set
+size, so that shared pages count once), sampled twenty times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from media import make_clip, make_speech
+
+SAMPLE_S = 0.05
+GOAL = 1.3
+JOB_S = 7200
+RESULT = Path(__file__).parent / "results" / "memory.json"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def peak_mib(command: list[str]) -> tuple[float, float]:
+    """Run a command; return the peak memory of its process tree in MiB and the seconds it took."""
+    started, peak = time.monotonic(), 0
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        try:
+            root = psutil.Process(process.pid)
+            while process.poll() is None:
+                peak = max(peak, sum(map(_held, [root, *root.children(recursive=True)])))
+                if time.monotonic() - started > JOB_S:
+                    raise RuntimeError(f"the job took longer than {JOB_S} s")
+                time.sleep(SAMPLE_S)
+        finally:
+            process.kill()
+    if process.returncode:
+        raise RuntimeError(f"the job failed with {process.returncode}")
+    return peak / 2**20, time.monotonic() - started
+
+
+def _held(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.Error:
+        return 0  # it ended in between
+
+
+def measure(size: tuple[int, int], seconds: int, folder: Path) -> dict[str, float]:
+    """Return the peak of a job with a clip and speech of that length, engine `warp`."""
+    video, speech = folder / f"{seconds}.mp4", folder / f"{seconds}.wav"
+    make_clip(video, *size, seconds * 25)
+    make_speech(speech, seconds)
+    command = [sys.executable, "-m", "musetalk_pipeline", str(video), str(speech)]
+    peak, took = peak_mib([*command, "-o", str(folder / "out.mp4"), "--engine", "warp"])
+    return {"seconds": seconds, "peak_mib": round(peak, 1), "took_s": round(took, 1)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--seconds", type=int, nargs=2, default=[15, 300])
+    args = parser.parse_args()
+    width, height = (int(side) for side in args.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        short, long = (measure((width, height), s, Path(folder)) for s in args.seconds)
+    ratio = long["peak_mib"] / short["peak_mib"]
+    for row in (short, long):
+        print(f"{row['seconds']} s of {args.size}: {row['peak_mib']} MiB, took {row['took_s']} s")
+    print(f"ratio {ratio:.2f} (goal {GOAL})")
+    report = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{psutil.cpu_count()} cores {platform.machine()}",
+        "size": args.size,
+        "rows": [short, long],
+        "ratio": round(ratio, 3),
+    }
+    RESULT.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
