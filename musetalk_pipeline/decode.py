@@ -28,7 +28,9 @@ SKIP_FRAME_S = 0.1  # a frame between the key frame and the first wanted one
 
 # Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little beside decoding.
 SCALER = "bicubic+accurate_rnd+full_chroma_inp"
-_FRAME_TIME = re.compile(rb"\[info\] n: *\d+ pts: *(-?\d+) ")
+# What ffmpeg's decoders say, before the frame comes out, when they had to make up part of it.
+DAMAGE = (b"concealing", b"error while decoding", b"Invalid data found")
+_NOTES = re.compile(rb"(?<=pts:) *-?\d{1,19}(?= pts_time)|" + b"|".join(DAMAGE))
 
 RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
 
@@ -75,8 +77,8 @@ def _decoded(
     if len(index.keys):
         key = _key_before(index, first)
         with contextlib.closing(_timed(source, picture, index, key, first, last)) as frames:
-            for time, frame in frames:
-                if time != index.pts[number]:
+            for time, frame, is_damaged in frames:
+                if is_damaged or time != index.pts[number]:
                     break
                 yield frame
                 number += 1
@@ -84,7 +86,7 @@ def _decoded(
             yield from _held(source, picture, index, number, last)
         return
     with contextlib.closing(_timed(source, picture, index, None, first, last)) as frames:
-        for _, frame in frames:
+        for _, frame, _ in frames:
             yield frame
             number += 1
     if number <= last:
@@ -96,11 +98,12 @@ def _held(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield `first` to `last` of a stream that cannot be entered at the key frame before them.
 
-    Intra refresh makes key frames from which the picture only becomes right little by little, and
-    a damaged stream lacks frames. Decoding begins at the start, so that the outcome depends on
-    nothing but the frame's number; a missing frame is replaced by the one before it.
+    Intra refresh makes key frames from which the picture only becomes right little by little. A
+    damaged stream lacks frames, or has patches copied from what was decoded before. Decoding begins
+    at the start, in one thread, so that the outcome depends on nothing but the frame's number; a
+    missing frame is replaced by the one before it.
     """
-    with contextlib.closing(_timed(source, picture, index, None, 0, last)) as frames:
+    with contextlib.closing(_timed(source, picture, index, None, 0, last, threads=1)) as frames:
         shown = upcoming = next(frames, None)
         if shown is None or upcoming is None:
             raise _damaged()
@@ -117,23 +120,28 @@ def _timed(
     key: int | None,
     first: int,
     last: int,
-) -> Generator[tuple[int, NDArray[np.uint8]]]:
+    *,
+    threads: int = DECODE_THREADS,
+) -> Generator[tuple[int, NDArray[np.uint8], bool]]:
     """Decode from `key` (None: the start) and yield the frames from `first` to `last` that come,
-    with their times in ticks.
+    with their times in ticks, and whether the decoder has reported damage by then.
     """
     skipped = first if key is None else first - int(np.searchsorted(index.pts, key))
     seconds = START_S + FRAME_S * (last - first + 1) + SKIP_FRAME_S * skipped
-    command = _command(source, picture, index, key, (first, last))
-    with Child(command, ChildLimits(seconds), notes=_FRAME_TIME) as child:
+    command = _command(source, picture, index, key, (first, last), threads)
+    is_damaged = False
+    with Child(command, ChildLimits(seconds), notes=_NOTES) as child:
         while True:
             frame = np.empty((picture.height * 3 // 2, picture.width), np.uint8)
             if child.read_into(memoryview(frame.data).cast("B")) < frame.nbytes:
                 return
             # The filter tells of a frame before the frame is written, so this is never too early.
             note = child.take_note()
+            while note is not None and note in DAMAGE:
+                is_damaged, note = True, child.take_note()
             if note is None:
                 raise StageFailed("ffmpeg delivered a frame without its time.")
-            yield int(note), frame
+            yield int(note), frame, is_damaged
 
 
 def _damaged() -> InvalidVideo:
@@ -146,6 +154,7 @@ def _command(
     index: FrameIndex,
     key: int | None,
     wanted: tuple[int, int],
+    threads: int,
 ) -> list[str]:
     first, last = wanted
     seek: tuple[str, ...] = ()
@@ -160,7 +169,7 @@ def _command(
     filters = [chosen, "showinfo=checksum=0", *picture_filters(source, picture)]
     return ffmpeg(
         # showinfo speaks at level `info`.
-        *("-v", "level+info", "-nostats", "-threads", str(DECODE_THREADS), "-copyts", *seek),
+        *("-v", "level+info", "-nostats", "-threads", str(threads), "-copyts", *seek),
         *local_input(source.read_path or source.path, source.demuxer),
         *("-map", f"0:{source.stream}", "-fps_mode", "passthrough", "-filter_threads", "1"),
         *("-vf", ",".join(filters), "-frames:v", str(last - first + 1), "-f", "rawvideo", "pipe:1"),

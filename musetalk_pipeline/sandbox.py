@@ -109,8 +109,8 @@ def run(command: Sequence[str], limits: ChildLimits, max_output_bytes: int = 1 <
 class Child:
     """One running child and its standard output; leaving the `with` block kills it and waits.
 
-    `notes`: a pattern for lines of standard error that are not complaints but news; the first group
-    of each is kept for `take_note`, in order.
+    `notes`: a pattern for lines of standard error that are not complaints but news; what it
+    matches is kept for `take_note`, in order.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Child:
         for line in lines:
             note = self._pattern.search(line) if self._pattern else None
             if note:
-                self._notes.append(note[1])
+                self._notes.append(note[0])
             elif b"[info]" not in line:
                 self._complaints += (line + b"\n")[: STDERR_BYTES - len(self._complaints)]
 
