@@ -18,7 +18,7 @@ from musetalk_pipeline.errors import UploadFailed
 from orchestrator.client import Timeouts
 from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress, Success
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles, answer, garbage, stall
-from tests.contract.worker_rig import DONE, OPTIONS, WORKER_ID, Desk, Note, worker_rig
+from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, worker_rig
 
 OFFLINE_S = 0.3
 
@@ -192,9 +192,10 @@ async def test_6_a_report_that_hangs_does_not_hold_the_slot_for_ever(
 ) -> None:
     fake.always("final", stall(60.0))
     options = replace(OPTIONS, report_wait_s=0.2)
+    timeouts = replace(QUICK, report_s=0.5)
     fake.add_job("job-1")
     fake.add_job("job-2")
-    async with worker_rig(fake, tmp_path, options=options) as rig:
+    async with worker_rig(fake, tmp_path, options=options, timeouts=timeouts) as rig:
         assert await rig.worker.work_once()
         assert await rig.worker.work_once()
         fake.always("final", None)

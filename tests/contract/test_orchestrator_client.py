@@ -57,7 +57,6 @@ PROFILE = WorkerProfile(
 )
 JOB = ClaimedJob("job-1", {"musetalk_job_id": "job-1"})
 BUFFER_JOB = ClaimedJob("buf-1", {"buffer_job_id": "buf-1", "musetalk_job_id": "job-1"})
-QUICK = Timeouts(0.3, 0.3, 0.3, 0.3, 0.3)
 
 
 @pytest.fixture
@@ -69,12 +68,12 @@ async def http(fake: FakeOrchestrator) -> AsyncIterator[OrchestratorHttp]:
 
 @pytest.fixture
 def main(http: OrchestratorHttp) -> MainClient:
-    return MainClient(http, PROFILE, QUICK)
+    return MainClient(http, PROFILE)
 
 
 @pytest.fixture
 def buffer(http: OrchestratorHttp) -> BufferClient:
-    return BufferClient(http, PROFILE, QUICK)
+    return BufferClient(http, PROFILE)
 
 
 def only(fake: FakeOrchestrator) -> tuple[str, str]:
@@ -386,12 +385,12 @@ async def test_jobs_that_are_gone_have_a_type_of_their_own(
 
 @pytest.mark.parametrize("fault", [stall(30.0), close(), cut_off()], ids=["stall", "close", "cut"])
 async def test_transport_faults_are_unavailability_within_the_deadline(
-    fake: FakeOrchestrator, main: MainClient, fault: Fault
+    fake: FakeOrchestrator, http: OrchestratorHttp, main: MainClient, fault: Fault
 ) -> None:
     fake.plan("claim", fault)
     with pytest.raises(ServiceUnavailable) as caught:
-        async with asyncio.timeout(10.0):  # a guard: the call's own deadline is 0.3 s
-            await main.claim()
+        async with asyncio.timeout(10.0):  # a guard: the call's own deadline is 0.5 s
+            await MainClient(http, PROFILE, Timeouts(claim_s=0.5)).claim()
     assert caught.value.status_code is None
     assert (await main.claim()).job is None
 
@@ -476,7 +475,7 @@ async def test_secrets_stay_out_of_errors_logs_and_repr(
     caplog.set_level(logging.DEBUG)
     address = fake.url.replace("http://", "http://user:base-password@")
     http = OrchestratorHttp(address, KEY)
-    client = MainClient(http, PROFILE, QUICK)
+    client = MainClient(http, PROFILE)
     echo = {
         "detail": [
             {"loc": ["body", "video_url"], "msg": f"bad {KEY}", "input": "https://x/?sig=abc123"},

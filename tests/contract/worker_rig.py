@@ -34,13 +34,14 @@ SYSTEM_INFO: dict[str, Any] = {
     "download_mbit_s": None,
 }
 DONE = Success("https://files.example/avatar/outputs/job.mp4", {"total_time": 1.5})
-QUICK = Timeouts(register_s=0.5, heartbeat_s=0.5, claim_s=0.5, progress_s=0.5, report_s=0.5)
+# Generous, so that a busy machine fails no test; those that stall on purpose shorten their own.
+QUICK = Timeouts(register_s=5.0, heartbeat_s=5.0, claim_s=5.0, progress_s=5.0, report_s=5.0)
 OPTIONS = WorkerOptions(
     heartbeat_interval_s=0.05,
     progress_interval_s=0.02,
     progress_repeat_s=0.05,
-    report_wait_s=5.0,
-    cancel_wait_s=5.0,
+    report_wait_s=15.0,
+    cancel_wait_s=15.0,
 )
 
 Note = Callable[[Progress], None]
@@ -103,6 +104,7 @@ async def worker_rig(
     is_sending: bool = True,
     tls: TlsFiles | None = None,
     worker_id: str = WORKER_ID,
+    outbox_capacity: int = 1000,
 ) -> AsyncIterator[Rig]:
     """Run a slot with its background tasks; end and close everything afterwards."""
     desk = desk or Desk()
@@ -120,7 +122,9 @@ async def worker_rig(
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    outbox = Outbox(folder / "outbox", first_pause_s=0.02, longest_pause_s=0.1)
+    outbox = Outbox(
+        folder / "outbox", capacity=outbox_capacity, first_pause_s=0.02, longest_pause_s=0.1
+    )
     worker = Worker(
         connect,
         outbox,
