@@ -72,9 +72,8 @@ def map_mouth(face: Face) -> MouthMap:
     """Measure the mouth of one source frame. `face` is in pixels of its frame."""
     basis, origin = _face_axes(face)
     local = np.asarray((face.points - origin) @ np.linalg.inv(basis).T, np.float32)
-    left, right = float(local[60, 0]), float(local[64, 0])
-    centre = (left + right) / 2, float(local[[60, 64], 1].mean())
-    half = max((right - left) / 2, 0.05)
+    centre = float(local[[60, 64], 0].mean()), float(local[[60, 64], 1].mean())
+    half = max(float(local[64, 0] - local[60, 0]) / 2, 0.05)
     side = min(1.9 * half + 0.08, 2.2 * half)
     grid = np.linspace(centre[0] - 1.25 * side, centre[0] + 1.25 * side, TABLE, dtype=np.float32)
     upper = _inner_edge(grid, local, (60, 61, 62, 63, 64))
@@ -91,7 +90,7 @@ def map_mouth(face: Face) -> MouthMap:
         to_crop=np.column_stack((basis * scale[:, None], shift)).astype(np.float32),
         u_low=float(grid[0]),
         u_high=float(grid[-1]),
-        corners=(left, right),
+        corners=(centre[0] - half, centre[0] + half),
         radii=(side, max(centre[1] - 0.05, 0.1), float(bottom.max()) - centre[1]),
         centre=centre,
         upper=np.minimum(upper, middle),
@@ -291,7 +290,9 @@ def _grid(mouth: MouthMap, x0: int, y0: int, x1: int, y1: int) -> tuple[Float, F
 def _face_axes(face: Face) -> tuple[Float, Float]:
     """Return the (2, 2) basis (columns u, v) and the origin, in frame pixels."""
     eyes = face.points[45] - face.points[36]
-    along = eyes / max(float(np.linalg.norm(eyes)), 1e-3)
+    apart = float(np.linalg.norm(eyes))
+    # Points that are no face still get axes: a detector's mistake must not end a job.
+    along = eyes / apart if apart > 1.0 else np.array([1.0, 0.0], np.float32)
     down = np.array([-along[1], along[0]], np.float32)
     length = max(float((face.points[33] - face.points[27]) @ down), 4.0)
     return np.column_stack((along, down)).astype(np.float32) * length, face.points[33]
@@ -325,7 +326,8 @@ def _inner_edge(grid: Float, local: Float, indices: tuple[int, ...]) -> Float:
 
 def _across(u: Float, left: float, right: float) -> Float:
     """Return -1 at the left corner to 1 at the right one, no further."""
-    return np.asarray(np.clip((2 * u - left - right) / (right - left), -1.0, 1.0), np.float32)
+    width = max(right - left, 0.1)
+    return np.asarray(np.clip((2 * u - left - right) / width, -1.0, 1.0), np.float32)
 
 
 def _smooth(x: Float) -> Float:

@@ -40,7 +40,7 @@ BANDS = ((80, 300), (300, 1000), (1000, 1800), (1800, 3400), (3800, 7800))
 LEAD_S = 0.04
 ATTACK_S, RELEASE_S = 0.025, 0.05  # guesses: lips open in about 50 ms and close in about 100 ms
 HOLD_S = 0.12  # how long `loudness` bridges the gaps inside words
-SILENT_DB = -50.0  # below this, relative to full scale, nobody speaks, however quiet the clip is
+SILENT_DB = -62.0  # below this, relative to full scale, nobody speaks, however quiet the clip is
 RANGE_DB = 26.0  # from closed to wide open, below the clip's own loud passages
 CLIPS_KEPT = 4
 
@@ -115,8 +115,11 @@ def _band_energies(audio: SpeechAudio) -> Float:
         last = min(first + CHUNK_HOPS, count)
         start, stop = first * HOP - lead, (last - 1) * HOP - lead + WINDOW
         part = np.asarray(samples[max(start, 0) : stop], np.float32)
-        # Zeros stand before and after the clip; a sample that is not a number is silence.
-        part = np.pad(np.nan_to_num(part), (max(-start, 0), max(0, stop - audio.n_samples)))
+        # Zeros stand before and after the clip. Broken samples are silence, or at most very loud.
+        part = np.pad(
+            np.clip(np.nan_to_num(part), -8.0, 8.0),
+            (max(-start, 0), max(0, stop - audio.n_samples)),
+        )
         rows = np.lib.stride_tricks.sliding_window_view(part, WINDOW)[::HOP][: last - first]
         power = np.abs(np.fft.rfft(rows * taper, FFT, axis=1)) ** 2 / float((taper**2).sum() * FFT)
         for band, (low, high) in enumerate(edges):
@@ -175,7 +178,9 @@ def _relative(track: Float, openness: Float) -> Float:
     spoken = track[openness > 0.3]
     if len(spoken) < 10:
         return np.zeros_like(track)
-    low, middle, high = np.percentile(spoken, (10, 50, 90))
+    low, median, high = np.percentile(spoken, (10, 50, 90))
+    # The median alone would call the commoner of two kinds of vowel neutral.
+    middle = (low + 2.0 * median + high) / 4.0
     return np.asarray(np.clip(2.0 * (track - middle) / max(high - low, 0.5), -1.0, 1.0), np.float32)
 
 
