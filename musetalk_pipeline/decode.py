@@ -42,7 +42,7 @@ def frame_bytes(width: int, height: int) -> int:
 
 def read_frames(
     source: SourceVideo, picture: Picture, start: int, end: int
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     """Yield the constant-rate frames `[start, end)` as (height * 3 // 2, width) uint8 I420.
 
     Every array is the caller's own, who may write into it. Closing the generator kills the child.

@@ -11,7 +11,7 @@ Memory is bounded by one block: `plan` keeps blocks of large pictures short.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -52,6 +52,9 @@ from musetalk_pipeline.plan import (
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.soundtrack import open_audio
 from musetalk_pipeline.tracks import face_of, smooth
+
+Check = Callable[[], None]
+Frames = Generator[NDArray[np.uint8], None, None]
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
 FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
@@ -111,24 +114,25 @@ def prepare_block(
     detector: LandmarkDetector,
     options: JobOptions,
     needs_parse_inputs: bool,
+    check: Check = lambda: None,
 ) -> PreparedBlock:
     """Decode a block, find its faces and cut out what the networks see.
 
     With `box_smoothing`, neighbouring frames of other blocks are looked at too, so that the result
-    does not depend on where the block begins.
+    does not depend on where the block begins. `check` raises once nobody wants the result.
     """
     started = time.monotonic()
     reach = options.face.box_smoothing
     last = job.plan.blocks[-1].end
     first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
-    frames = list(read_frames(job.source, job.picture, first_seen, end_seen))
+    frames = list(_checked(read_frames(job.source, job.picture, first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)
     # Three calls, because whether a face is present may be decided over all frames of a call.
     found = [
         landmarks
         for part in (slice(0, inner.start), inner, slice(inner.stop, None))
         if frames[part]
-        for landmarks in detector.detect(BgrFrames(frames[part], job.picture))
+        for landmarks in detector.detect(BgrFrames(frames[part], job.picture, check))
     ]
     size = job.picture.width, job.picture.height
     faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
@@ -144,16 +148,18 @@ def compose_segment(
     drawn: DrawnFaces,
     options: JobOptions,
     threads: int = 1,
+    check: Check = lambda: None,
 ) -> Piece:
     """Decode the frames of a segment again, put the drawn faces in, and encode them once.
 
     Frames without a face pass through untouched, at their own index. `threads`: of the encoder.
+    `check` raises once nobody wants the result.
     """
     started = time.monotonic()
     rows = avatar.rows(segment)
     next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
     with (
-        closing(_frames_in_order(job, segment)) as frames,
+        closing(_frames_in_order(job, segment, check)) as frames,
         PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder,
     ):
         for frame, source_frame, row in zip(frames, segment.source_frames(), rows, strict=True):
@@ -165,6 +171,14 @@ def compose_segment(
             encoder.add(frame)
         data = encoder.finish()
     return Piece(segment, data, time.monotonic() - started)
+
+
+def _checked(frames: Frames, check: Check) -> Frames:
+    """Pass frames on, asking before each; closing it closes `frames` and so ends their child."""
+    with closing(frames):
+        for frame in frames:
+            check()
+            yield frame
 
 
 def redraw(
@@ -203,9 +217,15 @@ def require_face(frames_with_face: int, plan: FramePlan) -> None:
 class BgrFrames(Sequence[NDArray[np.uint8]]):
     """Frames as a detector wants them, converted when they are asked for and not kept."""
 
-    def __init__(self, frames: Sequence[NDArray[np.uint8]], picture: Picture) -> None:
+    def __init__(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        picture: Picture,
+        check: Check = lambda: None,
+    ) -> None:
         self._frames = frames
         self._picture = picture
+        self._check = check
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -216,7 +236,8 @@ class BgrFrames(Sequence[NDArray[np.uint8]]):
     def __getitem__(self, place: slice) -> BgrFrames: ...
     def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | BgrFrames:
         if isinstance(place, slice):
-            return BgrFrames(self._frames[place], self._picture)
+            return BgrFrames(self._frames[place], self._picture, self._check)
+        self._check()
         picture = self._picture
         return to_bgr(self._frames[place], picture.width, picture.height, picture.colour)
 
@@ -262,14 +283,14 @@ def _cut_out(
     return crops, parse_inputs
 
 
-def _frames_in_order(job: OpenJob, segment: Segment) -> Generator[NDArray[np.uint8], None, None]:
+def _frames_in_order(job: OpenJob, segment: Segment, check: Check) -> Frames:
     """Yield the source frames of a segment in output order.
 
     Video decodes forwards only, so a segment on the way back is held in memory and given out from
     its end, each frame let go at once.
     """
     shown = segment.source_frames()
-    frames = read_frames(job.source, job.picture, min(shown), max(shown) + 1)
+    frames = _checked(read_frames(job.source, job.picture, min(shown), max(shown) + 1), check)
     if segment.step > 0:
         yield from frames
         return

@@ -46,13 +46,9 @@ class Finisher:
     ) -> Composed:
         """Paste a segment's faces and encode it. `counts_block`: add the block's seconds here."""
         job = await self._media.here(opened, self._threads)
-        piece = await self._threads.run(
-            compose_segment,
-            job,
-            segment,
-            avatar,
-            drawn,
-            opened.work.options,
+        options = opened.work.options
+        piece = await self._threads.run_cancellable(
+            lambda check: compose_segment(job, segment, avatar, drawn, options, check=check)
         )
         STAGE_SECONDS.observe(piece.seconds, {"stage": "compose"})
         seconds = {
@@ -71,8 +67,7 @@ class Finisher:
         """Stitch the pieces, add the sound, store the video and its sidecar."""
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
-        folder = self._media.scratch.folder(opened.work.attempt_id)
-        path = folder / "output.mp4"
+        path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
         data: list[NDArray[np.uint8]] = [piece.data for piece in pieces]
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
         stitched = time.monotonic()

@@ -35,7 +35,8 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, request TEXT NOT NULL, content_key TEXT NOT NULL, origin TEXT NOT NULL,
     status TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    attempt INTEGER NOT NULL DEFAULT 0, attempt_id TEXT, lease_until REAL, wanted_until REAL,
+    attempt INTEGER NOT NULL DEFAULT 0, attempt_id TEXT, lost_attempt_id TEXT,
+    lease_until REAL, wanted_until REAL,
     cancel_requested INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL, outcome TEXT,
     webhook_url TEXT, notified INTEGER NOT NULL DEFAULT 0, metadata TEXT,
     idempotency_key TEXT UNIQUE
@@ -45,8 +46,8 @@ CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, created);
 
 # -- take_job --  Lease the oldest queued job, or one whose attempt fell silent.
 TAKE = """
-UPDATE jobs SET status = 'running', attempt = attempt + 1, attempt_id = :attempt_id,
-                lease_until = :now + :lease_s, updated = :now
+UPDATE jobs SET status = 'running', attempt = attempt + 1, lost_attempt_id = attempt_id,
+                attempt_id = :attempt_id, lease_until = :now + :lease_s, updated = :now
  WHERE id = (SELECT id FROM jobs
               WHERE (status = 'queued' OR (status = 'running' AND lease_until < :now))
                 AND attempt < :max_attempts AND (:only IS NULL OR id = :only)
@@ -108,6 +109,7 @@ class Job:
     updated: float
     attempt: int
     attempt_id: str | None
+    lost_attempt_id: str | None
     progress: Progress
     outcome: Outcome | None
     webhook_url: str | None
@@ -420,6 +422,7 @@ def _job(row: sqlite3.Row) -> Job:
         updated=row["updated"],
         attempt=row["attempt"],
         attempt_id=row["attempt_id"],
+        lost_attempt_id=row["lost_attempt_id"],
         progress=Progress(**{**progress, "phase": Phase(progress["phase"])}),
         outcome=_outcome(row["outcome"]),
         webhook_url=row["webhook_url"],

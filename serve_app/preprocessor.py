@@ -40,13 +40,15 @@ class Preprocessor:
     async def prepare(self, opened: Opened, block: Block) -> PreparedBlock:
         """Decode a block, find its faces and crop them."""
         job = await self._media.here(opened, self._threads)
-        prepared = await self._threads.run(
-            prepare_block,
-            job,
-            block,
-            self._detector,
-            opened.work.options,
-            self._needs_parse_inputs,
+        prepared = await self._threads.run_cancellable(
+            lambda check: prepare_block(
+                job,
+                block,
+                self._detector,
+                opened.work.options,
+                self._needs_parse_inputs,
+                check,
+            )
         )
         STAGE_SECONDS.observe(prepared.seconds, {"stage": "prepare"})
         return prepared

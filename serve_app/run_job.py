@@ -1,7 +1,7 @@
 """One job, then exit: for providers that run a container per job.
 
     VIDEO_URL=… AUDIO_URL=… OUTPUT_URL=… python -m serve_app.run_job      (HTTP PUT of the result)
-    VIDEO_URL=… AUDIO_URL=… OUTPUT_PATH=… python -m serve_app.run_job     (a file; its sidecar beside)
+    VIDEO_URL=… AUDIO_URL=… OUTPUT_PATH=… python -m serve_app.run_job     (a file and its sidecar)
 
 No Ray: the pipeline runs in this process. `serve_config.yaml` (or the file that SERVE_CONFIG names)
 says which engine, limits and defaults; its first pool says on what. `RESOLUTION`, `ASPECT_RATIO`

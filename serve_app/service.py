@@ -105,6 +105,7 @@ class JobService:
         assert job.attempt_id is not None
         work = Assignment(
             job.attempt_id,
+            job.lost_attempt_id,
             job.id,
             job.attempt,
             job.request,

@@ -1,9 +1,12 @@
 """Blocking work off the event loop, in a bounded pool."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
+
+from musetalk_pipeline.errors import JobCancelled
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,3 +22,20 @@ class Worker:
         """Run `function` in a thread and return its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+
+    async def run_cancellable(self, function: Callable[[Callable[[], None]], T]) -> T:
+        """Run `function`, handing it a check that raises once the caller has gone.
+
+        A thread cannot be killed, so the function calls the check between frames.
+        """
+        gone = threading.Event()
+
+        def check() -> None:
+            if gone.is_set():
+                raise JobCancelled("Nobody waits for this any more.")
+
+        try:
+            return await self.run(function, check)
+        except asyncio.CancelledError:
+            gone.set()
+            raise

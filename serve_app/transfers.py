@@ -13,9 +13,13 @@ from serve_app.schemas import JobRequest
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One attempt at one job. `attempt_id` names its scratch folder; ours, never the caller's."""
+    """One attempt at one job. `attempt_id` names its scratch folder; ours, never the caller's.
+
+    `lost_attempt_id`: the attempt before, if it fell silent; its scratch may still be there.
+    """
 
     attempt_id: str
+    lost_attempt_id: str | None
     job_id: str
     attempt: int
     request: JobRequest

@@ -99,6 +99,7 @@ def test_a_silent_attempt_is_taken_over_and_may_no_longer_write(registry, clock)
     clock.now += 21
     second = take(registry)
     assert (second.id, second.attempt) == ("a", 2)
+    assert second.lost_attempt_id == first.attempt_id
     assert registry.beat(first, 20.0, RUNNING) is Verdict.LOST
     assert not registry.finish(first, SUCCESS, DONE)
     assert registry.finish(second, SUCCESS, DONE)

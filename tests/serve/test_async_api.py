@@ -1,0 +1,176 @@
+"""The asynchronous API: entering, following, listing, cancelling, refusing."""
+
+import base64
+import contextlib
+import secrets
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from standardwebhooks import Webhook
+
+from tests.serve.running import running_app
+
+KEY, SECRET = "internal-key", "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory, private_temp):
+    """An application with keys, a tiny queue and webhooks."""
+    env = {"WEBHOOK_SECRET": SECRET, "WORKER_TOKEN": "worker-token", "BUILD_COMMIT": "abc"}
+    queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2}
+    with running_app(tmp_path_factory.mktemp("guarded"), env=env, key=KEY, queue=queue) as app:
+        yield app
+
+
+@pytest.fixture
+def media(clip, speech):
+    return {"video_url": clip().as_uri(), "audio_url": speech(0.6).as_uri()}
+
+
+@pytest.fixture
+def long_media(clip, speech):
+    return {"video_url": clip(frames=100).as_uri(), "audio_url": speech(60.0).as_uri()}
+
+
+def create(app, body, **headers):
+    return app.client.post("/v1/avatar/jobs", json=body, headers=headers)
+
+
+def test_a_job_is_accepted_and_ends(guarded, media):
+    created = create(guarded, media | {"metadata": {"who": "me"}})
+    body = created.json()
+    assert created.status_code == 202
+    assert {k: body[k] for k in ("status", "output_url", "metrics", "error")} == {
+        "status": "queued", "output_url": None, "metrics": None, "error": None,
+    }  # fmt: skip
+    assert created.headers["location"] == f"/v1/avatar/jobs/{body['id']}"
+    done = guarded.wait_for(body["id"], "succeeded")
+    assert done["metadata"] == {"who": "me"}
+    assert done["input"]["video_url"] == media["video_url"]
+    assert guarded.client.get(done["output_url"]).status_code == 200
+
+
+def test_the_same_idempotency_key_gives_the_same_job(guarded, media):
+    first = create(guarded, media, **{"Idempotency-Key": "k1"}).json()
+    second = create(guarded, media, **{"Idempotency-Key": "k1"}).json()
+    assert first["id"] == second["id"]
+    other = create(guarded, media | {"resolution": "100p"}, **{"Idempotency-Key": "k1"})
+    assert other.status_code == 409
+    guarded.wait_for(first["id"], "succeeded")
+
+
+def test_without_the_key_nothing_is_told(guarded, media):
+    for method, path in (
+        ("POST", "/generate"), ("POST", "/v1/avatar/jobs"), ("GET", "/v1/avatar/jobs"),
+        ("GET", "/v1/avatar/jobs/x"), ("DELETE", "/v1/avatar/jobs/x"),
+        ("GET", "/v1/avatar/jobs/x/events"),
+    ):  # fmt: skip
+        body = {"musetalk_job_id": "x", **media} if method == "POST" else None
+        absent = guarded.client.request(method, path, json=body, headers={"X-Internal-API-Key": ""})
+        wrong = guarded.client.request(method, path, json=body, headers={"X-Internal-API-Key": "n"})
+        assert (absent.status_code, wrong.status_code) == (403, 403), path
+    assert guarded.client.get("/hc", headers={"X-Internal-API-Key": ""}).status_code == 200
+
+
+def test_ping_and_preflight_need_the_worker_token(guarded):
+    for path in ("/v1/ping", "/v1/preflight"):
+        assert guarded.client.get(path).status_code == 401
+        wrong = {"Authorization": "Bearer nope"}
+        assert guarded.client.get(path, headers=wrong).status_code == 403
+    right = {"Authorization": "Bearer worker-token"}
+    ping = guarded.client.get("/v1/ping", headers=right).json()
+    assert ping == {
+        "status": "ok", "version": ping["version"], "gpu": False, "activeJobs": 0,
+        "maxConcurrentJobs": 1, "buildCommit": "abc", "buildTime": "unknown",
+        "imageDigest": "unknown",
+    }  # fmt: skip
+    preflight = guarded.client.get("/v1/preflight", headers=right).json()
+    assert preflight["status"] == "ok", preflight
+    assert preflight["checks"]["preprocessor/ffmpeg"] == "ok"
+    assert preflight["checks"]["finisher/storage-local"] == "ok"
+
+
+def test_a_running_job_and_a_waiting_one_are_cancelled(guarded, media, long_media):
+    running = create(guarded, long_media).json()["id"]
+    guarded.wait_for(running, "running")
+    waiting = create(guarded, media).json()["id"]
+    answer = guarded.client.delete(f"/v1/avatar/jobs/{waiting}")
+    assert (answer.status_code, answer.json()) == (200, {"detail": "Cancellation requested"})
+    assert guarded.job(waiting)["status"] == "cancelled"
+    guarded.client.delete(f"/v1/avatar/jobs/{running}")
+    guarded.wait_for(running, "cancelled", timeout_s=5.0)
+    assert guarded.client.delete("/v1/avatar/jobs/unknown").status_code == 404
+
+
+def test_a_full_queue_asks_to_come_back(guarded, long_media):
+    ids = [create(guarded, long_media).json()["id"]]
+    guarded.wait_for(ids[0], "running")
+    ids += [create(guarded, long_media).json()["id"] for _ in range(2)]
+    refused = create(guarded, long_media)
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert int(refused.headers["retry-after"]) > 0
+    for job_id in reversed(ids):
+        guarded.client.delete(f"/v1/avatar/jobs/{job_id}")
+    for job_id in ids:
+        guarded.wait_for(job_id, "cancelled", timeout_s=10.0)
+
+
+def test_lists_are_paged_and_filtered(guarded, media):
+    ids = []
+    for _ in range(3):
+        ids.append(create(guarded, media).json()["id"])
+        guarded.wait_for(ids[-1], "succeeded")
+    seen, cursor = [], None
+    while True:
+        params = {"limit": 2, "status": "succeeded"} | ({"cursor": cursor} if cursor else {})
+        page = guarded.client.get("/v1/avatar/jobs", params=params).json()
+        seen += [job["id"] for job in page["jobs"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert seen[:3] == ids[::-1]
+    assert len(seen) == len(set(seen))
+    assert guarded.client.get("/v1/avatar/jobs", params={"limit": 0}).status_code == 422
+
+
+def test_a_webhook_tells_of_the_end_and_is_signed(guarded, media):
+    with listener() as (url, received, heard):
+        job_id = create(guarded, media | {"webhook_url": url}).json()["id"]
+        assert heard.wait(60)
+    headers, body = received[0]
+    event = Webhook(SECRET).verify(body, headers)
+    assert event["type"] == "avatar.job.succeeded"
+    assert (event["data"]["id"], event["data"]["status"]) == (job_id, "succeeded")
+
+
+def test_a_webhook_to_a_private_address_is_refused(guarded, media):
+    body = media | {"webhook_url": "http://10.0.0.1/hook"}
+    assert create(guarded, body).status_code == 422
+
+
+@contextlib.contextmanager
+def listener():
+    """A webhook target: its address, what it received, and an event set by the first."""
+    received, heard = [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            received.append((dict(self.headers), body))
+            self.send_response(204)
+            self.end_headers()
+            heard.set()
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/hook", received, heard
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

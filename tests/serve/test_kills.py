@@ -1,0 +1,46 @@
+"""SIGKILL in the middle of a job costs a segment, not the job."""
+
+import numpy as np
+import pytest
+
+from tests.serve.running import frames_of
+
+
+def media(clip, speech) -> dict[str, str]:
+    return {
+        "video_url": clip(frames=100).as_uri(),
+        "audio_url": speech(20.0).as_uri(),
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shared_app, clip, speech, tmp_path_factory) -> np.ndarray:
+    """The frames of the job when nothing dies."""
+    answer = shared_app.generate(musetalk_job_id="undisturbed", **media(clip, speech))
+    assert answer.status_code == 200, answer.text
+    return frames_of(shared_app.output(answer.json(), tmp_path_factory.mktemp("undisturbed")))
+
+
+@pytest.mark.parametrize("deployment", ["Preprocessor", "Generator-cpu", "Finisher"])
+def test_a_replica_that_dies_costs_no_frame(app, clip, speech, tmp_path, deployment, undisturbed):
+    job_id = f"killed-{deployment}"
+    created = app.client.post(
+        "/v1/avatar/jobs", json={"musetalk_job_id": job_id, **media(clip, speech)}
+    )
+    assert created.status_code == 202
+    app.wait_drawn(job_id)
+    app.kill(deployment)
+    job = app.wait_for(job_id, "succeeded", "failed")
+    assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
+    assert np.array_equal(frames_of(app.output(job, tmp_path)), undisturbed)
+
+
+def test_an_ingress_that_dies_resumes_its_jobs(app, clip, speech, tmp_path, undisturbed):
+    body = {"musetalk_job_id": "killed-ingress", **media(clip, speech)}
+    assert app.client.post("/v1/avatar/jobs", json=body).status_code == 202
+    app.wait_drawn("killed-ingress")
+    app.kill("Ingress")
+    app.wait_ready()
+    job = app.wait_for("killed-ingress", "succeeded", "failed")
+    assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
+    assert np.array_equal(frames_of(app.output(job, tmp_path)), undisturbed)

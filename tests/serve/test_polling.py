@@ -1,0 +1,113 @@
+"""A worker of a fleet: a real application on Ray polls an orchestrator over real sockets."""
+
+import itertools
+
+import pytest
+
+from tests.contract.fake_orchestrator import FakeOrchestrator, answer
+from tests.serve.running import frames_of, running_app
+
+KEY = "test-internal-key"
+
+
+@pytest.fixture(scope="module")
+def orchestrator():
+    with FakeOrchestrator(api_key=KEY) as orchestrator:
+        yield orchestrator
+        assert orchestrator.violations == []
+
+
+@pytest.fixture(scope="module")
+def worker(orchestrator, tmp_path_factory, private_temp):
+    env = {
+        "ORCHESTRATOR_BASE_URL": orchestrator.url,
+        "WORKER_ID": "box-1",
+        "PROVIDER": "local",
+        "POLL_INTERVAL_SEC": "0.5",
+        "CONFIG_LABEL": "test",
+    }
+    queue = {"max_concurrent_jobs": 1}
+    with running_app(tmp_path_factory.mktemp("worker"), env=env, key=KEY, queue=queue) as app:
+        yield app
+
+
+@pytest.fixture
+def media(clip, speech):
+    return {
+        "video_url": clip(frames=60).as_uri(),
+        "audio_url": speech(3.0).as_uri(),
+        "aspect_ratio": None,
+        "resolution": None,
+    }
+
+
+def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_path):
+    job = orchestrator.jobs[orchestrator.add_job("claimed", **media)]
+    orchestrator.wait_until(lambda: bool(job.accepted), 90)
+    assert job.status == "succeeded"
+    assert len(frames_of(worker.output({"output_url": job.output_url}, tmp_path))) == 75
+    assert job.metrics["engine"] == "warp"
+    phases = [report["phase"] for report in job.progress]
+    assert "inferring" in phases
+    drawn = [r["metrics"]["frames_total"] for r in job.progress if r["phase"] == "inferring"]
+    assert set(drawn) <= {0, 75}
+    [beat] = {call.body["worker_type"] for call in orchestrator.of("heartbeat")}
+    assert beat == "main"
+
+
+def test_bad_input_is_reported_with_its_own_words(worker, orchestrator, media):
+    job_id = orchestrator.add_job("bad", **media | {"video_url": media["audio_url"]})
+    job = orchestrator.jobs[job_id]
+    orchestrator.wait_until(lambda: bool(job.accepted), 60)
+    assert job.status == "failed"
+    assert "picture" in job.error
+    assert "HTTP" not in job.error
+
+
+def test_a_job_that_was_reassigned_is_stopped(worker, orchestrator, media, speech):
+    long = media | {"audio_url": speech(60.0).as_uri()}
+    job = orchestrator.jobs[orchestrator.add_job("reassigned", **long)]
+    orchestrator.wait_until(lambda: any(r["phase"] == "inferring" for r in job.progress), 60)
+    orchestrator.cancel("reassigned")
+    worker.wait_for("reassigned", "cancelled", timeout_s=30.0)
+    assert job.accepted == []
+    assert worker.scratch == []
+
+
+def test_the_same_claim_twice_is_done_once_and_answered_twice(worker, orchestrator, media):
+    job = orchestrator.jobs[orchestrator.add_job("twice", **media)]
+    orchestrator.wait_until(lambda: len(job.accepted) == 1, 90)
+    orchestrator.hand_out_again("twice")
+    orchestrator.wait_until(lambda: len(orchestrator.of("claim")) > 0 and job.claims == 2, 30)
+    worker.wait_for("twice", "succeeded")
+    assert worker.job("twice")["attempt"] == 1
+
+
+def test_heartbeats_go_on_through_a_job_and_through_errors(worker, orchestrator, media):
+    orchestrator.plan("heartbeat", answer(500), answer(503), answer(404))
+    job = orchestrator.jobs[orchestrator.add_job("beating", **media)]
+    orchestrator.wait_until(lambda: bool(job.accepted), 90)
+    beats = [call.at for call in orchestrator.of("heartbeat")]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
+    assert max(gaps) < 5.0
+    assert any(call.body["status"] == "busy" for call in orchestrator.of("heartbeat"))
+
+
+def test_a_report_waits_for_the_orchestrator_to_come_back(worker, orchestrator, media):
+    job = orchestrator.jobs[orchestrator.add_job("later", **media)]
+    orchestrator.wait_until(lambda: any(r["phase"] == "inferring" for r in job.progress), 60)
+    orchestrator.go_away()
+    worker.wait_for("later", "succeeded")
+    orchestrator.come_back()
+    orchestrator.wait_until(lambda: bool(job.accepted), 60)
+    assert (job.status, len(job.accepted)) == ("succeeded", 1)
+
+
+def test_killing_the_ingress_does_not_lose_the_claim(worker, orchestrator, media, speech):
+    longer = media | {"audio_url": speech(20.0).as_uri()}
+    job = orchestrator.jobs[orchestrator.add_job("resumed", **longer)]
+    orchestrator.wait_until(lambda: any(r["phase"] == "inferring" for r in job.progress), 60)
+    worker.kill("Ingress")
+    orchestrator.wait_until(lambda: bool(job.accepted), 120)
+    assert (job.status, len(job.accepted)) == ("succeeded", 1)
+    assert worker.job("resumed")["status"] == "succeeded"

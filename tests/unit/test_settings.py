@@ -1,0 +1,81 @@
+"""The configuration is checked strictly, and the environment is read as contracts.md says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve_app.settings import AppArgs, EnvironmentInvalid, read_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+POOLS = [{"name": "cpu"}]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("serve_config*.yaml")), ids=lambda p: p.name)
+def test_every_configuration_of_the_project_is_valid(path):
+    document = yaml.safe_load(path.read_text())
+    AppArgs.model_validate(document["applications"][0]["args"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"enigne": "warp"}, "enigne"),
+        ({"queue": {"max_jobs": 1}}, "max_jobs"),
+        ({"pools": [{"name": "cpu", "gpus": 1}]}, "gpus"),
+        ({"pools": []}, "pools"),
+        ({"pools": [{"name": "a"}, {"name": "a"}]}, "pool names must differ"),
+        ({"pools": [{"name": "A b"}]}, "lower-case"),
+        ({"engine": "gan"}, "engine"),
+        ({"driver": {"tries": 0}}, "tries"),
+        ({"preprocessor": {"replicas": 3, "max_replicas": 2}}, "max_replicas"),
+        ({"defaults": {"crf": 99}}, "crf"),
+    ],
+)
+def test_a_wrong_key_or_value_stops_the_start_and_is_named(change, named):
+    with pytest.raises(ValidationError, match=named):
+        AppArgs.model_validate({"pools": POOLS} | change)
+
+
+def test_defaults_reach_the_jobs_options():
+    args = AppArgs(pools=POOLS, defaults={"crf": 23, "extra_margin": 5, "fit": "crop"})
+    options = args.job_defaults()
+    assert (options.encode.crf, options.face.extra_margin, options.frame.fit) == (23, 5, "crop")
+
+
+def test_v1_parses_raw_unless_told_otherwise():
+    assert AppArgs(pools=POOLS, version="v1").job_defaults().mask.parsing_mode == "raw"
+    chosen = AppArgs(pools=POOLS, version="v1", defaults={"parsing_mode": "neck"})
+    assert chosen.job_defaults().mask.parsing_mode == "neck"
+
+
+def test_the_environment_is_read_with_the_contracts_defaults():
+    env = read_environment({})
+    assert (env.worker_type, env.provider, env.poll_interval_s) == ("main", "unknown", 5.0)
+    assert (env.b2_prefix, env.config_label, env.polling_url) == ("avatar/outputs", "default", None)
+    assert not env.is_buffer
+
+
+def test_buffer_mode_has_its_own_orchestrator_or_the_main_one():
+    main = {"ORCHESTRATOR_BASE_URL": "http://main", "WORKER_MODE": "buffer"}
+    assert read_environment(main).polling_url == "http://main"
+    own = main | {"BUFFER_ORCHESTRATOR_BASE_URL": "http://buffer"}
+    assert read_environment(own).polling_url == "http://buffer"
+    assert read_environment({"BUFFER_WORKER_ID": "b1"}).is_buffer
+
+
+def test_secrets_do_not_show():
+    secrets = {
+        name: "s3cret"
+        for name in ("INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY",
+                     "WEBHOOK_SECRET")
+    }  # fmt: skip
+    assert "s3cret" not in repr(read_environment(secrets))
+
+
+def test_a_number_that_is_none_is_named():
+    with pytest.raises(EnvironmentInvalid, match="POLL_INTERVAL_SEC"):
+        read_environment({"POLL_INTERVAL_SEC": "soon"})
+    with pytest.raises(EnvironmentInvalid, match="BATCH_SIZE"):
+        read_environment({"BATCH_SIZE": "-4"})
