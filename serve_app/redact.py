@@ -11,15 +11,13 @@ MAX_SHOWN_CHARS = 300
 HIDDEN = "[hidden]"
 
 _SAFE_IN_SHOWN_URL = "/:@!$&'()*+,;=-._~%[]"
-# Userinfo, query and fragment of anything that looks like a URL inside a longer text.
-_URL_USERINFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,31}://)[^\s/?#@\"'<>]{0,4096}@")
-_URL_TAIL = re.compile(
-    r"(?P<url>\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s?#\"'<>]{1,8192})[?#][^\s\"'<>]*"
-)
-# Query strings also stand alone in log lines (`"GET /path?X-Amz-Signature=… HTTP/1.1"`).
-_SIGNED_VALUE = re.compile(
-    r"(?i)\b(?P<name>[a-z0-9_-]{0,64}(?:signature|credential|token|password|passwd|secret"
-    r"|api[_-]?key|access[_-]?key(?:id)?|x-amz-[a-z-]{1,32}))=[^&\s\"'<>]+"
+# The patterns below run over text of strangers: each consumes what it looks at, so that the time is
+# proportional to the length.
+_URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s\"'<>]*+")
+# Query strings also stand alone in log lines (`"GET /path?X-Amz-Signature=... HTTP/1.1"`).
+_ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_-])(?P<name>[A-Za-z0-9_-]++)=(?P<value>[^&\s\"'<>]++)")
+_SECRET_NAME = re.compile(
+    r"(?i)signature|credential|token|passw|secret|api[_-]?key|access[_-]?key|x-amz-"
 )
 _AUTHORISATION = re.compile(
     r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*(?:b(?=[\"']))?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
@@ -32,6 +30,14 @@ def shown_url(url: str) -> str:
     Works on any text, however malformed, and never raises; control characters and non-ASCII
     characters come out percent-encoded, long paths cut.
     """
+    text = _bare(url)
+    # JSON can carry half a surrogate pair, which UTF-8 cannot.
+    shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
+    return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+
+
+def _bare(url: str) -> str:
+    """Cut userinfo, query and fragment off."""
     scheme, colon, rest = url.partition("://")
     if not colon:
         scheme, rest = "", url
@@ -43,20 +49,20 @@ def shown_url(url: str) -> str:
     else:
         host = authority.rpartition("@")[2]
         path = slash + re.split(r"[?#]", path, maxsplit=1)[0]
-    text = f"{scheme}{colon}{host}{path}"
-    # JSON can carry half a surrogate pair, which UTF-8 cannot.
-    shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
-    return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+    return f"{scheme}{colon}{host}{path}"
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without known `secrets`, URL credentials, query strings and auth headers."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    text = _URL_USERINFO.sub(r"\g<scheme>", text)
-    text = _URL_TAIL.sub(r"\g<url>", text)
-    text = _SIGNED_VALUE.sub(rf"\g<name>={HIDDEN}", text)
+    text = _URL.sub(lambda found: _bare(found[0]), text)
+    text = _ASSIGNMENT.sub(_hide_secret_value, text)
     return _AUTHORISATION.sub(rf"\g<name>{HIDDEN}", text)
+
+
+def _hide_secret_value(found: re.Match[str]) -> str:
+    return f"{found['name']}={HIDDEN}" if _SECRET_NAME.search(found["name"]) else found[0]
 
 
 class RedactingFilter(logging.Filter):

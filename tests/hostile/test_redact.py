@@ -107,3 +107,12 @@ def test_a_wrong_format_string_costs_nothing() -> None:
 
 def test_short_words_are_not_secrets() -> None:
     assert "about" in logged(lambda log: log.info("about"))
+
+
+@pytest.mark.parametrize(
+    "piece", ["a-", "a", "http://", "https://a@", "x-amz-", "authorization: ", "token=", "a.a", "@"]
+)
+@pytest.mark.timeout(60)
+def test_redaction_takes_time_in_proportion(piece: str) -> None:
+    """With patterns that look again and again this took ten seconds, in the event loop."""
+    redact(piece * (2_000_000 // len(piece)))
