@@ -91,7 +91,7 @@ def map_mouth(face: Face) -> MouthMap:
         u_low=float(grid[0]),
         u_high=float(grid[-1]),
         corners=(centre[0] - half, centre[0] + half),
-        radii=(side, max(centre[1] - 0.05, 0.1), float(bottom.max()) - centre[1]),
+        radii=(side, max(centre[1] - 0.05, 0.1), max(float(bottom.max()) - centre[1], 0.1)),
         centre=centre,
         upper=np.minimum(upper, middle),
         lower=np.maximum(lower, middle),
