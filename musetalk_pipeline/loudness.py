@@ -42,7 +42,9 @@ def frame_loudness(pcm_path: Path, fps: Fraction, start: int, end: int) -> NDArr
     speaking = _is_voice(levels).astype(np.float32)
     hold, fade = round(_HOLD_S * 100), round(_FADE_S * 100)
     held = _moving_max(speaking, hold)
-    weights = np.convolve(held, np.full(2 * fade + 1, 1 / (2 * fade + 1)), mode="same")
+    # The sound's first and last hop go on for ever: its edges are cut, not silent.
+    padded = np.pad(held, fade, mode="edge")
+    weights = np.convolve(padded, np.full(2 * fade + 1, 1 / (2 * fade + 1)), mode="valid")
     middles_s = (np.arange(start, end) + 0.5) * float(1 / fps)
     at_frames = np.interp(middles_s, hop_times, weights, left=0.0, right=0.0)
     return np.asarray(at_frames.clip(0, 1), np.float32)

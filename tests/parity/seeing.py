@@ -55,6 +55,7 @@ class VersionChecks:
     def __init__(self, golden: GoldenSet, version: Version) -> None:
         self.golden = golden
         self.version: Version = version
+        self._parsed: dict[int, NDArray[np.uint8]] = {}  # labels by source frame
         self.modes: tuple[ParsingMode, ...] = (
             ("raw",) if version == "v1" else ("jaw", "raw", "neck")
         )
@@ -92,10 +93,6 @@ class VersionChecks:
         """The cheek widths that the set's cheek mask shows."""
         middle = np.flatnonzero(self.golden.load("v15_cheeks")["cheek_mask_row"] == 0)
         return 256 - (int(middle[0]) - 1), int(middle[-1]) + 1 - 256
-
-    def parse(self, source: int) -> NDArray[np.uint8]:
-        """Return the (512, 512) labels of a source frame, from our own parser."""
-        return _labels(self._logits(source))
 
     def _logits(self, source: int) -> Tensor:
         picture = parse_input(self.golden.frames[source], self.boxes[source])
@@ -158,8 +155,9 @@ class VersionChecks:
             compare(stage, "pred", drawn, pred, UNET),
         ]
 
-    def decode(self) -> NDArray[np.uint8]:
-        """Return all faces, (n, 256, 256, 3) uint8 BGR, from the golden UNet output."""
+    @cached_property
+    def decoded(self) -> NDArray[np.uint8]:
+        """All faces, (n, 256, 256, 3) uint8 BGR, from the golden UNet output."""
         pred = torch.from_numpy(self.golden.load(f"{self.version}_unet")["pred"])
         decoder = FaceDecoder(load_vae(self.golden.models / "sd-vae"))
         return np.asarray(_batched(decoder, pred, finish=to_pixels).numpy())
@@ -167,7 +165,7 @@ class VersionChecks:
     def check_decoded(self) -> list[Row]:
         """Faces from the golden UNet output."""
         stage = f"{self.version}_decoded"
-        return compare_faces(self.golden, self.version, self.decode(), stage, DECODED)
+        return compare_faces(self.golden, self.version, self.decoded, stage, DECODED)
 
     def check_parse(self) -> list[Row]:
         """Parse map of the first source frame; masks from the golden map."""
@@ -213,7 +211,7 @@ class VersionChecks:
         stored = {
             int(frame): face for frame, face in zip(faces["idx"], faces["faces"], strict=True)
         }
-        ours = self.decode() if set(arrays["idx"].tolist()) - set(stored) else None
+        ours = self.decoded if set(arrays["idx"].tolist()) - set(stored) else None
         for mode in self.modes:
             for frame, picture in zip(arrays["idx"].tolist(), arrays[mode], strict=False):
                 source = source_of(frame, len(self.boxes))
@@ -246,7 +244,9 @@ class VersionChecks:
 
     def mask(self, source: int, mode: ParsingMode) -> NDArray[np.uint8]:
         """Return the (512, 512) mask of a source frame, from our own parse map."""
-        return replace_mask(self.parse(source), self.masks(mode))
+        if source not in self._parsed:
+            self._parsed[source] = _labels(self._logits(source))
+        return replace_mask(self._parsed[source], self.masks(mode))
 
     def _golden_mask(self, mode: ParsingMode) -> NDArray[np.uint8]:
         return np.asarray(self.golden.load(f"{self.version}_parse")[mode], np.uint8)

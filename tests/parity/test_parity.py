@@ -47,6 +47,7 @@ def run(golden: Path, models: Path, *more: str) -> int:
     )
 
 
+@pytest.mark.timeout(900)  # both versions with networks, on a machine that may be busy
 def test_every_stage_and_the_chain_equal_the_reference(
     models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,7 +62,7 @@ def test_every_stage_and_the_chain_equal_the_reference(
     [
         ("v15_cheeks", "jaw_20_20", 255),
         ("coords", "bbox_shift_5", 1),
-        ("v15_crop", "crop256", 1),
+        ("v15_realtime", "box7", 1),
         ("audio_resample", "pcm16k", 1e-3),
     ],
 )
@@ -76,10 +77,7 @@ def test_one_changed_value_is_a_miss(
     golden = copy_of_golden(tmp_path)
     arrays = dict(np.load(golden / f"{name}.npz"))
     changed = arrays[key]
-    # Not `+=`: a uint8 of 255 must change too.
-    changed.flat[0] = (
-        changed.flat[0] ^ 255 if changed.dtype == np.uint8 else changed.flat[0] + change
-    )
+    changed.flat[0] = 255 - changed.flat[0] if change == 255 else changed.flat[0] + change
     np.savez_compressed(golden / f"{name}.npz", **arrays)
     assert run(golden, models, "--only", name) == 1
     assert "1 missed" in capsys.readouterr().out

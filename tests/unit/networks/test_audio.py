@@ -1,0 +1,195 @@
+"""Windows of sound: at the right time at every frame rate, to the end, in any order."""
+
+from __future__ import annotations
+
+import math
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import SpeechAudio
+from musetalk_pipeline.audio import WhisperListener, count_steps, window_starts
+from musetalk_pipeline.loudness import frame_loudness
+from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
+from musetalk_pipeline.options import SpeechOptions
+from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames, plan_frames
+
+OPTIONS = SpeechOptions()
+RATES = [Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30)]
+RATES += [Fraction(50), Fraction(60), Fraction(60000, 1001), Fraction(12), Fraction(120)]
+
+
+@pytest.fixture(scope="module")
+def listener(models: Path) -> WhisperListener:
+    return WhisperListener(models)
+
+
+def sound(folder: Path, samples: NDArray[np.float32]) -> SpeechAudio:
+    """Return a 16 kHz sound as the probe leaves it."""
+    path = folder / f"{len(samples)}.f32"
+    samples.astype("<f4").tofile(path)
+    digest = f"{len(samples)}-{float(np.abs(samples).sum())}"
+    return SpeechAudio(
+        path, path, digest, 4 * len(samples), len(samples), len(samples) / SAMPLE_RATE
+    )
+
+
+def noise(seconds: float) -> NDArray[np.float32]:
+    """Return noise whose loudness comes and goes, so that no two windows are alike."""
+    count = round(seconds * SAMPLE_RATE)
+    wave = np.sin(np.arange(count) / SAMPLE_RATE * 3) ** 2
+    return (0.2 * wave * np.random.default_rng(4).standard_normal(count)).astype(np.float32)
+
+
+def frames(start: int, end: int) -> Segment:
+    return Segment(0, start, end, 0, 0, 1)
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_every_window_begins_80_ms_before_its_frame_to_the_end_of_ten_minutes(
+    fps: Fraction,
+) -> None:
+    count = math.floor(600 * fps)
+    starts = window_starts(fps, 0, count, OPTIONS)
+    late = [frame * 50 / fps - (start + 4) for frame, start in enumerate(starts)]
+    assert all(0 <= steps < 1 for steps in late)  # never a whole step of 20 ms off
+
+
+def test_25_fps_is_the_reference() -> None:
+    assert window_starts(Fraction(25), 0, 500, OPTIONS) == [2 * i - 4 for i in range(500)]
+
+
+@pytest.mark.parametrize(
+    ("fps", "steps_early"), [(12, 6), (24, 2), (25, 0), (30, 0), (49, 0), (50, -2), (60, -2)]
+)
+def test_the_reference_placement_depends_on_the_frame_rate(fps: int, steps_early: int) -> None:
+    fixed = window_starts(Fraction(fps), 0, 100, OPTIONS)
+    moved = window_starts(Fraction(fps), 0, 100, SpeechOptions(window_placement="reference"))
+    assert {f - m for f, m in zip(fixed, moved, strict=True)} == {steps_early}
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_the_listener_hears_to_the_last_frame(
+    listener: WhisperListener, tmp_path: Path, fps: Fraction
+) -> None:
+    audio = sound(tmp_path, noise(1.5))
+    count = count_output_frames(audio.n_samples, fps)
+    heard = listener.listen(audio, fps, frames(0, count), OPTIONS)
+    assert heard.features.shape == (count, 50, 384)
+    assert heard.loudness.shape == (count,)
+    steps = heard.features.reshape(count, 10, 5, 384)
+    # The last frame's own moment is the fifth step of its window: sound, not padding.
+    assert np.abs(steps[-1, 4]).max() > 0
+    assert np.isfinite(heard.features).all()
+
+
+def test_frames_of_one_instant_hear_the_same_at_every_rate(
+    listener: WhisperListener, tmp_path: Path
+) -> None:
+    audio = sound(tmp_path, noise(2.0))
+    at_one_second = [
+        listener.listen(audio, Fraction(fps), frames(fps, fps + 1), OPTIONS).features
+        for fps in (24, 25, 30, 50, 60)
+    ]
+    assert all(np.array_equal(at_one_second[0], other) for other in at_one_second[1:])
+
+
+def test_outside_the_sound_is_silence_not_the_sound_itself(
+    models: Path, listener: WhisperListener, tmp_path: Path
+) -> None:
+    samples = noise(0.08)  # the shortest that is accepted: two frames, four steps
+    audio = sound(tmp_path, samples)
+    assert count_steps(audio.n_samples) == 4
+    assert count_output_frames(audio.n_samples, Fraction(25)) == 2
+    states = load_ear(models / "whisper").hear(samples)[:4]
+    windows = listener.listen(audio, Fraction(25), frames(0, 2), OPTIONS).features
+    first, second = windows.reshape(2, 10, 5, 384)
+    assert np.array_equal(first[4:8], states)
+    assert np.array_equal(second[2:6], states)
+    assert not first[:4].any() and not first[8:].any()
+    assert not second[:2].any() and not second[6:].any()
+
+
+def test_order_of_segments_does_not_matter(models: Path, tmp_path: Path) -> None:
+    audio, fps = sound(tmp_path, noise(62.0)), Fraction(25)
+    plan = plan_frames(80, count_output_frames(audio.n_samples, fps), fps)
+    in_order, shuffled = WhisperListener(models), WhisperListener(models)
+    expected = {s.index: in_order.listen(audio, fps, s, OPTIONS) for s in plan.segments}
+    mixed = list(plan.segments)
+    random.Random(1).shuffle(mixed)
+    for segment in mixed[:12]:
+        heard = shuffled.listen(audio, fps, segment, OPTIONS)
+        assert np.array_equal(heard.features, expected[segment.index].features)
+        assert np.array_equal(heard.loudness, expected[segment.index].loudness)
+
+
+def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) -> None:
+    samples = noise(30.4)
+    ear = load_ear(models / "whisper")
+    before, after = ear.hear(samples[:CHUNK_SAMPLES]), ear.hear(samples[CHUNK_SAMPLES:])
+    heard = WhisperListener(models).listen(
+        sound(tmp_path, samples), Fraction(25), frames(750, 751), OPTIONS
+    )
+    steps = heard.features.reshape(10, 5, 384)
+    assert np.array_equal(steps[:4], before[-4:])
+    assert np.array_equal(steps[4:], after[:6])
+
+
+def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    hear = Ear.hear
+
+    def counting(ear: Ear, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        lengths.append(len(samples))
+        return hear(ear, samples)
+
+    monkeypatch.setattr(Ear, "hear", counting)
+    listener = WhisperListener(models)
+    audio, fps = sound(tmp_path, noise(125.0)), Fraction(25)
+    listener.listen(audio, fps, frames(1500, 1550), OPTIONS)  # touches the second chunk's end too
+    assert lengths == [CHUNK_SAMPLES] * 2
+    listener.listen(audio, fps, frames(1550, 1600), OPTIONS)
+    assert len(lengths) == 2  # kept
+    for chunk in range(5):
+        listener.listen(audio, fps, frames(750 * chunk + 100, 750 * chunk + 110), OPTIONS)
+    assert len(lengths) == 5
+    assert len(listener._chunks) == 3
+    assert lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
+
+
+def test_longer_paddings_make_longer_windows(listener: WhisperListener, tmp_path: Path) -> None:
+    audio = sound(tmp_path, noise(1.0))
+    wide = SpeechOptions(audio_padding_left=3, audio_padding_right=4)
+    heard = listener.listen(audio, Fraction(25), frames(10, 12), wide).features
+    usual = listener.listen(audio, Fraction(25), frames(10, 12), OPTIONS).features
+    assert heard.shape == (2, 80, 384)
+    assert np.array_equal(heard[:, 10:60], usual)
+
+
+def test_loudness_is_one_in_speech_and_zero_in_silence(tmp_path: Path) -> None:
+    samples = noise(6.0)
+    samples[: 2 * SAMPLE_RATE] = 0.001 * np.random.default_rng(1).standard_normal(2 * SAMPLE_RATE)
+    samples[2 * SAMPLE_RATE :] = 0.1 * np.random.default_rng(2).standard_normal(4 * SAMPLE_RATE)
+    weights = frame_loudness(sound(tmp_path, samples).pcm_path, Fraction(25), 0, 150)
+    assert weights[:45].max() == 0
+    assert weights[52:].min() == 1
+    assert (np.diff(weights) >= 0).all()  # it opens once, gradually
+    assert 0 < weights[47] < 1
+
+
+def test_digital_silence_is_silent_to_the_end(tmp_path: Path) -> None:
+    audio = sound(tmp_path, np.zeros(SAMPLE_RATE, np.float32))
+    assert not frame_loudness(audio.pcm_path, Fraction(30), 0, 30).any()
+
+
+def test_loudness_does_not_depend_on_how_it_is_cut(tmp_path: Path) -> None:
+    audio, fps = sound(tmp_path, noise(20.0)), Fraction(30000, 1001)
+    whole = frame_loudness(audio.pcm_path, fps, 0, 590)
+    pieces = [frame_loudness(audio.pcm_path, fps, at, at + 59) for at in range(0, 590, 59)]
+    assert np.array_equal(whole, np.concatenate(pieces))

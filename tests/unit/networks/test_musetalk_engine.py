@@ -1,0 +1,263 @@
+"""The MuseTalk engine on small networks: what it gives for blocks and segments, come what may."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
+from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+from musetalk_pipeline.errors import ModelLoadFailed, OutOfGpuMemory
+from musetalk_pipeline.networks.precision import Precision
+from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
+from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.plan import Block, Segment
+
+RANDOM = np.random.default_rng(3)
+FACE = Face(np.zeros((68, 2), np.float32), Box(0, 0, 100, 100), 1.0)
+
+
+@pytest.fixture(scope="module")
+def engine(models: Path) -> MuseTalkEngine:
+    """One engine in float32 for tests that do not change it."""
+    return MuseTalkEngine(models)
+
+
+def prepared(faces: str, start: int = 0) -> PreparedBlock:
+    """Return a block with a face at every "x" of `faces`."""
+    count = faces.count("x")
+    random = np.random.default_rng(start)
+    return PreparedBlock(
+        block=Block(0, start, start + len(faces)),
+        faces=tuple(FACE if face == "x" else None for face in faces),
+        crops=random.integers(0, 256, (count, 256, 256, 3), dtype=np.uint8),
+        parse_inputs=random.integers(0, 256, (count, 512, 512, 3), dtype=np.uint8),
+        seconds=0.0,
+    )
+
+
+def avatar(faces: str) -> AvatarBlock:
+    """Return an encoded block without having encoded it."""
+    count = faces.count("x")
+    return AvatarBlock(
+        block=Block(0, 0, len(faces)),
+        faces=tuple(FACE if face == "x" else None for face in faces),
+        look=np.random.default_rng(1).standard_normal((count, 8, 32, 32)).astype(np.float32),
+        masks=np.zeros((count, 32768), np.uint8),
+        seconds=0.0,
+    )
+
+
+def speech(count: int) -> Speech:
+    """Return random windows; nobody speaks in the first frame."""
+    features = np.random.default_rng(2).standard_normal((count, 50, 384)).astype(np.float32)
+    return Speech(features, np.linspace(0, 1, count, dtype=np.float32), 0.0)
+
+
+def segment(count: int, *, backwards: bool = False) -> Segment:
+    """Return a segment over the first `count` source frames."""
+    return Segment(0, 0, count, 0, count - 1 if backwards else 0, -1 if backwards else 1)
+
+
+def draw(engine: MuseTalkEngine, faces: str, *, backwards: bool = False) -> NDArray[np.uint8]:
+    """Return the faces of one segment over a whole block."""
+    count = len(faces)
+    drawn = engine.generate(
+        avatar(faces), speech(count), segment(count, backwards=backwards), SpeechOptions()
+    )
+    return drawn.faces
+
+
+def worst(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
+    """Return the largest difference in levels."""
+    return int(np.abs(left.astype(int) - right).max())
+
+
+def test_warm_up_sends_a_frame_through_every_network(models: Path) -> None:
+    engine = MuseTalkEngine(models, MuseTalkOptions(version="v1"))
+    engine.warm_up()
+    assert engine.counters.batches == 4
+    assert (engine.name, engine.model_version) == ("musetalk", "v1")
+    assert engine.peak_memory_mib() is None
+
+
+def test_encode_gives_one_row_for_each_frame_with_a_face(engine: MuseTalkEngine) -> None:
+    block = engine.encode(prepared("x-xx"), MaskOptions())
+    assert block.look.shape == (3, 8, 32, 32)
+    assert block.look.dtype == np.float32
+    assert block.masks.shape == (3, 32768)
+    assert block.rows(segment(4)) == [0, None, 1, 2]
+
+
+def test_the_upper_half_of_the_masked_latents_is_that_of_the_whole_face(
+    engine: MuseTalkEngine,
+) -> None:
+    look = engine.encode(prepared("x"), MaskOptions()).look
+    masked, whole = look[0, :4], look[0, 4:]
+    # Convolutions mix across the mask's edge, and the middle's attention everywhere, but little.
+    assert (
+        np.abs(masked[:, :8] - whole[:, :8]).mean() < np.abs(masked[:, 24:] - whole[:, 24:]).mean()
+    )
+
+
+def test_a_block_without_any_face_passes(engine: MuseTalkEngine) -> None:
+    block = engine.encode(prepared("---"), MaskOptions())
+    drawn = engine.generate(block, speech(3), segment(3), SpeechOptions())
+    assert drawn.faces.shape == (0, 256, 256, 3)
+    assert drawn.weights.shape == (0,)
+
+
+def test_frames_without_a_face_do_not_shift_the_others(engine: MuseTalkEngine) -> None:
+    everyone = draw(engine, "xxxx")
+    sparse = avatar("x-xx")
+    full = avatar("xxxx")
+    some = AvatarBlock(sparse.block, sparse.faces, full.look[[0, 2, 3]], sparse.masks, 0.0)
+    drawn = engine.generate(some, speech(4), segment(4), SpeechOptions())
+    assert worst(drawn.faces, everyone[[0, 2, 3]]) <= 1
+
+
+def test_backwards_segments_show_the_frames_in_reverse(engine: MuseTalkEngine) -> None:
+    silent = Speech(np.zeros((3, 50, 384), np.float32), np.zeros(3, np.float32), 0.0)
+    there = engine.generate(avatar("xxx"), silent, segment(3), SpeechOptions())
+    back = engine.generate(avatar("xxx"), silent, segment(3, backwards=True), SpeechOptions())
+    assert worst(there.faces, back.faces[::-1]) <= 1
+
+
+def test_batch_size_does_not_change_the_picture(models: Path, engine: MuseTalkEngine) -> None:
+    single = MuseTalkEngine(models, MuseTalkOptions(batch_size=1))
+    assert worst(draw(engine, "xxxxxxx"), draw(single, "xxxxxxx")) <= 1
+
+
+def test_arrays_from_other_processes_may_be_read_only(engine: MuseTalkEngine) -> None:
+    block = prepared("xx")
+    for array in (block.crops, block.parse_inputs):
+        array.flags.writeable = False
+    encoded = engine.encode(block, MaskOptions())  # a warning would fail the test
+    encoded.look.flags.writeable = False
+    assert len(engine.generate(encoded, speech(2), segment(2), SpeechOptions()).faces) == 2
+
+
+def test_the_mouth_rests_in_silence_only_if_asked(engine: MuseTalkEngine) -> None:
+    heard = speech(3)
+    always = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions())
+    resting = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions(rest_in_silence=True))
+    assert always.weights.tolist() == [1, 1, 1]
+    assert resting.weights.tolist() == [0, 0.5, 1]
+    assert np.array_equal(always.faces, resting.faces)
+
+
+def test_parsing_mode_decides_the_mask(engine: MuseTalkEngine) -> None:
+    block = prepared("x")
+    raw = engine.encode(block, MaskOptions("raw")).masks
+    neck = engine.encode(block, MaskOptions("neck")).masks
+    assert np.array_equal(neck | raw, neck)  # neck adds a class to raw
+    assert not np.array_equal(raw, neck)
+
+
+def test_sampled_latents_depend_on_seed_and_frame_alone(models: Path) -> None:
+    whole = MuseTalkEngine(models, MuseTalkOptions(seed=5)).encode(
+        prepared("xxx", 4), MaskOptions()
+    )
+    again = MuseTalkEngine(models, MuseTalkOptions(seed=5, batch_size=2)).encode(
+        prepared("xxx", 4), MaskOptions()
+    )
+    other = MuseTalkEngine(models, MuseTalkOptions(seed=6)).encode(
+        prepared("xxx", 4), MaskOptions()
+    )
+    assert np.abs(whole.look - again.look).max() < 2e-5
+    assert np.abs(whole.look - other.look).max() > 1e-3
+
+
+def test_seeded_noise_is_the_sequence_that_single_encodes_draw() -> None:
+    torch.manual_seed(20)
+    frames = [torch.stack([torch.randn(1, 4, 32, 32)[0] for _ in range(2)]) for _ in range(300)]
+    assert torch.equal(seeded_noise(20, 0, 3), torch.stack(frames[:3]))
+    assert torch.equal(seeded_noise(20, 297, 3), torch.stack(frames[297:]))
+
+
+@pytest.mark.parametrize(("precision", "mean_bound"), [("float16", 2.0), ("bfloat16", 6.0)])
+def test_half_precision_stays_near_float32(
+    models: Path, engine: MuseTalkEngine, precision: Precision, mean_bound: float
+) -> None:
+    half = MuseTalkEngine(models, MuseTalkOptions(precision=precision))
+    drawn, exact = draw(half, "xxx"), draw(engine, "xxx")
+    difference = np.abs(drawn.astype(int) - exact)
+    assert 0 < difference.mean() < mean_bound
+    assert half.counters.float32_redos == 0
+
+
+def test_overflow_in_half_precision_is_drawn_in_float32(
+    models: Path, engine: MuseTalkEngine
+) -> None:
+    half = MuseTalkEngine(models, MuseTalkOptions(precision="float16"))
+    loud = speech(3)
+    loud.features[1] = 1e6  # beyond float16, as activations of some faces are
+    drawn = half.generate(avatar("xxx"), loud, segment(3), SpeechOptions())
+    exact = engine.generate(avatar("xxx"), loud, segment(3), SpeechOptions())
+    assert half.counters.float32_redos == 1
+    assert np.abs(drawn.faces.astype(int) - exact.faces).mean() < 2.0
+
+
+def test_out_of_memory_in_a_network_halves_the_batch_and_finishes(
+    models: Path, engine: MuseTalkEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = MuseTalkEngine(models, MuseTalkOptions(batch_size=8))
+    fit_at_most(2, monkeypatch)
+    drawn = draw(limited, "xxxxx")
+    assert limited.counters.batch_halvings == 2
+    assert limited.batch_size == 2
+    monkeypatch.undo()
+    assert worst(drawn, draw(engine, "xxxxx")) <= 1
+
+
+def test_out_of_memory_with_one_frame_is_reported(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = MuseTalkEngine(models)
+    fit_at_most(0, monkeypatch)
+    with pytest.raises(OutOfGpuMemory, match="VAE decoder"):
+        draw(limited, "x")
+
+
+def fit_at_most(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the allocator fail in the real decoder when more frames than these go through."""
+    decode = FaceDecoder.forward
+
+    def forward(decoder: FaceDecoder, latents: Tensor) -> Tensor:
+        if len(latents) > frames:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return decode(decoder, latents)
+
+    monkeypatch.setattr(FaceDecoder, "forward", forward)
+
+
+def test_threads_may_share_an_engine(engine: MuseTalkEngine) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        drawn = list(threads.map(lambda faces: draw(engine, faces), ["xx", "xxx", "xx"]))
+    assert np.array_equal(drawn[0], drawn[2])
+    assert np.array_equal(drawn[1], draw(engine, "xxx"))
+
+
+def test_the_two_versions_have_their_own_unet(models: Path, engine: MuseTalkEngine) -> None:
+    older = MuseTalkEngine(models, MuseTalkOptions(version="v1"))
+    assert worst(draw(engine, "x"), draw(older, "x")) > 1
+
+
+def test_other_unet_files_can_be_named(models: Path, engine: MuseTalkEngine) -> None:
+    named = MuseTalkEngine(
+        models, MuseTalkOptions(unet_weights=models / "musetalk" / "pytorch_model.bin")
+    )
+    older = MuseTalkEngine(models, MuseTalkOptions(version="v1"))
+    assert np.array_equal(draw(named, "x"), draw(older, "x"))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadFailed, match="musetalkV15"):
+        MuseTalkEngine(tmp_path)
