@@ -22,6 +22,7 @@ from musetalk_pipeline.faces.dwpose import (
     MIRROR_ORDER,
     N_POINTS,
     STD_RGB,
+    WEIGHTS,
     WIDTH,
     X_BINS,
     Y_BINS,
@@ -215,3 +216,22 @@ def test_missing_weights_name_the_command_that_helps(
 def test_an_unknown_detector_is_refused() -> None:
     with pytest.raises(ValueError, match="mesh, onnx and mmpose"):
         make_detector("dlib")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "command"),
+    [
+        ("onnxruntime", "onnx", "pip install onnxruntime"),
+        ("mmpose.models.backbones", "mmpose", "scripts/install-mm.sh"),
+    ],
+)
+def test_a_missing_package_names_the_command_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, name: str, command: str
+) -> None:
+    import torch
+
+    (tmp_path / WEIGHTS).parent.mkdir()
+    torch.save({"state_dict": {"key": torch.zeros(1)}}, tmp_path / WEIGHTS)
+    monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for "not there"
+    with pytest.raises(ModelLoadFailed, match=command):
+        make_detector(name, tmp_path)  # type: ignore[arg-type]
