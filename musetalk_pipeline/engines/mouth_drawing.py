@@ -229,8 +229,8 @@ def _cavity(
 ) -> Float:
     """Return the picture of the inside of the mouth, (h, w, 3) float32 BGR."""
     depth = np.clip((v - top) / np.maximum(low - top, 1e-3), 0.0, 1.0)
-    dark = lip * np.array([0.16, 0.14, 0.22], np.float32)
-    tongue = lip * np.array([0.50, 0.45, 0.62], np.float32)
+    dark = lip * np.array([0.11, 0.11, 0.20], np.float32)
+    tongue = lip * np.array([0.40, 0.40, 0.58], np.float32)
     at_tongue = _smooth((depth - 0.55) / 0.45) * (1.0 - np.minimum(across**2 / 0.5, 1.0)) * 0.8
     picture = dark + (tongue - dark) * at_tongue[..., None]
     # Teeth hang from the skull: their edge stays where it is while the jaw drops.
