@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from musetalk_pipeline.options import (
     EncodeOptions,
@@ -96,7 +96,7 @@ class JobCreate(BaseModel):
         None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
     )
     webhook_url: str | None = Field(None, max_length=MAX_URL_CHARS, repr=False)
-    metadata: dict[str, str | int | float | bool | None] | None = Field(None, max_length=64)
+    metadata: dict[str, str | int | FiniteFloat | bool | None] | None = Field(None, max_length=64)
 
 
 class Phase(StrEnum):
