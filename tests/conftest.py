@@ -35,7 +35,7 @@ cv2.setNumThreads(1)
 
 FFMPEG_S = 120
 LEFTOVER_GRACE_S = 5.0  # a killed child needs a moment to disappear
-# Not scratch of ours: pytest's and torch's own folders, and Ray's, which lives as long as its
+# Not scratch of ours: folders of pytest and torch, and Ray's, which lives as long as its cluster.
 FOREIGN_TEMP = ("ray", "pytest-of-", "torchinductor_")
 SPEECH = Path(
     "usr/share/pocketsphinx/test/data/librivox/sense_and_sensibility_01_austen_64kb-0870.wav"

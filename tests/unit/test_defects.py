@@ -1,0 +1,219 @@
+"""Defects of the reference that have no better home, and the table that lists them all.
+
+Each test tells what went wrong there (musetalk_reference §4); docs/fidelity.md names the test of
+every row.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import FrozenInstanceError, fields
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from musetalk_pipeline.artifacts import ColourTags
+from musetalk_pipeline.blend import paste_face, soft_mask
+from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.crops import face_crop
+from musetalk_pipeline.engines import choose_engine, has_weights, make_engine, make_listener
+from musetalk_pipeline.faces import Landmarks, make_detector
+from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits
+from musetalk_pipeline.pipeline import Tools, run
+from musetalk_pipeline.plan import plan_frames
+from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.tracks import face_of
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "musetalk_pipeline"
+LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
+
+
+@pytest.fixture(scope="module")
+def tools() -> Tools:
+    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+
+
+def trees() -> list[tuple[Path, ast.Module]]:
+    return [(path, ast.parse(path.read_text())) for path in sorted(PACKAGE.rglob("*.py"))]
+
+
+def imported() -> set[str]:
+    """The top-level modules that the package imports anywhere, also inside functions."""
+    found = set()
+    for _, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_every_frame_is_written_the_last_one_too():
+    """Q5: the realtime script's loop ended at N-1."""
+    for n_output in (1, 2, 10, 50, 51):
+        plan = plan_frames(10, n_output, Fraction(25))
+        assert sum(len(segment) for segment in plan.segments) == n_output
+
+
+def test_a_face_over_the_edge_goes_back_where_it_came_from():
+    """Q13: the crop was clipped at the frame, the paste was not, so the face grew."""
+    rng = np.random.default_rng(5)
+    frame = np.kron(rng.integers(0, 256, (15, 20, 3)), np.ones((32, 32, 1))).astype(np.uint8)
+    points = np.full((68, 2), (620, 300), np.float32)
+    points[0], points[16], points[8] = (560, 300), (700, 300), (630, 400)
+    face = face_of(Landmarks(points, 1.0), 640, 480, FaceOptions())
+    assert face is not None and face.box.x1 == 640
+    mask = soft_mask(np.full((512, 512), 255, np.uint8), face.box, 0.05)
+    assert mask is not None
+    pasted = frame.copy()
+    paste_face(pasted, Box(0, 0, 640, 480), face_crop(frame, face.box), face.box, mask)
+    # Cut out and put back unchanged, the picture is what it was, but for resampling.
+    assert np.abs(pasted.astype(int) - frame).mean() < 0.5
+
+
+def test_the_picture_is_encoded_once(clip, speech, tmp_path, tools):
+    """Q15: two lossy encodes. Through a lossless encoder, untouched frames come out exactly."""
+    video = clip(frames=10, faceless=frozenset({0, 1, 2, 3, 4}))
+    run(video, speech(0.4), tmp_path / "out.mp4", LOSSLESS, tools)
+    with av.open(str(video)) as before, av.open(str(tmp_path / "out.mp4")) as after:
+        pairs = zip(before.decode(video=0), after.decode(video=0), strict=True)
+        same = [np.array_equal(a.to_ndarray(), b.to_ndarray()) for a, b in pairs]
+    assert same[:5] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("space", "colours"), [("bt709", "bt709"), ("smpte170m", "smpte170m"), ("bt470bg", "bt470bg")]
+)
+def test_colours_keep_their_matrix_and_their_tags(clip, speech, tmp_path, tools, space, colours):
+    """Q16: BT.709 pictures left as untagged BT.601, and looked wrong by 9.6 of 255."""
+    tags = ("-colorspace", space, "-color_primaries", colours, "-color_trc", "bt709")
+    more = ("-color_range", "tv", "-vf", "format=yuv420p")
+    video = clip(frames=6, ffmpeg_output=(*tags, *more))
+    run(video, speech(0.24), tmp_path / "out.mp4", LOSSLESS, tools)
+    source = probe_video(video, MediaLimits(), tmp_path)
+    made = probe_video(tmp_path / "out.mp4", MediaLimits(), tmp_path)
+    assert made.colour == source.colour == ColourTags(space, "tv", colours, "bt709")
+    with av.open(str(video)) as before, av.open(str(tmp_path / "out.mp4")) as after:
+        for a, b in zip(before.decode(video=0), after.decode(video=0), strict=True):
+            one, other = a.to_ndarray().astype(int), b.to_ndarray().astype(int)
+            # A wrong matrix anywhere would shift the whole redrawn part, mouth or not.
+            assert (one != other).mean() < 0.06
+            assert abs(one.mean() - other.mean()) < 0.3
+
+
+def test_names_are_never_read_by_a_shell(clip, speech, tmp_path, tools):
+    """Q17: paths went unquoted into `os.system`: a file's name could run a command."""
+    odd = tmp_path / "a b;touch $(HOME)'\"&`x`"
+    odd.mkdir()
+    video = odd / "-i concat:x|y.mp4"
+    video.write_bytes(clip(frames=6).read_bytes())
+    out = odd / "%08d;out.mp4"
+    run(video, speech(0.24), out, LOSSLESS, tools)
+    assert sorted(odd.iterdir()) == sorted([video, out])
+    for path, tree in trees():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                pytest.fail(f"{path} starts a shell")
+            if isinstance(node, ast.Attribute) and node.attr in ("system", "popen"):
+                pytest.fail(f"{path} starts a shell")
+
+
+def test_jobs_do_not_share_folders(clip, speech, tmp_path, tools):
+    """Q18, Q19, Q32: caches and results by file stem, and a fixed `temp.mp4`."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, fields_of_clip in ((one, {"frames": 6}), (other, {"frames": 6, "width": 480})):
+        folder.mkdir()
+        (folder / "same.mp4").write_bytes(clip(**fields_of_clip).read_bytes())
+    for folder in (one, other):
+        run(folder / "same.mp4", speech(0.24), folder / "out.mp4", LOSSLESS, tools)
+    sizes = []
+    for folder in (one, other):
+        assert sorted(p.name for p in folder.iterdir()) == ["out.mp4", "same.mp4"]
+        with av.open(str(folder / "out.mp4")) as container:
+            sizes.append(container.streams.video[0].width)
+    assert sizes == [320, 480]
+
+
+def test_options_cannot_leak_from_one_job_into_the_next():
+    """Q20: the result name of one task stayed in force for all that followed."""
+    options = JobOptions()
+    for field in fields(options):
+        part = getattr(options, field.name)
+        name = fields(part)[0].name
+        with pytest.raises((FrozenInstanceError, AttributeError)):
+            setattr(part, name, "changed")
+    assert JobOptions() == options
+
+
+def test_defaults_name_what_exists(tmp_path):
+    """Q22: default arguments named files that were not there; v1 weights ran as v1.5."""
+    assert choose_engine("auto", None) == "warp"
+    assert choose_engine("auto", tmp_path) == "warp"
+    assert choose_engine("musetalk", tmp_path) == "musetalk"  # asked for: then it fails and says so
+    (tmp_path / "musetalk").mkdir()
+    (tmp_path / "musetalk" / "pytorch_model.bin").touch()
+    for folder in ("sd-vae", "whisper", "face-parse-bisent"):
+        (tmp_path / folder).mkdir()
+    assert choose_engine("auto", tmp_path, "v15", "cpu") == "warp"
+    assert choose_engine("auto", tmp_path, "v1", "cpu") == "musetalk"
+
+
+def test_every_weight_file_is_looked_for(tmp_path):
+    """Q34: a duplicate dictionary key hid the UNet from the check."""
+    folders = ("musetalkV15", "sd-vae", "whisper", "face-parse-bisent")
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+    assert not has_weights(tmp_path)
+    (tmp_path / "musetalkV15" / "unet.pth").touch()
+    assert has_weights(tmp_path)
+    for folder in folders[1:]:
+        (tmp_path / folder).rmdir()
+        assert not has_weights(tmp_path)
+        (tmp_path / folder).mkdir()
+
+
+def test_the_library_neither_asks_nor_exits():
+    """Q8, Q23: `input()` in a service, `exit()` in a library."""
+    for path, tree in trees():
+        # What a person starts may end with a code.
+        is_command = '__name__ == "__main__"' in path.read_text()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("input", "exit", "quit"), path
+            if not is_command and isinstance(node, ast.Attribute):
+                assert node.attr not in ("exit", "_exit"), path
+            if not is_command and isinstance(node, ast.Name):
+                assert node.id != "SystemExit", path
+
+
+def test_moviepy_and_imageio_are_not_needed():
+    """Q33: `moviepy.editor` is gone in moviepy 2."""
+    assert not imported() & {"moviepy", "imageio", "gradio", "librosa", "tensorflow", "torchvision"}
+
+
+def rows() -> dict[int, list[str]]:
+    """The tests that docs/fidelity.md names, by row number."""
+    table = (ROOT / "docs" / "fidelity.md").read_text().partition("## Every defect")[2]
+    lines = [line for line in table.splitlines() if line.startswith("| Q")]
+    return {
+        int(line.split("|")[1].strip()[1:]): re.findall(r"tests/[\w/]+\.py::\w+", line)
+        for line in lines
+    }
+
+
+def test_the_table_has_every_row_and_names_tests_that_exist():
+    table = rows()
+    assert sorted(table) == list(range(1, 43))
+    for row, tests in table.items():
+        assert tests, f"Q{row} names no test"
+        for name in tests:
+            file, _, function = name.partition("::")
+            path = ROOT / file
+            assert path.is_file(), f"Q{row}: {file} does not exist"
+            assert re.search(rf"def {function}\b", path.read_text()), f"Q{row}: {name} is missing"
