@@ -221,7 +221,10 @@ class OrchestratorHttp:
             await pool.close_if_unused()
 
     async def _exchange(self, path: str, body: str, timeout_s: float) -> tuple[int, bytes]:
-        pool = self._pool = self._pool or _Pool(self._new_client())
+        try:
+            pool = self._pool = self._pool or _Pool(self._new_client())
+        except OSError as exc:  # no descriptor left for the certificates' file
+            raise ServiceUnavailable(f"POST {path} could not be sent ({self._fault(exc)})") from exc
         pool.in_flight += 1
         try:
             async with (
@@ -243,6 +246,9 @@ class OrchestratorHttp:
             self._pool = None
 
     def _new_client(self) -> httpx.AsyncClient:
+        # Kept when the pool is replaced: it holds no connection, and reading the authorities anew
+        # would stop the loop for tens of milliseconds at every fault.
+        self._tls = self._tls or httpx.create_ssl_context()
         return httpx.AsyncClient(
             base_url=self._base_url,
             auth=self._login,
@@ -255,11 +261,11 @@ class OrchestratorHttp:
             },
             timeout=None,  # `asyncio.timeout` bounds the whole call
             follow_redirects=False,  # the key must not travel to another host
-            verify=self._tls or True,
+            verify=self._tls,
         )
 
     def _fault(self, exc: Exception) -> str:
-        text = self._without_secrets(str(exc))
+        text = self.without_secrets(str(exc))
         return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
     def _detail(self, answer: bytes) -> str:
@@ -275,9 +281,10 @@ class OrchestratorHttp:
             detail = "; ".join(f"{entry.get('loc')}: {entry.get('msg')}" for entry in known)
         if not isinstance(detail, str) or not detail:
             return ""
-        return f": {self._without_secrets(detail)}"
+        return f": {self.without_secrets(detail)}"
 
-    def _without_secrets(self, text: str) -> str:
+    def without_secrets(self, text: str) -> str:
+        """Return the orchestrator's text fit for logs: no key, no query strings, not endless."""
         return _QUERY.sub("?…", text.replace(self._api_key, "…"))[:MAX_DETAIL_CHARS]
 
 
@@ -327,7 +334,7 @@ class MainClient:
         answer = await self._http.post(
             "/internal/main/jobs/claim", _encode(body), timeout_s=self._timeouts.claim_s
         )
-        return _read_claim(answer, id_field="musetalk_job_id")
+        return _read_claim(self._http, answer, id_field="musetalk_job_id")
 
     async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
         """See `WorkerClient`."""
@@ -439,7 +446,7 @@ class BufferClient:
             _encode({"worker_id": self._profile.worker_id}),
             timeout_s=self._timeouts.claim_s,
         )
-        return _read_claim(answer, id_field="buffer_job_id")
+        return _read_claim(self._http, answer, id_field="buffer_job_id")
 
     async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
         """Do nothing: only the end of a buffer job is reported."""
@@ -520,21 +527,22 @@ def _encode(body: Mapping[str, object]) -> str:
     return to_json(body, inf_nan_mode="null").decode()
 
 
-def _read_claim(answer: bytes, *, id_field: str) -> Claim:
+def _read_claim(http: OrchestratorHttp, answer: bytes, *, id_field: str) -> Claim:
     try:
         fields = _ClaimAnswer.model_validate_json(answer)
     except ValidationError as exc:
         # `from None`: the validation error would quote the answer, signed addresses and all.
         kinds = sorted({error["type"] for error in exc.errors(include_input=False)})
         raise MalformedAnswer(f"the answer to a claim cannot be read: {', '.join(kinds)}") from None
+    error = http.without_secrets(fields.error) if fields.error else None
     if fields.job is None:
-        return Claim(None, fields.error)
+        return Claim(None, error)
     job_id = fields.job.get(id_field)
     if isinstance(job_id, int) and not isinstance(job_id, bool):
         job_id = str(job_id)
     if not isinstance(job_id, str) or not job_id:
         raise MalformedAnswer(f"a claimed job has no usable {id_field}, so nothing can be reported")
-    return Claim(ClaimedJob(job_id, fields.job), fields.error)
+    return Claim(ClaimedJob(job_id, fields.job), error)
 
 
 class _ClaimAnswer(BaseModel):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -54,6 +55,9 @@ class WorkerOptions:
     late a cancelled job is noticed (guess); `report_wait_s` is how long a slot stays busy with a
     report that is not accepted yet (as long as a worker may be silent); `uncalled_s` without a call
     of `work_once` an idle worker leaves its identity to a successor, if one waits for it.
+
+    Raises:
+        ValueError: an interval that no clock can keep.
     """
 
     heartbeat_interval_s: float = 5.0
@@ -65,6 +69,10 @@ class WorkerOptions:
     uncalled_s: float = 30.0
     config_label: str = "default"
     batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat_interval_s < math.inf:
+            raise ValueError("the heartbeat interval (POLL_INTERVAL_SEC) must be more than 0 s")
 
 
 class Worker:

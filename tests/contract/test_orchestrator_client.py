@@ -134,9 +134,13 @@ async def test_claim_returns_nothing_when_the_queue_is_empty(main: MainClient) -
 async def test_claim_returns_the_orchestrators_reason_for_having_no_job(
     fake: FakeOrchestrator, main: MainClient
 ) -> None:
-    fake.plan("claim", answer(200, b'{"job": null, "error": "worker is blocked"}'))
+    told = {"job": None, "error": f"blocked, see https://x.example/?sig=abc123 {KEY}" + "x" * 9999}
+    fake.plan("claim", answer(200, json.dumps(told).encode()))
     claim = await main.claim()
-    assert (claim.job, claim.error) == (None, "worker is blocked")
+    assert claim.job is None
+    assert claim.error is not None
+    assert claim.error.startswith("blocked, see https://x.example/?… …x")
+    assert len(claim.error) == 300
 
 
 async def test_progress_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import sys
 from dataclasses import replace
 from functools import partial
@@ -20,8 +21,9 @@ from serve_app.claim_journal import ClaimJournal, HeldJob
 from serve_app.heartbeat import next_due
 from serve_app.outbox import Outbox
 from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress
-from serve_app.worker import MAX_STARTS
+from serve_app.worker import MAX_STARTS, WorkerOptions
 from tests.contract.fake_orchestrator import (
+    PASS,
     FakeOrchestrator,
     answer,
     close,
@@ -30,7 +32,7 @@ from tests.contract.fake_orchestrator import (
     lost_answer,
     stall,
 )
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, worker_rig
+from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, Rig, worker_rig
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED = Failure(
@@ -764,6 +766,12 @@ def test_heartbeats_keep_to_their_grid(now: float, expected: float) -> None:
     assert next_due(100.0, now, 5.0) == expected
 
 
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_intervals_that_no_clock_can_keep_are_refused(interval_s: float) -> None:
+    with pytest.raises(ValueError, match="POLL_INTERVAL_SEC"):
+        WorkerOptions(heartbeat_interval_s=interval_s)
+
+
 async def test_a_stalled_heartbeat_is_followed_by_the_next(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
@@ -978,3 +986,63 @@ async def test_no_secret_reaches_the_logs(
         assert secret not in caplog.text
         assert secret not in extras
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+# Everything at once ------------------------------------------------------------------------------
+
+
+async def test_every_job_ends_once_whatever_the_network_does(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Two slots, 30 jobs, a third of all calls spoilt at random, jobs that fail, crash, repeat."""
+    chance = random.Random(1)
+    faults = [answer(500), answer(429), close(), cut_off(), lost_answer(), answer(200, b"junk")]
+    for kind in ("claim", "progress", "final", "heartbeat"):
+        # Junk with 200 counts as an accepted report: by contract the status alone decides.
+        usable = [f for f in faults if not (kind == "final" and f.status == 200 and not f.is_cut)]
+        for _ in range(300):
+            spoilt = chance.random() < 0.3
+            fake.plan(kind, chance.choice(usable) if spoilt else PASS)
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        note(Progress(Phase.INFERRING, 0.5, 5, 10))
+        await asyncio.sleep(0.002)
+        number = int(request.musetalk_job_id.removeprefix("job-"))
+        if number % 7 == 0:
+            raise KeyError("a bug")
+        return FAILED if number % 5 == 0 else DONE
+
+    for number in range(1, 31):
+        fake.add_job(f"job-{number}")
+    async with (
+        worker_rig(fake, tmp_path, desk=Desk(job), is_beating=True) as first,
+        worker_rig(
+            fake, tmp_path, desk=Desk(job), is_beating=True, worker_id=f"{WORKER_ID}-slot1"
+        ) as second,
+    ):
+
+        async def work(rig: Rig) -> None:
+            while any(job.status in ("queued", "running") for job in fake.jobs.values()):
+                await rig.worker.work_once()
+                forgotten = [
+                    each.id
+                    for each in fake.jobs.values()
+                    if each.worker_id is not None
+                    and each.status == "running"
+                    and each.id not in (first.worker.current_job_id, second.worker.current_job_id)
+                    and each.id not in {r.musetalk_job_id for r in first.desk.ran}
+                    and each.id not in {r.musetalk_job_id for r in second.desk.ran}
+                ]
+                for job_id in forgotten:  # its claim's answer was lost: the lease's business
+                    fake.hand_out_again(job_id)
+                await asyncio.sleep(0.005)
+
+        async with asyncio.timeout(120.0):
+            await asyncio.gather(work(first), work(second))
+        await first.until(lambda: first.outbox.pending() == 0)
+    for number in range(1, 31):
+        job_seen = fake.jobs[f"job-{number}"]
+        is_bad = number % 5 == 0 or number % 7 == 0
+        assert job_seen.status == ("failed" if is_bad else "succeeded"), number
+        assert len({json.dumps(body) for body in job_seen.accepted}) == 1, number
+    assert fake.violations == []
