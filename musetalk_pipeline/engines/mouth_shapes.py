@@ -105,7 +105,6 @@ def _hear(audio: SpeechAudio) -> _Tracks:
 
 def _band_energies(audio: SpeechAudio) -> Float:
     """Return (n, 5) float32 mean power of each band, one row per 10 ms, centred on it."""
-    samples = np.memmap(audio.pcm_path, dtype="<f4", mode="r", shape=(audio.n_samples,))
     count = -(-audio.n_samples // HOP)
     lead = (WINDOW - HOP) // 2
     taper = np.hanning(WINDOW).astype(np.float32)
@@ -114,7 +113,9 @@ def _band_energies(audio: SpeechAudio) -> Float:
     for first in range(0, count, CHUNK_HOPS):
         last = min(first + CHUNK_HOPS, count)
         start, stop = first * HOP - lead, (last - 1) * HOP - lead + WINDOW
-        part = np.asarray(samples[max(start, 0) : stop], np.float32)
+        # Read, not mapped: the pages of an hour-long mapping would count as this process's memory.
+        inside = max(start, 0), min(stop, audio.n_samples)
+        part = np.fromfile(audio.pcm_path, "<f4", inside[1] - inside[0], offset=4 * inside[0])
         # Zeros stand before and after the clip. Broken samples are silence, or at most very loud.
         part = np.pad(
             np.clip(np.nan_to_num(part), -8.0, 8.0),
