@@ -81,3 +81,19 @@ def _behind_id3(head: bytes) -> Container:
         if following and signature.match(following) and container.demuxer in {"aac", "flac"}:
             return container
     return Container("mp3")
+
+
+def wav_length_s(head: bytes) -> float:
+    """Return how long a WAV file says it is, in seconds; 0 if it does not (a recording that was
+    streamed says 0 or the largest number). ffprobe reports what is there instead.
+    """
+    bytes_per_s, place = 0, 12
+    while place + 8 <= len(head):
+        name, size = head[place : place + 4], int.from_bytes(head[place + 4 : place + 8], "little")
+        if name == b"fmt ":
+            bytes_per_s = int.from_bytes(head[place + 16 : place + 20], "little")
+        if name == b"data":
+            is_known = bytes_per_s > 0 and size < 0xFFFFFFFF - 4096
+            return size / bytes_per_s if is_known else 0.0
+        place += 8 + size + size % 2
+    return 0.0

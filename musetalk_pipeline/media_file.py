@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from musetalk_pipeline.containers import HEAD_BYTES, Container, recognise
+from musetalk_pipeline.containers import HEAD_BYTES, WAV, Container, recognise, wav_length_s
 from musetalk_pipeline.errors import InvalidAudio, InvalidVideo, MediaTooLarge
 from musetalk_pipeline.options import MediaLimits
 from musetalk_pipeline.sandbox import ChildLimits, ffprobe, local_input, run
@@ -73,6 +73,8 @@ def admit(path: Path, limits: MediaLimits, refusal: Refusal) -> MediaFile:
             f"The file holds {len(streams)} streams; at most {limits.max_streams} are accepted."
         )
     duration = seconds(whole.get("duration"))
+    if container is WAV:
+        duration = max(duration, wav_length_s(head))
     longest = max([duration, *(seconds(stream.get("duration")) for stream in streams)])
     if longest > limits.max_duration_s:
         raise too_long(longest, limits)

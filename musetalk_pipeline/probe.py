@@ -38,6 +38,8 @@ __all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]
 
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels; ffmpeg's own, when it chooses a stream
 
+MIN_FPS = 1  # guess: below it is a slide show, and a job's length would round to nothing
+
 # Codecs whose packets and frames agree one to one, each packet's time being its frame's.
 INDEXED_CODECS = frozenset(
     {
@@ -98,6 +100,8 @@ def constant_rate(stream: Mapping[str, Any], limits: MediaLimits) -> Fraction:
         base = average
     if not base:
         raise InvalidVideo("The video does not say how many frames a second it has.")
+    if base < MIN_FPS:
+        raise InvalidVideo(f"The video has less than {MIN_FPS} frame a second: too few to speak.")
     if base > limits.max_fps:
         raise MediaTooLarge(
             f"The video has {float(base):.0f} frames a second; at most {limits.max_fps:.0f} are "
@@ -239,7 +243,7 @@ def _times_from_packets(
                 keys.append(time)
             if "D" not in flags:  # discarded: before an edit list's start
                 frames.append((time, _whole(row.get("duration")) or 0))
-        _refuse_if_cut_off(stream, n_packets, child.message)
+        _refuse_if_cut_off(media, stream, n_packets, child.message)
     frames.sort()
     pts = [time for time, _ in frames]
     is_reliable &= bool(keys) and len(set(pts)) == len(pts) and min(pts, default=0) >= min(keys)
@@ -293,16 +297,18 @@ def _whole(text: str | None) -> int | None:
         return None
 
 
-def _refuse_if_cut_off(stream: Mapping[str, Any], n_packets: int, message: str) -> None:
+def _refuse_if_cut_off(
+    media: MediaFile, stream: Mapping[str, Any], n_packets: int, message: str
+) -> None:
     """Refuse a file that ends before its own index does.
 
-    MP4 and AVI say how many frames there are; Matroska's and MP4's readers complain when the file
-    ends inside something. A length alone is no proof: sound may go on after the picture.
+    Matroska's and MP4's readers complain when the file ends inside something, AVI says how many
+    frames there are (as MP4 does, but there an edit list may leave some out). A length alone is no
+    proof: sound may go on after the picture.
     """
-    declared = _whole(stream.get("nb_frames")) or 0
+    declared = 0 if media.container is MOV else _whole(stream.get("nb_frames")) or 0
     if n_packets < declared or "partial file" in message or "ended prematurely" in message:
-        found = f"{n_packets} of {declared} frames are there" if declared else "its end is missing"
-        raise InvalidVideo(f"The video is cut off: {found}. Send the whole file.")
+        raise InvalidVideo("The video is cut off: its end is missing. Send the whole file.")
 
 
 def _copy_exactly(

@@ -11,6 +11,7 @@ import soxr
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
+from musetalk_pipeline.containers import WAV
 from musetalk_pipeline.errors import AudioTooShort, InvalidAudio
 from musetalk_pipeline.media_file import (
     HEADER_S,
@@ -77,6 +78,8 @@ def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, foun
     ordinary: encoders round, and some headers only estimate.
     """
     declared_s = seconds(stream.get("duration")) or media.duration_s
+    if media.container is WAV:
+        declared_s = media.duration_s
     is_cut = found_s < CUT_OFF_SHARE * declared_s and declared_s - found_s > CUT_OFF_S
     if media.container.declares_length and is_cut:
         raise InvalidAudio(
