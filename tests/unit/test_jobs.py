@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from serve_app.jobs import JobConflict, JobRegistry, Origin, QueueFull, Ticket, Verdict
 from serve_app.schemas import Failure, JobRequest, Phase, Progress, Success
 
