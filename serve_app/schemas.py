@@ -25,6 +25,8 @@ from musetalk_pipeline.options import (
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
+# The bound also makes pydantic look at the characters: half a surrogate pair cannot be sent back.
+MetadataText = Annotated[str, Field(max_length=4096)]
 
 
 class Params(BaseModel):
@@ -96,7 +98,9 @@ class JobCreate(BaseModel):
         None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
     )
     webhook_url: str | None = Field(None, max_length=MAX_URL_CHARS, repr=False)
-    metadata: dict[str, str | int | FiniteFloat | bool | None] | None = Field(None, max_length=64)
+    metadata: dict[MetadataText, MetadataText | int | FiniteFloat | bool | None] | None = Field(
+        None, max_length=64
+    )
 
 
 class Phase(StrEnum):
