@@ -10,6 +10,7 @@ again from here. Every call has a deadline. Whatever ends the job ends its outst
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import traceback
@@ -206,8 +207,7 @@ class JobDriver:
                 async with asyncio.timeout(timeout_s):
                     value = await responses[-1]
             except BaseException as exc:
-                for response in responses:
-                    response.cancel()
+                _cancel(responses)
                 if not isinstance(exc, Exception):
                     raise
                 error = as_pipeline_error(exc, stage)
@@ -315,8 +315,7 @@ class BlockShelf:
     def close(self) -> None:
         """Cancel what is still being made."""
         for entry in self._entries.values():
-            for response in entry.responses:
-                response.cancel()
+            _cancel(entry.responses)
         self._entries.clear()
 
     def _end(self, loan: Loan) -> None:
@@ -388,6 +387,14 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
         )
     logger.error("stage crashed", extra={"trace": "".join(traceback.format_exception(exc))})
     return StageFailed(f"A stage crashed ({type(exc).__name__}).", stage=stage)
+
+
+def _cancel(responses: list[Any]) -> None:
+    """End calls that may be running; those that have ended, well or badly, stay as they are."""
+    for response in responses:
+        # Cancelling a call that could not be sent raises what sending it raised.
+        with contextlib.suppress(RayError, RayServeException):
+            response.cancel()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
