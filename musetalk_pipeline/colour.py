@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.boxes import Box
 
+MAX_BIAS = 3  # measured: swscale 5.1 and 9.5 are 0 to 2 levels off, rounding adds one
+
 _BT601 = (0.299, 0.114)  # also swscale's choice for a file that does not say
 # Kr, Kb of each matrix (ITU-T H.273, table 4).
 _WEIGHTS = {
@@ -64,7 +66,8 @@ def write_bgr(
     samples of 2x2 blocks that hold such a pixel.
     """
     height, width = frame.shape[0] * 2 // 3, frame.shape[1]
-    blue, green, red = cv2.split(cv2.bitwise_xor(bgr, to_bgr(frame, width, height, colour, box)))
+    before = to_bgr(frame, width, height, colour, box)
+    blue, green, red = cv2.split(cv2.bitwise_xor(bgr, before))
     changed = blue | green | red  # not 0 where any of the three differs
     if not changed.any():
         return
@@ -72,12 +75,33 @@ def write_bgr(
     blocks = rows[:, 0::2] | rows[:, 1::2]
     luma, chroma = _planes(frame, width, height, box)
     to_luma, to_chroma = _matrices(colour)
-    np.copyto(luma, cv2.transform(bgr, to_luma), where=changed != 0)
+    values = _inverted(bgr, before, luma, to_luma)
+    np.copyto(luma, values, where=changed != 0)
     # The mean of each 2x2 block: the inverse of to_bgr, which gives all four the same colour.
-    small = cv2.resize(bgr, (box.width // 2, box.height // 2), interpolation=cv2.INTER_AREA)
-    colours = cv2.transform(small, to_chroma)
-    for plane, values in zip(chroma, (colours[..., 0], colours[..., 1]), strict=True):
+    size = (box.width // 2, box.height // 2)
+    small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
+    small_before = cv2.resize(before, size, interpolation=cv2.INTER_AREA)
+    for plane, matrix in zip(chroma, to_chroma, strict=True):
+        values = _inverted(small, small_before, plane, matrix[None])
         np.copyto(plane, values, where=blocks != 0)
+
+
+def _inverted(
+    bgr: NDArray[np.uint8],
+    before: NDArray[np.uint8],
+    plane: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+) -> NDArray[np.uint8]:
+    """Return the plane's new values for `bgr`, given that it gave `before` until now.
+
+    swscale's fast conversion to BGR is up to two levels dark. What is missing after the exact way
+    back for `before` is therefore added for `bgr` too, or every paste would be framed by a step.
+    Larger differences come from colours that BGR cannot hold, and are none of the new picture's.
+    """
+    missing = cv2.subtract(plane, cv2.transform(before, matrix), dtype=cv2.CV_16S)
+    np.clip(missing, -MAX_BIAS, MAX_BIAS, out=missing)
+    values: NDArray[np.uint8] = cv2.add(cv2.transform(bgr, matrix), missing, dtype=cv2.CV_8U)
+    return values
 
 
 def _range(colour: ColourTags) -> ColorRange:
