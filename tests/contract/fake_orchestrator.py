@@ -190,6 +190,7 @@ class Fault:
     is_cut: bool = False
     is_garbage: bool = False
     is_handled: bool = False
+    handled_after_s: float = 0.0
 
 
 PASS = Fault(status=200, is_handled=True)
@@ -229,6 +230,11 @@ def lost_answer() -> Fault:
 def late_answer(seconds: float) -> Fault:
     """Do what is asked, and answer after so long."""
     return Fault(stall_s=seconds, is_handled=True, status=200)
+
+
+def late_effect(seconds: float) -> Fault:
+    """Do what is asked only after so long, whether or not the caller still waits."""
+    return Fault(status=200, is_handled=True, handled_after_s=seconds)
 
 
 @dataclass(frozen=True)
@@ -404,6 +410,9 @@ class FakeOrchestrator:
         with self._changed:
             route, kind, body = self._read(path, raw)
             fault = self._next_fault(kind)
+        if fault is not None and fault.handled_after_s:
+            self._leaving.wait(fault.handled_after_s)
+        with self._changed:
             if fault is not None and not fault.is_handled:
                 status, text = fault.status, fault.body
             else:

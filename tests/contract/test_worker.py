@@ -29,6 +29,7 @@ from tests.contract.fake_orchestrator import (
     close,
     cut_off,
     late_answer,
+    late_effect,
     lost_answer,
     stall,
 )
@@ -197,7 +198,7 @@ async def test_refused_progress_does_not_end_the_job(
     assert fake.jobs["job-1"].status == "succeeded"
 
 
-async def test_no_progress_arrives_after_the_final_report(
+async def test_no_progress_takes_effect_after_the_final_report(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     """A late `running` would make a finished job look as if it were running again."""
@@ -205,15 +206,17 @@ async def test_no_progress_arrives_after_the_final_report(
     async def job(request: JobRequest, note: Note) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
         note(Progress(Phase.UPLOADING, 0.95))
+        await asyncio.sleep(0.1)  # on its way, not yet handled
         return DONE
 
     fake.add_job("job-1")
-    fake.always("progress", late_answer(0.3))
+    fake.always("progress", late_effect(0.5))
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
         await rig.worker.work_once()
-        await asyncio.sleep(0.2)
-    kinds = [call.kind for call in fake.calls]
-    assert kinds[-1] == "final"
+    await asyncio.to_thread(fake.stop)  # waits for every handler
+    assert [call.kind for call in fake.calls][-1] == "final"
+    assert len(fake.of("progress")) >= 2
+    assert fake.jobs["job-1"].status == "succeeded"
 
 
 # Failures ----------------------------------------------------------------------------------------
