@@ -14,7 +14,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ from musetalk_pipeline.errors import DeadlineExceeded, JobCancelled
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.reader import RunningReader
 from musetalk_pipeline.shelf import BlockShelf
 from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
 
@@ -81,7 +83,7 @@ class Cancellation(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What can end a job early; asked between segments."""
+    """What can end a job early; asked before every frame that is prepared or composed."""
 
     cancelled: Cancellation = field(default_factory=threading.Event)
     deadline_s: float | None = None  # from now on
@@ -133,8 +135,10 @@ def run(
         with (
             Ahead(_prepare(job, options, tools, shelf, watch), name="prepare") as prepared,
             Ahead(_draw(iter(prepared), options, tools, shelf), name="draw") as drawn,
+            closing(
+                _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
+            ) as pieces,
         ):
-            pieces = _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
             frames = stitch(
                 (piece.data for piece in pieces), job.audio, out_path, job.picture, job.plan.fps
             )
@@ -190,25 +194,27 @@ class _Tally:
 
 def _prepare(
     job: OpenJob, options: JobOptions, tools: Tools, shelf: BlockShelf, watch: Watch
-) -> Iterator[_Prepared]:
-    for segment in job.plan.segments:
-        watch.check()
-        block = None
-        if not shelf.has(segment.block, segment.index):
-            block = prepare_block(
-                job,
-                job.plan.blocks[segment.block],
-                tools.detector,
-                options,
-                tools.engine.needs_parse_inputs,
-            )
-        speech = tools.listener.listen(job.audio, job.plan.fps, segment, options.speech)
-        yield _Prepared(segment, block, speech)
+) -> Generator[_Prepared, None, None]:
+    needs_parse = tools.engine.needs_parse_inputs
+    with _reader(job) as read:
+        for segment in job.plan.segments:
+            block = None
+            if not shelf.has(segment.block, segment.index):
+                wanted = job.plan.blocks[segment.block]
+                block = prepare_block(
+                    job, wanted, tools.detector, options, needs_parse, watch.check, read
+                )
+            speech = tools.listener.listen(job.audio, job.plan.fps, segment, options.speech)
+            yield _Prepared(segment, block, speech)
+
+
+def _reader(job: OpenJob) -> RunningReader:
+    return RunningReader(job.source, job.picture, job.plan.blocks[-1].end)
 
 
 def _draw(
     prepared: Iterator[_Prepared], options: JobOptions, tools: Tools, shelf: BlockShelf
-) -> Iterator[_Drawn]:
+) -> Generator[_Drawn, None, None]:
     for item in prepared:
         seconds = {"listen": item.speech.seconds}
         if item.block is None:
@@ -229,18 +235,19 @@ def _compose(
     tally: _Tally,
     watch: Watch,
     on_progress: Callable[[Progress], None],
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Yield the pieces in order, one at a time; refuse at the end if no frame had a face."""
     total = job.plan.n_output
     on_progress(Progress("compose", 0, total))
-    for item in drawn:
-        watch.check()
-        piece = compose_segment(
-            job, item.segment, item.avatar, item.faces, options, tools.encoder_threads
-        )
-        tally.add(item, piece)
-        yield piece
-        on_progress(Progress("compose", tally.frames, total))
+    threads = tools.encoder_threads
+    with _reader(job) as read:
+        for item in drawn:
+            piece = compose_segment(
+                job, item.segment, item.avatar, item.faces, options, threads, watch.check, read
+            )
+            tally.add(item, piece)
+            yield piece
+            on_progress(Progress("compose", tally.frames, total))
     # Asked here, before `stitch` lets the file appear.
     require_face(tally.frames_with_face, job.plan)
     on_progress(Progress("finish", tally.frames, total))

@@ -11,10 +11,11 @@ Memory is bounded by one block: `plan` keeps blocks of large pictures short.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import overload
 
@@ -50,11 +51,11 @@ from musetalk_pipeline.plan import (
     plan_frames,
 )
 from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.reader import Frames, ReadFrames
 from musetalk_pipeline.soundtrack import open_audio
 from musetalk_pipeline.tracks import face_of, smooth
 
 Check = Callable[[], None]
-Frames = Generator[NDArray[np.uint8], None, None]
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
 FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
@@ -115,17 +116,20 @@ def prepare_block(
     options: JobOptions,
     needs_parse_inputs: bool,
     check: Check = lambda: None,
+    read: ReadFrames | None = None,
 ) -> PreparedBlock:
     """Decode a block, find its faces and cut out what the networks see.
 
     With `box_smoothing`, neighbouring frames of other blocks are looked at too, so that the result
-    does not depend on where the block begins. `check` raises once nobody wants the result.
+    does not depend on where the block begins. `check` raises once nobody wants the result. `read`:
+    a running reader, for those who prepare one block after the other.
     """
     started = time.monotonic()
     reach = options.face.box_smoothing
     last = job.plan.blocks[-1].end
     first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
-    frames = list(_checked(read_frames(job.source, job.picture, first_seen, end_seen), check))
+    read = read or partial(read_frames, job.source, job.picture)
+    frames = list(_checked(read(first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)
     # Three calls, because whether a face is present may be decided over all frames of a call.
     found = [
@@ -149,17 +153,19 @@ def compose_segment(
     options: JobOptions,
     threads: int = 1,
     check: Check = lambda: None,
+    read: ReadFrames | None = None,
 ) -> Piece:
     """Decode the frames of a segment again, put the drawn faces in, and encode them once.
 
     Frames without a face pass through untouched, at their own index. `threads`: of the encoder.
-    `check` raises once nobody wants the result.
+    `check` raises once nobody wants the result. `read`: a running reader, for those who compose one
+    segment after the other.
     """
     started = time.monotonic()
     rows = avatar.rows(segment)
     next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
     with (
-        closing(_frames_in_order(job, segment, check)) as frames,
+        closing(_frames_in_order(job, segment, check, read)) as frames,
         PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder,
     ):
         for frame, source_frame, row in zip(frames, segment.source_frames(), rows, strict=True):
@@ -283,18 +289,21 @@ def _cut_out(
     return crops, parse_inputs
 
 
-def _frames_in_order(job: OpenJob, segment: Segment, check: Check) -> Frames:
+def _frames_in_order(
+    job: OpenJob, segment: Segment, check: Check, read: ReadFrames | None
+) -> Frames:
     """Yield the source frames of a segment in output order.
 
     Video decodes forwards only, so a segment on the way back is held in memory and given out from
     its end, each frame let go at once.
     """
     shown = segment.source_frames()
-    frames = _checked(read_frames(job.source, job.picture, min(shown), max(shown) + 1), check)
+    alone = partial(read_frames, job.source, job.picture)
     if segment.step > 0:
-        yield from frames
+        yield from _checked((read or alone)(shown[0], shown[-1] + 1), check)
         return
-    held = list(frames)
+    # A running reader would not run on from here: the next segment lies before this one.
+    held = list(_checked(alone(shown[-1], shown[0] + 1), check))
     while held:
         yield held.pop()
 
