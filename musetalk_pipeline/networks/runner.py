@@ -84,7 +84,7 @@ class BatchRunner:
         self._finish = finish
         self._counters = counters
         self._acceleration = acceleration
-        self._network = self._place(make(), dtype)
+        self._network = place(make(), device, dtype, acceleration)
         self._float32: nn.Module | None = None
 
     @torch.inference_mode()
@@ -170,7 +170,9 @@ class BatchRunner:
             "not finite in half precision, batch redone in float32",
             extra={"network": self.name, "dtype": str(self.dtype), "frames": part.end - part.start},
         )
-        network = self._float32 or self._place(self._make(), torch.float32)
+        network = self._float32 or place(
+            self._make(), self.device, torch.float32, self._acceleration
+        )
         self._float32 = network
         rows = [tensor[part.start : part.end] for tensor in inputs]
         with exact_math(self.device, torch.float32):
@@ -187,26 +189,28 @@ class BatchRunner:
             network=self.name,
         )
 
-    def _place(self, network: nn.Module, dtype: torch.dtype) -> nn.Module:
-        on_cuda = self.device.type == "cuda"
-        channels_last = self._acceleration.channels_last
-        if channels_last is None:
-            channels_last = on_cuda and dtype is not torch.float32
-        network = network.to(self.device, dtype).eval()
-        if channels_last:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self._acceleration.compile:
-            network.compile(dynamic=False)
-        if self._acceleration.cuda_graphs and on_cuda:
-            network = GraphedNetwork(network)
-        return network
-
     def _free(self) -> None:
         """Give cached memory, recorded graphs included, back to the driver."""
         if isinstance(self._network, GraphedNetwork):
             self._network.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def place(
+    network: nn.Module, device: torch.device, dtype: torch.dtype, acceleration: Acceleration
+) -> nn.Module:
+    """Put a network on its device in its precision, sped up as asked."""
+    on_cuda = device.type == "cuda"
+    channels_last = acceleration.channels_last
+    if channels_last is None:
+        channels_last = on_cuda and dtype is not torch.float32
+    network = network.to(device, dtype).eval()
+    if channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if acceleration.compile:
+        network.compile(dynamic=False)
+    return GraphedNetwork(network) if acceleration.cuda_graphs and on_cuda else network
 
 
 def _padded(rows: Tensor, shape: int) -> Tensor:

@@ -1,0 +1,360 @@
+"""Speed of each network at full size, against the matrix product of the same machine.
+
+    python benchmarks/networks.py --device cuda --dtype float16 --batch 1 2 4 8 16 32 64
+    python benchmarks/networks.py --threads 2
+
+Random weights, made on the device: needs neither Ray nor files. Prints a table in Markdown and
+writes the same figures as JSON where `--out` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.whisper.configuration_whisper import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from musetalk_pipeline.networks.parser import BiSeNet
+from musetalk_pipeline.networks.precision import (
+    DTYPES,
+    check_precision,
+    exact_math,
+    is_out_of_memory,
+    resolve_device,
+)
+from musetalk_pipeline.networks.runner import Acceleration, place
+from musetalk_pipeline.networks.unet import MouthUnet
+from musetalk_pipeline.networks.vae import FaceDecoder, LookEncoder
+
+# The published configurations, as far as they differ from the libraries' defaults.
+UNET = {
+    "block_out_channels": (320, 640, 1280, 1280),
+    "cross_attention_dim": 384,
+    "in_channels": 8,
+    "sample_size": 64,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "sample_size": 256,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+WHISPER = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
+
+MATMUL_S = 0.5
+
+VARIANTS = {
+    "eager": Acceleration(channels_last=False),
+    "no_sdpa": Acceleration(channels_last=False),
+    "channels_last": Acceleration(channels_last=True),
+    "cuda_graphs": Acceleration(channels_last=True, cuda_graphs=True),
+    "compile": Acceleration(channels_last=True, compile=True),
+}
+
+
+class Ears(nn.Module):
+    """Whisper's encoder, features only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = WhisperEncoder(WhisperConfig(encoder_layers=4, **WHISPER))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return (B, 1500, 384). `mel`: (B, 80, 3000)."""
+        states: Tensor = self.encoder(mel.to(self.encoder.conv1.weight.dtype))[0]
+        return states
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network, and inputs for one batch. One row is one frame, or 30 s of sound for Whisper."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], tuple[Tensor, ...]]
+    is_float32_only: bool = False
+
+
+SUBJECTS = (
+    Subject(
+        "VAE encoder (2 images)",
+        lambda: LookEncoder(AutoencoderKL(**VAE)),
+        lambda rows: (torch.randint(0, 256, (rows, 256, 256, 3), dtype=torch.uint8),),
+    ),
+    Subject(
+        "UNet",
+        lambda: MouthUnet(UNet2DConditionModel(**UNET)),
+        lambda rows: (torch.randn(rows, 8, 32, 32), torch.randn(rows, 50, 384)),
+    ),
+    Subject(
+        "VAE decoder",
+        lambda: FaceDecoder(AutoencoderKL(**VAE)),
+        lambda rows: (torch.randn(rows, 4, 32, 32),),
+    ),
+    Subject(
+        "face parser",
+        BiSeNet,
+        lambda rows: (torch.randint(0, 256, (rows, 512, 512, 3), dtype=torch.uint8),),
+        is_float32_only=True,
+    ),
+    Subject("Whisper encoder (30 s)", Ears, lambda rows: (torch.randn(rows, 80, 3000),)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Figures of one network in one variant at one batch size; times are of one batch."""
+
+    network: str
+    variant: str
+    dtype: str
+    batch: int
+    wall_ms: float
+    cpu_ms: float
+    frames_per_s: float
+    gflop_per_frame: float
+    gflop_per_s: float
+    matmul_gflop_per_s: float
+    share_of_matmul: float
+    peak_mib: float | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    options = _parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = resolve_device(options.device)
+    dtype = check_precision(options.dtype, device)
+    machine = describe(device)
+    print(f"{machine}; torch {torch.__version__}; {torch.get_num_threads()} threads")
+    timings: list[Timing] = []
+    for subject in SUBJECTS:
+        if options.only and options.only not in subject.name:
+            continue
+        kind = torch.float32 if subject.is_float32_only else dtype
+        for variant in options.variant:
+            timings += measure(subject, variant, device, kind, options)
+    print(table(timings))
+    if options.out:
+        document = {
+            "machine": machine,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": " ".join(["python", "benchmarks/networks.py", *sys.argv[1:]]),
+            "timings": [asdict(timing) for timing in timings],
+        }
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(document, indent=2) + "\n")
+    return 0
+
+
+def measure(
+    subject: Subject,
+    variant: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: argparse.Namespace,
+) -> Iterator[Timing]:
+    """Time one network in one variant over all batch sizes, until one does not fit."""
+    gflop = count_gflop(subject)
+    rate = matmul_rate(device, dtype)
+    network = random_network(subject, device)
+    if variant == "no_sdpa":
+        without_fused_attention(network)
+    network = place(network, device, dtype, VARIANTS[variant])
+    for batch in options.batch:
+        inputs = tuple(rows.to(device) for rows in subject.inputs(batch))
+        try:
+            with exact_math(device, dtype), torch.inference_mode():
+                wall_s, cpu_s, peak = time_calls(
+                    lambda inputs=inputs: network(*inputs),  # type: ignore[misc]
+                    device,
+                    options.seconds,
+                )
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            print(f"{subject.name}, {variant}: a batch of {batch} does not fit", file=sys.stderr)
+            return
+        yield Timing(
+            network=subject.name,
+            variant=variant,
+            dtype=name_of(dtype),
+            batch=batch,
+            wall_ms=wall_s * 1000,
+            cpu_ms=cpu_s * 1000,
+            frames_per_s=batch / wall_s,
+            gflop_per_frame=gflop,
+            gflop_per_s=gflop * batch / wall_s,
+            matmul_gflop_per_s=rate,
+            share_of_matmul=gflop * batch / wall_s / rate,
+            peak_mib=peak,
+        )
+
+
+def time_calls(
+    call: Callable[[], Tensor], device: torch.device, seconds: float
+) -> tuple[float, float, float | None]:
+    """Return wall and CPU seconds of one call, and the peak GPU memory in MiB.
+
+    Warmed up first; then as many calls as fit into `seconds`, at least two.
+    """
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(3 if on_cuda else 1):
+        call()
+    _wait(device)
+    started, started_cpu, count = time.perf_counter(), time.process_time(), 0
+    while count < 2 or time.perf_counter() - started < seconds:
+        call()
+        # A few at a time, so that the clock is looked at: launches run ahead of a GPU.
+        count += 1
+        if count % 8 == 0:
+            _wait(device)
+    _wait(device)
+    wall_s = (time.perf_counter() - started) / count
+    cpu_s = (time.process_time() - started_cpu) / count
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else None
+    return wall_s, cpu_s, peak
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the GFLOP/s of a large square matrix product: what the device can be made to do.
+
+    Measured again before each network, because a machine's load and clocks change.
+    """
+    side = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    with exact_math(device, dtype), torch.inference_mode():
+        wall_s, _, _ = time_calls(lambda: left @ right, device, MATMUL_S)
+    return 2 * side**3 / wall_s / 1e9
+
+
+def random_network(subject: Subject, device: torch.device) -> nn.Module:
+    """Return the network with random weights of the usual spread, made on the device.
+
+    The libraries' own initialisation takes longer than the measurement on a CPU.
+    """
+    with torch.device("meta"):
+        network = subject.make()
+    network = network.to("meta").to_empty(device=device)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                bound = math.sqrt(3 / parameter[0].numel())
+                parameter.uniform_(-bound, bound)
+            else:
+                parameter.fill_(0.1)
+        for buffer in network.buffers():
+            buffer.fill_(1)  # variances of norms, for one, must be positive
+    return network
+
+
+def count_gflop(subject: Subject) -> float:
+    """Return the GFLOP of one row: matrix products and convolutions, a multiply-add being two."""
+    with torch.device("meta"):
+        network, inputs = subject.make().eval(), subject.inputs(1)
+    network = network.to("meta")
+    counter = FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        network(*(rows.to("meta") for rows in inputs))
+    return counter.get_total_flops() / 1e9
+
+
+def without_fused_attention(network: nn.Module) -> None:
+    """Let attention be computed in separate steps, to see what fusing buys."""
+    for module in network.modules():
+        if hasattr(module, "set_processor"):
+            module.set_processor(AttnProcessor())  # type: ignore[operator]
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """Return the figures in Markdown, and below them the goal: UNet and decoder together."""
+    lines = [
+        "",
+        "| network | variant | dtype | batch | ms/batch | CPU ms/batch | ms/frame | frames/s "
+        "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for each in timings:
+        peak = "" if each.peak_mib is None else f"{each.peak_mib:.0f}"
+        lines.append(
+            f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
+            f"| {each.wall_ms:.1f} | {each.cpu_ms:.1f} | {each.wall_ms / each.batch:.1f} "
+            f"| {each.frames_per_s:.2f} | {each.gflop_per_frame:.1f} | {each.gflop_per_s:.0f} "
+            f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {peak} |"
+        )
+    lines.append("")
+    by_key = {(each.network, each.variant, each.batch): each for each in timings}
+    for (network, variant, batch), unet in by_key.items():
+        decoder = by_key.get(("VAE decoder", variant, batch))
+        if network == "UNet" and decoder is not None:
+            wall_ms = unet.wall_ms + decoder.wall_ms
+            gflop = batch * (unet.gflop_per_frame + decoder.gflop_per_frame)
+            rate = (unet.matmul_gflop_per_s + decoder.matmul_gflop_per_s) / 2
+            lines.append(
+                f"UNet and decoder, {variant}, batch {batch}: {batch / wall_ms * 1000:.2f} "
+                f"frames/s, {gflop / wall_ms:.2f} TFLOP/s, {gflop / wall_ms * 1000 / rate:.0%} "
+                "of the matrix product"
+            )
+    return "\n".join(lines)
+
+
+def describe(device: torch.device) -> str:
+    """Return what the figures were measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Return `float16` for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="frames in one pass")
+    parser.add_argument(
+        "--variant", nargs="+", default=["eager"], choices=sorted(VARIANTS), help="ways to run"
+    )
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for each figure")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
