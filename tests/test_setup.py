@@ -128,6 +128,20 @@ def test_script_is_sound(script: Path) -> None:
         assert found.returncode == 0, found.stdout
 
 
+def test_the_image_copies_what_is_there_and_sent_to_the_builder() -> None:
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile.gpu").read_text(), re.M)
+    sources = {source for line in copies for source in line.split()}
+    sent = [
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    assert len(sources) > 5
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(Path(source).match(pattern) for pattern in sent), source
+
+
 # --- locks ----------------------------------------------------------------------------------------
 
 
