@@ -192,6 +192,7 @@ class _JoinedPieces:
         if (context.width, context.height) != (picture.width, picture.height):
             raise _unfit(0, "their size is not the picture's")
         self._parameters = context.extradata
+        self._ahead = context.reorder_depth
         self._fps = fps
         self.count = 0
 
@@ -209,11 +210,12 @@ class _JoinedPieces:
                 continue  # the demuxer's end mark
             if self.count == start and not packet.is_keyframe:
                 raise _unfit(number, "one does not begin with a key frame")
-            # x264 lets decoding run ahead of display by the same number of frames in every piece,
-            # so moving both times by the frames before keeps decoding times without gaps, too.
-            frames_per_tick = packet.time_base * self._fps
-            packet.pts = start + int(packet.pts * frames_per_tick)
-            packet.dts = start + int(packet.dts * frames_per_tick)
+            # One frame is decoded per frame shown, ahead by as many as may be reordered. Pieces'
+            # own decoding times say the same, but for pieces shorter than that.
+            packet.pts = start + int(packet.pts * packet.time_base * self._fps)
+            packet.dts = self.count - self._ahead
+            if packet.dts > packet.pts:
+                raise _unfit(number, "one reorders its frames further than the first")
             packet.duration = 1
             packet.time_base = 1 / self._fps
             self.count += 1
