@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from musetalk_pipeline.boxes import Box, crop_box
+from musetalk_pipeline.resample import resize_part
 
 MASK_SIDE = 512  # the parser's picture, which the replace-masks come from
 
@@ -53,7 +53,6 @@ def crop_mask(
         window.x0 - reach, window.y0 - reach, window.x1 + reach, window.y1 + reach
     ).clipped(crop.width, crop.height)
     kept = _kept_part(face, crop)
-    resized = _resized(replace, crop.width)
     sharp = np.zeros((canvas.height, canvas.width), np.uint8)
     seen = Box(
         max(kept.x0, canvas.x0),
@@ -62,7 +61,7 @@ def crop_mask(
         min(kept.y1, canvas.y1),
     )
     if not seen.is_empty:
-        _part(sharp, canvas, seen)[...] = resized[seen.y0 : seen.y1, seen.x0 : seen.x1]
+        _part(sharp, canvas, seen)[...] = resize_part(replace, crop.width, seen)
     soft = cv2.GaussianBlur(sharp, (2 * reach + 1, 2 * reach + 1), 0)
     return _part(np.asarray(soft, dtype=np.uint8), canvas, window)
 
@@ -145,9 +144,3 @@ def _kept_part(face: Box, crop: Box) -> Box:
         face.x1 - crop.x0,
         face.y1 - crop.y0,
     )
-
-
-def _resized(replace: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Return the mask at `side` x `side`, by Pillow's bicubic."""
-    image = Image.fromarray(replace).resize((side, side), Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8)
