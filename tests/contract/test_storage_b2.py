@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import json
 import logging
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_b2
+import psutil
 import pytest
 from b2sdk.v3 import B2Api, B2HttpApiConfig, InMemoryAccountInfo, RawSimulator
 from b2sdk.v3.exception import ServiceError
@@ -144,6 +147,40 @@ def test_uploads_at_once_do_not_disturb_each_other(b2: FakeB2, tmp_path: Path) -
     for thread in threads:
         thread.join(60)
     assert not faults and len(b2.files) == 8 and not b2.unfinished
+
+
+def test_descriptors_and_threads_stay_flat(b2: FakeB2, tmp_path: Path) -> None:
+    """Good, failed and hanging uploads, again and again."""
+    path = video(tmp_path, LARGE)
+    store = B2Store(settings(b2, try_s=0.5, tries=1))
+    process = psutil.Process()
+
+    def round_of_three(number: int) -> None:
+        for call, faults in (
+            ("upload_part", []),
+            ("b2_start_large_file", [BUSY] * 9),
+            ("b2_finish_large_file", [fake_b2.hang]),
+        ):
+            b2.released.clear()
+            b2.faults[call] = list(faults)
+            with contextlib.suppress(UploadFailed):
+                store.put(f"job-{number}", path, SIDECAR)
+            b2.faults.clear()
+
+    def left() -> tuple[int, int]:
+        b2.released.set()  # the server's side of hanging calls ends, too
+        gc.collect()  # exceptions and their frames are cycles
+        return process.num_fds(), threading.active_count()
+
+    round_of_three(0)
+    before = left()
+    for number in range(1, 5):
+        round_of_three(number)
+    deadline = time.monotonic() + 10
+    while (after := left()) > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
+    assert b2.unfinished == {}
 
 
 # --- faults that pass -----------------------------------------------------------------------------

@@ -917,6 +917,42 @@ async def test_sizes_of_files_are_limited_too(target: Path, folders: tuple[Path,
         await take(f"file://{folders[0]}/huge", target, folders[0])
 
 
+# --- what is left behind --------------------------------------------------------------------------
+
+
+async def test_descriptors_and_tasks_stay_flat(target: Path) -> None:
+    """Good, broken, cut-off and cancelled downloads, some through curl, again and again."""
+
+    async def script(e: Exchange) -> None:
+        if e.number % 4 == 0:
+            await e.answer("200 OK", BODY)
+        elif e.number % 4 == 1:
+            await only_curl_reads_it(e)
+        elif e.number % 4 == 2:
+            await e.send("HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", BODY)
+        else:
+            await asyncio.sleep(0.05)
+
+    async def once(server: RawServer) -> None:
+        task = asyncio.create_task(download(server.url(), target, policy=LOOPBACK, limits=ONCE))
+        await asyncio.wait([task], timeout=0.2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    process = psutil.Process()
+    async with serve(script) as server:
+        for _ in range(8):
+            await once(server)
+        await asyncio.sleep(0.2)
+        before = process.num_fds()
+        for _ in range(40):
+            await once(server)
+        await asyncio.sleep(0.2)
+        # The server's side of the last connection may still be closing.
+        assert process.num_fds() <= before + 2
+    assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
+
+
 # --- disks and secrets ----------------------------------------------------------------------------
 
 
