@@ -10,6 +10,7 @@ RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 # Which tests `make test` runs; TESTS=tests/unit narrows it further.
 MARKS := not slow and not gpu
 TESTS :=
+BENCH := warp nonmodel memory serve_overhead networks
 
 # `worker`, or `worker-with-weights`: the same with the published weights inside.
 IMAGE := worker
@@ -55,9 +56,9 @@ types:  ## mypy --strict
 	@scripts/setup.sh dev
 	$(PY) -m mypy
 
-bench:  ## every benchmark; results are printed and kept in benchmarks/results
+bench:  ## the benchmarks, one after the other (BENCH=networks for one); minutes each
 	@scripts/setup.sh dev
-	@set -e; for bench in benchmarks/[a-z]*.py; do echo "== $$bench"; $(PY) "$$bench"; done
+	@set -e; for name in $(BENCH); do echo "== $$name"; PYTHONPATH=. $(PY) benchmarks/$$name.py; done
 
 mm:  ## the mmpose stack for `landmarks: mmpose` (compiles for a minute)
 	@scripts/setup.sh base

@@ -106,6 +106,8 @@ def test_what_the_makefile_runs_exists_and_can_be_executed() -> None:
     for script in set(re.findall(r"scripts/[a-z-]+\.(?:sh|py)", text)):
         assert (ROOT / script).is_file(), script
         assert script.endswith(".py") or os.access(ROOT / script, os.X_OK), script
+    for name in re.findall(r"^BENCH := (.*)$", text, re.MULTILINE)[0].split():
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
     for module in set(re.findall(r"-m ((?:serve_app|musetalk_pipeline)[a-z_.]*)", text)):
         assert importlib.util.find_spec(module), module
 
