@@ -121,7 +121,7 @@ def test_an_interrupted_job_leaves_nothing(clip, speech, tmp_path, signum):
 
 
 def test_memory_does_not_grow_with_the_clip(clip, speech, tmp_path):
-    """Half a minute beside eight seconds; benchmarks/memory.py does it at 720p with five minutes."""
+    """32 s beside 8; benchmarks/memory.py does it with five minutes at 720p."""
 
     def peak(seconds: int) -> int:
         video, audio = clip(frames=seconds * 25, width=320, height=180), speech(seconds)

@@ -1,0 +1,66 @@
+"""One decoder for many ranges: the same frames as with one for each, and no more than needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import psutil
+import pytest
+
+from musetalk_pipeline import reader
+from musetalk_pipeline.decode import read_frames
+from musetalk_pipeline.options import FrameOptions, MediaLimits
+from musetalk_pipeline.picture import fit_picture
+from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.reader import RunningReader
+
+
+@pytest.fixture(params=[False, True], ids=["constant rate", "variable rate"])
+def media(request, clip, tmp_path):
+    source = probe_video(clip(frames=40, is_variable_rate=request.param), MediaLimits(), tmp_path)
+    return source, fit_picture(source, FrameOptions(), ())
+
+
+def decoders() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if p.name() == "ffmpeg"]
+
+
+def test_ranges_in_and_out_of_order_are_the_same_frames(media):
+    source, picture = media
+    whole = np.stack(list(read_frames(source, picture, 0, source.n_frames)))
+    with RunningReader(source, picture, source.n_frames) as read:
+        for start, end in ((0, 7), (7, 20), (20, 21), (5, 9), (9, 30), (30, 40)):
+            np.testing.assert_array_equal(np.stack(list(read(start, end))), whole[start:end])
+    assert not decoders()
+
+
+def test_consecutive_ranges_share_a_decoder(media):
+    source, picture = media
+    with RunningReader(source, picture, source.n_frames) as read:
+        list(read(0, 5))
+        [first] = decoders()
+        list(read(5, 9))
+        assert decoders() == [first]
+        list(read(20, 22))
+        assert decoders() != [first]
+
+
+def test_a_range_that_was_left_early_does_not_shift_the_next(media):
+    source, picture = media
+    whole = list(read_frames(source, picture, 0, source.n_frames))
+    with RunningReader(source, picture, source.n_frames) as read:
+        left = read(0, 10)
+        next(left)
+        left.close()
+        np.testing.assert_array_equal(next(read(10, 12)), whole[10])
+
+
+def test_an_old_decoder_is_replaced(media, monkeypatch):
+    """Its deadline runs on while the networks work; a new one has all of it before it."""
+    source, picture = media
+    with RunningReader(source, picture, source.n_frames) as read:
+        list(read(0, 5))
+        [first] = decoders()
+        monkeypatch.setattr(reader, "MAX_AGE_S", -1.0)
+        frames = list(read(5, 9))
+        assert decoders() != [first]
+    np.testing.assert_array_equal(frames, list(read_frames(source, picture, 5, 9)))
