@@ -49,8 +49,8 @@ class _ScaledNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x: (n, channels, h, w)`, normalised."""
-        length = x.square().sum(1, keepdim=True).sqrt() + 1e-10
-        return x / length * self.weight[:, None, None]
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10
+        return x.div(length).mul_(self.weight[:, None, None])  # one copy of a large map, not three
 
 
 class S3fd(nn.Module):
