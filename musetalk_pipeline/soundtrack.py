@@ -114,13 +114,14 @@ def _command(media: MediaFile, stream: dict[str, Any], track: Path, bitrate_kbps
     """Return the ffmpeg command that decodes once and writes samples to a pipe, AAC to `track`."""
     rate, channels = int(stream["sample_rate"]), int(stream["channels"])
     track_rate = rate if rate in AAC_RATES else AAC_RATES[-1]
-    # Times are counted anew from the first sample in both outputs, so that they agree.
-    chosen = ("-map", f"0:{stream['index']}", "-af", "asetpts=N/SR/TB", "-map_metadata", "-1")
+    # Times are counted anew from the first sample in both outputs, so that they agree. The encoder
+    # stops at the first value that is not a number; whole numbers cannot hold one.
+    chosen = ("-map", f"0:{stream['index']}", "-map_metadata", "-1", "-af")
     return ffmpeg(
         *media.input(),
-        *chosen,
+        *(*chosen, "asetpts=N/SR/TB"),
         *("-c:a", "pcm_f32le", "-ar", str(rate), "-ac", str(channels), "-f", "f32le", "pipe:1"),
-        *chosen,
+        *(*chosen, "asetpts=N/SR/TB,aformat=sample_fmts=s32"),
         *("-c:a", "aac", "-b:a", f"{bitrate_kbps}k", "-ar", str(track_rate)),
         *("-ac", str(min(2, channels)), "-f", "mp4", f"file:{track.resolve()}"),
     )
@@ -154,7 +155,7 @@ def _decode(
             file.write(mono.tobytes())
         n_samples = math.ceil(n_read * (SAMPLE_RATE / rate))  # librosa's, cut or filled with zeros
         file.truncate(4 * n_samples)
-        if child.wait() != 0 and n_read == 0:
+        if child.wait() != 0:
             raise InvalidAudio(f"The audio cannot be decoded: {child.message or 'it is damaged'}.")
     return n_samples, n_read / rate
 

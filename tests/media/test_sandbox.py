@@ -1,0 +1,150 @@
+"""Children end when they should: with their deadline, their reader and their parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from musetalk_pipeline.errors import DeadlineExceeded, StageFailed
+from musetalk_pipeline.sandbox import Child, ChildLimits, ffmpeg, ffprobe, local_input, run
+
+ROOT = Path(__file__).resolve().parents[2]
+ENDLESS = ["sh", "-c", "sleep 600 & sleep 600"]
+GRACE_S = 20.0
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    ends = time.monotonic() + GRACE_S
+    while not is_so():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.02)
+
+
+def children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def test_the_deadline_kills_the_whole_group() -> None:
+    before = children()
+    with pytest.raises(DeadlineExceeded, match="longer than 1 s"):
+        run(ENDLESS, ChildLimits(1))
+    assert not [p for p in children() - before if p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_error_in_the_reader_kills_the_whole_group() -> None:
+    before = children()
+    with pytest.raises(RuntimeError, match="on purpose"), Child(ENDLESS, ChildLimits(60)):
+        wait_until(lambda: len(children() - before) == 3)
+        raise RuntimeError("on purpose")
+    wait_until(lambda: not children() - before)
+
+
+def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
+    """The kernel's parent-death signal is about threads; a request's thread ends long before us."""
+    made: list[Child] = []
+    thread = threading.Thread(
+        target=lambda: made.append(
+            Child(["sh", "-c", "sleep 0.5; echo still here"], ChildLimits(60))
+        )
+    )
+    thread.start()
+    thread.join()
+    with made[0] as child:
+        assert child.read() == b"still here\n"
+        assert child.wait() == 0
+
+
+def test_children_die_with_their_parent() -> None:
+    code = (
+        "import os, sys\n"
+        "from musetalk_pipeline.sandbox import Child, ChildLimits\n"
+        "child = Child(['sh', '-c', 'echo $$; exec sleep 600'], ChildLimits(600))\n"
+        "sys.stdout.write(child.read().decode()); sys.stdout.flush()\n"
+        "os.read(0, 1)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    with parent, parent.stdin, parent.stdout:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.send_signal(signal.SIGKILL)  # no chance to clean up
+        parent.wait(GRACE_S)
+        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_forked_process_can_start_children_of_its_own() -> None:
+    run(["true"], ChildLimits(10))  # this process has its spawner now
+    code = (
+        "import os\n"
+        "from musetalk_pipeline.sandbox import ChildLimits, run\n"
+        "run(['true'], ChildLimits(10))\n"
+        "pid = os.fork()\n"
+        "if pid == 0:\n"
+        "    os._exit(0 if run(['echo', 'hi'], ChildLimits(10)).stdout == b'hi\\n' else 1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_child_sees_no_secret_and_no_input() -> None:
+    os.environ["B2_APP_KEY"] = "secret-value"
+    try:
+        done = run(["sh", "-c", "env; cat; pwd; ulimit -c; ulimit -n"], ChildLimits(10))
+    finally:
+        del os.environ["B2_APP_KEY"]
+    assert b"secret" not in done.stdout
+    assert done.stdout.split()[-3:] == [b"/", b"0", b"64"]
+
+
+def test_limits_hold_for_memory_and_files(tmp_path: Path) -> None:
+    hungry = [sys.executable, "-c", "x = bytearray(3 << 30)"]
+    assert run(hungry, ChildLimits(30, memory_bytes=1 << 30)).returncode != 0
+    target = tmp_path / "big"
+    run(["sh", "-c", f"head -c 100000 /dev/zero > {target}"], ChildLimits(10, file_bytes=10_000))
+    assert target.stat().st_size <= 10_000
+
+
+def test_output_and_complaints_are_bounded() -> None:
+    with pytest.raises(StageFailed, match="printed more"):
+        run(["yes"], ChildLimits(30), max_output_bytes=10_000)
+    done = run(["sh", "-c", "yes complaint | head -c 1000000 >&2"], ChildLimits(30))
+    assert 0 < len(done.message) <= 300
+
+
+def test_messages_hold_no_paths(tmp_path: Path) -> None:
+    missing = tmp_path / "private folder" / "clip.mp4"
+    done = run([*ffprobe(), *local_input(missing, "mov,mp4,m4a,3gp,3g2,mj2")], ChildLimits(30))
+    assert done.returncode != 0 and done.message
+    assert str(tmp_path) not in done.message
+
+
+def test_only_local_files_of_the_named_kind_are_opened(tmp_path: Path) -> None:
+    playlist = tmp_path / "list.m3u8"
+    playlist.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n")
+    forced = ffmpeg(*local_input(playlist, "hls"), "-f", "null", "-")
+    assert run(forced, ChildLimits(30)).returncode != 0
+    listed = ffmpeg("-format_whitelist", "mpegts", "-i", f"file:{playlist}", "-f", "null", "-")
+    assert run(listed, ChildLimits(30)).returncode != 0
+
+
+def test_a_program_that_is_missing_is_named() -> None:
+    with pytest.raises(StageFailed, match="no-such-tool is not installed"):
+        run(["no-such-tool"], ChildLimits(5))
+
+
+def test_a_closed_pipe_does_not_spin() -> None:
+    """A child that closes its output and lives on costs no CPU of ours while it is waited for."""
+    before = time.process_time()
+    done = run(["sh", "-c", "exec >&-; sleep 1.5; echo late >&2"], ChildLimits(30))
+    assert done.message == "late"
+    assert time.process_time() - before < 0.5
