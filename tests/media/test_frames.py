@@ -176,3 +176,13 @@ def test_ranges_outside_the_video_are_our_own_mistake(clips: Path, tmp_path: Pat
     for start, end in ((-1, 3), (3, 3), (0, 51)):
         with pytest.raises(ValueError, match="of 50"):
             list(read_frames(source, picture, start, end))
+
+
+def test_an_edit_list_may_leave_out_the_end(clips: Path, tmp_path: Path) -> None:
+    """A phone trims without cutting: more frames are stored than shown, and nothing is missing."""
+    data = make_clip(clips, "silent.mp4").read_bytes()
+    place = data.index(b"elst") + 4 + 8
+    path = tmp_path / "trimmed.mp4"
+    path.write_bytes(data[:place] + (1000).to_bytes(4, "big") + data[place + 4 :])  # ms of 2000
+    source, _ = check_against_reference(path, tmp_path)
+    assert source.n_frames < 50
