@@ -6,6 +6,7 @@ Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine i
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from musetalk_pipeline.contact_sheet import write_contact_sheet
 from musetalk_pipeline.engines import (
     EngineChoice,
+    EngineName,
     Precision,
     choose_engine,
     make_engine,
@@ -31,6 +33,7 @@ from musetalk_pipeline.errors import (
     PipelineError,
 )
 from musetalk_pipeline.faces import DetectorName, Presence, make_detector
+from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -86,7 +89,7 @@ def _do(args: argparse.Namespace) -> None:
 
 def _load(args: argparse.Namespace) -> Tools:
     engine = choose_engine(args.engine, args.models, args.version, args.device)
-    landmarks: DetectorName = args.landmarks or "mesh"
+    landmarks = args.landmarks or _best_landmarks(engine, args.models)
     cores = len(os.sched_getaffinity(0))
     return Tools(
         detector=make_detector(landmarks, args.models, presence=args.face_presence),
@@ -101,6 +104,16 @@ def _load(args: argparse.Namespace) -> Tools:
         listener=make_listener(engine, args.models),
         encoder_threads=cores,
     )
+
+
+def _best_landmarks(engine: EngineName, models_dir: Path | None) -> DetectorName:
+    """Return the reference's detector for the reference's engine, if its files are there."""
+    if engine == "warp" or models_dir is None:
+        return "mesh"
+    if importlib.util.find_spec("mmpose") and (models_dir / WEIGHTS).is_file():
+        return "mmpose"
+    has_onnx = (models_dir / WEIGHTS.with_suffix(".onnx")).is_file()
+    return "onnx" if has_onnx else "mesh"
 
 
 def _options(args: argparse.Namespace) -> JobOptions:
@@ -201,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")
     add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
-    add("--landmarks", choices=get_args(DetectorName), help="mesh unless set")
+    add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")
 
     picture = parser.add_argument_group("picture")
