@@ -26,20 +26,17 @@ import secrets
 import shutil
 import signal
 import ssl
-import stat
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
 
 import httpcore
 
 from musetalk_pipeline.errors import (
     DownloadFailed,
     MediaTooLarge,
-    SourceRefused,
     Stage,
     StageFailed,
 )
@@ -50,6 +47,7 @@ from serve_app.connections import (
     PinnedBackend,
     judged_addresses,
 )
+from serve_app.file_sources import open_allowed_file
 from serve_app.redact import shown_url
 
 logger = logging.getLogger(__name__)
@@ -146,7 +144,7 @@ async def _download_to(
     network: Network,
 ) -> Downloaded:
     if url[:5].lower() == "file:":
-        source = await asyncio.to_thread(_open_allowed_file, url, allowed_folders)
+        source = await asyncio.to_thread(open_allowed_file, url, allowed_folders)
         body = _Body(part, limits, shown_url(url))
         with contextlib.closing(source), body:
             await _copy(source, body)
@@ -583,53 +581,3 @@ async def _copy(source: BinaryIO, body: _Body) -> None:
     body.expect(os.fstat(source.fileno()).st_size)
     while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
         await body.add(chunk)
-
-
-def _open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
-    """Open the regular file that a file:// URL names, if it really lies in an allowed folder.
-
-    The open file is judged, not the path: a link swapped in between opens something that is
-    refused.
-
-    Raises:
-        SourceRefused: another host, outside the folders, not a regular file.
-        DownloadFailed: no such file.
-    """
-    refused = SourceRefused(
-        "Source refused: file:// addresses are only read from the folders that the operator "
-        "allows.",
-        url=shown_url(url),
-    )
-    path = _path_of_file_url(url)
-    folders = [folder.resolve() for folder in allowed_folders]
-    if path is None or not _is_below(Path(os.path.realpath(path)), folders):
-        raise refused
-    try:
-        # Without O_NONBLOCK a named pipe would hold this thread until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as exc:
-        raise DownloadFailed(
-            "Download failed: the file does not exist or cannot be read.", url=shown_url(url)
-        ) from exc
-    opened = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_below(opened, folders):
-        os.close(descriptor)
-        raise refused
-    return os.fdopen(descriptor, "rb")
-
-
-def _path_of_file_url(url: str) -> str | None:
-    """Return the absolute path that a file:// URL names; None if it is malformed."""
-    try:
-        parts = urlsplit(url)
-        path = unquote(parts.path, errors="strict")
-        path.encode("utf-8")  # half surrogate pairs are no file names
-    except ValueError:
-        return None
-    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
-        return None
-    return path if path.startswith("/") and "\0" not in path else None
-
-
-def _is_below(path: Path, folders: Iterable[Path]) -> bool:
-    return any(path.is_relative_to(folder) and path != folder for folder in folders)
