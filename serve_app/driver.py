@@ -381,11 +381,12 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
         seen = cause if isinstance(cause, BaseException) and cause is not seen else None
     if isinstance(exc, TimeoutError):
         return DeadlineExceeded("A stage did not answer within its deadline.", stage=stage)
-    if isinstance(exc, RayError | RayServeException | asyncio.CancelledError):
+    is_lost = isinstance(exc, RayError | RayServeException | asyncio.CancelledError)
+    if is_lost and not isinstance(exc, RayTaskError):
         return StageFailed(
             f"A replica was lost or refused the call ({type(exc).__name__}).", stage=stage
         )
-    logger.error("stage crashed", extra={"trace": "".join(traceback.format_exception(exc))})
+    logger.error("stage crashed\n%s", "".join(traceback.format_exception(exc)))
     return StageFailed(f"A stage crashed ({type(exc).__name__}).", stage=stage)
 
 

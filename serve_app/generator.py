@@ -57,7 +57,8 @@ class Generator:
         """Draw a segment's faces."""
         drawn = await self._thread.run(self._engine.generate, avatar, speech, segment, options)
         STAGE_SECONDS.observe(drawn.seconds, {"stage": "generate"})
-        FRAMES_DRAWN.inc(len(drawn.faces))
+        if len(drawn.faces):  # a counter refuses 0
+            FRAMES_DRAWN.inc(len(drawn.faces))
         return dataclasses.replace(
             drawn,
             listen_seconds=speech.seconds,

@@ -73,6 +73,11 @@ class Ingress:
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
         self._slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+        if self._env.is_buffer:
+            # One identity announces one job, so a capacity of n is n slots.
+            self._slots = self._env.buffer_capacity
+        # One line per request, heartbeats included, would drown the jobs.
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
         self._tasks = [asyncio.create_task(self._slot(slot)) for slot in range(self._slots)]

@@ -1,6 +1,6 @@
 """The orchestrator's side of one ingress: a worker per job slot, their heartbeats, their outbox.
 
-1. `start` looks at the machine once, registers, and begins to beat and to deliver reports.
+1. `start` looks at the machine once, and begins to beat (which registers) and to deliver reports.
 2. `work_once` claims a job for a slot when its poll interval has passed, and runs it to its report.
 """
 
@@ -20,7 +20,6 @@ from orchestrator.client import (
     WorkerProfile,
     WorkerType,
 )
-from orchestrator.errors import OrchestratorError
 from serve_app.claim_journal import ClaimJournal
 from serve_app.identity import detect_gpu_class, gpu_class, new_worker_id, slot_id, worker_id
 from serve_app.jobs import Origin
@@ -97,10 +96,9 @@ class Polling:
                 gpu_class=gpu_class(os.environ, detected=detected),
                 worker_type=self._rules.worker_type,
                 provider=self._env.provider,
-                capacity=self._env.buffer_capacity if self._rules.is_buffer else 1,
                 system_info=info.as_fields(),
             )
-            await self._start_worker(profile, outbox)
+            self._start_worker(profile, outbox)
         sender = self._connect(WorkerProfile(machine, "", self._rules.worker_type))
         self._tasks.append(asyncio.create_task(outbox.deliver_forever(sender.send_report)))
 
@@ -115,7 +113,7 @@ class Polling:
         self._next_claim[slot] = now + pause_s
         return did_work
 
-    async def _start_worker(self, profile: WorkerProfile, outbox: Outbox) -> None:
+    def _start_worker(self, profile: WorkerProfile, outbox: Outbox) -> None:
         def connect() -> WorkerClient:
             return self._connect(profile)
 
@@ -134,13 +132,6 @@ class Polling:
         )
         self._tasks.append(asyncio.create_task(worker.beat_forever()))
         self._workers.append(worker)
-        client = connect()
-        try:
-            await client.register()
-        except OrchestratorError as exc:  # optional in the protocol; the heartbeat says it all
-            logger.warning("registration failed", extra={"error": exc.message})
-        finally:
-            await client.aclose()
 
     def _connect(self, profile: WorkerProfile) -> WorkerClient:
         http = OrchestratorHttp(self._rules.base_url, self._rules.api_key)

@@ -259,6 +259,12 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         except ValueError:
             raise EnvironmentInvalid(f"{name} must be a number") from None
 
+    def interval(name: str, default: float) -> float:
+        value = number(name, default)
+        if not 0 < value < float("inf"):
+            raise EnvironmentInvalid(f"{name} must be a number of seconds above 0")
+        return value
+
     def count(name: str) -> int | None:
         value = number(name, 0)
         if value != int(value) or value < 0:
@@ -282,8 +288,8 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         worker_type=text("WORKER_TYPE") or "main",
         provider=text("PROVIDER") or "unknown",
         buffer_capacity=count("BUFFER_CAPACITY") or 1,
-        buffer_poll_interval_s=number("BUFFER_POLL_INTERVAL_SEC", 10.0),
-        poll_interval_s=number("POLL_INTERVAL_SEC", 5.0),
+        buffer_poll_interval_s=interval("BUFFER_POLL_INTERVAL_SEC", 10.0),
+        poll_interval_s=interval("POLL_INTERVAL_SEC", 5.0),
         config_label=text("CONFIG_LABEL") or "default",
         batch_size=count("BATCH_SIZE"),
         max_file_mb=count("WORKER_MAX_FILE_MB"),
