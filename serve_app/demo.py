@@ -1,7 +1,7 @@
 """`make run`: one job through the real application, from start to a video that can be watched.
 
 1. find or make the input (the user's files, or the demo's own)
-2. start `serve run serve_config.yaml` as a child, with a Ray session of its own
+2. start `serve run serve_config.yaml` as a child, with a Ray session and a registry of its own
 3. wait for `GET /hc`
 4. `POST /generate`, and draw `GET /v1/avatar/jobs/{id}/events` as a progress bar meanwhile
 5. fetch the result into `out/`, draw the contact sheet
@@ -128,18 +128,23 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def config_and_port(config: Path, scratch: Path) -> tuple[Path, int]:
-    """Return `config` and its port, or a copy with another port if that one is taken."""
+def own_config(config: Path, scratch: Path) -> tuple[Path, int]:
+    """Write a copy of `config` for this run into `scratch`; return its path and port.
+
+    Two things differ: the job registry is the run's own, so that it neither resumes nor leaves
+    jobs of `make serve`, and the port is another one where that of `config` is taken.
+    """
     document: dict[str, Any] = yaml.safe_load(config.read_text())
     options = document.setdefault("http_options", {})
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
-    if is_free(host, port):
-        return config, port
-    options["port"] = free_port(host)
-    say(f"port {port} is taken, using {options['port']}")
+    if not is_free(host, port):
+        options["port"] = free_port(host)
+        say(f"port {port} is taken, using {options['port']}")
+    for app in document["applications"]:
+        app.setdefault("args", {})["state_dir"] = str(scratch / "state")
     copy = scratch / config.name
     copy.write_text(yaml.safe_dump(document))
-    return copy, options["port"]
+    return copy, options.get("port", port)
 
 
 def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> dict[str, str]:
@@ -170,7 +175,7 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
     key = secrets.token_urlsafe(24)
     # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
     ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-run-", dir="/tmp"))
-    config, port = config_and_port(config, ray_folder)
+    config, port = own_config(config, ray_folder)
     serve = Path(sys.executable).with_name("serve")
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -282,7 +287,11 @@ def run_job(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     request.join(JOB_TIMEOUT_S)
     if request.answer is None:
         raise DemoFailed(f"the application did not answer: {request.error!r}")
-    answer: dict[str, Any] = request.answer.json()
+    try:
+        answer: dict[str, Any] = request.answer.json()
+    except ValueError:
+        text = f"{request.answer.status_code} {request.answer.text[:200]}"
+        raise DemoFailed(f"the application answered {text}") from None
     if answer.get("status") != "success":
         message = answer.get("error_message", request.answer.text)
         raise DemoFailed(f"the job failed (stage {answer.get('stage', 'unknown')}): {message}")

@@ -16,6 +16,7 @@ import yaml
 
 from musetalk_pipeline.faces import make_detector
 from serve_app import demo, demo_media
+from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,30 +77,37 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         demo.media_of(str(tmp_path / "gone.mp4"))
 
 
-def test_free_port_leaves_the_configuration_alone(tmp_path: Path) -> None:
-    config = tmp_path / "serve_config.yaml"
-    port = demo.free_port("127.0.0.1")
-    config.write_text(yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}}))
-    assert demo.config_and_port(config, tmp_path / "scratch") == (config, port)
+def shipped_config(folder: Path, port: int) -> Path:
+    """Return the shipped configuration, but on `port` of this machine alone."""
+    document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    document["http_options"] = {"host": "127.0.0.1", "port": port}
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(document))
+    return config
+
+
+def test_the_run_has_a_registry_of_its_own_and_nothing_else_differs(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    config = shipped_config(tmp_path, demo.free_port("127.0.0.1"))
+    copy, port = demo.own_config(config, scratch)
+    changed, document = yaml.safe_load(copy.read_text()), yaml.safe_load(config.read_text())
+    assert port == document["http_options"]["port"]
+    args = changed["applications"][0]["args"]
+    assert AppArgs.model_validate(args).state_dir == scratch / "state"
+    del args["state_dir"]
+    assert changed == document
 
 
 def test_taken_port_is_avoided(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-        document["http_options"] = {"host": "127.0.0.1", "port": port}
-        config = tmp_path / "serve_config.yaml"
-        config.write_text(yaml.safe_dump(document))
-        copy, chosen = demo.config_and_port(config, scratch)
-    assert chosen != port
-    changed = yaml.safe_load(copy.read_text())
-    assert changed["http_options"].pop("port") == chosen
-    document["http_options"].pop("port")
-    assert changed == document
+        config = shipped_config(tmp_path, taken.getsockname()[1])
+        (tmp_path / "scratch").mkdir()
+        copy, port = demo.own_config(config, tmp_path / "scratch")
+        assert port != taken.getsockname()[1]
+    assert yaml.safe_load(copy.read_text())["http_options"]["port"] == port
 
 
 def test_child_works_for_nobody_else_and_asks_for_a_key(
