@@ -101,7 +101,7 @@ def _what_instead(head: bytes, wanted: str) -> str:
 _FIELDS = (
     "format=nb_streams,start_time,duration"
     ":stream=index,codec_type,codec_name,width,height,pix_fmt,r_frame_rate,avg_frame_rate,time_base"
-    ",start_pts,start_time,duration,nb_frames,sample_rate,channels,sample_aspect_ratio,color_range"
+    ",start_time,duration,nb_frames,sample_rate,channels,color_range"
     ",color_space,color_primaries,color_transfer"
     ":stream_disposition=default,attached_pic,timed_thumbnails,still_image"
     ":stream_side_data=rotation"
