@@ -194,6 +194,7 @@ def measure(
                 raise
             print(f"{subject.name}, {variant}: a batch of {batch} does not fit", file=sys.stderr)
             return
+        print(f"{subject.name}, {variant}, batch {batch}: {wall_s:.3f} s", file=sys.stderr)
         yield Timing(
             network=subject.name,
             variant=variant,
