@@ -10,12 +10,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import Face, PreparedBlock, Speech
+from musetalk_pipeline.artifacts import (
+    AvatarBlock,
+    DrawnFaces,
+    Face,
+    Picture,
+    PreparedBlock,
+    Speech,
+)
 from musetalk_pipeline.blend import unpack_mask
 from musetalk_pipeline.boxes import crop_box
 from musetalk_pipeline.colour import to_bgr
 from musetalk_pipeline.contact_sheet import spread
 from musetalk_pipeline.decode import read_frames
+from musetalk_pipeline.engines.engine import Engine, Listener
+from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import Tools
 from musetalk_pipeline.plan import Block, Segment
@@ -70,42 +79,82 @@ def make_preview(
             limits or MediaLimits(),
             tools.detector,
         )
-        prepared, face = _first_face(job, options, tools)
-        return _draw(job, prepared, face, options, tools)
+        glimpse = take_glimpse(
+            job, options, tools.detector, tools.listener, tools.engine.needs_parse_inputs
+        )
+        return show_glimpse(glimpse, draw_glimpse(glimpse, tools.engine, options), options)
 
 
-def _first_face(job: OpenJob, options: JobOptions, tools: Tools) -> tuple[PreparedBlock, Face]:
-    """Return the first block of one frame, of a few over the clip, that has a face."""
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """What the engine and the paste need of one frame. `pixels`: I420 of the `picture`."""
+
+    prepared: PreparedBlock
+    face: Face
+    speech: Speech
+    segment: Segment
+    pixels: NDArray[np.uint8]
+    picture: Picture
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnGlimpse:
+    """The one frame's avatar and drawn face."""
+
+    avatar: AvatarBlock
+    drawn: DrawnFaces
+
+
+def take_glimpse(
+    job: OpenJob,
+    options: JobOptions,
+    detector: LandmarkDetector,
+    listener: Listener,
+    needs_parse_inputs: bool,
+) -> Glimpse:
+    """Find a frame with a face and the loudest sound of the first segment.
+
+    Raises:
+        NoFaceFound: none of the frames looked at has a face.
+    """
     # A preview shows single frames, which have no neighbours to average with.
     options = replace(options, face=replace(options.face, box_smoothing=0))
-    reached = job.plan.blocks[-1].end
-    for frame in sorted({0, *spread(reached, LOOKS - 1)}):
+    heard = job.plan.segments[0]
+    for frame in sorted({0, *spread(job.plan.blocks[-1].end, LOOKS - 1)}):
         block = Block(0, frame, frame + 1)
-        needs_parse = tools.engine.needs_parse_inputs
-        prepared = prepare_block(job, block, tools.detector, options, needs_parse)
+        prepared = prepare_block(job, block, detector, options, needs_parse_inputs)
         [face] = prepared.faces
-        if face is not None:
-            return prepared, face
+        if face is None:
+            continue
+        speech = listener.listen(job.audio, job.plan.fps, heard, options.speech)
+        loudest = int(np.argmax(speech.loudness))
+        one = slice(loudest, loudest + 1)
+        [pixels] = read_frames(job.source, job.picture, frame, frame + 1)
+        return Glimpse(
+            prepared=prepared,
+            face=face,
+            speech=Speech(speech.features[one], speech.loudness[one], 0.0),
+            segment=Segment(0, heard.start + loudest, heard.start + loudest + 1, 0, frame, 1),
+            pixels=pixels,
+            picture=job.picture,
+        )
     require_face(0, job.plan)
     raise AssertionError("unreachable: require_face raises")
 
 
-def _draw(
-    job: OpenJob, prepared: PreparedBlock, face: Face, options: JobOptions, tools: Tools
-) -> Preview:
-    frame = prepared.block.start
-    heard = job.plan.segments[0]
-    speech = tools.listener.listen(job.audio, job.plan.fps, heard, options.speech)
-    loudest = int(np.argmax(speech.loudness))
-    one = slice(loudest, loudest + 1)
-    segment = Segment(0, heard.start + loudest, heard.start + loudest + 1, 0, frame, 1)
-    avatar = tools.engine.encode(prepared, options.mask)
-    drawn = tools.engine.generate(
-        avatar, Speech(speech.features[one], speech.loudness[one], 0.0), segment, options.speech
+def draw_glimpse(glimpse: Glimpse, engine: Engine, options: JobOptions) -> DrawnGlimpse:
+    """Let the engine draw the one face."""
+    avatar = engine.encode(glimpse.prepared, options.mask)
+    return DrawnGlimpse(
+        avatar, engine.generate(avatar, glimpse.speech, glimpse.segment, options.speech)
     )
-    [pixels] = read_frames(job.source, job.picture, frame, frame + 1)
-    mask = unpack_mask(avatar.masks[0])
-    weight = float(drawn.weights[0])
-    redraw(pixels, job.picture, face, mask, drawn.faces[0], weight, options.mask.blur)
-    size = job.picture.width, job.picture.height
-    return Preview(to_bgr(pixels, *size, job.picture.colour), face, frame)
+
+
+def show_glimpse(glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions) -> Preview:
+    """Paste the drawn face into the frame."""
+    picture, pixels = glimpse.picture, glimpse.pixels.copy()
+    mask = unpack_mask(drawn.avatar.masks[0])
+    weight = float(drawn.drawn.weights[0])
+    redraw(pixels, picture, glimpse.face, mask, drawn.drawn.faces[0], weight, options.mask.blur)
+    frame = to_bgr(pixels, picture.width, picture.height, picture.colour)
+    return Preview(frame, glimpse.face, glimpse.prepared.block.start)

@@ -34,18 +34,20 @@ def build_api(ingress: "Ingress") -> FastAPI:
     )
     api.add_middleware(BodyLimit)
     get, post, delete = ["GET"], ["POST"], ["DELETE"]
-    jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id}"
+    # `path`: an id may hold slashes, encoded or not. The longer route has to come first.
+    jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id:path}"
     for path, methods, endpoint, summary in (
         ("/hc", get, ingress.hc, "Ready for a job?"),
         ("/health", get, ingress.health, "What is running"),
         ("/v1/ping", get, ingress.ping, "Who is there"),
         ("/v1/preflight", get, ingress.preflight, "Try every dependency"),
         ("/generate", post, ingress.generate, "Do a job and wait for it"),
+        ("/v1/avatar/preview", post, ingress.preview, "One frame, to tune the options by"),
         (jobs, post, ingress.create_job, "Enter a job"),
         (jobs, get, ingress.list_jobs, "List jobs, newest first"),
+        (job + "/events", get, ingress.job_events, "Follow a job (server-sent events)"),
         (job, get, ingress.get_job, "The state of a job"),
         (job, delete, ingress.cancel_job, "Cancel a job"),
-        (job + "/events", get, ingress.job_events, "Follow a job (server-sent events)"),
         ("/files/{key:path}", get, ingress.files, "A finished video of the local store"),
     ):
         api.add_api_route(path, endpoint, methods=methods, summary=summary, response_model=None)

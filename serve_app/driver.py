@@ -33,13 +33,22 @@ from musetalk_pipeline.stages import require_face
 from serve_app.metrics import CALLS_RETRIED
 from serve_app.schemas import Phase, Progress
 from serve_app.settings import DriverSettings
-from serve_app.transfers import Assignment, Composed, Description, Finished, Opened, RunFacts
+from serve_app.transfers import (
+    Assignment,
+    Composed,
+    Description,
+    Finished,
+    Opened,
+    PreviewPicture,
+    RunFacts,
+)
 
 logger = logging.getLogger(__name__)
 
 # A dead replica's replacement serves after 4.4 s on a quiet machine (measured); other replicas of
 # the stage are asked after the first pause already.
 RETRY_PAUSES_S = (0.5, 4.0, 10.0)
+PREVIEW_FRAMES = 9  # looked at for a face at most, and one is drawn
 OPEN_SHARE, DRAWN_SHARE = 0.05, 0.95  # progress at the end of the opening and of the segments
 
 
@@ -84,6 +93,7 @@ class JobDriver:
         self._settings = settings
         self._open_timeout_s = open_timeout_s
         self._describe = describe
+        self._frame_s = settings.seconds_per_frame
         self._segments_in_flight = 0
 
     async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
@@ -102,6 +112,28 @@ class JobDriver:
             pieces = await self._compose_all(opened, meter)
             meter.say(Phase.UPLOADING, DRAWN_SHARE)
             return await self._finish(opened, pieces, meter)
+        finally:
+            await asyncio.shield(self._release(work.attempt_id))
+
+    async def preview(self, work: Assignment) -> PreviewPicture:
+        """Make one composited frame of a job, to tune its options by.
+
+        Raises:
+            PipelineError: as `run`.
+        """
+        graph = self._graph
+        try:
+            opened = await self._open(work)
+            handle = graph.pick_pool().handle
+
+            def chain() -> list[Any]:
+                glimpse = graph.preprocessor.glimpse.remote(opened)
+                drawn = handle.draw_glimpse.remote(glimpse, work.options)
+                return [glimpse, drawn, graph.finisher.show.remote(glimpse, drawn, work.options)]
+
+            timeout_s = self._settings.call_timeout_s + PREVIEW_FRAMES * self._frame_s
+            picture: PreviewPicture = await self._call(chain, timeout_s, Stage.INFERENCE)
+            return picture
         finally:
             await asyncio.shield(self._release(work.attempt_id))
 
@@ -166,7 +198,7 @@ class JobDriver:
         self._segments_in_flight += 1
         try:
             kept: list[Any] = []
-            work_s = len(segment) * self._settings.seconds_per_frame
+            work_s = len(segment) * self._frame_s
             # Calls queue behind those of other jobs, so the time allowed grows with their number.
             timeout_s = self._settings.call_timeout_s + work_s * self._segments_in_flight
             composed = await self._call(chain, timeout_s, Stage.INFERENCE, kept)

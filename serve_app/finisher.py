@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces
 from musetalk_pipeline.encode import stitch
 from musetalk_pipeline.errors import UploadFailed
+from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, show_glimpse
 from musetalk_pipeline.stages import compose_segment
+from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
 from serve_app.selection import build_store
 from serve_app.settings import AppArgs, read_environment
 from serve_app.storage import SidecarFacts, StoredOutput, sidecar
 from serve_app.threads import Worker
-from serve_app.transfers import Composed, Description, Finished, Opened, RunFacts
+from serve_app.transfers import Composed, Description, Finished, Opened, PreviewPicture, RunFacts
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ class Finisher:
 
     def __init__(self, args: AppArgs) -> None:
         self._env = read_environment()
+        set_up_logging(self._env)
         self._media = NodeMedia(args, self._env)
         self._media.scratch.start_janitor()
         self._store = build_store(args, self._env)
@@ -79,6 +83,13 @@ class Finisher:
             STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
         total_s = facts.elapsed_s + time.monotonic() - started
         return Finished(stored.url, _metrics(stored, facts, about, seconds, total_s))
+
+    async def show(
+        self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
+    ) -> PreviewPicture:
+        """Paste a preview's face and write the PNG."""
+        preview = await self._threads.run(show_glimpse, glimpse, drawn, options)
+        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
 
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""

@@ -8,9 +8,11 @@ import time
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
 from musetalk_pipeline.errors import PipelineError
-from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.options import JobOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, draw_glimpse
 from serve_app.identity import detect_gpu_class, gpu_class
+from serve_app.logs import set_up_logging
 from serve_app.metrics import FRAMES_DRAWN, STAGE_SECONDS
 from serve_app.selection import build_engine, device_of
 from serve_app.settings import AppArgs, PoolSettings, read_environment
@@ -26,6 +28,7 @@ class Generator:
     def __init__(self, args: AppArgs, pool: PoolSettings) -> None:
         started = time.monotonic()
         env = read_environment()
+        set_up_logging(env)
         self._engine = build_engine(args, pool, env)
         self._engine.warm_up()
         self._description = Description(
@@ -64,6 +67,10 @@ class Generator:
             listen_seconds=speech.seconds,
             peak_memory_mib=self._engine.peak_memory_mib(),
         )
+
+    async def draw_glimpse(self, glimpse: Glimpse, options: JobOptions) -> DrawnGlimpse:
+        """Draw the one face of a preview."""
+        return await self._thread.run(draw_glimpse, glimpse, self._engine, options)
 
     async def preflight(self) -> dict[str, str]:
         """Draw one tiny generation."""

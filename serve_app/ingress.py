@@ -13,6 +13,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import FastAPI, Header, HTTPException, Query
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -20,11 +21,12 @@ from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import generate_answer, job_body
+from serve_app.answers import failure_of, generate_answer, generate_body, job_body
 from serve_app.api import build_api
 from serve_app.driver import Graph, JobDriver, Pool
-from serve_app.jobs import Job, JobRegistry, Origin, Ticket
+from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
+from serve_app.logs import set_up_logging
 from serve_app.polling import Polling, polling_rules
 from serve_app.readiness import Readiness
 from serve_app.schemas import JobCreate, JobRequest
@@ -62,6 +64,7 @@ class Ingress:
     ) -> None:
         self._args = args
         self._env = read_environment()
+        set_up_logging(self._env)
         self._app_name = app_name
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
@@ -76,8 +79,7 @@ class Ingress:
         if self._env.is_buffer:
             # One identity announces one job, so a capacity of n is n slots.
             self._slots = self._env.buffer_capacity
-        # One line per request, heartbeats included, would drown the jobs.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        self._previews = asyncio.Semaphore(self._slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
         self._tasks = [asyncio.create_task(self._slot(slot)) for slot in range(self._slots)]
@@ -197,6 +199,27 @@ class Ingress:
         job = await self._service.wait(job.id)
         return generate_answer(job)
 
+    async def preview(
+        self, request: JobRequest, x_internal_api_key: Annotated[str | None, Header()] = None
+    ) -> Response:
+        """One composited frame (PNG) with its face box drawn in; `X-Face-Box` is x0,y0,x1,y1."""
+        self._check_key(x_internal_api_key)
+        if self._previews.locked():
+            raise QueueFull
+        async with self._previews:
+            try:
+                made = await self._service.preview(request)
+            except PipelineError as error:
+                outcome = failure_of(error, {})
+                body = generate_body(request.musetalk_job_id, outcome)
+                return JSONResponse(body, outcome.status_code)
+        box = made.box
+        headers = {
+            "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
+            "X-Source-Frame": str(made.source_frame),
+        }
+        return Response(made.png, media_type="image/png", headers=headers)
+
     # The asynchronous API --------------------------------------------------------------------
 
     async def create_job(
@@ -215,7 +238,7 @@ class Ingress:
         )
         ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
         job = self._service.submit(request, Origin.ASYNC, ticket)
-        location = {"Location": f"/v1/avatar/jobs/{job.id}"}
+        location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
         return JSONResponse(job_body(job), status_code=202, headers=location)
 
     async def list_jobs(

@@ -7,7 +7,9 @@ import shutil
 from musetalk_pipeline.artifacts import PreparedBlock, Speech
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
+from musetalk_pipeline.preview import Glimpse, take_glimpse
 from musetalk_pipeline.stages import prepare_block
+from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
 from serve_app.selection import build_detector, build_listener, needs_parse_inputs
@@ -22,7 +24,9 @@ class Preprocessor:
     """One loaded landmark detector and one listener."""
 
     def __init__(self, args: AppArgs) -> None:
-        self._media = NodeMedia(args, read_environment())
+        env = read_environment()
+        set_up_logging(env)
+        self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
         self._listener = build_listener(args)
@@ -61,6 +65,18 @@ class Preprocessor:
         )
         STAGE_SECONDS.observe(speech.seconds, {"stage": "listen"})
         return speech
+
+    async def glimpse(self, opened: Opened) -> Glimpse:
+        """Prepare one frame for a preview."""
+        job = await self._media.here(opened, self._threads)
+        return await self._threads.run(
+            take_glimpse,
+            job,
+            opened.work.options,
+            self._detector,
+            self._listener,
+            self._needs_parse_inputs,
+        )
 
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""

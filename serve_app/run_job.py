@@ -36,6 +36,7 @@ from musetalk_pipeline.errors import (
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.addresses import AddressPolicy
 from serve_app.downloads import Downloaded, DownloadLimits, download
+from serve_app.logs import set_up_logging
 from serve_app.put_store import PutStore
 from serve_app.redact import redact
 from serve_app.schemas import JobRequest
@@ -59,7 +60,9 @@ class OneShot:
 def main() -> int:
     """Do the job that the environment describes."""
     try:
-        summary = _do(read_one_shot(os.environ), _read_args(os.environ), read_environment())
+        env = read_environment()
+        set_up_logging(env)
+        summary = _do(read_one_shot(os.environ), _read_args(os.environ), env)
     except (PipelineError, ValueError, OSError) as exc:
         error = exc if isinstance(exc, PipelineError) else _as_pipeline_error(exc)
         print(f"error: {error.code} ({error.stage}): {redact(error.message)}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
@@ -12,7 +13,7 @@ from serve_app.jobs import CANCELLED, Job, JobConflict, JobRegistry, Origin, Tic
 from serve_app.metrics import JOBS_ENDED
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import QueueSettings
-from serve_app.transfers import Assignment, Finished
+from serve_app.transfers import Assignment, Finished, PreviewPicture
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,18 @@ class JobService:
         await self._run(job, lambda progress: None)
         self.registry.forget(self._queue.keep_finished)
         return self.registry.get(job.id)
+
+    async def preview(self, request: JobRequest) -> PreviewPicture:
+        """Make one frame of what `request` would give.
+
+        Raises:
+            PipelineError: the request cannot be done.
+        """
+        options = request.options(self._defaults)
+        attempt_id = uuid.uuid4().hex
+        return await self._driver.preview(
+            Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options)
+        )
 
     async def run_claimed(self, request: JobRequest, report: Callable[[Progress], None]) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import OpenJob
 from serve_app.schemas import JobRequest
@@ -61,6 +62,15 @@ class Finished:
 
     output_url: str
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPicture:
+    """One composited frame as PNG, the face box that was redrawn, and which source frame it is."""
+
+    png: bytes
+    box: Box
+    source_frame: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import httpx
 import numpy as np
 import pytest
@@ -253,3 +254,16 @@ def loudness_per_frame(path: Path, frames: int) -> np.ndarray:
     level = 10 * np.log10(np.mean(parts**2, axis=1) + 1e-7)
     smooth = np.convolve(level, np.ones(3) / 3, mode="same")
     return np.maximum(smooth, -50)
+
+
+def test_a_preview_is_one_frame_with_its_box(app, clip, speech):
+    body = {"musetalk_job_id": "preview", **uris(clip(), speech(1.0)), "params": {"crf": 20}}
+    response = app.client.post("/v1/avatar/preview", json=body)
+    assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+    picture = cv2.imdecode(np.frombuffer(response.content, np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (240, 320, 3)
+    x0, y0, x1, y1 = map(int, response.headers["x-face-box"].split(","))
+    assert 0 <= x0 < x1 <= 320 and 0 <= y0 < y1 <= 240
+    assert picture[y0, x0].tolist() == [0, 220, 0]  # the box is drawn in
+    refused = app.client.post("/v1/avatar/preview", json=body | {"video_url": "file:///etc/passwd"})
+    assert refused.status_code == 422
