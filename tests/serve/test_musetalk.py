@@ -1,0 +1,74 @@
+"""The MuseTalk engine in the graph: the same frames as in one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.serve.running import frames_of, running_app
+
+MAKER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_weights.py"
+pytestmark = pytest.mark.skipif(
+    not MAKER.exists(), reason="needs ../shared/tools/make_weights.py for seeded weights"
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """Seeded random weights of reduced size, in the published layout."""
+    out = tmp_path_factory.mktemp("weights")
+    command = [sys.executable, str(MAKER), str(out), "tiny", "--seed", "1234"]
+    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL)
+    return out / "models"
+
+
+@pytest.fixture(scope="module")
+def app(models, tmp_path_factory, private_temp):
+    """`engine: auto` where weights are."""
+    args = {"engine": "auto", "models_dir": str(models), "landmarks": "mesh"}
+    with running_app(tmp_path_factory.mktemp("musetalk"), **args) as app:
+        yield app
+
+
+def test_a_served_job_equals_the_one_process_pipeline(app, models, clip, speech, tmp_path):
+    from musetalk_pipeline.engines import make_engine, make_listener
+    from musetalk_pipeline.faces.mesh import MeshDetector
+    from musetalk_pipeline.options import JobOptions
+    from musetalk_pipeline.pipeline import Tools, run
+
+    assert app.client.get("/health").json()["engine"] == "musetalk"
+    video, audio = clip(frames=12, faceless=frozenset({4, 5})), speech(0.8)
+    answer = app.generate(
+        musetalk_job_id="tiny", video_url=video.as_uri(), audio_url=audio.as_uri()
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["metrics"]["engine"] == "musetalk"
+    assert answer.json()["metrics"]["model_version"] == "v15"
+
+    alone = tmp_path / "alone.mp4"
+    tools = Tools(
+        MeshDetector(),
+        make_engine("musetalk", models, device="cpu"),
+        make_listener("musetalk", models),
+    )
+    run(video, audio, alone, JobOptions(), tools)
+    served = frames_of(app.output(answer.json(), tmp_path))
+    assert len(served) == 20
+    assert np.array_equal(served, frames_of(alone))
+
+
+def test_options_of_the_request_reach_the_engine(app, clip, speech, tmp_path):
+    made = []
+    for mode in ("jaw", "raw"):
+        answer = app.generate(
+            musetalk_job_id=f"mode-{mode}",
+            video_url=clip(frames=2).as_uri(),
+            audio_url=speech(0.2).as_uri(),
+            params={"parsing_mode": mode},
+        )
+        assert answer.status_code == 200, answer.text
+        (tmp_path / mode).mkdir()
+        made.append(frames_of(app.output(answer.json(), tmp_path / mode)))
+    assert not np.array_equal(*made)
