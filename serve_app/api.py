@@ -19,6 +19,14 @@ MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 30
 
 
+class BadField(Exception):
+    """A field has a value that only this worker can judge, and it is of no use here."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason.rstrip('.')}")
+        self.field = field
+
+
 def build_api(ingress: "Ingress") -> FastAPI:
     """Return the application whose routes are `ingress`'s methods."""
     api = FastAPI(
@@ -27,6 +35,7 @@ def build_api(ingress: "Ingress") -> FastAPI:
         description="A video and an audio in; the same video, its mouth speaking that audio, out.",
         exception_handlers={
             RequestValidationError: _on_invalid,
+            BadField: _on_bad_field,
             JobConflict: _on_conflict,
             QueueFull: _on_full,
             400: _on_unreadable,
@@ -61,6 +70,13 @@ async def _on_invalid(request: Request, exc: Exception) -> JSONResponse:
     field = ".".join(str(part) for part in first["loc"] if part != "body")
     message = f"The request is not valid: {field or 'body'}: {first['msg']}."
     return JSONResponse(generate_body("", invalid_request(message, field=field)), 422)
+
+
+async def _on_bad_field(request: Request, exc: Exception) -> JSONResponse:
+    """Say which field no worker can do anything with."""
+    assert isinstance(exc, BadField)
+    failure = invalid_request(f"The request is not valid: {exc}.", field=exc.field)
+    return JSONResponse(generate_body("", failure), 422)
 
 
 async def _on_unreadable(request: Request, exc: Exception) -> JSONResponse:

@@ -22,7 +22,7 @@ from ray import serve
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
 from serve_app.answers import failure_of, generate_answer, generate_body, job_body
-from serve_app.api import build_api
+from serve_app.api import BadField, build_api
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
@@ -312,18 +312,18 @@ class Ingress:
 
     def _check_bearer(self, header: str | None) -> None:
         scheme, _, token = (header or "").partition(" ")
-        if self._env.worker_token is None:
-            raise HTTPException(403, "Set WORKER_TOKEN to use this call.")
         given = token if scheme.lower() == "bearer" and token else None
-        _check_secret(given, self._env.worker_token, "Authorization: Bearer")
+        if given is not None and self._env.worker_token is None:
+            raise HTTPException(403, "This worker has no WORKER_TOKEN, so no token is right.")
+        _check_secret(given, self._env.worker_token or "", "Authorization: Bearer")
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:
-            raise HTTPException(422, "webhook_url: this worker has no WEBHOOK_SECRET to sign with.")
+            raise BadField("webhook_url", "this worker has no WEBHOOK_SECRET to sign with")
         try:
             await self._webhooks.check_target(url)
         except PipelineError as exc:
-            raise HTTPException(422, f"webhook_url: {exc.message}") from exc
+            raise BadField("webhook_url", exc.message) from exc
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
@@ -364,4 +364,4 @@ def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
     try:
         return float(created), job_id
     except ValueError:
-        raise HTTPException(422, "cursor: use the next_cursor of an earlier answer.") from None
+        raise BadField("cursor", "use the next_cursor of an earlier answer") from None

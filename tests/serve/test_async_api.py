@@ -146,7 +146,8 @@ def test_a_webhook_tells_of_the_end_and_is_signed(guarded, media):
 
 def test_a_webhook_to_a_private_address_is_refused(guarded, media):
     body = media | {"webhook_url": "http://10.0.0.1/hook"}
-    assert create(guarded, body).status_code == 422
+    refused = create(guarded, body)
+    assert (refused.status_code, refused.json()["details"]) == (422, {"field": "webhook_url"})
 
 
 @contextlib.contextmanager
