@@ -33,7 +33,8 @@ class Segment:
     """A run of consecutive output frames, `[start, end)`, that draws on one block forwards or
     backwards.
 
-    Output frame `start + j` shows source frame `first_source + j * step`.
+    Output frame `start + j` shows source frame `first_source + j * step`; or, where the whole
+    source is one block of `turns` frames, wherever going back and forth in it has come to.
     """
 
     index: int
@@ -42,12 +43,15 @@ class Segment:
     block: int
     first_source: int
     step: int  # +1 forwards, -1 on the way back
+    turns: int | None = None
 
     def __len__(self) -> int:
         return self.end - self.start
 
     def source_frames(self) -> list[int]:
         """Source frame of each output frame, in output order."""
+        if self.turns is not None:
+            return [source_of(frame, self.turns) for frame in range(self.start, self.end)]
         return [self.first_source + j * self.step for j in range(len(self))]
 
 
@@ -82,8 +86,9 @@ def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BL
     """Cut the source into blocks and the output into segments.
 
     Only blocks that the output reaches are listed, and only as far as it reaches. A segment ends
-    where its block ends or where the ping-pong order turns, so the run within one segment always
-    has one direction.
+    where its block ends or where the ping-pong order turns, so the run within one segment has one
+    direction. A source shorter than a block would give a segment per turn, in the extreme one per
+    frame; its segments go on through the turns and are as long as a block may be.
     """
     if n_source < 1 or n_output < 1:
         raise ValueError(f"nothing to plan: {n_source} source and {n_output} output frames")
@@ -93,7 +98,18 @@ def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BL
         Block(index, start, min(start + size, reached))
         for index, start in enumerate(range(0, reached, size))
     )
-    return FramePlan(n_source, n_output, fps, blocks, tuple(_segments(n_source, n_output, blocks)))
+    if n_source < min(size, n_output):
+        segments = _turning_segments(n_source, n_output, size)
+    else:
+        segments = _segments(n_source, n_output, blocks)
+    return FramePlan(n_source, n_output, fps, blocks, tuple(segments))
+
+
+def _turning_segments(n_source: int, n_output: int, size: int) -> list[Segment]:
+    return [
+        Segment(index, at, min(at + size, n_output), 0, source_of(at, n_source), 1, n_source)
+        for index, at in enumerate(range(0, n_output, size))
+    ]
 
 
 def _segments(n_source: int, n_output: int, blocks: tuple[Block, ...]) -> list[Segment]:

@@ -299,6 +299,11 @@ def _frames_in_order(
     """
     shown = segment.source_frames()
     alone = partial(read_frames, job.source, job.picture)
+    if segment.turns is not None:
+        kept = list(_checked(alone(0, segment.turns), check))
+        # Copies: a frame may be shown again, and what is drawn into it is for one showing.
+        yield from (kept[frame].copy() for frame in shown)
+        return
     if segment.step > 0:
         yield from _checked((read or alone)(shown[0], shown[-1] + 1), check)
         return

@@ -31,6 +31,7 @@ WANTED_S = 5.0  # a waiting connection renews its wish well within this
 CLAIM_GRACE_S = 120.0
 TERMINAL = ("succeeded", "failed", "cancelled")
 
+SCHEMA_VERSION = 1  # counts up with every change of the columns
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, request TEXT NOT NULL, content_key TEXT NOT NULL, origin TEXT NOT NULL,
@@ -143,7 +144,16 @@ class JobRegistry:
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
+        self._make_tables()
+
+    def _make_tables(self) -> None:
+        """Create the table anew if it is of another version."""
+        [version] = self._db.execute("PRAGMA user_version").fetchone()
+        if version != SCHEMA_VERSION:
+            # Jobs of an older worker ended with it: their callers ask again, and get done again.
+            self._db.execute("DROP TABLE IF EXISTS jobs")
         self._db.executescript(SCHEMA)
+        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the file. The registry cannot be used afterwards."""

@@ -335,7 +335,7 @@ class TestRefusals:
         with pytest.raises(JobCancelled):
             self.make(
                 clip(frames=12),
-                speech(1.4),
+                speech(6.0),
                 tmp_path,
                 tools,
                 watch=Watch(cancelled),

@@ -69,3 +69,11 @@ def test_only_the_frames_that_the_audio_reaches_are_prepared(n_source, n_output,
 def test_nothing_to_plan_is_refused():
     with pytest.raises(ValueError, match="nothing to plan"):
         plan_frames(10, 0, Fraction(25))
+
+
+def test_a_short_source_makes_long_segments():
+    plan = plan_frames(1, 250, Fraction(25), 2.0)
+    assert [len(segment) for segment in plan.segments] == [50] * 5
+    plan = plan_frames(3, 100, Fraction(25), 2.0)
+    assert plan.segments[0].source_frames()[:8] == [0, 1, 2, 2, 1, 0, 0, 1]
+    assert len(plan.segments) == 2
