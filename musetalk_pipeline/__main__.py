@@ -88,7 +88,7 @@ def _do(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Tools:
-    engine = choose_engine(args.engine, args.models, args.version, args.device)
+    engine = choose_engine(args.engine, args.models, args.version)
     landmarks = args.landmarks or _best_landmarks(engine, args.models)
     cores = len(os.sched_getaffinity(0))
     return Tools(

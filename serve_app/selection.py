@@ -4,7 +4,14 @@ import importlib.util
 from pathlib import Path
 from typing import Literal
 
-from musetalk_pipeline.engines import Engine, Listener
+from musetalk_pipeline.engines import (
+    Engine,
+    EngineName,
+    Listener,
+    choose_engine,
+    make_engine,
+    make_listener,
+)
 from musetalk_pipeline.faces import LandmarkDetector, make_detector
 from serve_app.b2 import B2Settings, B2Store
 from serve_app.local_store import LocalStore
@@ -15,9 +22,9 @@ from serve_app.storage import OutputStore
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
     """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
     models = args.models_dir.absolute()
-    engine = args.engine
-    if engine == "auto":
-        engine = "musetalk" if _has_weights(models, args, env) else "warp"
+    engine = choose_engine(args.engine, models, args.version)
+    if args.engine == "auto" and env.unet_path is not None and env.unet_path.is_file():
+        engine = "musetalk"
     landmarks = args.landmarks
     if landmarks == "auto":
         landmarks = "mesh" if engine == "warp" else _best_landmarks(models)
@@ -40,33 +47,22 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
 
 def build_listener(args: AppArgs) -> Listener:
     """Load the configured engine's listener."""
-    if args.engine == "musetalk":
-        from musetalk_pipeline.audio import WhisperListener
-
-        return WhisperListener(args.models_dir)
-    from musetalk_pipeline.engines.warp import WarpListener
-
-    return WarpListener()
+    return make_listener(_engine_of(args), args.models_dir)
 
 
 def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
     """Load the configured engine for one pool."""
-    if args.engine == "musetalk":
-        from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
-
-        options = MuseTalkOptions(
-            version=args.version,
-            device=device_of(pool),
-            precision=pool.dtype,
-            batch_size=pool.batch_size or env.batch_size,
-            threads=pool.threads,
-            unet_weights=env.unet_path,
-            unet_config=env.unet_config,
-        )
-        return MuseTalkEngine(args.models_dir, options)
-    from musetalk_pipeline.engines.warp import WarpEngine
-
-    return WarpEngine()
+    return make_engine(
+        _engine_of(args),
+        args.models_dir,
+        version=args.version,
+        device=device_of(pool),
+        precision=pool.dtype,
+        batch_size=pool.batch_size or env.batch_size,
+        threads=pool.threads,
+        unet_weights=env.unet_path,
+        unet_config=env.unet_config,
+    )
 
 
 def needs_parse_inputs(args: AppArgs) -> bool:
@@ -91,12 +87,9 @@ def device_of(pool: PoolSettings) -> str:
     return pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
 
 
-def _has_weights(models: Path, args: AppArgs, env: Environment) -> bool:
-    folder = "musetalkV15" if args.version == "v15" else "musetalk"
-    name = "unet.pth" if args.version == "v15" else "pytorch_model.bin"
-    unet = env.unet_path or models / folder / name
-    vae = models / "sd-vae" / "config.json"
-    return unet.is_file() and vae.is_file()
+def _engine_of(args: AppArgs) -> EngineName:
+    assert args.engine != "auto", "resolve() comes first"
+    return args.engine
 
 
 def _best_landmarks(models: Path) -> Literal["mesh", "onnx", "mmpose"]:

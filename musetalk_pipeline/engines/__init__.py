@@ -35,23 +35,17 @@ _OTHERS = ("sd-vae", "whisper", "face-parse-bisent")
 
 
 def choose_engine(
-    choice: EngineChoice, models_dir: Path | None, version: Version = "v15", device: str = "auto"
+    choice: EngineChoice, models_dir: Path | None, version: Version = "v15"
 ) -> EngineName:
     """Return the engine that `choice` means on this machine.
 
-    `auto` is `musetalk` where its weights are found and there is a GPU, or a `device` was named;
-    else `warp`: without a GPU the networks take 1,400 s for a clip of 10 s
-    (musetalk_reference §6.3).
+    `auto` is `musetalk` where its weights are found, else `warp`. Whoever has the weights wants
+    them used, on a CPU too, where a clip of 10 s takes 15 minutes (musetalk_reference §6.3).
     """
     if choice != "auto":
         return choice
-    if models_dir is None or not has_weights(models_dir, version):
-        return "warp"
-    if device != "auto":
-        return "musetalk"
-    import torch  # late: only now is it needed, and it takes seconds
-
-    return "musetalk" if torch.cuda.is_available() else "warp"
+    found = models_dir is not None and has_weights(models_dir, version)
+    return "musetalk" if found else "warp"
 
 
 def has_weights(models_dir: Path, version: Version = "v15") -> bool:
@@ -71,6 +65,8 @@ def make_engine(
     precision: Precision = "float32",
     batch_size: int | None = None,
     threads: int | None = None,
+    unet_weights: Path | None = None,
+    unet_config: Path | None = None,
 ) -> Engine:
     """Load the engine `name`; `warp` needs nothing, and none of the other arguments.
 
@@ -84,7 +80,13 @@ def make_engine(
     from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
 
     options = MuseTalkOptions(
-        version=version, device=device, precision=precision, batch_size=batch_size, threads=threads
+        version=version,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        unet_weights=unet_weights,
+        unet_config=unet_config,
     )
     return MuseTalkEngine(_models(models_dir), options)
 

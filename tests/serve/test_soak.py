@@ -116,6 +116,7 @@ def media(clip, speech, tmp_path_factory) -> Iterator[FlakyMedia]:
     shapes = [(12, 160, 120), (20, 240, 180), (25, 320, 240)]
     files = {f"clip{n}.mp4": clip(frames=n, width=w, height=h).read_bytes() for n, w, h in shapes}
     files |= {f"speech{n}.wav": speech(n / 25).read_bytes() for n in (10, 15, 20, 25)}
+    files["long.wav"] = speech(20.0).read_bytes()
     pattern = tmp_path_factory.mktemp("pattern") / "pattern.mp4"
     lavfi = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=d=0.6:s=320x240:r=25"]
     subprocess.run([*lavfi, "-pix_fmt", "yuv420p", str(pattern)], check=True, timeout=60)
@@ -179,7 +180,7 @@ class Soak:
         self.cases[case.id] = case
         scenarios: list[tuple[Callable[[Case, random.Random], None], int]] = [
             (self.generate, 30), (self.create, 30), (self.claim, 25),
-            (self.leave, 5), (self.cancel, 5), (self.cancel_claimed, 5),
+            (self.leave, 5), (self.cancel, 5), (self.cancel_claimed, 5), (self.reassign, 5),
         ]  # fmt: skip
         [scenario] = rng.choices(
             [each for each, _ in scenarios], [weight for _, weight in scenarios]
@@ -244,6 +245,15 @@ class Soak:
         if rng.random() < 0.2 and case.code is None:
             self.orchestrator.hand_out_again(case.id)
             self._wait_reported(case, claims=2)
+
+    def reassign(self, case: Case, rng: random.Random) -> None:
+        """Let the orchestrator hand the job out again while the worker runs it."""
+        case.is_claimed = True
+        job = self.orchestrator.jobs[self.orchestrator.add_job(case.id, **case.body)]
+        self.orchestrator.wait_until(lambda: job.claims > 0, END_S)
+        time.sleep(rng.uniform(0, 2))
+        self.orchestrator.hand_out_again(case.id)
+        self._wait_reported(case, claims=2)
 
     def cancel_claimed(self, case: Case, rng: random.Random) -> None:
         """Let the orchestrator cancel a job, waiting or running."""
@@ -516,7 +526,11 @@ def _assert_output(app: RunningApp, job: dict[str, Any], case: Case) -> None:
 def _assert_reported(orchestrator: FakeOrchestrator, job: dict[str, Any]) -> None:
     """The same report may have been accepted twice (an answer was lost); no other one."""
     reported = orchestrator.jobs[job["id"]]
-    reports = {json.dumps(report, sort_keys=True) for report in reported.accepted}
+    same = ("status", "phase", "output_url", "error", "metrics")  # not: which slot reported it
+    reports = {
+        json.dumps([report.get(name) for name in same], sort_keys=True)
+        for report in reported.accepted
+    }
     if reported.status == "cancelled":
         assert len(reports) <= 1, reported
         return
@@ -537,6 +551,23 @@ def soak(media, tmp_path_factory, private_temp) -> Iterator[Soak]:
         folder = tmp_path_factory.mktemp("soak")
         with running_app(folder, env=env, key=KEY, queue=queue) as app:
             yield Soak(app, orchestrator, media)
+
+
+@pytest.mark.slow
+def test_a_job_that_moves_to_another_slot_is_still_done(soak):
+    rng = random.Random(SEED)
+    case = soak.case(JOBS, rng)
+    base = case.body["audio_url"].rsplit("/", 1)[0].replace("/missing/", "/fine/")
+    urls = {"video_url": f"{base}/clip25.mp4", "audio_url": f"{base}/long.wav"}
+    case = Case(case.id, case.body | urls, 500, is_claimed=True)
+    soak.cases[case.id] = case
+    job = soak.orchestrator.jobs[soak.orchestrator.add_job(case.id, **case.body)]
+    soak.orchestrator.wait_until(lambda: len(job.progress) > 1, END_S)
+    first = job.worker_id
+    soak.orchestrator.hand_out_again(case.id)
+    soak.orchestrator.wait_until(lambda: len(job.accepted) > 0, END_S)
+    assert job.worker_id != first
+    assert (job.status, job.error) == ("succeeded", None)
 
 
 @pytest.mark.slow

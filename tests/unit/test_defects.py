@@ -160,8 +160,8 @@ def test_defaults_name_what_exists(tmp_path):
     (tmp_path / "musetalk" / "pytorch_model.bin").touch()
     for folder in ("sd-vae", "whisper", "face-parse-bisent"):
         (tmp_path / folder).mkdir()
-    assert choose_engine("auto", tmp_path, "v15", "cpu") == "warp"
-    assert choose_engine("auto", tmp_path, "v1", "cpu") == "musetalk"
+    assert choose_engine("auto", tmp_path, "v15") == "warp"
+    assert choose_engine("auto", tmp_path, "v1") == "musetalk"
 
 
 def test_every_weight_file_is_looked_for(tmp_path):
