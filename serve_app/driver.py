@@ -425,8 +425,9 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
 def _cancel(responses: list[Any]) -> None:
     """End calls that may be running; those that have ended, well or badly, stay as they are."""
     for response in responses:
-        # Cancelling a call that could not be sent raises what sending it raised.
-        with contextlib.suppress(RayError, RayServeException):
+        # Cancelling a call that could not be sent raises what sending it raised, and that may be
+        # anything: Ray raises an AttributeError where an argument's replica has died.
+        with contextlib.suppress(Exception):
             response.cancel()
 
 
