@@ -22,7 +22,6 @@ from orchestrator.client import (
 )
 from serve_app.claim_journal import ClaimJournal
 from serve_app.identity import detect_gpu_class, gpu_class, new_worker_id, slot_id, worker_id
-from serve_app.jobs import Origin
 from serve_app.outbox import Outbox
 from serve_app.service import JobService
 from serve_app.settings import Environment, EnvironmentInvalid
@@ -138,9 +137,7 @@ class Polling:
         return BufferClient(http, profile) if self._rules.is_buffer else MainClient(http, profile)
 
     async def _cancel(self, job_id: str) -> None:
-        job = self._service.registry.get(job_id)
-        if job is not None and job.origin is Origin.CLAIMED:
-            self._service.registry.cancel(job_id)
+        self._service.void_claim(job_id)
 
 
 def _kept_id(state: Path) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
@@ -37,6 +38,9 @@ class JobService:
         self._queue = queue
         self._defaults = defaults
         self.active_jobs = 0
+        # By job id: slots that the orchestrator gave the job to, and those that it took it from.
+        self._claims: Counter[str] = Counter()
+        self._void_claims: Counter[str] = Counter()
 
     def submit(self, request: JobRequest, origin: Origin, ticket: Ticket | None = None) -> Job:
         """Enter a job or join the same one.
@@ -88,6 +92,27 @@ class JobService:
 
     async def run_claimed(self, request: JobRequest, report: Callable[[Progress], None]) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""
+        job_id = request.musetalk_job_id
+        self._claims[job_id] += 1
+        try:
+            return await self._run_claimed(request, report)
+        finally:
+            self._claims[job_id] -= 1
+            if not self._claims[job_id]:
+                del self._claims[job_id], self._void_claims[job_id]
+
+    def void_claim(self, job_id: str) -> None:
+        """End a job that the orchestrator took from a slot, unless another slot here has it now."""
+        self._void_claims[job_id] += 1
+        job = self.registry.get(job_id)
+        if self._void_claims[job_id] < self._claims[job_id]:
+            logger.info("job moved to another slot", extra={"job_id": job_id})
+        elif job is not None and job.origin is Origin.CLAIMED:
+            self.registry.cancel(job_id)
+
+    async def _run_claimed(
+        self, request: JobRequest, report: Callable[[Progress], None]
+    ) -> Outcome:
         try:
             job = self.submit(request, Origin.CLAIMED)
         except JobConflict:

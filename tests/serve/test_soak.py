@@ -29,7 +29,14 @@ import av
 import httpx
 import pytest
 
-from tests.contract.fake_orchestrator import FakeOrchestrator, answer, close, lost_answer, stall
+from tests.contract.fake_orchestrator import (
+    FakeOrchestrator,
+    Kind,
+    answer,
+    close,
+    lost_answer,
+    stall,
+)
 from tests.serve.running import RunningApp, running_app
 
 JOBS = int(os.environ.get("LIPSYNC_SOAK_JOBS", "200"))
@@ -320,7 +327,7 @@ class Soak:
         job = self.orchestrator.jobs[case.id]
         deadline = time.monotonic() + END_S
         while time.monotonic() < deadline:
-            if job.claims >= claims and job.accepted and job.status != "queued":
+            if job.claims >= claims and job.status in TERMINAL:
                 return
             if job.status == "running" and self._is_claim_lost(case):
                 # Its answer went down with a connection. An orchestrator sees that by the
@@ -341,7 +348,7 @@ class Soak:
 
     def fault(self, rng: random.Random) -> None:
         """Let something go wrong between the worker and the orchestrator."""
-        kinds = ("heartbeat", "claim", "progress", "final")
+        kinds: tuple[Kind, ...] = ("heartbeat", "claim", "progress", "final")
         chosen = rng.randrange(5)
         self.seen["network fault"] += 1
         if chosen == 0:
