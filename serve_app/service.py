@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 1.0  # how soon a cancelled job, or one that nobody waits for, is noticed
 LOOK_S = 0.1  # how often a waiting caller looks at its job; a look is one indexed read
-LAST_WISH_S = 0.5  # a client that left: long enough for another waiting one to renew its wish
+WISH_S = 0.5  # how often a waiting caller says that it still waits; a wish is a write
+LAST_WISH_S = 1.5  # a client that left: long enough for another waiting one to renew its wish
+SWEEP_S = 1.0
 
 
 class JobService:
@@ -55,6 +58,7 @@ class JobService:
 
     async def wait(self, job_id: str) -> Job:
         """Wait for a job's end, and keep it wanted while somebody does."""
+        wished_at = float("-inf")
         try:
             while True:
                 job = self.registry.get(job_id)
@@ -62,7 +66,9 @@ class JobService:
                     raise KeyError(job_id)
                 if job.is_terminal:
                     return job
-                self.registry.want(job_id)
+                if time.monotonic() - wished_at > WISH_S:
+                    self.registry.want(job_id)
+                    wished_at = time.monotonic()
                 await asyncio.sleep(LOOK_S)
         except asyncio.CancelledError:
             self.registry.want(job_id, LAST_WISH_S)
@@ -70,7 +76,7 @@ class JobService:
 
     async def work(self) -> Job | None:
         """Run the next job that waits, to its end; None if there is none."""
-        self.registry.sweep(self._queue.max_attempts)
+        self._sweep()
         job = self.registry.take(self._queue.lease_s, self._queue.max_attempts)
         if job is None:
             return None
@@ -127,9 +133,15 @@ class JobService:
                 raise KeyError(job.id)
             job = found
             report(job.progress)
-            self.registry.sweep(self._queue.max_attempts)
+            self._sweep()
         assert job.outcome is not None
         return job.outcome
+
+    def _sweep(self) -> None:
+        """End what can never be taken, now and then: every slot asks several times a second."""
+        if time.monotonic() - self._swept_at > SWEEP_S:
+            self.registry.sweep(self._queue.max_attempts)
+            self._swept_at = time.monotonic()
 
     async def _run(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
         """Drive one attempt to its outcome and store it."""
