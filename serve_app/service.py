@@ -41,6 +41,7 @@ class JobService:
         self._queue = queue
         self._defaults = defaults
         self.active_jobs = 0
+        self._swept_at = float("-inf")
         # By job id: slots that the orchestrator gave the job to, and those that it took it from.
         self._claims: Counter[str] = Counter()
         self._void_claims: Counter[str] = Counter()
