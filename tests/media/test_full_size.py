@@ -11,7 +11,7 @@ import pytest
 MAKER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_weights.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not MAKER.exists(), reason="needs ../shared/tools/make_weights.py")
 def test_one_second_at_full_size(clip, speech, tmp_path):
