@@ -43,7 +43,7 @@ test-gpu:  ## the tests that need a CUDA GPU
 	@scripts/setup.sh dev
 	$(PY) -m pytest -m gpu
 
-check: lint types  ## exactly what CI runs: lint, types, import rules, every test
+check: lint types  ## exactly what CI runs: lint, types, import rules, every test but the long ones
 	@$(MAKE) --no-print-directory test MARKS="not long and not gpu"
 
 lint:  ## ruff: rules and layout
