@@ -150,6 +150,8 @@ import sys
 
 if importlib.util.find_spec("torchvision"):
     sys.exit("set-up: torchvision got installed; it breaks CPU torch. Run 'make clean' and start again.")
+import os
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # onnxruntime reports home on import
 import av, cv2, diffusers, fastapi, onnxruntime, ray.serve, torch, transformers  # noqa: E401
 
 build = sys.argv[1]
