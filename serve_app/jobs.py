@@ -73,6 +73,9 @@ UPDATE jobs SET status = 'cancelled', outcome = :outcome, lease_until = NULL, up
 RETURNING id
 """
 
+# Ended for want of a client, but not cancelled, and a client (or the asynchronous API) came since.
+WANTED_AGAIN = "NOT cancel_requested AND (origin = 'async' OR wanted_until >= :now)"
+
 
 class Origin(StrEnum):
     """How a job came in, which decides who may end it."""
@@ -235,14 +238,21 @@ class JobRegistry:
             ).rowcount
         return bool(done)
 
-    def requeue(self, job: Job) -> None:
-        """Put a running attempt's job back, as if never started; the next `take` starts it."""
+    def requeue(self, job: Job, *, if_wanted: bool = False) -> bool:
+        """Put a running attempt's job back, as if never started; the next `take` starts it.
+
+        False if it stays: the attempt is no longer the job's, or, with `if_wanted`, nobody wants
+        the job (any more, or again).
+        """
+        condition = WANTED_AGAIN if if_wanted else "TRUE"
         with self._transaction() as db:
-            db.execute(
+            done = db.execute(
                 "UPDATE jobs SET status = 'queued', attempt = attempt - 1, lease_until = NULL, "
-                "updated = ? WHERE id = ? AND attempt_id = ? AND status = 'running'",
-                (self._clock(), job.id, job.attempt_id),
-            )
+                "updated = :now WHERE id = :id AND attempt_id = :attempt_id "
+                f"AND status = 'running' AND {condition}",
+                {"now": self._clock(), "id": job.id, "attempt_id": job.attempt_id},
+            ).rowcount
+        return bool(done)
 
     def cancel(self, job_id: str) -> Job | None:
         """Ask for a job's end: at once if it waits, at its next beat if it runs. None: unknown."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from musetalk_pipeline.errors import UploadFailed
 from serve_app.storage import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
 
 _READ_BLOCK_BYTES = 1 << 20
+# A file that is being written is locked well within this of its creation.
+_LOCKED_WITHIN_S = 1.0
 _OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
@@ -28,11 +34,12 @@ class LocalStore:
         self._base_url = base_url.rstrip("/")
 
     def check(self) -> None:
-        """Create the folder and write to it once."""
+        """Create the folder, write to it once, and remove what killed writers left half-done."""
         probe = self._folder / f".check-{secrets.token_hex(6)}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"ok")
+            self._remove_abandoned()
         except OSError as exc:
             raise UploadFailed(
                 f"Storage check failed: the output folder cannot be written to "
@@ -51,9 +58,11 @@ class LocalStore:
         part = self._folder / f".{name}.{secrets.token_hex(6)}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            size_bytes, digest = _copy_durably(video, part)
+            with _durable(part) as writer:
+                size_bytes, digest = _copy(video, writer)
             os.replace(part, self._folder / (name + VIDEO_SUFFIX))
-            _write_durably(part, sidecar)
+            with _durable(part) as writer:
+                writer.write(sidecar)
             os.replace(part, self._folder / (name + SIDECAR_SUFFIX))
         except OSError as exc:
             raise _folder_failed(exc) from exc
@@ -74,6 +83,15 @@ class LocalStore:
         path = self._folder / key
         return path if path.is_file() and not path.is_symlink() else None
 
+    def _remove_abandoned(self) -> None:
+        """Remove half-written files whose writer, in whatever process, has died."""
+        for part in self._folder.glob(".*.part"):
+            with contextlib.suppress(OSError), part.open("rb") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime < _LOCKED_WITHIN_S:
+                    continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a writer lives
+                part.unlink()
+
 
 def _folder_failed(exc: OSError) -> UploadFailed:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -83,23 +101,24 @@ def _folder_failed(exc: OSError) -> UploadFailed:
     )
 
 
-def _copy_durably(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file onto the disk itself; return its size in bytes and SHA-256 in hex."""
+@contextlib.contextmanager
+def _durable(target: Path) -> Iterator[BinaryIO]:
+    """Open a new file that is locked while it is written and on the disk itself afterwards."""
+    with target.open("xb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        yield writer
+        writer.flush()
+        # A result that was reported must survive the machine's next crash.
+        os.fsync(writer.fileno())
+
+
+def _copy(source: Path, writer: BinaryIO) -> tuple[int, str]:
+    """Copy a file; return its size in bytes and SHA-256 in hex."""
     digest = hashlib.sha256()
     size_bytes = 0
-    with source.open("rb") as reader, target.open("xb") as writer:
+    with source.open("rb") as reader:
         while block := reader.read(_READ_BLOCK_BYTES):
             digest.update(block)
             size_bytes += len(block)
             writer.write(block)
-        writer.flush()
-        # A result that was reported must survive the machine's next crash.
-        os.fsync(writer.fileno())
     return size_bytes, digest.hexdigest()
-
-
-def _write_durably(target: Path, content: bytes) -> None:
-    with target.open("xb") as writer:
-        writer.write(content)
-        writer.flush()
-        os.fsync(writer.fileno())

@@ -174,20 +174,29 @@ class JobService:
         finally:
             self.active_jobs -= 1
         outcome, latest = _outcome(drive, verdict, latest)
-        if not self.registry.finish(job, outcome, latest):
+        if verdict is Verdict.CANCELLED and self.registry.requeue(job, if_wanted=True):
+            logger.info("job is wanted again", extra={"job_id": job.id})
+        elif self.registry.finish(job, outcome, latest):
+            log_end(job, outcome)
+        else:
             logger.warning("late outcome dropped", extra={"job_id": job.id})
-        log_end(job, outcome)
         return outcome
 
     async def _watch(
         self, job: Job, drive: "asyncio.Task[Finished]", progress: Callable[[], Progress]
     ) -> Verdict:
-        """Keep the lease until `drive` ends; end it when the job is cancelled or taken over."""
+        """Keep the lease until `drive` ends; end it when the job is cancelled or taken over.
+
+        Once the upload has begun a job is not cancelled any more, so that no output is ever stored
+        for a job that ends as cancelled.
+        """
         while True:
             done, _ = await asyncio.wait({drive}, timeout=BEAT_S)
             if done:
                 return Verdict.GO_ON
             verdict = self.registry.beat(job, self._queue.lease_s, progress())
+            if verdict is Verdict.CANCELLED and progress().phase is Phase.UPLOADING:
+                continue  # an upload cannot be taken back: a job that has got so far is done
             if verdict is not Verdict.GO_ON:
                 await _end(drive)
                 return verdict

@@ -196,6 +196,34 @@ def test_lookups_take_any_text(key: str) -> None:
     assert LocalStore(Path("/nonexistent-folder"), "").resolve(key) is None
 
 
+def test_what_a_killed_writer_left_is_removed_at_the_next_start(
+    local: LocalStore, video: Path, tmp_path: Path
+) -> None:
+    local.check()
+    folder = tmp_path / "outputs" / "deep"
+    endless = tmp_path / "endless.mp4"
+    os.mkfifo(endless)
+    put = "import sys; from pathlib import Path; from serve_app.local_store import LocalStore;"
+    put += "LocalStore(Path(sys.argv[1]), 'http://h').put('job', Path(sys.argv[2]), b'{}')"
+    writer = subprocess.Popen([sys.executable, "-c", put, folder, endless], cwd=ROOT)
+    try:
+        with endless.open("wb") as source:  # opens once the writer reads
+            source.write(b"half")
+            source.flush()
+            [part] = folder.iterdir()
+            os.utime(part, (0, 0))
+            local.check()
+            assert part.exists(), "a living writer's file is its own"
+            writer.kill()
+            writer.wait(10)
+    finally:
+        writer.kill()
+        writer.wait(10)
+    assert part.exists()
+    local.check()
+    assert names(folder) == set()
+
+
 def test_a_folder_that_cannot_be_written_is_found_at_start(tmp_path: Path, video: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     store = LocalStore(tmp_path / "file" / "below", "")

@@ -151,6 +151,20 @@ def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
+def test_a_job_whose_client_comes_back_while_it_is_being_ended_starts_again(registry, clock):
+    registry.submit(request(), Origin.SYNC, 10)
+    job = take(registry)
+    clock.now += 6
+    assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
+    assert not registry.requeue(job, if_wanted=True)
+    registry.submit(request(), Origin.SYNC, 10)
+    assert registry.requeue(job, if_wanted=True)
+    again = take(registry)
+    assert (again.attempt, again.attempt_id) != (job.attempt, job.attempt_id)
+    registry.cancel("a")
+    assert not registry.requeue(again, if_wanted=True)
+
+
 def test_a_waiting_job_that_the_asynchronous_api_joins_outlives_its_client(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     registry.submit(request(), Origin.ASYNC, 10)

@@ -1,0 +1,97 @@
+"""Ending jobs: what is cancelled, what is done, and what starts again."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from musetalk_pipeline.options import JobOptions
+from serve_app import service as service_module
+from serve_app.jobs import JobRegistry, Origin
+from serve_app.schemas import JobRequest, Phase, Progress
+from serve_app.service import JobService
+from serve_app.settings import QueueSettings
+from serve_app.transfers import Assignment, Finished
+
+
+class SlowDriver:
+    """Stays in one phase until told to go on; the graph is not what is tested here."""
+
+    def __init__(self, phase: Phase) -> None:
+        self.phase = phase
+        self.go_on = asyncio.Event()
+        self.starts = 0
+
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+        self.starts += 1
+        report(Progress(self.phase, 0.5, 5, 10))
+        await self.go_on.wait()
+        return Finished("http://h/files/a.mp4", {"stage_times": {}})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(service_module, "BEAT_S", 0.02)
+
+
+@pytest.fixture
+def registry(tmp_path):
+    registry = JobRegistry(tmp_path / "jobs.sqlite3")
+    yield registry
+    registry.close()
+
+
+def request() -> JobRequest:
+    return JobRequest(musetalk_job_id="a", video_url="https://h/v.mp4", audio_url="https://h/a.wav")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("phase", "status"), [(Phase.INFERRING, "cancelled"), (Phase.UPLOADING, "succeeded")]
+)
+async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, status):
+    driver = SlowDriver(phase)
+    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    service.submit(request(), Origin.ASYNC)
+    work = asyncio.create_task(service.work())
+    await until(lambda: driver.starts == 1)
+    registry.cancel("a")
+    await asyncio.sleep(0.2)  # several beats
+    driver.go_on.set()
+    await work
+    assert registry.get("a").status == status
+
+
+async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_done(registry):
+    driver = SlowDriver(Phase.INFERRING)
+    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    service.submit(request(), Origin.SYNC)
+    registry.want("a", -1.0)
+
+    ending = asyncio.Event()
+    run = driver.run
+
+    async def ends_slowly(work, report):
+        try:
+            return await run(work, report)
+        except asyncio.CancelledError:
+            ending.set()
+            await asyncio.sleep(0.1)
+            raise
+
+    # Taken before the sweep sees that nobody waits.
+    service._sweep = lambda: None
+    driver.run = ends_slowly
+    work = asyncio.create_task(service.work())
+    await ending.wait()
+    service.submit(request(), Origin.SYNC)
+    await work
+    assert registry.get("a").status == "queued"
+    driver.go_on.set()
+    await service.work()
+    assert registry.get("a").status == "succeeded"
