@@ -507,7 +507,7 @@ class FakeOrchestrator:
         job = self.jobs.get(job_id)
         if job is None:
             return 404, _json({"detail": "no such job"})
-        if job.accepted and body == job.accepted[-1]:
+        if job.status != "running" and job.accepted and body == job.accepted[-1]:
             job.accepted.append(body)  # sent again because the answer was lost
             return 200, _json({"detail": "ok"})
         if job.status != "running" or body.get("worker_id", job.worker_id) != job.worker_id:
