@@ -29,7 +29,7 @@ def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
 
 def parse_input(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
     """Return the crop box of `face` as (512, 512, 3) uint8 RGB; black where it leaves the frame."""
-    region = np.ascontiguousarray(_cut(frame, crop_box(face))[:, :, ::-1])
+    region = cv2.cvtColor(_cut(frame, crop_box(face)), cv2.COLOR_BGR2RGB)
     small = Image.fromarray(region).resize((PARSE_SIDE, PARSE_SIDE), Image.Resampling.BILINEAR)
     return np.asarray(small, dtype=np.uint8)
 

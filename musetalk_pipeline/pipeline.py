@@ -13,25 +13,33 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_pipeline.ahead import Ahead
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, PreparedBlock, Speech
+from musetalk_pipeline.decode import frame_bytes
 from musetalk_pipeline.encode import stitch
 from musetalk_pipeline.engines.engine import Engine, Listener
 from musetalk_pipeline.errors import DeadlineExceeded, JobCancelled
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import JobOptions, MediaLimits
-from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.reader import RunningReader
 from musetalk_pipeline.shelf import BlockShelf
 from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
+
+# Decoded frames of one segment that wait to be composed, instead of being decoded twice: 2 s of
+# 1080p at 25 frames/s (156 MB). Three segments at most are under way, so three times that.
+KEPT_BYTES = 160_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +166,17 @@ def run(
         )
 
 
+# The frames of a segment, in order, if they have been kept since they were prepared.
+_Decoded: TypeAlias = deque[NDArray[np.uint8]] | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Prepared:
     """A segment ready to be drawn. `block` is None if its avatar is on the shelf."""
 
     segment: Segment
     block: PreparedBlock | None
+    decoded: _Decoded
     speech: Speech
 
 
@@ -172,6 +185,7 @@ class _Drawn:
     """A drawn segment. `seconds`: of work so far, by stage."""
 
     segment: Segment
+    decoded: _Decoded
     avatar: AvatarBlock
     faces: DrawnFaces
     seconds: dict[str, float]
@@ -198,14 +212,23 @@ def _prepare(
     needs_parse = tools.engine.needs_parse_inputs
     with _reader(job) as read:
         for segment in job.plan.segments:
-            block = None
+            block: PreparedBlock | None = None
+            decoded: _Decoded = None
             if not shelf.has(segment.block, segment.index):
                 wanted = job.plan.blocks[segment.block]
+                decoded = deque() if _can_be_kept(job, segment, wanted) else None
                 block = prepare_block(
-                    job, wanted, tools.detector, options, needs_parse, watch.check, read
+                    job, wanted, tools.detector, options, needs_parse, watch.check, read, decoded
                 )
             speech = tools.listener.listen(job.audio, job.plan.fps, segment, options.speech)
-            yield _Prepared(segment, block, speech)
+            yield _Prepared(segment, block, decoded, speech)
+
+
+def _can_be_kept(job: OpenJob, segment: Segment, block: Block) -> bool:
+    """Tell whether a block's frames, as decoded, are the segment's, and small enough to keep."""
+    is_same = list(segment.source_frames()) == list(range(block.start, block.end))
+    size = len(block) * frame_bytes(job.picture.width, job.picture.height)
+    return is_same and size <= KEPT_BYTES
 
 
 def _reader(job: OpenJob) -> RunningReader:
@@ -224,7 +247,8 @@ def _draw(
             seconds |= {"prepare": item.block.seconds, "encode": avatar.seconds}
         faces = tools.engine.generate(avatar, item.speech, item.segment, options.speech)
         shelf.done(avatar)
-        yield _Drawn(item.segment, avatar, faces, {**seconds, "generate": faces.seconds})
+        seconds |= {"generate": faces.seconds}
+        yield _Drawn(item.segment, item.decoded, avatar, faces, seconds)
 
 
 def _compose(
@@ -243,7 +267,15 @@ def _compose(
     with _reader(job) as read:
         for item in drawn:
             piece = compose_segment(
-                job, item.segment, item.avatar, item.faces, options, threads, watch.check, read
+                job,
+                item.segment,
+                item.avatar,
+                item.faces,
+                options,
+                threads,
+                watch.check,
+                read,
+                item.decoded,
             )
             tally.add(item, piece)
             yield piece

@@ -11,6 +11,7 @@ Memory is bounded by one block: `plan` keeps blocks of large pictures short.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -117,12 +118,14 @@ def prepare_block(
     needs_parse_inputs: bool,
     check: Check = lambda: None,
     read: ReadFrames | None = None,
+    decoded: deque[NDArray[np.uint8]] | None = None,
 ) -> PreparedBlock:
     """Decode a block, find its faces and cut out what the networks see.
 
     With `box_smoothing`, neighbouring frames of other blocks are looked at too, so that the result
     does not depend on where the block begins. `check` raises once nobody wants the result. `read`:
-    a running reader, for those who prepare one block after the other.
+    a running reader, for those who prepare one block after the other. `decoded` receives the
+    block's frames, for those who compose them in the same process.
     """
     started = time.monotonic()
     reach = options.face.box_smoothing
@@ -142,6 +145,8 @@ def prepare_block(
     faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
     crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
+    if decoded is not None:
+        decoded.extend(frames[inner])
     return PreparedBlock(block, block_faces, crops, parse_inputs, time.monotonic() - started)
 
 
@@ -154,18 +159,20 @@ def compose_segment(
     threads: int = 1,
     check: Check = lambda: None,
     read: ReadFrames | None = None,
+    decoded: deque[NDArray[np.uint8]] | None = None,
 ) -> Piece:
     """Decode the frames of a segment again, put the drawn faces in, and encode them once.
 
     Frames without a face pass through untouched, at their own index. `threads`: of the encoder.
     `check` raises once nobody wants the result. `read`: a running reader, for those who compose one
-    segment after the other.
+    segment after the other. `decoded`: the segment's frames, if they are still at hand; it is
+    emptied, and they are drawn into.
     """
     started = time.monotonic()
     rows = avatar.rows(segment)
     next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
     with (
-        closing(_frames_in_order(job, segment, check, read)) as frames,
+        closing(_frames_in_order(job, segment, check, read, decoded)) as frames,
         PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder,
     ):
         for frame, source_frame, row in zip(frames, segment.source_frames(), rows, strict=True):
@@ -290,13 +297,22 @@ def _cut_out(
 
 
 def _frames_in_order(
-    job: OpenJob, segment: Segment, check: Check, read: ReadFrames | None
+    job: OpenJob,
+    segment: Segment,
+    check: Check,
+    read: ReadFrames | None,
+    decoded: deque[NDArray[np.uint8]] | None,
 ) -> Frames:
     """Yield the source frames of a segment in output order.
 
     Video decodes forwards only, so a segment on the way back is held in memory and given out from
     its end, each frame let go at once.
     """
+    if decoded is not None:
+        while decoded:
+            check()
+            yield decoded.popleft()
+        return
     shown = segment.source_frames()
     alone = partial(read_frames, job.source, job.picture)
     if segment.turns is not None:

@@ -279,6 +279,28 @@ def test_a_result_does_not_depend_on_the_blocks(job, clip, speech, monkeypatch):
     np.testing.assert_array_equal(in_blocks.frames, whole.frames)
 
 
+def test_frames_that_were_kept_and_frames_decoded_again_give_the_same(
+    job, clip, speech, monkeypatch
+):
+    """The turn at the last frame, a faceless frame, and a block that one segment uses in part."""
+    from musetalk_pipeline import pipeline, stages
+
+    monkeypatch.setattr(stages, "BLOCK_BYTES", 320 * 240 * 3 // 2 * 6)
+    video, audio = clip(frames=20, faceless=frozenset({7})), speech(1.0)
+    composed = []
+    compose = pipeline.compose_segment
+    monkeypatch.setattr(
+        pipeline, "compose_segment", lambda *args: (composed.append(args[-1]), compose(*args))[1]
+    )
+    _, kept = job(video, audio, LOSSLESS)
+    assert any(composed_from is not None for composed_from in composed)
+    monkeypatch.setattr(pipeline, "KEPT_BYTES", 0)
+    composed.clear()
+    _, again = job(video, audio, LOSSLESS)
+    assert not any(composed_from is not None for composed_from in composed)
+    np.testing.assert_array_equal(again.frames, kept.frames)
+
+
 def test_progress_goes_forward_to_the_last_frame(clip, speech, tmp_path, tools):
     seen: list[Progress] = []
     run(clip(frames=12), speech(1.4), tmp_path / "o.mp4", QUICK, tools, on_progress=seen.append)
