@@ -41,6 +41,7 @@ from musetalk_pipeline.picture import fit_picture
 from musetalk_pipeline.pipeline import Tools, run
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.watch import Check, go_on
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 GOAL = 1.25
@@ -80,13 +81,18 @@ class KnownPictures:
     def warm_up(self) -> None:
         """Nothing to do."""
 
-    def encode(self, prepared: PreparedBlock, options: object) -> AvatarBlock:
+    def encode(self, prepared: PreparedBlock, options: object, check: Check = go_on) -> AvatarBlock:
         count = len(prepared.crops)
         masks = np.broadcast_to(self._mask, (count, len(self._mask)))
         return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks, 0.0)
 
     def generate(
-        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: object
+        self,
+        avatar: AvatarBlock,
+        speech: Speech,
+        segment: Segment,
+        options: object,
+        check: Check = go_on,
     ) -> DrawnFaces:
         count = sum(row is not None for row in avatar.rows(segment))
         faces = np.broadcast_to(self._face, (count, *self._face.shape))

@@ -47,8 +47,9 @@ from musetalk_pipeline.options import (
     Version,
     WindowPlacement,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, Watch, run
+from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.preview import make_preview
+from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
 DEFAULTS = JobOptions()

@@ -11,15 +11,14 @@ segments exist at a time, whatever the length of the clip.
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +28,13 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, Prepared
 from musetalk_pipeline.decode import frame_bytes
 from musetalk_pipeline.encode import stitch
 from musetalk_pipeline.engines.engine import Engine, Listener
-from musetalk_pipeline.errors import DeadlineExceeded, JobCancelled
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.reader import RunningReader
 from musetalk_pipeline.shelf import BlockShelf
 from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
+from musetalk_pipeline.watch import Watch
 
 # Decoded frames of one segment that wait to be composed, instead of being decoded twice: 2 s of
 # 1080p at 25 frames/s (156 MB). Three segments at most are under way, so three times that.
@@ -81,36 +80,6 @@ class Result:
     peak_memory_mib: float | None
 
 
-class Cancellation(Protocol):
-    """A `threading.Event`, or what looks like one."""
-
-    def is_set(self) -> bool:
-        """Tell whether nobody wants the result any more."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What can end a job early; asked before every frame that is prepared or composed."""
-
-    cancelled: Cancellation = field(default_factory=threading.Event)
-    deadline_s: float | None = None  # from now on
-    started: float = field(default_factory=time.monotonic)
-
-    def check(self) -> None:
-        """Go on, or raise.
-
-        Raises:
-            JobCancelled, DeadlineExceeded: stop; nothing has been written to the output path.
-        """
-        if self.cancelled.is_set():
-            raise JobCancelled("The job was cancelled.")
-        if self.deadline_s is not None and time.monotonic() - self.started > self.deadline_s:
-            raise DeadlineExceeded(
-                f"The job was not done within its deadline of {self.deadline_s:.0f} s."
-            )
-
-
 def run(
     video_path: Path,
     audio_path: Path,
@@ -142,7 +111,7 @@ def run(
         shelf = BlockShelf(job.plan, scratch)
         with (
             Ahead(_prepare(job, options, tools, shelf, watch), name="prepare") as prepared,
-            Ahead(_draw(iter(prepared), options, tools, shelf), name="draw") as drawn,
+            Ahead(_draw(iter(prepared), options, tools, shelf, watch), name="draw") as drawn,
             closing(
                 _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
             ) as pieces,
@@ -236,16 +205,22 @@ def _reader(job: OpenJob) -> RunningReader:
 
 
 def _draw(
-    prepared: Iterator[_Prepared], options: JobOptions, tools: Tools, shelf: BlockShelf
+    prepared: Iterator[_Prepared],
+    options: JobOptions,
+    tools: Tools,
+    shelf: BlockShelf,
+    watch: Watch,
 ) -> Generator[_Drawn, None, None]:
     for item in prepared:
         seconds = {"listen": item.speech.seconds}
         if item.block is None:
             avatar = shelf.take(item.segment.block)
         else:
-            avatar = tools.engine.encode(item.block, options.mask)
+            avatar = tools.engine.encode(item.block, options.mask, watch.check)
             seconds |= {"prepare": item.block.seconds, "encode": avatar.seconds}
-        faces = tools.engine.generate(avatar, item.speech, item.segment, options.speech)
+        faces = tools.engine.generate(
+            avatar, item.speech, item.segment, options.speech, watch.check
+        )
         shelf.done(avatar)
         seconds |= {"generate": faces.seconds}
         yield _Drawn(item.segment, item.decoded, avatar, faces, seconds)

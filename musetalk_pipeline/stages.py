@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -55,8 +55,7 @@ from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.reader import Frames, ReadFrames
 from musetalk_pipeline.soundtrack import open_audio
 from musetalk_pipeline.tracks import face_of, smooth
-
-Check = Callable[[], None]
+from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
 FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
@@ -116,7 +115,7 @@ def prepare_block(
     detector: LandmarkDetector,
     options: JobOptions,
     needs_parse_inputs: bool,
-    check: Check = lambda: None,
+    check: Check = go_on,
     read: ReadFrames | None = None,
     decoded: deque[NDArray[np.uint8]] | None = None,
 ) -> PreparedBlock:
@@ -157,7 +156,7 @@ def compose_segment(
     drawn: DrawnFaces,
     options: JobOptions,
     threads: int = 1,
-    check: Check = lambda: None,
+    check: Check = go_on,
     read: ReadFrames | None = None,
     decoded: deque[NDArray[np.uint8]] | None = None,
 ) -> Piece:
@@ -234,7 +233,7 @@ class BgrFrames(Sequence[NDArray[np.uint8]]):
         self,
         frames: Sequence[NDArray[np.uint8]],
         picture: Picture,
-        check: Check = lambda: None,
+        check: Check = go_on,
     ) -> None:
         self._frames = frames
         self._picture = picture

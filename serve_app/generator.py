@@ -50,7 +50,9 @@ class Generator:
 
     async def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
         """Compute a block's latents and masks."""
-        avatar = await self._thread.run(self._engine.encode, prepared, options)
+        avatar = await self._thread.run_cancellable(
+            lambda check: self._engine.encode(prepared, options, check)
+        )
         STAGE_SECONDS.observe(avatar.seconds, {"stage": "encode"})
         return dataclasses.replace(avatar, prepare_seconds=prepared.seconds)
 
@@ -58,7 +60,9 @@ class Generator:
         self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
     ) -> DrawnFaces:
         """Draw a segment's faces."""
-        drawn = await self._thread.run(self._engine.generate, avatar, speech, segment, options)
+        drawn = await self._thread.run_cancellable(
+            lambda check: self._engine.generate(avatar, speech, segment, options, check)
+        )
         STAGE_SECONDS.observe(drawn.seconds, {"stage": "generate"})
         if len(drawn.faces):  # a counter refuses 0
             FRAMES_DRAWN.inc(len(drawn.faces))

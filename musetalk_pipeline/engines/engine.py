@@ -10,6 +10,7 @@ from typing import Protocol
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech, SpeechAudio
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.watch import Check, go_on
 
 
 class Listener(Protocol):
@@ -48,14 +49,21 @@ class Engine(Protocol):
         """Do one tiny generation with every network. A replica is ready when this returns."""
         ...
 
-    def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
-        """Compute all that depends on the video alone."""
+    def encode(
+        self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
+    ) -> AvatarBlock:
+        """Compute all that depends on the video alone; `check` is asked between batches."""
         ...
 
     def generate(
-        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+        self,
+        avatar: AvatarBlock,
+        speech: Speech,
+        segment: Segment,
+        options: SpeechOptions,
+        check: Check = go_on,
     ) -> DrawnFaces:
-        """Draw the faces of one segment.
+        """Draw the faces of one segment; `check` is asked between batches.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.

@@ -42,6 +42,7 @@ from musetalk_pipeline.networks.vae import (
 )
 from musetalk_pipeline.options import MaskOptions, SpeechOptions, Version
 from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.watch import Check, go_on
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +131,12 @@ class MuseTalkEngine:
                 np.zeros((count, CONTEXT_ROWS, CONTEXT_WIDTH), np.float32),
             )
 
-    def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
+    def encode(
+        self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
+    ) -> AvatarBlock:
         """Compute latents (k, 8, 32, 32) and packed masks (k, 32768) of the frames with a face.
+
+        `check` is asked before every batch.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the block to another replica.
@@ -140,15 +145,22 @@ class MuseTalkEngine:
         return AvatarBlock(
             block=prepared.block,
             faces=prepared.faces,
-            look=self._look(prepared.crops, prepared.block.start),
-            masks=self._masks(prepared.parse_inputs, options),
+            look=self._look(prepared.crops, prepared.block.start, check),
+            masks=self._masks(prepared.parse_inputs, options, check),
             seconds=time.monotonic() - started,
         )
 
     def generate(
-        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+        self,
+        avatar: AvatarBlock,
+        speech: Speech,
+        segment: Segment,
+        options: SpeechOptions,
+        check: Check = go_on,
     ) -> DrawnFaces:
         """Draw the faces of one segment, those of frames without a face left out.
+
+        `check` is asked before every batch.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.
@@ -160,7 +172,7 @@ class MuseTalkEngine:
         loudness = speech.loudness[heard]
         return DrawnFaces(
             segment=segment,
-            faces=self._draw(avatar.look[looks].astype(np.float32), speech.features[heard]),
+            faces=self._draw(avatar.look[looks].astype(np.float32), speech.features[heard], check),
             weights=loudness if options.rest_in_silence else np.ones_like(loudness),
             seconds=time.monotonic() - started,
         )
@@ -173,34 +185,38 @@ class MuseTalkEngine:
         torch.cuda.reset_peak_memory_stats(self._device)
         return peak
 
-    def _look(self, crops: NDArray[np.uint8], first_frame: int) -> NDArray[np.float32]:
+    def _look(
+        self, crops: NDArray[np.uint8], first_frame: int, check: Check = go_on
+    ) -> NDArray[np.float32]:
         """Return the (k, 8, 32, 32) latents of (k, 256, 256, 3) uint8 BGR crops."""
         if not len(crops):
             return np.zeros((0, 8, 32, 32), np.float32)
         with self._lock:
-            moments = self._encoder.run(_rows(crops)).cpu()
+            moments = self._encoder.run(_rows(crops), check=check).cpu()
         noise = None
         if self.options.seed is not None:
             noise = seeded_noise(self.options.seed, first_frame, len(crops))
         return np.asarray(to_latents(moments, self._scaling_factor, noise).numpy())
 
-    def _masks(self, parse_inputs: NDArray[np.uint8], options: MaskOptions) -> NDArray[np.uint8]:
+    def _masks(
+        self, parse_inputs: NDArray[np.uint8], options: MaskOptions, check: Check = go_on
+    ) -> NDArray[np.uint8]:
         """Return the (k, 32768) packed masks of (k, 512, 512, 3) uint8 RGB crop boxes."""
         if not len(parse_inputs):
             return np.zeros((0, _MASK_BYTES), np.uint8)
         with self._lock:
-            labels = self._parser.run(_rows(parse_inputs)).cpu().numpy()
+            labels = self._parser.run(_rows(parse_inputs), check=check).cpu().numpy()
         return np.stack([pack_mask(replace_mask(frame, options)) for frame in labels])
 
     def _draw(
-        self, latents: NDArray[np.float32], features: NDArray[np.float32]
+        self, latents: NDArray[np.float32], features: NDArray[np.float32], check: Check = go_on
     ) -> NDArray[np.uint8]:
         """Return (m, 256, 256, 3) uint8 BGR from (m, 8, 32, 32) and (m, 50, 384)."""
         if not len(latents):
             return np.zeros((0, FACE_PX, FACE_PX, 3), np.uint8)
         with self._lock:
-            drawn = self._unet.run(_rows(latents), _rows(features))
-            return np.asarray(self._decoder.run(drawn).cpu().numpy())
+            drawn = self._unet.run(_rows(latents), _rows(features), check=check)
+            return np.asarray(self._decoder.run(drawn, check=check).cpu().numpy())
 
     def _load(self, models: Path) -> None:
         weights, config = self._unet_files(models)

@@ -27,6 +27,7 @@ from musetalk_pipeline.engines.mouth_drawing import (
 from musetalk_pipeline.engines.mouth_shapes import WarpListener
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment, plan_frames
+from musetalk_pipeline.watch import Check, go_on
 
 __all__ = ["WarpEngine", "WarpListener"]
 
@@ -59,7 +60,9 @@ class WarpEngine:
         speech = Speech(np.full((1, 4), 0.5, np.float32), np.ones(1, np.float32), 0.0)
         self.generate(avatar, speech, segment, SpeechOptions())
 
-    def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
+    def encode(
+        self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
+    ) -> AvatarBlock:
         """Keep the crops, and outline in each mask what drawing may move. The parser's options
         (`parsing_mode`, cheek widths) mean nothing here; `blur` acts when the face is pasted.
         """
@@ -67,6 +70,7 @@ class WarpEngine:
         faces = [face for face in prepared.faces if face is not None]
         masks = np.empty((len(faces), MASK_SIDE * MASK_SIDE // 8), np.uint8)
         for row, face in enumerate(faces):
+            check()
             masks[row] = replace_mask(face, map_mouth(face))
         return AvatarBlock(
             block=prepared.block,
@@ -78,7 +82,12 @@ class WarpEngine:
         )
 
     def generate(
-        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+        self,
+        avatar: AvatarBlock,
+        speech: Speech,
+        segment: Segment,
+        options: SpeechOptions,
+        check: Check = go_on,
     ) -> DrawnFaces:
         """Draw the faces of one segment from `speech.features` (n, 4): opening, wide, rounded,
         teeth.
@@ -89,6 +98,7 @@ class WarpEngine:
         spoken = [(row, frame) for frame, row in enumerate(rows) if row is not None]
         drawn = np.empty((len(spoken), FACE_SIDE, FACE_SIDE, 3), np.uint8)
         for place, (row, frame) in enumerate(spoken):
+            check()
             shape = MouthShape(*(float(value) for value in speech.features[frame]))
             crop = np.asarray(avatar.look[row], np.uint8)
             drawn[place] = draw_mouth(crop, map_mouth(faces[row]), shape)

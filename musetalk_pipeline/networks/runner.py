@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from musetalk_pipeline.errors import OutOfGpuMemory, StageFailed
 from musetalk_pipeline.networks.precision import exact_math, is_out_of_memory
+from musetalk_pipeline.watch import Check, go_on
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +89,10 @@ class BatchRunner:
         self._float32: nn.Module | None = None
 
     @torch.inference_mode()
-    def run(self, *inputs: Tensor) -> Tensor:
+    def run(self, *inputs: Tensor, check: Check = go_on) -> Tensor:
         """Return the finished rows, on the device. All `inputs` have one row for each.
+
+        `check` is asked before every batch.
 
         Raises:
             OutOfGpuMemory: a batch of one row does not fit.
@@ -97,7 +100,7 @@ class BatchRunner:
         """
         inputs = tuple(rows.to(self.device, non_blocking=True) for rows in inputs)
         with exact_math(self.device, self.dtype):
-            parts = self._batches(self._network, inputs)
+            parts = self._batches(self._network, inputs, check)
         finite = torch.stack([part.is_finite for part in parts]).tolist()  # one synchronisation
         for index, is_finite in enumerate(finite):
             if not is_finite:
@@ -109,10 +112,13 @@ class BatchRunner:
         """Return the batch shape for `rows`: the next power of two, at most the batch size."""
         return min(self.batch_size, 1 << (rows - 1).bit_length())
 
-    def _batches(self, network: nn.Module, inputs: Sequence[Tensor]) -> list[_Part]:
+    def _batches(
+        self, network: nn.Module, inputs: Sequence[Tensor], check: Check = go_on
+    ) -> list[_Part]:
         parts: list[_Part] = []
         start, count = 0, inputs[0].shape[0]
         while start < count:
+            check()
             end = min(start + self.batch_size, count)
             part = self._attempt(network, inputs, start, end)
             if part is None:

@@ -33,9 +33,10 @@ from musetalk_pipeline.options import (
     JobOptions,
     SpeechOptions,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, Watch, run
+from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.plan import count_output_frames, source_of
 from musetalk_pipeline.tracks import face_of
+from musetalk_pipeline.watch import Watch
 
 # Lossless: what comes out of the file is exactly what was put into the encoder.
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))

@@ -14,7 +14,7 @@ from torch import Tensor
 from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
-from musetalk_pipeline.errors import ModelLoadFailed, OutOfGpuMemory
+from musetalk_pipeline.errors import JobCancelled, ModelLoadFailed, OutOfGpuMemory
 from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
@@ -236,6 +236,26 @@ def fit_at_most(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return decode(decoder, latents)
 
     monkeypatch.setattr(FaceDecoder, "forward", forward)
+
+
+def test_a_cancelled_call_ends_between_batches(models: Path) -> None:
+    engine = MuseTalkEngine(models, MuseTalkOptions(batch_size=1))
+    asked = 0
+
+    def check() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise JobCancelled("Nobody waits for this any more.")
+
+    with pytest.raises(JobCancelled):
+        engine.generate(avatar("xxxxxx"), speech(6), segment(6), SpeechOptions(), check)
+    assert engine.counters.batches == 2
+    asked = 0
+    with pytest.raises(JobCancelled):
+        engine.encode(prepared("xxxxxx"), MaskOptions(), check)
+    assert engine.counters.batches == 4
+    assert len(draw(engine, "xx")) == 2  # and it is free for the next
 
 
 def test_threads_may_share_an_engine(engine: MuseTalkEngine) -> None:
