@@ -1,8 +1,6 @@
 """The ingress: HTTP in front of the job service, and the slots that run jobs and poll.
 
-Jobs run inside accepted requests: each slot is a loop that calls this deployment's own handle, so
-that a draining replica gets no new work and is waited for while it does its last (Serve drains
-requests, not background tasks).
+Jobs run inside accepted requests to this deployment's own handle; slots.py says why.
 """
 
 import asyncio
@@ -40,12 +38,11 @@ from serve_app.settings import (
     make_folders,
     read_environment,
 )
+from serve_app.slots import Slots
 from serve_app.webhooks import Event, WebhookSender
 
 logger = logging.getLogger(__name__)
 
-SLOT_WAIT_S = 5.0  # a slot's request ends after that without work, so that draining is quick
-SLOT_LOOK_S = 0.1
 EVENT_LOOK_S = 0.25
 NEWS_LOOK_S = 1.0
 KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
@@ -65,7 +62,6 @@ class Ingress:
         self._args = args
         self._env = read_environment()
         set_up_logging(self._env)
-        self._app_name = app_name
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
         graph = Graph(preprocessor, _pools(args, generators), finisher)
@@ -75,14 +71,16 @@ class Ingress:
         )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
-        self._slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+        self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         if self._env.is_buffer:
             # One identity announces one job, so a capacity of n is n slots.
-            self._slots = self._env.buffer_capacity
-        self._previews = asyncio.Semaphore(self._slots)
+            self._n_slots = self._env.buffer_capacity
+        self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
-        self._tasks = [asyncio.create_task(self._slot(slot)) for slot in range(self._slots)]
+        handle = serve.get_deployment_handle("Ingress", app_name)
+        self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
+        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
         if self._webhooks is not None:
             self._tasks.append(asyncio.create_task(self._webhooks.deliver_forever()))
             self._tasks.append(asyncio.create_task(self._notify_forever(self._webhooks)))
@@ -95,28 +93,15 @@ class Ingress:
 
     # Slots -----------------------------------------------------------------------------------
 
-    async def _slot(self, slot: int) -> None:
-        """Call our own handle for ever; whichever replica is not draining does the work."""
-        handle = serve.get_deployment_handle("Ingress", self._app_name)
-        while True:
-            try:
-                await handle.work.remote(slot)
-            except Exception:
-                logger.exception("slot failed", extra={"slot": slot})
-                await asyncio.sleep(1.0)
-
     async def work(self, slot: int) -> None:
-        """Run one job if one comes within a few seconds."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + SLOT_WAIT_S
-        while loop.time() < until:
-            if await self._readiness.is_ready():
-                job = await self._service.work()
-                if job is not None:
-                    return
-            if self._polling is not None and await self._polling.work_once(slot):
-                return
-            await asyncio.sleep(SLOT_LOOK_S)
+        """Run one job if one comes within a few seconds; called by the slots themselves."""
+        await self._slots.work(slot)
+
+    async def _do_next(self, slot: int) -> bool:
+        """Run a job that waits here, or one that the orchestrator hands out; False for none."""
+        if await self._readiness.is_ready() and await self._service.work() is not None:
+            return True
+        return self._polling is not None and await self._polling.work_once(slot)
 
     async def _notify_forever(self, webhooks: WebhookSender) -> None:
         """Queue a webhook for every job that has ended, whatever ended it."""
@@ -138,7 +123,7 @@ class Ingress:
         if rules is None:
             return None
         ready = self._readiness.is_ready
-        return Polling(rules, self._env, folders.state, self._service, ready, self._slots)
+        return Polling(rules, self._env, folders.state, self._service, ready, self._n_slots)
 
     # Probes ----------------------------------------------------------------------------------
 
@@ -169,7 +154,7 @@ class Ingress:
             "version": API_VERSION,
             "gpu": str(facts.get("device", "cpu")).startswith("cuda"),
             "activeJobs": self._service.active_jobs,
-            "maxConcurrentJobs": self._slots,
+            "maxConcurrentJobs": self._n_slots,
             "buildCommit": self._env.build_commit,
             "buildTime": self._env.build_time,
             "imageDigest": self._env.image_digest,
