@@ -1,6 +1,6 @@
 """Everything but the networks, beside decoding and encoding alone, in one run.
 
-    python benchmarks/nonmodel.py [--seconds 10] [--preset medium] [--rounds 3]
+    python benchmarks/nonmodel.py [--seconds 10] [--preset medium] [--rounds 3] [--video FILE]
 
 Landmarks count as a network: they are found beforehand and replayed, and so are the drawn faces.
 What is timed is the rest of a job: checking both files, decoding, boxes, crops, parser inputs,
@@ -39,7 +39,7 @@ from musetalk_pipeline.faces import Landmarks, make_detector
 from musetalk_pipeline.options import EncodeOptions, FrameOptions, JobOptions, MediaLimits
 from musetalk_pipeline.picture import fit_picture
 from musetalk_pipeline.pipeline import Tools, run
-from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.plan import Segment, count_output_frames
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.watch import Check, go_on
 
@@ -120,12 +120,12 @@ def cpu_seconds() -> float:
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
-def transcode(video: Path, folder: Path, options: EncodeOptions, threads: int) -> None:
-    """Decode and encode, nothing else."""
+def transcode(video: Path, folder: Path, options: EncodeOptions, threads: int, frames: int) -> None:
+    """Decode and encode as many frames as the job has, nothing else."""
     source = probe_video(video, MediaLimits(), folder)
     picture = fit_picture(source, FrameOptions(), ())
     with PieceEncoder(picture, source.fps, options, threads=threads) as encoder:
-        for frame in read_frames(source, picture, 0, source.n_frames):
+        for frame in read_frames(source, picture, 0, frames):
             encoder.add(frame)
         encoder.finish()
 
@@ -142,15 +142,23 @@ def known_faces(video: Path, folder: Path) -> list[Landmarks | None]:
     return found
 
 
-def measure(size: str, seconds: int, preset: str, rounds: int) -> dict[str, object]:
+def measure(
+    size: str, seconds: int, preset: str, rounds: int, footage: Path | None
+) -> dict[str, object]:
     threads = len(os.sched_getaffinity(0))
     options = JobOptions(encode=EncodeOptions(preset=preset))  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        video, speech = folder / "video.mp4", folder / "speech.wav"
-        make_clip(video, *SIZES[size], seconds * 25)
+        video, speech = footage or folder / "video.mp4", folder / "speech.wav"
+        if footage is None:
+            make_clip(video, *SIZES[size], seconds * 25)
         make_speech(speech, seconds)
         found = known_faces(video, folder)
+
+        source = probe_video(video, MediaLimits(), folder)
+        frames = count_output_frames(seconds * 16_000, source.fps)
+        if frames > source.n_frames:
+            raise SystemExit(f"{video} is shorter than {seconds} s")
 
         def job() -> None:
             tools = Tools(KnownFaces(found), KnownPictures(), make_listener("warp"), threads)
@@ -158,7 +166,7 @@ def measure(size: str, seconds: int, preset: str, rounds: int) -> dict[str, obje
 
         jobs, bounds = [], []
         for _ in range(rounds):
-            bounds.append(timed(lambda: transcode(video, folder, options.encode, threads)))
+            bounds.append(timed(lambda: transcode(video, folder, options.encode, threads, frames)))
             jobs.append(timed(job))
     bound = Cost(min(c.wall_s for c in bounds), min(c.cpu_s for c in bounds))
     whole = Cost(min(c.wall_s for c in jobs), min(c.cpu_s for c in jobs))
@@ -180,11 +188,12 @@ def main() -> None:
     parser.add_argument("--preset", default="medium")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--video", type=Path, help="footage of yours instead of a made clip")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     rows = []
-    for size in args.sizes:
-        row = measure(size, args.seconds, args.preset, args.rounds)
+    for size in args.sizes if args.video is None else ["footage"]:
+        row = measure(size, args.seconds, args.preset, args.rounds, args.video)
         rows.append(row)
         job, bound = row["job"], row["decode_and_encode"]
         assert isinstance(job, dict) and isinstance(bound, dict)
@@ -197,7 +206,10 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     machine = f"{cores} cores {platform.machine()}, no GPU used"
     when = datetime.now(UTC).date().isoformat()
-    RESULT.write_text(json.dumps({"date": when, "machine": machine, "rows": rows}, indent=1) + "\n")
+    if args.video is None:
+        RESULT.write_text(
+            json.dumps({"date": when, "machine": machine, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

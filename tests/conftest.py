@@ -12,6 +12,7 @@ import math
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +42,7 @@ SPEECH = Path(
     "usr/share/pocketsphinx/test/data/librivox/sense_and_sensibility_01_austen_64kb-0870.wav"
 )
 ROOT = Path(__file__).resolve().parents[1]
+WEIGHT_MAKER = ROOT.parent / "shared" / "tools" / "make_weights.py"
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,20 @@ def _is_tracker(process: psutil.Process) -> bool:
 
 def _temp_files(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if not p.name.startswith(FOREIGN_TEMP)}
+
+
+@pytest.fixture(scope="session")
+def seeded_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder of small seeded random weights in the published layout; those that the
+    golden set was made with.
+    """
+    if not WEIGHT_MAKER.exists():
+        pytest.skip("needs ../shared/tools/make_weights.py")
+    folder = tmp_path_factory.mktemp("weights")
+    command = [sys.executable, str(WEIGHT_MAKER), str(folder), "tiny", "--seed", "1234"]
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env=quiet)
+    return folder / "models"
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +16,6 @@ GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason="the golden set lies beside the repository, in ../shared"
 )
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The seeded small weights in the published layout that the golden set was made with."""
-    folder = tmp_path_factory.mktemp("weights")
-    subprocess.run(
-        [sys.executable, SHARED / "tools" / "make_weights.py", folder, "tiny", "--seed", "1234"],
-        check=True,
-        timeout=240,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    return folder / "models"
 
 
 def run(golden: Path, models: Path, *more: str) -> int:
@@ -49,9 +32,9 @@ def run(golden: Path, models: Path, *more: str) -> int:
 
 @pytest.mark.timeout(900)  # both versions with networks, on a machine that may be busy
 def test_every_stage_and_the_chain_equal_the_reference(
-    models: Path, capsys: pytest.CaptureFixture[str]
+    seeded_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = run(GOLDEN, models)
+    code = run(GOLDEN, seeded_weights)
     printed = capsys.readouterr().out
     assert code == 0, printed
     assert "0 missed" in printed
@@ -67,7 +50,7 @@ def test_every_stage_and_the_chain_equal_the_reference(
     ],
 )
 def test_one_changed_value_is_a_miss(
-    models: Path,
+    seeded_weights: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     name: str,
@@ -79,24 +62,25 @@ def test_one_changed_value_is_a_miss(
     changed = arrays[key]
     changed.flat[0] = 255 - changed.flat[0] if change == 255 else changed.flat[0] + change
     np.savez_compressed(golden / f"{name}.npz", **arrays)
-    assert run(golden, models, "--only", name) == 1
+    assert run(golden, seeded_weights, "--only", name) == 1
     assert "1 missed" in capsys.readouterr().out
 
 
 def test_a_file_that_the_set_lacks_is_a_miss(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seeded_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     golden = copy_of_golden(tmp_path)
     (golden / "coords.npz").unlink()
-    assert run(golden, models, "--only", "coords") == 1
+    assert run(golden, seeded_weights, "--only", "coords") == 1
     assert "coords.npz is not in the set" in capsys.readouterr().out
 
 
-def test_other_weights_are_a_miss(models: Path, tmp_path: Path) -> None:
+def test_other_weights_are_a_miss(seeded_weights: Path, tmp_path: Path) -> None:
     other = tmp_path / "models"
-    shutil.copytree(models, other)
+    shutil.copytree(seeded_weights, other)
     # v1's UNet in the place of v1.5's: the same keys and shapes, other numbers.
-    shutil.copyfile(models / "musetalk" / "pytorch_model.bin", other / "musetalkV15" / "unet.pth")
+    v1 = seeded_weights / "musetalk" / "pytorch_model.bin"
+    shutil.copyfile(v1, other / "musetalkV15" / "unet.pth")
     assert run(GOLDEN, other, "--only", "v15_unet") == 1
 
 

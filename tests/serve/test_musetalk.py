@@ -1,38 +1,20 @@
 """The MuseTalk engine in the graph: the same frames as in one process."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from tests.serve.running import frames_of, running_app
 
-MAKER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_weights.py"
-pytestmark = pytest.mark.skipif(
-    not MAKER.exists(), reason="needs ../shared/tools/make_weights.py for seeded weights"
-)
-
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Path:
-    """Seeded random weights of reduced size, in the published layout."""
-    out = tmp_path_factory.mktemp("weights")
-    command = [sys.executable, str(MAKER), str(out), "tiny", "--seed", "1234"]
-    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL)
-    return out / "models"
-
-
-@pytest.fixture(scope="module")
-def app(models, tmp_path_factory, private_temp):
+def app(seeded_weights, tmp_path_factory, private_temp):
     """`engine: auto` where weights are."""
-    args = {"engine": "auto", "models_dir": str(models), "landmarks": "mesh"}
+    args = {"engine": "auto", "models_dir": str(seeded_weights), "landmarks": "mesh"}
     with running_app(tmp_path_factory.mktemp("musetalk"), **args) as app:
         yield app
 
 
-def test_a_served_job_equals_the_one_process_pipeline(app, models, clip, speech, tmp_path):
+def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip, speech, tmp_path):
     from musetalk_pipeline.engines import make_engine, make_listener
     from musetalk_pipeline.faces.mesh import MeshDetector
     from musetalk_pipeline.options import JobOptions
@@ -50,8 +32,8 @@ def test_a_served_job_equals_the_one_process_pipeline(app, models, clip, speech,
     alone = tmp_path / "alone.mp4"
     tools = Tools(
         MeshDetector(),
-        make_engine("musetalk", models, device="cpu"),
-        make_listener("musetalk", models),
+        make_engine("musetalk", seeded_weights, device="cpu"),
+        make_listener("musetalk", seeded_weights),
     )
     run(video, audio, alone, JobOptions(), tools)
     served = frames_of(app.output(answer.json(), tmp_path))
