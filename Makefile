@@ -1,14 +1,14 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-gpu long check lint fmt types bench mm weights lock install image clean
+.PHONY: help run serve test test-gpu soak check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
 # Ray must neither join a cluster that runs here nor report home.
 RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 
 # Which tests `make test` runs; TESTS=tests/unit narrows it further.
-MARKS := not slow and not long and not gpu
+MARKS := not slow and not gpu
 TESTS :=
 BENCH := warp nonmodel memory serve_overhead networks
 
@@ -35,16 +35,16 @@ test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
 	$(PY) -m pytest -m "$(MARKS)" $(TESTS)
 
-long:  ## the soak of 200 jobs and a job at full size: a quarter of an hour and more
+soak:  ## 200 jobs among kills, faults, duplicates and cancellations; five minutes, and its figures
 	@scripts/setup.sh dev
-	$(PY) -m pytest -m long
+	$(PY) -m pytest -s tests/serve/test_soak.py
 
 test-gpu:  ## the tests that need a CUDA GPU
 	@scripts/setup.sh dev
 	$(PY) -m pytest -m gpu
 
-check: lint types  ## exactly what CI runs: lint, types, import rules, every test but the long ones
-	@$(MAKE) --no-print-directory test MARKS="not long and not gpu"
+check: lint types  ## exactly what CI runs: lint, types, import rules, every test
+	@$(MAKE) --no-print-directory test MARKS="not gpu"
 
 lint:  ## ruff: rules and layout
 	@scripts/setup.sh dev

@@ -90,6 +90,7 @@ class InputSettings(Section):
     max_pixels: int = Field(4096 * 2304, ge=4096, description="Most pixels in one frame.")
     max_side_px: int = Field(8192, ge=64, description="Longest side of a frame.")
     max_fps: float = Field(120.0, gt=0, description="Highest frame rate.")
+    max_streams: int = Field(16, ge=1, description="Most streams in one file.")
     download_timeout_s: float = Field(600.0, gt=0, description="For all attempts at one file.")
 
     def limits(self) -> MediaLimits:
@@ -100,6 +101,7 @@ class InputSettings(Section):
             max_pixels=self.max_pixels,
             max_side_px=self.max_side_px,
             max_fps=self.max_fps,
+            max_streams=self.max_streams,
         )
 
 

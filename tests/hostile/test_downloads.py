@@ -27,7 +27,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from raw_server import Exchange, RawServer, Script, serve
 
 from musetalk_pipeline.errors import (
     DownloadFailed,
@@ -41,6 +40,7 @@ from serve_app.addresses import AddressPolicy
 from serve_app.connections import Network
 from serve_app.downloads import Downloaded, DownloadLimits, download
 from serve_app.redact import RedactingFilter
+from tests.hostile.raw_server import Exchange, RawServer, Script, serve
 
 BODY = bytes(range(256)) * 40
 LOOPBACK = AddressPolicy(frozenset({"127.0.0.1"}))

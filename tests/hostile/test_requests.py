@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fuzz_request import GOOD, fuzz_one, mutate
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -23,6 +22,7 @@ from serve_app.jobs import JobRegistry
 from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest
 from serve_app.settings import QueueSettings, read_environment
+from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic

@@ -1,5 +1,6 @@
 """One job through the networks at their real size, with seeded random weights."""
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -11,7 +12,7 @@ import pytest
 MAKER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_weights.py"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not MAKER.exists(), reason="needs ../shared/tools/make_weights.py")
 def test_one_second_at_full_size(clip, speech, tmp_path):
@@ -25,6 +26,7 @@ def test_one_second_at_full_size(clip, speech, tmp_path):
          "--engine", "musetalk", "--models", str(tmp_path / "models"), "--landmarks", "mesh",
          "--device", "cpu"],
         capture_output=True, text=True, timeout=900, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "musetalk" in done.stdout

@@ -560,7 +560,7 @@ def soak(media, tmp_path_factory, private_temp) -> Iterator[Soak]:
             yield Soak(app, orchestrator, media)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_job_that_moves_to_another_slot_is_still_done(soak):
     rng = random.Random(SEED)
     case = soak.case(JOBS, rng)
@@ -577,7 +577,7 @@ def test_a_job_that_moves_to_another_slot_is_still_done(soak):
     assert (job.status, job.error) == ("succeeded", None)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_job_ends_once_and_nothing_grows(soak):
     started = time.monotonic()

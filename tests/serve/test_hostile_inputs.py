@@ -1,0 +1,110 @@
+"""Every hostile input of tests/hostile at a running application, a good job after each.
+
+What each of them is, and that nothing is left of it, is tested there; here it meets the real thing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.hostile.test_addresses import DISGUISED, MALFORMED, SPELLED
+from tests.hostile.test_hostile_media import BAD_AUDIO, BAD_VIDEO, NOT_MEDIA
+from tests.hostile.test_requests import BAD_BODIES
+from tests.serve.running import RunningApp, running_app
+
+AT_ONCE = 2  # jobs that run at a time
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A request, and the codes that its answer may have."""
+
+    name: str
+    content: bytes
+    codes: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory, private_temp) -> Iterator[RunningApp]:
+    """As an operator has it: no private host is open, inputs are small."""
+    inputs = {
+        "allowed_folders": [str(private_temp)],
+        "max_duration_s": 20.0,
+        "max_fps": 60.0,
+        "max_streams": 4,
+    }
+    with running_app(tmp_path_factory.mktemp("hostile"), inputs=inputs) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def inputs(clip, speech, tmp_path_factory) -> list[Hostile]:
+    folder = tmp_path_factory.mktemp("inputs")
+    video, audio = clip(frames=4).as_uri(), speech(0.2).as_uri()
+    numbers = itertools.count()
+
+    def request(video_url: str, audio_url: str) -> bytes:
+        body = {"video_url": video_url, "audio_url": audio_url}
+        return json.dumps({"musetalk_job_id": f"hostile-{next(numbers)}", **body}).encode()
+
+    def file(data: bytes) -> str:
+        path = folder / f"{next(numbers)}"
+        path.write_bytes(data)
+        return "file://" + quote(str(path))
+
+    found = [
+        # An address without a character, or with half of one, does not pass the request's check.
+        Hostile(f"url {url!a}", request(url, audio), ("source_refused", "invalid_request"))
+        for url in SPELLED + DISGUISED + MALFORMED
+    ]
+    for name, data in NOT_MEDIA.items():
+        refusals = ("download_failed",) if not data else ()
+        found += [
+            Hostile(f"video {name}", request(file(data), audio), refusals or ("invalid_video",)),
+            Hostile(f"audio {name}", request(video, file(data)), refusals or ("invalid_audio",)),
+        ]
+    media_error = ("invalid_audio", "media_too_large")  # either is right
+    for name, (make, error) in BAD_VIDEO.items():
+        found.append(Hostile(f"video {name}", request(file(make()), audio), (error.code,)))
+    for name, (make, error) in BAD_AUDIO.items():
+        codes = media_error if error.code == "media_error" else (error.code,)
+        found.append(Hostile(f"audio {name}", request(video, file(make())), codes))
+    found += [Hostile(f"body {n}", data, ("invalid_request",)) for n, data in BAD_BODIES.items()]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_after_every_hostile_input_the_next_good_job_is_done(app, inputs, clip, speech):
+    assert len(inputs) >= 200
+    good = {"video_url": clip(frames=4).as_uri(), "audio_url": speech(0.2).as_uri()}
+
+    def meet(number: int) -> str | None:
+        hostile = inputs[number]
+        headers = {"Content-Type": "application/json"}
+        answer = app.client.post("/generate", content=hostile.content, headers=headers)
+        body = answer.json() if "json" in answer.headers.get("content-type", "") else {}
+        if answer.status_code != 422 or body.get("code") not in hostile.codes:
+            return f"{hostile.name}: {answer.status_code} {answer.text[:300]}"
+        if body["retryable"] or "stack_trace" in body or "/etc/" in body["error_message"]:
+            return f"{hostile.name}: {body}"
+        done = app.generate(musetalk_job_id=f"good-{number}", **good)
+        if done.status_code != 200:
+            return f"a good job after {hostile.name}: {done.status_code} {done.text[:300]}"
+        return None
+
+    with ThreadPoolExecutor(AT_ONCE) as lanes:
+        wrong = [fault for fault in lanes.map(meet, range(len(inputs))) if fault]
+    assert wrong == []
+    assert app.scratch == []
+    assert app.media_tools() == []
+    outputs = {path.name for path in Path(app.folder / "results").glob("*.mp4")}
+    assert outputs == {f"good-{number}.mp4" for number in range(len(inputs))}
