@@ -9,7 +9,7 @@ import hmac
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
 from serve_app.answers import failure_of, generate_answer, generate_body, job_body
 from serve_app.api import BadField, build_api
+from serve_app.background import run_again
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
@@ -82,10 +83,14 @@ class Ingress:
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
         self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
         if self._webhooks is not None:
-            self._tasks.append(asyncio.create_task(self._webhooks.deliver_forever()))
-            self._tasks.append(asyncio.create_task(self._notify_forever(self._webhooks)))
+            webhooks = self._webhooks
+            self._keep("webhooks", webhooks.deliver_forever)
+            self._keep("notifications", lambda: self._notify_forever(webhooks))
         if self._polling is not None:
-            self._tasks.append(asyncio.create_task(self._polling.start()))
+            self._keep("polling", self._polling.start)
+
+    def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(run_again(name, work)))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""

@@ -20,6 +20,7 @@ from orchestrator.client import (
     WorkerProfile,
     WorkerType,
 )
+from serve_app.background import run_again
 from serve_app.claim_journal import ClaimJournal
 from serve_app.identity import detect_gpu_class, gpu_class, new_worker_id, slot_id, worker_id
 from serve_app.outbox import Outbox
@@ -89,7 +90,7 @@ class Polling:
             os.environ, fallback=_kept_id(self._state), is_buffer=self._rules.is_buffer
         )
         outbox = Outbox(self._state / "outbox")
-        for slot in range(self._slots):
+        for slot in range(len(self._workers), self._slots):  # those left, if this failed before
             profile = WorkerProfile(
                 worker_id=slot_id(machine, slot),
                 gpu_class=gpu_class(os.environ, detected=detected),
@@ -99,7 +100,8 @@ class Polling:
             )
             self._start_worker(profile, outbox)
         sender = self._connect(WorkerProfile(machine, "", self._rules.worker_type))
-        self._tasks.append(asyncio.create_task(outbox.deliver_forever(sender.send_report)))
+        deliver = run_again("final reports", lambda: outbox.deliver_forever(sender.send_report))
+        self._tasks.append(asyncio.create_task(deliver))
 
     async def work_once(self, slot: int) -> bool:
         """Claim and do a job, if it is time to ask again; False if there was none."""

@@ -1,0 +1,29 @@
+"""Background work is started anew after a failure, and is over when it is over."""
+
+import asyncio
+import logging
+
+from serve_app.background import run_again
+
+
+async def test_work_that_fails_is_started_anew_and_said(caplog):
+    runs = 0
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise OSError("No space left on device")
+
+    with caplog.at_level(logging.ERROR):
+        await run_again("webhooks", work, pause_s=0.0)
+    assert runs == 3
+    assert [record.work for record in caplog.records] == ["webhooks", "webhooks"]
+
+
+async def test_cancelling_ends_it():
+    task = asyncio.create_task(run_again("webhooks", asyncio.Event().wait))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.cancelled()
