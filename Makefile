@@ -10,6 +10,8 @@ RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 # Which tests `make test` runs; TESTS=tests/unit narrows it further.
 MARKS := not slow and not gpu
 TESTS :=
+# Two files at a time: many tests wait for an application. WORKERS=0 runs them one after the other.
+WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
 
 # `worker`, or `worker-with-weights`: the same with the published weights inside.
@@ -33,7 +35,7 @@ serve:  ## set up and keep serving (Ctrl-C stops); CONFIG=serve_config.gpu.yaml 
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
-	$(PY) -m pytest -m "$(MARKS)" $(TESTS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "$(MARKS)" $(TESTS)
 
 soak:  ## 200 jobs among kills, faults, duplicates and cancellations; five minutes, and its figures
 	@scripts/setup.sh dev
@@ -44,7 +46,7 @@ test-gpu:  ## the tests that need a CUDA GPU
 	$(PY) -m pytest -m gpu
 
 check: lint types  ## exactly what CI runs: lint, types, import rules, every test
-	@$(MAKE) --no-print-directory test MARKS="not gpu"
+	@$(MAKE) --no-print-directory test MARKS="not gpu" WORKERS=0
 
 lint:  ## ruff: rules and layout
 	@scripts/setup.sh dev

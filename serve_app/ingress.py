@@ -254,7 +254,9 @@ class Ingress:
     async def cancel_job(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
-        """Ask for the end of a queued or running job; one that has ended stays as it is."""
+        """Ask for the end of a queued or running job. One that has ended, or whose upload has
+        begun, stays as it is.
+        """
         self._check_key(x_internal_api_key)
         self._found(self._service.registry.cancel(job_id))
         return JSONResponse({"detail": "Cancellation requested"})
