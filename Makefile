@@ -10,7 +10,7 @@ RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 # Which tests `make test` runs; TESTS=tests/unit narrows it further.
 MARKS := not slow and not gpu
 TESTS :=
-# Two files at a time: many tests wait for an application. WORKERS=0 runs them one after the other.
+# Files at a time, except those of tests/serve: each of their applications wants the whole machine.
 WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
 
@@ -35,7 +35,12 @@ serve:  ## set up and keep serving (Ctrl-C stops); CONFIG=serve_config.gpu.yaml 
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "$(MARKS)" $(TESTS)
+ifeq ($(TESTS),)
+	$(PY) -m pytest -m "$(MARKS)" -n $(WORKERS) --dist loadfile --ignore tests/serve
+	$(PY) -m pytest -m "$(MARKS)" tests/serve
+else
+	$(PY) -m pytest -m "$(MARKS)" $(TESTS)
+endif
 
 soak:  ## 200 jobs among kills, faults, duplicates and cancellations; five minutes, and its figures
 	@scripts/setup.sh dev
@@ -46,7 +51,7 @@ test-gpu:  ## the tests that need a CUDA GPU
 	$(PY) -m pytest -m gpu
 
 check: lint types  ## exactly what CI runs: lint, types, import rules, every test
-	@$(MAKE) --no-print-directory test MARKS="not gpu" WORKERS=0
+	@$(MAKE) --no-print-directory test MARKS="not gpu"
 
 lint:  ## ruff: rules and layout
 	@scripts/setup.sh dev
