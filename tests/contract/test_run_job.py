@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -37,17 +36,24 @@ def test_what_is_missing_or_wrong_is_named(change, named):
         read_one_shot(GOOD | change)
 
 
-def run_job(**env: str) -> subprocess.CompletedProcess[str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    own = {"LIPSYNC_ALLOWED_FOLDERS": tempfile.gettempdir(), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "serve_app.run_job"]
-    return subprocess.run(
-        command, cwd=ROOT, env=kept | own | env, capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
+@pytest.fixture
+def run_job(tmp_path_factory: pytest.TempPathFactory):
+    """Return `run_job(**environment)`; the clips and sounds of the tests may be read."""
+
+    def run(**env: str) -> subprocess.CompletedProcess[str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        folder = str(tmp_path_factory.getbasetemp())
+        own = {"LIPSYNC_ALLOWED_FOLDERS": folder, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "serve_app.run_job"]
+        return subprocess.run(
+            command, cwd=ROOT, env=kept | own | env, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+
+    return run
 
 
-def test_a_job_ends_as_a_file_with_its_sidecar(clip, speech, tmp_path):
+def test_a_job_ends_as_a_file_with_its_sidecar(run_job, clip, speech, tmp_path):
     out = tmp_path / "result.mp4"
     done = run_job(VIDEO_URL=clip().as_uri(), AUDIO_URL=speech(1.0).as_uri(), OUTPUT_PATH=str(out))
     assert done.returncode == 0, done.stderr
@@ -56,7 +62,7 @@ def test_a_job_ends_as_a_file_with_its_sidecar(clip, speech, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.mp4"]
 
 
-def test_a_job_ends_at_a_signed_address(clip, speech):
+def test_a_job_ends_at_a_signed_address(run_job, clip, speech):
     with put_target() as (url, received):
         done = run_job(
             VIDEO_URL=clip().as_uri(),
@@ -70,7 +76,7 @@ def test_a_job_ends_at_a_signed_address(clip, speech):
     assert "s3cret" not in done.stdout + done.stderr
 
 
-def test_bad_input_is_exit_code_2_and_leaves_nothing(speech, tmp_path):
+def test_bad_input_is_exit_code_2_and_leaves_nothing(run_job, speech, tmp_path):
     done = run_job(
         VIDEO_URL=speech(1.0).as_uri(),
         AUDIO_URL=speech(1.0).as_uri(),
@@ -81,7 +87,7 @@ def test_bad_input_is_exit_code_2_and_leaves_nothing(speech, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_that_cannot_be_written_is_exit_code_1(clip, speech, tmp_path):
+def test_an_output_that_cannot_be_written_is_exit_code_1(run_job, clip, speech, tmp_path):
     done = run_job(
         VIDEO_URL=clip().as_uri(),
         AUDIO_URL=speech(1.0).as_uri(),
