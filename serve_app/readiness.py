@@ -30,6 +30,7 @@ class Readiness:
         self._ready = False
         self._description: Description | None = None
         self._lock = asyncio.Lock()
+        self._asking: asyncio.Task[set[str]] | None = None
 
     async def is_ready(self) -> bool:
         """Return whether a Preprocessor, a Finisher and a Generator of some pool are running."""
@@ -66,7 +67,7 @@ class Readiness:
         return checks
 
     async def _look(self) -> bool:
-        running = await asyncio.to_thread(self._running)
+        running = await self._running()
         pools = [pool for pool in self._graph.pools if f"Generator-{pool.name}" in running]
         if not {"Preprocessor", "Finisher"} <= running or not pools:
             return False
@@ -79,7 +80,26 @@ class Readiness:
                 return False
         return True
 
-    def _running(self) -> set[str]:
+    async def _running(self) -> set[str]:
+        """Return the deployments that run; none while the controller does not answer.
+
+        One thread at most waits for it, however often this is asked.
+        """
+        if self._asking is None:
+            self._asking = asyncio.create_task(asyncio.to_thread(self._ask_controller))
+        done, _ = await asyncio.wait({self._asking}, timeout=CALL_TIMEOUT_S)
+        if not done:
+            logger.warning("Serve's controller does not answer")
+            return set()
+        asked, self._asking = self._asking, None
+        try:
+            return asked.result()
+        except Exception:
+            # Serve raises what it likes while its controller is away or comes back.
+            logger.exception("Serve's controller cannot be asked")
+            return set()
+
+    def _ask_controller(self) -> set[str]:
         application = serve.status().applications.get(self._app_name)
         if application is None:
             return set()
