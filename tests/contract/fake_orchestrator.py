@@ -575,7 +575,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        length = int(self.headers.get("Content-Length", "0"))
+        raw = self.rfile.read(length)
+        if len(raw) < length:
+            self.close_connection = True  # the client was killed in mid-request
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         fault, status, body = self.server.fake.handle(self.path, headers, raw)
         if fault is not None and self._is_spoilt(fault):
