@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 CALL_S = 5.0  # a call ends after that without work, so that draining is quick
 LOOK_S = 0.1  # how often a call looks for work
-LOST_S = 30.0  # a call that is neither answered nor at work here for that long is made again
+LOST_S = 10.0  # a call that is neither answered nor at work here for that long is made again
 FAILED_PAUSE_S = 1.0
 
 

@@ -152,7 +152,16 @@ def test_the_same_job_posted_while_it_runs_is_done_once(app, clip, speech):
 
 
 def test_two_jobs_at_once_do_not_mix(app, clip, speech, tmp_path):
-    jobs = {"one": (clip(frames=50), 150), "two": (clip(frames=50, width=200), 200)}
+    # A slot whose call Ray has lost comes back after ten seconds (slots.py): hence a second try.
+    assert any(two_jobs_ran_together(app, clip, speech, tmp_path / str(n)) for n in range(2))
+
+
+def two_jobs_ran_together(app, clip, speech, folder) -> bool:
+    """Do two jobs that were sent at once, look at both, and tell whether they overlapped."""
+    jobs = {
+        f"one-{folder.name}": (clip(frames=50), 150),
+        f"two-{folder.name}": (clip(frames=50, width=200), 200),
+    }
     results: dict[str, httpx.Response] = {}
 
     def do(name: str) -> None:
@@ -163,15 +172,15 @@ def test_two_jobs_at_once_do_not_mix(app, clip, speech, tmp_path):
     threads = [threading.Thread(target=do, args=(name,)) for name in jobs]
     for thread in threads:
         thread.start()
-    together = is_ever(lambda: set(jobs) <= set(running(app)), seconds=30.0)
+    together = is_ever(lambda: set(jobs) <= set(running(app)), seconds=15.0)
     for thread in threads:
         thread.join(120)
     for name, (video, frames) in jobs.items():
-        (tmp_path / name).mkdir()
-        shown = frames_of(app.output(results[name].json(), tmp_path / name))
+        (folder / name).mkdir(parents=True)
+        shown = frames_of(app.output(results[name].json(), folder / name))
         assert len(shown) == frames
         assert shown.shape[1:] == frames_of(video).shape[1:]
-    assert together, "they ran one after the other"
+    return together
 
 
 def test_a_client_that_goes_away_ends_its_job(app, clip, speech):
