@@ -58,15 +58,18 @@ def to_bgr(
 
 
 def write_bgr(
-    frame: NDArray[np.uint8], box: Box, bgr: NDArray[np.uint8], colour: ColourTags
+    frame: NDArray[np.uint8],
+    box: Box,
+    bgr: NDArray[np.uint8],
+    before: NDArray[np.uint8],
+    colour: ColourTags,
 ) -> None:
     """Put `bgr: (h, w, 3)` into the even-aligned `box` of the I420 `frame`, in place.
 
-    Only pixels that differ from what `to_bgr` gives for that box are written, and only the colour
-    samples of 2x2 blocks that hold such a pixel.
+    Only pixels that differ from `before`, which is what `to_bgr` gives for that box, are written,
+    and only the colour samples of 2x2 blocks that hold such a pixel.
     """
     height, width = frame.shape[0] * 2 // 3, frame.shape[1]
-    before = to_bgr(frame, width, height, colour, box)
     blue, green, red = cv2.split(cv2.bitwise_xor(bgr, before))
     changed = blue | green | red  # not 0 where any of the three differs
     if not changed.any():

@@ -1,7 +1,7 @@
 """What the networks see of a frame: the face, and the larger square that is parsed.
 
-Bit-equal to the reference (musetalk_reference §1.3, §1.8), whose libraries are used for it: OpenCV
-for the face, Pillow for the parser, because their resampling differs.
+Bit-equal to the reference (musetalk_reference §1.3, §1.8), which resizes the face with OpenCV and
+the parser's picture with Pillow: their results differ.
 """
 
 from __future__ import annotations
@@ -30,8 +30,21 @@ def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
 def parse_input(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
     """Return the crop box of `face` as (512, 512, 3) uint8 RGB; black where it leaves the frame."""
     region = cv2.cvtColor(_cut(frame, crop_box(face)), cv2.COLOR_BGR2RGB)
+    if len(region) <= PARSE_SIDE:
+        return np.asarray(cv2.transpose(_widened(cv2.transpose(_widened(region)))), np.uint8)
     small = Image.fromarray(region).resize((PARSE_SIDE, PARSE_SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(small, dtype=np.uint8)
+    return np.asarray(small, np.uint8)
+
+
+def _widened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture of at most 512 columns with 512 columns, as Pillow's bilinear makes them.
+
+    A third of Pillow's time, bit-equal for one direction at a time: with 512 = 2^9 columns all
+    weights are multiples of 1/1024, which OpenCV's 11-bit weights hold exactly; both round half up.
+    For two directions at once OpenCV would round once, where Pillow rounds twice.
+    """
+    size = (PARSE_SIDE, len(picture))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _cut(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:

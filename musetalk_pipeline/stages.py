@@ -207,9 +207,10 @@ def redraw(
     if mask is None or weight <= 0.0:
         return
     region = _even(mask.box)
-    bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+    before = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+    bgr = before.copy()
     paste_face(bgr, region, drawn, face.box, mask, weight)
-    write_bgr(frame, region, bgr, picture.colour)
+    write_bgr(frame, region, bgr, before, picture.colour)
 
 
 def require_face(frames_with_face: int, plan: FramePlan) -> None:

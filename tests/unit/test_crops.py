@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,5 +36,15 @@ def test_the_parser_sees_what_pillow_crops_and_resizes(x, y, width, height):
         Image.fromarray(np.ascontiguousarray(frame[:, :, ::-1]))
         .crop((box.x0, box.y0, box.x1, box.y1))  # black outside the frame
         .resize((PARSE_SIDE, PARSE_SIDE), Image.Resampling.BILINEAR)
+    )
+    np.testing.assert_array_equal(parse_input(frame, face), np.asarray(expected))
+
+
+@pytest.mark.parametrize("width", [2, *range(3, 340, 12), 340, 342, 344, 500])
+def test_the_parser_sees_pillows_pixels_at_every_size(width):
+    frame, face = noise(800, 800), Box(400 - width // 2, 399, 400 + (width + 1) // 2, 401)
+    box = crop_box(face)
+    expected = Image.fromarray(frame[box.y0 : box.y1, box.x0 : box.x1, ::-1].copy()).resize(
+        (PARSE_SIDE, PARSE_SIDE), Image.Resampling.BILINEAR
     )
     np.testing.assert_array_equal(parse_input(frame, face), np.asarray(expected))
