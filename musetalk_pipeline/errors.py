@@ -14,6 +14,7 @@
         ├── ModelLoadFailed        stage inference
         ├── OutOfGpuMemory         stage inference, retryable
         ├── StageFailed            any stage, retryable
+        │   └── GpuLost            stage inference, retryable, in another process
         ├── DeadlineExceeded       any stage, retryable
         ├── UploadFailed           stage upload, retryable
         └── JobCancelled           any stage
@@ -157,6 +158,12 @@ class StageFailed(ProcessingError):
 
     code = "stage_failed"
     retryable = True
+
+
+class GpuLost(StageFailed):
+    """The GPU failed in a way after which this process can never use it again."""
+
+    default_stage = Stage.INFERENCE
 
 
 class DeadlineExceeded(ProcessingError):

@@ -33,7 +33,8 @@ def build_app(args: AppArgs) -> Application:
     env = read_environment()
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
-    preprocessor = _bind(Preprocessor, "Preprocessor", args.preprocessor, args)
+    gpus = args.preprocessor.num_gpus
+    preprocessor = _bind(Preprocessor, "Preprocessor", args.preprocessor, args, num_gpus=gpus)
     finisher = _bind(Finisher, "Finisher", args.finisher, args)
     generators = {pool.name: _bind_pool(pool, args) for pool in args.pools}
     ingress = serve.deployment(
@@ -48,8 +49,8 @@ def build_app(args: AppArgs) -> Application:
     return ingress.bind(args, preprocessor, generators, finisher, APP_NAME)
 
 
-def _bind(kind: type, name: str, stage: StageSettings, args: AppArgs) -> Any:
-    options: dict[str, Any] = {"num_cpus": stage.num_cpus}
+def _bind(kind: type, name: str, stage: StageSettings, args: AppArgs, num_gpus: float = 0.0) -> Any:
+    options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
     if stage.label_selector:
         options["label_selector"] = stage.label_selector
     return serve.deployment(

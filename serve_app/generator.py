@@ -29,8 +29,9 @@ class Generator:
         started = time.monotonic()
         env = read_environment()
         set_up_logging(env)
+        self._thread = Worker(1, "engine")
         self._engine = build_engine(args, pool, env)
-        self._engine.warm_up()
+        self._thread.run_here(self._engine.warm_up)
         self._description = Description(
             engine=self._engine.name,
             model_version=self._engine.model_version,
@@ -38,7 +39,6 @@ class Generator:
             device=device_of(pool),
             gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
         )
-        self._thread = Worker(1, "engine")
         logger.info(
             "engine ready",
             extra={"pool": pool.name, "engine": self._engine.name, "s": time.monotonic() - started},

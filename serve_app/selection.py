@@ -42,6 +42,7 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
         args.models_dir,
         presence=args.face_presence,
         presence_interval=args.presence_interval,
+        device="cuda:0" if args.preprocessor.num_gpus else "cpu",
     )
 
 
@@ -59,6 +60,7 @@ def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
         device=device_of(pool),
         precision=pool.dtype,
         batch_size=pool.batch_size or env.batch_size,
+        gpu_share=pool.num_gpus or 1.0,
         threads=pool.threads,
         unet_weights=env.unet_path,
         unet_config=env.unet_config,

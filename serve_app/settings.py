@@ -51,6 +51,14 @@ class StageSettings(Section):
         return self
 
 
+class PreprocessorSettings(StageSettings):
+    """Replicas of the Preprocessor; `mmpose` and S3FD may run on a GPU there."""
+
+    num_gpus: float = Field(
+        0.0, ge=0, le=1, description="Share of a GPU for mmpose and s3fd; 0: they run on the CPU."
+    )
+
+
 class PoolSettings(Section):
     """The Generator replicas of one GPU architecture, or of CPUs."""
 
@@ -61,7 +69,9 @@ class PoolSettings(Section):
     replicas: int = Field(1, ge=0, le=256, description="Replicas at the start, and at least.")
     max_replicas: int | None = Field(None, ge=1, le=256, description="Scale up to; none: fixed.")
     num_cpus: float = Field(0.25, gt=0, le=64, description="CPUs that Ray reserves for each.")
-    num_gpus: float = Field(0.0, ge=0, le=8, description="GPUs that Ray reserves for each.")
+    num_gpus: float = Field(
+        0.0, ge=0, le=1, description="Share of a GPU for each; of its free memory too."
+    )
     device: str | None = Field(None, description="cpu, cuda:0; none: cuda:0 if num_gpus > 0.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32")
     batch_size: int | None = Field(None, ge=1, le=256, description="None: by free GPU memory.")
@@ -147,7 +157,7 @@ class AppArgs(Section):
     presence_interval: int = Field(12, ge=1, description="Frames between two looks by s3fd.")
     pools: list[PoolSettings] = Field(min_length=1, description="One Generator deployment each.")
     ingress_cpus: float = Field(0.25, gt=0, description="CPUs that Ray reserves for the ingress.")
-    preprocessor: StageSettings = StageSettings()
+    preprocessor: PreprocessorSettings = PreprocessorSettings()
     finisher: StageSettings = StageSettings()
     inputs: InputSettings = InputSettings()
     driver: DriverSettings = DriverSettings()

@@ -1,19 +1,27 @@
 """Blocking work off the event loop, in a bounded pool."""
 
 import asyncio
+import logging
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from musetalk_pipeline.errors import JobCancelled
+from musetalk_pipeline.errors import GpuLost, JobCancelled
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 class Worker:
-    """A bounded pool of threads for one replica's pipeline calls."""
+    """A bounded pool of threads for one replica's pipeline calls.
+
+    A call that loses the GPU ends this process: no later one could succeed. Serve starts another
+    replica, and whoever called this one calls that, as after any death of a replica.
+    """
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -21,7 +29,11 @@ class Worker:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in a thread and return its result."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: function(*args, **kwargs))
+        return await loop.run_in_executor(self._pool, lambda: _call(function, *args, **kwargs))
+
+    def run_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `function` in a thread of the pool and wait for it without an event loop."""
+        return self._pool.submit(lambda: _call(function, *args, **kwargs)).result()
 
     async def run_cancellable(self, function: Callable[[Callable[[], None]], T]) -> T:
         """Run `function`, handing it a check that raises once the caller has gone.
@@ -39,3 +51,12 @@ class Worker:
         except asyncio.CancelledError:
             gone.set()
             raise
+
+
+def _call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return function(*args, **kwargs)
+    except GpuLost:
+        logger.exception("the GPU is lost, this replica ends")
+        logging.shutdown()
+        os._exit(1)

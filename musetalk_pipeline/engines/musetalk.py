@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,8 @@ from musetalk_pipeline.watch import Check, go_on
 
 logger = logging.getLogger(__name__)
 
+# Growing and shrinking a jaw takes 4 ms of one CPU, during which the GPU waits (measured).
+MASK_THREADS = 4
 _MASK_BYTES = PARSE_PX * PARSE_PX // 8
 
 
@@ -54,7 +57,8 @@ class MuseTalkOptions:
     """How the networks run. The defaults equal the reference most closely.
 
     `device`: `cpu`, `cuda`, `cuda:N` or `auto`. `batch_size`: frames in one pass; None chooses by
-    free GPU memory, 4 on a CPU. `seed`: None takes the mean of the VAE's posterior; a number
+    free GPU memory, 4 on a CPU. `gpu_share`: how much of that may be used, where other processes
+    are about to load onto the GPU. `seed`: None takes the mean of the VAE's posterior; a number
     samples it as the reference does after `torch.manual_seed(seed)`. `threads`: CPU threads of the
     whole process; None leaves them. `unet_weights`, `unet_config`: other files than the published
     ones in the models folder.
@@ -64,6 +68,7 @@ class MuseTalkOptions:
     device: str = "cpu"
     precision: Precision = "float32"
     batch_size: int | None = None
+    gpu_share: float = 1.0
     seed: int | None = None
     threads: int | None = None
     acceleration: Acceleration = field(default_factory=Acceleration)
@@ -91,6 +96,7 @@ class MuseTalkEngine:
         self._dtype = check_precision(self.options.precision, self._device)
         self.counters = Counters()
         self._lock = threading.Lock()
+        self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="masks")
         self._load(models)
         self._set_batch_size()
         logger.info(
@@ -117,19 +123,27 @@ class MuseTalkEngine:
         return min(runner.batch_size for runner in self._runners())
 
     def warm_up(self) -> None:
-        """Send a grey face through every network, on a GPU in a full batch too.
+        """Send grey faces through every network, on a GPU in every batch shape there is.
 
-        So that graphs are recorded, kernels compiled, and batches that do not fit halved, before
-        the first job.
+        So that batches that do not fit are halved, algorithms chosen and graphs recorded before the
+        first job. cuDNN remembers its choices for each thread: call this from the one that will
+        `encode` and `generate`.
         """
-        counts = {1} if self._device.type == "cpu" else {1, self.batch_size}
-        for count in sorted(counts):
-            self._look(np.full((count, FACE_PX, FACE_PX, 3), 128, np.uint8), first_frame=0)
-            self._masks(np.full((count, PARSE_PX, PARSE_PX, 3), 128, np.uint8), MaskOptions())
-            self._draw(
-                np.zeros((count, 8, 32, 32), np.float32),
-                np.zeros((count, CONTEXT_ROWS, CONTEXT_WIDTH), np.float32),
-            )
+        is_cpu = self._device.type == "cpu"
+        # The largest first: it may halve the batch, and then there are fewer shapes.
+        self._warm_up(1 if is_cpu else self.batch_size)
+        if not is_cpu:
+            for count in sorted(set().union(*(runner.shapes() for runner in self._runners()))):
+                self._warm_up(count)
+        self.peak_memory_mib()  # what trying algorithms took is no job's
+
+    def _warm_up(self, count: int) -> None:
+        self._look(np.full((count, FACE_PX, FACE_PX, 3), 128, np.uint8), first_frame=0)
+        self._masks(np.full((count, PARSE_PX, PARSE_PX, 3), 128, np.uint8), MaskOptions())
+        self._draw(
+            np.zeros((count, 8, 32, 32), np.float32),
+            np.zeros((count, CONTEXT_ROWS, CONTEXT_WIDTH), np.float32),
+        )
 
     def encode(
         self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
@@ -206,7 +220,10 @@ class MuseTalkEngine:
             return np.zeros((0, _MASK_BYTES), np.uint8)
         with self._lock:
             labels = self._parser.run(_rows(parse_inputs), check=check).cpu().numpy()
-        return np.stack([pack_mask(replace_mask(frame, options)) for frame in labels])
+        masks = self._mask_threads.map(
+            lambda frame: pack_mask(replace_mask(frame, options)), labels
+        )
+        return np.stack(list(masks))
 
     def _draw(
         self, latents: NDArray[np.float32], features: NDArray[np.float32], check: Check = go_on
@@ -261,7 +278,9 @@ class MuseTalkEngine:
         return self._encoder, self._parser, self._unet, self._decoder
 
     def _set_batch_size(self) -> None:
-        size = self.options.batch_size or default_batch_size(self._device, self._dtype)
+        size = self.options.batch_size or default_batch_size(
+            self._device, self._dtype, self.options.gpu_share
+        )
         for runner in self._runners():
             runner.batch_size = size
 

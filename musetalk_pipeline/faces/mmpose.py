@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.dwpose import HEIGHT, N_POINTS, WIDTH, DwposeDetector, Float
 from musetalk_pipeline.networks.checkpoint import find_weights, load_network, read_weights
+from musetalk_pipeline.networks.precision import forbid_tf32, naming_lost_gpu
 
 # mmpose's rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py, which the reference names. It says
 # SyncBN, which on one device is BN with torch's own epsilon (not CSPNeXt's default of 0.001).
@@ -84,7 +85,7 @@ class MmposeDetector(DwposeDetector):
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
         self._device = torch.device(device)
-        # Channels last: 0.28 against 0.29 to 0.32 s a picture on one core, in any batch (measured).
+        forbid_tf32(self._device)
         model = load_rtmpose(path).to(self._device)
         # 0.28 s a picture on one core in any batch, against 0.29 to 0.32 s (measured).
         self._model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -92,9 +93,10 @@ class MmposeDetector(DwposeDetector):
 
     @torch.inference_mode()
     def _run(self, inputs: Float) -> tuple[Float, Float]:
-        pictures = torch.from_numpy(inputs).to(self._device, memory_format=torch.channels_last)
-        over_x, over_y = self._model(pictures)
-        return over_x.cpu().numpy(), over_y.cpu().numpy()
+        with naming_lost_gpu("landmark network", self._device):
+            pictures = torch.from_numpy(inputs).to(self._device, memory_format=torch.channels_last)
+            over_x, over_y = self._model(pictures)
+            return over_x.cpu().numpy(), over_y.cpu().numpy()
 
 
 def _import_mmpose() -> tuple[Any, Any]:

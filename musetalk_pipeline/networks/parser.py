@@ -7,6 +7,7 @@ their keys are accepted and not loaded (they change no label).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -149,12 +150,16 @@ class BiSeNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return (B, 19, 512, 512) float32 logits. `pictures`: (B, 512, 512, 3) uint8 RGB."""
-        mean = torch.tensor(_IMAGENET_MEAN, device=pictures.device)[:, None, None]
-        std = torch.tensor(_IMAGENET_STD, device=pictures.device)[:, None, None]
+        mean, std = (_planes(values, pictures.device) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
         x = (pictures.permute(0, 3, 1, 2).float().div(255) - mean) / std
         logits = self.conv_out(self.ffm(*self.cp(x)))
         full: Tensor = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=True)
         return full
+
+
+def _planes(values: Sequence[float], device: torch.device) -> Tensor:
+    """Return (3, 1, 1) float32, made on the device: a recording cannot hold a copy to it."""
+    return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 
 def to_labels(logits: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.errors import GpuLost, ModelLoadFailed
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -27,7 +27,14 @@ _FRAME_BYTES_FLOAT32 = 320 * 2**20
 _WORKSPACE_FACTOR = 2.0  # guess: convolution workspaces and fragmentation on top of it
 _SHARE_OF_FREE = 0.8  # guess: room for what else runs on the GPU
 
-_OUT_OF_MEMORY_WORDS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# cuDNN tries one algorithm after the other; where none gets its workspace, it finds no engine.
+_OUT_OF_MEMORY_WORDS = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine",
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -85,12 +92,15 @@ def choose_batch_size(free_bytes: int, dtype: torch.dtype) -> int:
     return min(LARGEST_BATCH, 1 << (max(1, fitting).bit_length() - 1))
 
 
-def default_batch_size(device: torch.device, dtype: torch.dtype) -> int:
-    """Return the batch size where none is set; ask after the networks are loaded."""
+def default_batch_size(device: torch.device, dtype: torch.dtype, gpu_share: float = 1.0) -> int:
+    """Return the batch size where none is set; ask after the networks are loaded.
+
+    `gpu_share`: of what is free now, where other processes are about to load onto the same GPU.
+    """
     if device.type == "cpu":
         return CPU_BATCH
     free_bytes, _total = torch.cuda.mem_get_info(device)
-    return choose_batch_size(free_bytes, dtype)
+    return choose_batch_size(int(free_bytes * gpu_share), dtype)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -100,6 +110,35 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in _OUT_OF_MEMORY_WORDS
     )
+
+
+def is_gpu_lost(error: BaseException) -> bool:
+    """Tell whether the CUDA context is gone: an illegal address, a failed launch, bad memory."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDNN_STATUS_EXECUTION" in str(error)
+
+
+@contextlib.contextmanager
+def naming_lost_gpu(network: str, device: torch.device) -> Iterator[None]:
+    """Raise `GpuLost` where the GPU fails for good within the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_gpu_lost(error):
+            raise
+        raise GpuLost(f"The {network} failed on {device}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library says of an error, without the pages that torch adds."""
+    return str(error).partition("\n")[0][:200]
+
+
+def forbid_tf32(device: torch.device) -> None:
+    """Let this process convolve in full float32 on a GPU, where cuDNN's default is TF32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
 
 
 @contextlib.contextmanager

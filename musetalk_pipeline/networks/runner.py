@@ -15,10 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from musetalk_pipeline.errors import OutOfGpuMemory, StageFailed
-from musetalk_pipeline.networks.precision import exact_math, is_out_of_memory
+from musetalk_pipeline.networks.precision import (
+    exact_math,
+    first_line,
+    is_out_of_memory,
+    naming_lost_gpu,
+)
 from musetalk_pipeline.watch import Check, go_on
 
 logger = logging.getLogger(__name__)
+
+STEP = 8  # rows from one batch shape to the next, where it is no smaller power of two
 
 
 @dataclass(slots=True)
@@ -96,8 +103,20 @@ class BatchRunner:
 
         Raises:
             OutOfGpuMemory: a batch of one row does not fit.
+            GpuLost: the GPU failed; every later call of this process will.
             StageFailed: the network gives no finite numbers, in float32 either.
         """
+        try:
+            with naming_lost_gpu(self.name, self.device):
+                return self._run(inputs, check)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Beside a batch: its inputs, or the float32 copy of the network.
+        self._free()
+        raise self._does_not_fit()
+
+    def _run(self, inputs: Sequence[Tensor], check: Check) -> Tensor:
         inputs = tuple(rows.to(self.device, non_blocking=True) for rows in inputs)
         with exact_math(self.device, self.dtype):
             parts = self._batches(self._network, inputs, check)
@@ -109,8 +128,17 @@ class BatchRunner:
         return torch.cat([part.result for part in parts])
 
     def shape_for(self, rows: int) -> int:
-        """Return the batch shape for `rows`: the next power of two, at most the batch size."""
-        return min(self.batch_size, 1 << (rows - 1).bit_length())
+        """Return the batch shape for `rows`: 1, 2, 4 or a multiple of 8, at most the batch size.
+
+        Few shapes, because a GPU has to get to know each of them; not only powers of two, because
+        a segment of 50 frames would then be padded to 64.
+        """
+        wanted = 1 << (rows - 1).bit_length() if rows <= STEP else -(-rows // STEP) * STEP
+        return min(self.batch_size, wanted)
+
+    def shapes(self) -> set[int]:
+        """Return every shape that a batch can have."""
+        return {self.shape_for(rows) for rows in range(1, self.batch_size + 1)}
 
     def _batches(
         self, network: nn.Module, inputs: Sequence[Tensor], check: Check = go_on
@@ -140,6 +168,7 @@ class BatchRunner:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            logger.warning("batch failed", extra={"network": self.name, "error": first_line(error)})
             return None
 
     def _halve(self) -> None:
@@ -150,12 +179,7 @@ class BatchRunner:
         """
         self._free()
         if self.batch_size == 1:
-            raise OutOfGpuMemory(
-                f"Not even one frame fits through the {self.name} in the memory of {self.device}. "
-                "Use a GPU with more memory, float16, or fewer replicas on it.",
-                network=self.name,
-                device=str(self.device),
-            )
+            raise self._does_not_fit()
         self.batch_size //= 2
         self._counters.batch_halvings += 1
         logger.warning(
@@ -176,17 +200,30 @@ class BatchRunner:
             "not finite in half precision, batch redone in float32",
             extra={"network": self.name, "dtype": str(self.dtype), "frames": part.end - part.start},
         )
-        network = self._float32 or place(
-            self._make(), self.device, torch.float32, self._acceleration
-        )
-        self._float32 = network
+        if self._float32 is None:
+            self._free()
+            self._float32 = place(self._make(), self.device, torch.float32, self._acceleration)
         rows = [tensor[part.start : part.end] for tensor in inputs]
-        with exact_math(self.device, torch.float32):
-            again = self._batches(network, rows)
+        # Float32 takes twice the memory; how little of it fits is no news about half precision.
+        usual = self.batch_size
+        self.batch_size = max(1, usual // 2)
+        try:
+            with exact_math(self.device, torch.float32):
+                again = self._batches(self._float32, rows)
+        finally:
+            self.batch_size = usual
         if not torch.stack([batch.is_finite for batch in again]).all():
             raise self._not_finite()
         result = torch.cat([batch.result for batch in again])
         return _Part(part.start, part.end, result, torch.ones((), dtype=torch.bool))
+
+    def _does_not_fit(self) -> OutOfGpuMemory:
+        return OutOfGpuMemory(
+            f"Not even one frame fits through the {self.name} in the memory of {self.device}. "
+            "Use a GPU with more memory, float16, or fewer replicas on it.",
+            network=self.name,
+            device=str(self.device),
+        )
 
     def _not_finite(self) -> StageFailed:
         return StageFailed(
@@ -197,8 +234,9 @@ class BatchRunner:
 
     def _free(self) -> None:
         """Give cached memory, recorded graphs included, back to the driver."""
-        if isinstance(self._network, GraphedNetwork):
-            self._network.forget()
+        for network in (self._network, self._float32):
+            if isinstance(network, GraphedNetwork):
+                network.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -216,7 +254,10 @@ def place(
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if acceleration.compile:
         network.compile(dynamic=False)
-    return GraphedNetwork(network) if acceleration.cuda_graphs and on_cuda else network
+    if not (acceleration.cuda_graphs and on_cuda):
+        return network
+    with torch.cuda.device(device):
+        return GraphedNetwork(network)
 
 
 def _padded(rows: Tensor, shape: int) -> Tensor:
@@ -226,18 +267,25 @@ def _padded(rows: Tensor, shape: int) -> Tensor:
 
 
 class GraphedNetwork(nn.Module):
-    """Records the kernels of each input shape once and replays them: no launch costs afterwards."""
+    """Records the kernels of each input shape once and replays them: no launch costs afterwards.
+
+    All recordings share one pool of memory, since only one of them plays at a time, and a stream of
+    their own: dropping a recording clears the workspaces of its stream, and another network's
+    recordings would go on using those of a shared one.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
         self._recorded: dict[tuple[torch.Size, ...], _Recording] = {}
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return what the network gives for `inputs`."""
         shapes = tuple(rows.shape for rows in inputs)
         if shapes not in self._recorded:
-            self._recorded[shapes] = _record(self.network, inputs)
+            self._recorded[shapes] = self._record(inputs)
         recording = self._recorded[shapes]
         for held, rows in zip(recording.inputs, inputs, strict=True):
             held.copy_(rows)
@@ -247,6 +295,21 @@ class GraphedNetwork(nn.Module):
     def forget(self) -> None:
         """Drop all recordings and the memory they hold."""
         self._recorded.clear()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def _record(self, inputs: Sequence[Tensor]) -> _Recording:
+        held = tuple(rows.clone() for rows in inputs)
+        # Libraries choose algorithms and allocate workspaces in the first calls, which a recording
+        # must not contain; on the stream of the recording, as CUDA asks.
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(2):
+                self.network(*held)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            output = self.network(*held)
+        return _Recording(graph, held, output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,19 +317,3 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor, ...]
     output: Tensor
-
-
-def _record(network: nn.Module, inputs: Sequence[Tensor]) -> _Recording:
-    held = tuple(rows.clone() for rows in inputs)
-    # Libraries choose algorithms and allocate workspaces in the first calls, which a recording
-    # must not contain; on a side stream, as CUDA asks.
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            network(*held)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = network(*held)
-    return _Recording(graph, held, output)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.checkpoint import load_network, read_weights
+from musetalk_pipeline.networks.precision import forbid_tf32, naming_lost_gpu
 
 FILE = Path("s3fd", "s3fd-619a316812.pth")  # in the models folder
 CHANNEL_OFFSETS = (104.0, 117.0, 123.0)
@@ -156,6 +157,7 @@ class FaceFinder:
 
     def __init__(self, network: S3fd, device: str = "cpu") -> None:
         self._device = torch.device(device)
+        forbid_tf32(self._device)
         self._network = network.to(self._device)
         self._offsets = torch.tensor(CHANNEL_OFFSETS, device=self._device)[:, None, None]
 
@@ -182,7 +184,8 @@ class FaceFinder:
         """
         boxes: list[Box | None] = []
         for batch in _batches(frames):
-            boxes += [_best_box(faces) for faces in self._find(batch)]
+            with naming_lost_gpu("face finder", self._device):
+                boxes += [_best_box(faces) for faces in self._find(batch)]
         return boxes
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from musetalk_pipeline.errors import ModelLoadFailed, OutOfGpuMemory, StageFailed
+from musetalk_pipeline.errors import GpuLost, ModelLoadFailed, OutOfGpuMemory, StageFailed
 from musetalk_pipeline.networks.precision import choose_batch_size, resolve_device
 from musetalk_pipeline.networks.runner import Acceleration, BatchRunner, Counters
 
@@ -60,7 +60,15 @@ def test_batches_have_few_shapes_and_the_last_is_padded() -> None:
     made, _ = runner(network, batch_size=8)
     for count in range(1, 20):
         assert len(made.run(torch.ones(count, 1))) == count
-    assert set(network.seen) == {1, 2, 4, 8}
+    assert set(network.seen) == {1, 2, 4, 8} == made.shapes()
+
+
+def test_a_segment_of_two_seconds_is_not_padded_to_64() -> None:
+    network = Scale()
+    made, _ = runner(network, batch_size=32)
+    made.run(torch.ones(50, 1))
+    assert network.seen == [32, 24]
+    assert made.shapes() == {1, 2, 4, 8, 16, 24, 32}
 
 
 def test_a_batch_size_between_the_powers_is_a_shape_of_its_own() -> None:
@@ -90,7 +98,14 @@ def test_out_of_memory_in_mid_job_keeps_what_is_done() -> None:
     assert counters.batch_halvings == 2
 
 
-@pytest.mark.parametrize("words", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
 def test_libraries_that_run_out_of_memory_are_understood(words: str) -> None:
     made, counters = runner(Scale(fits=1, error=lambda: RuntimeError(words)), batch_size=2)
     assert len(made.run(torch.ones(3, 1))) == 3
@@ -126,6 +141,41 @@ def test_a_batch_that_overflows_in_half_precision_is_redone_in_float32() -> None
     rows = torch.tensor([1.0, 2.0, 3.0, 1000.0, 5.0])[:, None]
     assert torch.equal(made.run(rows), rows * 300)
     assert counters.float32_redos == 1
+
+
+def test_float32_that_fits_only_in_small_batches_leaves_the_batch_size_of_half_precision() -> None:
+    network = Scale()
+    made, counters = runner(network, batch_size=4, dtype=torch.float16)
+    made._make = lambda: Scale(fits=1)
+    rows = torch.full((4, 1), 1000.0)
+    assert torch.equal(made.run(rows), rows * 300)
+    assert counters.batch_halvings == 1  # from the two that were tried
+    assert made.batch_size == 4
+
+
+def test_no_memory_for_the_float32_copy_is_said_to_be_that() -> None:
+    def no_memory() -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made, _ = runner(Scale(), dtype=torch.float16)
+    made._make = no_memory
+    with pytest.raises(OutOfGpuMemory, match="scale"):
+        made.run(torch.full((2, 1), 1000.0))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered\npages"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ],
+    ids=["context", "cudnn"],
+)
+def test_a_lost_gpu_is_named_in_one_line(fault: Exception) -> None:
+    made, _ = runner(Scale(fits=0, error=lambda: fault))
+    with pytest.raises(GpuLost, match="scale failed on cpu") as caught:
+        made.run(torch.ones(1, 1))
+    assert "pages" not in caught.value.message and caught.value.retryable
 
 
 def test_numbers_that_are_not_finite_in_float32_are_an_error() -> None:

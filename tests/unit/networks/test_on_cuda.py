@@ -54,8 +54,37 @@ def test_what_makes_it_faster_changes_rounding_only(
 ) -> None:
     plain = on_cuda(models, precision="float16", batch_size=4)
     fast = on_cuda(models, precision="float16", batch_size=4, acceleration=acceleration)
+    fast.warm_up()  # all four networks, the parser and the encoder too
     for faces in ("xxxxxx", "x", "xxx", "xxxxxx"):  # every shape, and one again
-        assert worst(draw(fast, faces), draw(plain, faces)) <= 2
+        difference = np.abs(draw(fast, faces).astype(int) - draw(plain, faces))
+        # A compiler fuses norms in float32, so single values may be as far off as float16's are.
+        assert difference.mean() < 1.0
+        assert difference.max() <= (2 if acceleration.cuda_graphs else 16)
+
+
+def test_recordings_that_were_dropped_are_made_again(models: Path) -> None:
+    graphs = Acceleration(cuda_graphs=True)
+    engine = on_cuda(models, precision="float16", batch_size=4, acceleration=graphs)
+    first = draw(engine, "xxxx")
+    engine._encoder._free()
+    engine._unet._free()
+    assert worst(draw(engine, "xxxx"), first) <= 2
+
+
+def test_the_batch_size_follows_the_share_of_the_gpu(models: Path) -> None:
+    whole, tenth = on_cuda(models), on_cuda(models, gpu_share=0.01)
+    assert tenth.batch_size < whole.batch_size
+
+
+def test_warm_up_sees_every_shape_and_its_peak_is_no_jobs(models: Path) -> None:
+    engine = on_cuda(models, precision="float16", batch_size=16)
+    engine.warm_up()
+    warm = engine.counters.batches
+    assert warm == 4 * (1 + len(engine._unet.shapes()))
+    rest = engine.peak_memory_mib()
+    draw(engine, "x")
+    drawing = engine.peak_memory_mib()
+    assert rest is not None and drawing is not None and rest < drawing
 
 
 @pytest.fixture
