@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextvars import Context
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 FRESH_S = 2.0  # a look at the controller costs about 10 ms
 CALL_TIMEOUT_S = 10.0
 PREFLIGHT_TIMEOUT_S = 60.0
+_UNANSWERED = (TimeoutError, RayError, RayServeException)
 
 
 class Readiness:
@@ -29,15 +31,19 @@ class Readiness:
         self._looked_at = float("-inf")
         self._ready = False
         self._description: Description | None = None
-        self._lock = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._asking: asyncio.Task[set[str]] | None = None
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running."""
-        async with self._lock:
-            if time.monotonic() - self._looked_at > FRESH_S:
-                self._ready = await self._look()
-                self._looked_at = time.monotonic()
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
+
+        Looking it up is no part of the request that asks: a client that goes away would have Ray
+        cancel the calls within, from another thread than that of their event loop.
+        """
+        if time.monotonic() - self._looked_at > FRESH_S:
+            if self._looking is None:
+                self._looking = asyncio.create_task(self._refresh(), context=Context())
+            await asyncio.wait({self._looking})
         return self._ready
 
     def facts(self) -> dict[str, Any]:
@@ -61,10 +67,20 @@ class Readiness:
             try:
                 async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
                     found: dict[str, str] = await handle.preflight.remote()
-            except (TimeoutError, RayError, RayServeException) as exc:
+            except _UNANSWERED as exc:
                 found = {"replica": f"no answer ({type(exc).__name__})"}
             checks |= {f"{stage}/{name}": result for name, result in found.items()}
         return checks
+
+    async def _refresh(self) -> None:
+        try:
+            self._ready = await self._look()
+        except Exception:
+            logger.exception("readiness cannot be found out")
+            self._ready = False
+        finally:
+            self._looked_at = time.monotonic()
+            self._looking = None
 
     async def _look(self) -> bool:
         running = await self._running()
@@ -75,7 +91,7 @@ class Readiness:
             try:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     self._description = await pools[0].handle.describe.remote()
-            except (TimeoutError, RayError, RayServeException) as exc:
+            except (*_UNANSWERED, asyncio.CancelledError) as exc:  # Ray's own; nobody here cancels
                 logger.warning("generator does not answer", extra={"error": type(exc).__name__})
                 return False
         return True

@@ -89,5 +89,8 @@ class Slots:
                 return
             seen = max(called_at, self._seen.get(slot, called_at))
             if slot not in self._at_work and loop.time() - seen > self._lost_s:
-                logger.error("slot's call was lost, calling again", extra={"slot": slot})
+                ran = self._seen.get(slot, 0.0) > called_at  # then only its answer was lost
+                logger.error(
+                    "slot's call was lost, calling again", extra={"slot": slot, "ran": ran}
+                )
                 return

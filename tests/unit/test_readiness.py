@@ -1,6 +1,8 @@
 """Readiness is answered in time, whatever has become of Serve's controller."""
 
+import asyncio
 import threading
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import pytest
@@ -72,3 +74,56 @@ async def test_a_controller_that_is_away_is_not_ready(readiness, monkeypatch):
 
     monkeypatch.setattr(readiness_module.serve, "status", away)
     assert not await readiness.is_ready()
+
+
+async def test_a_client_that_goes_away_takes_no_call_with_it(readiness, monkeypatch):
+    """Ray cancels what runs in the context of a request whose client has left."""
+    request: ContextVar[str] = ContextVar("request", default="none")
+    asked, seen = asyncio.Event(), []
+
+    class Slow:
+        @property
+        def describe(self):
+            async def remote() -> Description:
+                seen.append(request.get())
+                asked.set()
+                await asyncio.sleep(0.2)
+                return ABOUT
+
+            return SimpleNamespace(remote=remote)
+
+    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
+    stages = status("Preprocessor", "Finisher", "Generator-cpu")
+    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
+    readiness = Readiness(Graph(None, (Pool("cpu", Slow(), 1, 0.0),), None), "lipsync")
+
+    async def client() -> None:
+        request.set("a client's")
+        await readiness.is_ready()
+
+    leaving = asyncio.create_task(client())
+    await asyncio.wait_for(asked.wait(), 10)
+    leaving.cancel()
+    assert await readiness.is_ready()
+    assert seen == ["none"]
+
+
+async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again(readiness, monkeypatch):
+    answers = [asyncio.CancelledError(), ABOUT]
+
+    class Cancelled:
+        @property
+        def describe(self):
+            async def remote() -> Description:
+                answer = answers.pop(0)
+                if isinstance(answer, BaseException):
+                    raise answer
+                return answer
+
+            return SimpleNamespace(remote=remote)
+
+    stages = status("Preprocessor", "Finisher", "Generator-cpu")
+    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
+    readiness = Readiness(Graph(None, (Pool("cpu", Cancelled(), 1, 0.0),), None), "lipsync")
+    assert not await readiness.is_ready()
+    assert await readiness.is_ready()
