@@ -173,6 +173,9 @@ def running_app(
         yield app
         app.client.close()
     finally:
+        # Stopping politely takes Ray 10 to 20 s; test_make_run.py shows that it works.
+        process.kill()
+        process.wait()
         stop(process, ray_folder)
 
 
