@@ -1,4 +1,7 @@
-"""The Preprocessor deployment: fetch, check, decode, find faces, crop, hear. CPU only."""
+"""The Preprocessor deployment: fetch, check, decode, find faces, crop, hear.
+
+On the CPU; only `mmpose` and S3FD use a GPU, if the deployment has a share of one.
+"""
 
 import asyncio
 import logging

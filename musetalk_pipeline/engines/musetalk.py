@@ -96,6 +96,7 @@ class MuseTalkEngine:
         self._dtype = check_precision(self.options.precision, self._device)
         self.counters = Counters()
         self._lock = threading.Lock()
+        self._knows_shapes = False
         self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="masks")
         self._load(models)
         self._set_batch_size()
@@ -123,21 +124,22 @@ class MuseTalkEngine:
         return min(runner.batch_size for runner in self._runners())
 
     def warm_up(self) -> None:
-        """Send grey faces through every network, on a GPU in every batch shape there is.
+        """Send a grey face through every network; the first time on a GPU, every batch shape.
 
         So that batches that do not fit are halved, algorithms chosen and graphs recorded before the
         first job. cuDNN remembers its choices for each thread: call this from the one that will
         `encode` and `generate`.
         """
-        is_cpu = self._device.type == "cpu"
-        # The largest first: it may halve the batch, and then there are fewer shapes.
-        self._warm_up(1 if is_cpu else self.batch_size)
-        if not is_cpu:
+        if self._device.type != "cpu" and not self._knows_shapes:
+            # The largest first: it may halve the batch, and then there are fewer shapes.
+            self._draw_grey(self.batch_size)
             for count in sorted(set().union(*(runner.shapes() for runner in self._runners()))):
-                self._warm_up(count)
-        self.peak_memory_mib()  # what trying algorithms took is no job's
+                self._draw_grey(count)
+            self.peak_memory_mib()  # what trying algorithms took is no job's
+            self._knows_shapes = True
+        self._draw_grey(1)
 
-    def _warm_up(self, count: int) -> None:
+    def _draw_grey(self, count: int) -> None:
         self._look(np.full((count, FACE_PX, FACE_PX, 3), 128, np.uint8), first_frame=0)
         self._masks(np.full((count, PARSE_PX, PARSE_PX, 3), 128, np.uint8), MaskOptions())
         self._draw(

@@ -80,7 +80,7 @@ def test_warm_up_sees_every_shape_and_its_peak_is_no_jobs(models: Path) -> None:
     engine = on_cuda(models, precision="float16", batch_size=16)
     engine.warm_up()
     warm = engine.counters.batches
-    assert warm == 4 * (1 + len(engine._unet.shapes()))
+    assert warm == 4 * (2 + len(engine._unet.shapes()))
     rest = engine.peak_memory_mib()
     draw(engine, "x")
     drawing = engine.peak_memory_mib()
