@@ -82,7 +82,7 @@ def test_warm_up_sees_every_shape_and_its_peak_is_no_jobs(models: Path) -> None:
     warm = engine.counters.batches
     assert warm == 4 * (2 + len(engine._unet.shapes()))
     rest = engine.peak_memory_mib()
-    draw(engine, "x")
+    draw(engine, "x" * 16)
     drawing = engine.peak_memory_mib()
     assert rest is not None and drawing is not None and rest < drawing
 
