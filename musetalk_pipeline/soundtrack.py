@@ -24,6 +24,7 @@ from musetalk_pipeline.media_file import (
 from musetalk_pipeline.options import MediaLimits
 from musetalk_pipeline.plan import SAMPLE_RATE
 from musetalk_pipeline.sandbox import Child, ChildLimits, ffmpeg
+from musetalk_pipeline.watch import Check, go_on
 
 MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (musetalk_reference Q9)
 CUT_OFF_SHARE = 0.9  # see _check_length
@@ -42,12 +43,17 @@ AUDIO_CODECS = frozenset(
 
 
 def open_audio(
-    path: Path, out_dir: Path, limits: MediaLimits, bitrate_kbps: int = 128
+    path: Path,
+    out_dir: Path,
+    limits: MediaLimits,
+    bitrate_kbps: int = 128,
+    check: Check = go_on,
 ) -> SpeechAudio:
     """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
 
     Both come from one decoding and hold the same samples from the first one on: gaps and offsets
-    in the file's times are closed, as the reference's reader does.
+    in the file's times are closed, as the reference's reader does. `check` is asked now and then,
+    and raises once nobody wants the result.
 
     Raises:
         InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.
@@ -59,7 +65,7 @@ def open_audio(
     pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"
     with temporary_name(pcm_path) as pcm, temporary_name(track_path) as track:
         command = _command(media, stream, track, bitrate_kbps)
-        n_samples, found_s = _decode(command, stream, pcm, limits)
+        n_samples, found_s = _decode(command, stream, pcm, limits, check)
         _check_length(media, stream, n_samples, found_s)
     return SpeechAudio(
         pcm_path=pcm_path,
@@ -128,7 +134,7 @@ def _command(media: MediaFile, stream: dict[str, Any], track: Path, bitrate_kbps
 
 
 def _decode(
-    command: list[str], stream: dict[str, Any], pcm: Path, limits: MediaLimits
+    command: list[str], stream: dict[str, Any], pcm: Path, limits: MediaLimits, check: Check
 ) -> tuple[int, float]:
     """Write the 16 kHz samples to `pcm`; return their number and the seconds that were decoded.
 
@@ -143,6 +149,7 @@ def _decode(
     limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=limits.max_bytes)
     with Child(command, limit) as child, pcm.open("wb") as file:
         while got == len(block):
+            check()
             got = child.read_into(memoryview(block))
             sound = np.frombuffer(block, np.float32, got // (4 * channels) * channels)
             n_read += len(sound) // channels

@@ -10,9 +10,11 @@ Memory is bounded by one block: `plan` keeps blocks of large pictures short.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +41,7 @@ from musetalk_pipeline.colour import to_bgr, write_bgr
 from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 from musetalk_pipeline.decode import frame_bytes, read_frames
 from musetalk_pipeline.encode import PieceEncoder
-from musetalk_pipeline.errors import AudioTooShort, NoFaceFound
+from musetalk_pipeline.errors import AudioTooShort, JobCancelled, NoFaceFound
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
 from musetalk_pipeline.picture import fit_picture, target_size
@@ -86,10 +88,7 @@ def open_job(
     Raises:
         MediaError: the input cannot be used; the sentence says why. Do not send it again.
     """
-    source = probe_video(video_path, limits, work_dir)
-    # Before the audio is decoded: options that cannot be met should cost nothing.
-    target_size(source.width, source.height, options.frame)
-    audio = open_audio(audio_path, work_dir, limits, options.encode.audio_bitrate_kbps)
+    source, audio = _open_both(video_path, audio_path, work_dir, options, limits)
     n_output = count_output_frames(audio.n_samples, source.fps)
     if n_output < 1:
         raise AudioTooShort(
@@ -101,6 +100,27 @@ def open_job(
     picture = fit_picture(source, options.frame, faces)
     plan = plan_frames(source.n_frames, n_output, source.fps, block_seconds(picture, source.fps))
     return OpenJob(source, audio, picture, plan)
+
+
+def _open_both(
+    video_path: Path, audio_path: Path, work_dir: Path, options: JobOptions, limits: MediaLimits
+) -> tuple[SourceVideo, SpeechAudio]:
+    """Check both files at a time. What is wrong with the video is said first, as if one by one."""
+    is_over = threading.Event()
+
+    def check() -> None:
+        if is_over.is_set():
+            raise JobCancelled("The video cannot be used.")
+
+    with ThreadPoolExecutor(1, thread_name_prefix="sound") as other:
+        kbps = options.encode.audio_bitrate_kbps
+        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check)
+        try:
+            source = probe_video(video_path, limits, work_dir)
+            target_size(source.width, source.height, options.frame)
+            return source, sound.result()
+        finally:
+            is_over.set()
 
 
 def block_seconds(picture: Picture, fps: Fraction) -> float:

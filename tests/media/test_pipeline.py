@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 
+from musetalk_pipeline import soundtrack
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines import make_engine, make_listener
 from musetalk_pipeline.errors import (
@@ -342,6 +343,24 @@ class TestRefusals:
             self.make(speech(0.6), clip(frames=8), tmp_path, tools)
         with pytest.raises(InvalidAudio):
             self.make(clip(frames=8), clip(frames=8), tmp_path, tools)
+
+    def test_both_bad_the_video_is_named(self, speech, tmp_path, tools):
+        nothing = tmp_path / "nothing.wav"
+        nothing.write_bytes(b"")
+        with pytest.raises(InvalidVideo):
+            self.make(speech(0.6), nothing, tmp_path, tools)
+
+    def test_long_audio_is_given_up_when_the_video_is_refused(
+        self, speech, tmp_path, tools, monkeypatch
+    ):
+        kept = []
+        finished = soundtrack._check_length
+        monkeypatch.setattr(
+            soundtrack, "_check_length", lambda *found: kept.append(found) or finished(*found)
+        )
+        with pytest.raises(InvalidVideo):  # at once; the sound alone takes a minute
+            self.make(speech(0.6), speech(1800.0, silence=True), tmp_path, tools)
+        assert not kept
 
     def test_an_impossible_size(self, clip, speech, tmp_path, tools):
         options = replace(QUICK, frame=FrameOptions("9999x9999"))
