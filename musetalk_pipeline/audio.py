@@ -107,10 +107,21 @@ def window_starts(fps: Fraction, start: int, end: int, options: SpeechOptions) -
     A window begins a fixed time before its frame: 80 ms with the default padding, as the network
     was trained at 25 fps. The reference pads by whole video frames instead (Q39).
     """
-    steps_per_frame = STEPS_PER_S / fps
-    unit = 2 if options.window_placement == "fixed" else math.ceil(steps_per_frame)
+    unit = 2 if options.window_placement == "fixed" else math.ceil(STEPS_PER_S / fps)
     lead = unit * options.audio_padding_left
-    return [math.floor(frame * steps_per_frame) - lead for frame in range(start, end)]
+    return [_step_of(frame, fps) - lead for frame in range(start, end)]
+
+
+def _step_of(frame: int, fps: Fraction) -> int:
+    """Return the 20 ms step in which an output frame begins.
+
+    At whole rates in double precision, as the reference has it: at 29 and 31 fps some products
+    fall just short of a whole step, and the window is one step earlier than it should be. At other
+    rates, which the reference cuts to whole ones, exact.
+    """
+    if fps.denominator == 1:
+        return math.floor(frame * (STEPS_PER_S / int(fps)))
+    return math.floor(frame * STEPS_PER_S / fps)
 
 
 def count_steps(n_samples: int) -> int:

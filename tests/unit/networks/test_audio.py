@@ -63,6 +63,14 @@ def test_25_fps_is_the_reference() -> None:
     assert window_starts(Fraction(25), 0, 500, OPTIONS) == [2 * i - 4 for i in range(500)]
 
 
+@pytest.mark.parametrize(("fps", "short"), [(29, [145, 290, 551]), (31, [155, 310, 589])])
+def test_whole_rates_are_the_reference_in_double_precision(fps: int, short: list[int]) -> None:
+    """At 29 and 31 fps `i * (50 / fps)` falls short of a whole step at some frames."""
+    starts = window_starts(Fraction(fps), 0, 600, OPTIONS)
+    assert starts == [math.floor(i * (50 / fps)) - 4 for i in range(600)]
+    assert [i for i in range(600) if starts[i] != i * 50 // fps - 4][:3] == short
+
+
 @pytest.mark.parametrize(
     ("fps", "steps_early"), [(12, 6), (24, 2), (25, 0), (30, 0), (49, 0), (50, -2), (60, -2)]
 )
