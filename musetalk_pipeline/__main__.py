@@ -120,7 +120,12 @@ def _best_landmarks(engine: EngineName, models_dir: Path | None) -> DetectorName
 def _options(args: argparse.Namespace) -> JobOptions:
     return JobOptions(
         frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit),
-        face=FaceOptions(args.version, args.bbox_shift, args.extra_margin, args.box_smoothing),
+        face=FaceOptions(
+            version=args.version,
+            bbox_shift=args.bbox_shift,
+            extra_margin=args.extra_margin,
+            box_smoothing=args.box_smoothing,
+        ),
         mask=MaskOptions(
             args.parsing_mode or ("jaw" if args.version == "v15" else "raw"),
             args.left_cheek_width,
@@ -128,10 +133,10 @@ def _options(args: argparse.Namespace) -> JobOptions:
             args.blur,
         ),
         speech=SpeechOptions(
-            args.audio_padding_left,
-            args.audio_padding_right,
-            args.rest_in_silence,
-            args.window_placement,
+            audio_padding_left=args.audio_padding_left,
+            audio_padding_right=args.audio_padding_right,
+            rest_in_silence=args.rest_in_silence,
+            window_placement=args.window_placement,
         ),
         encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
     )

@@ -21,6 +21,7 @@ from musetalk_pipeline.options import (
     ParsingMode,
     Preset,
     SpeechOptions,
+    WindowPlacement,
 )
 
 MAX_ID_CHARS = 256
@@ -47,6 +48,9 @@ class Params(BaseModel):
     blur: float | None = Field(None, ge=0.0, le=0.5, description="Mask blur / crop width.")
     audio_padding_left: int | None = Field(None, ge=0, le=10)
     audio_padding_right: int | None = Field(None, ge=0, le=10)
+    window_placement: WindowPlacement | None = Field(
+        None, description="Sound at a fixed time, or as the reference: late below 25 fps."
+    )
     rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
     box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
 
