@@ -34,6 +34,7 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.faces import DetectorName, Presence, make_detector
 from musetalk_pipeline.faces.dwpose import WEIGHTS
+from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -93,7 +94,12 @@ def _load(args: argparse.Namespace) -> Tools:
     landmarks = args.landmarks or _best_landmarks(engine, args.models)
     cores = len(os.sched_getaffinity(0))
     return Tools(
-        detector=make_detector(landmarks, args.models, presence=args.face_presence),
+        detector=make_detector(
+            landmarks,
+            args.models,
+            presence=args.face_presence,
+            presence_interval=args.presence_interval,
+        ),
         engine=make_engine(
             engine,
             args.models,
@@ -222,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
     add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")
+    frames, every = _within(1, 100_000), INTERVAL_FRAMES
+    add("--presence-interval", type=frames, default=every, metavar="FRAMES", help="of s3fd's looks")
 
     picture = parser.add_argument_group("picture")
     add = picture.add_argument
