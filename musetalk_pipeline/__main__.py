@@ -107,6 +107,7 @@ def _load(args: argparse.Namespace) -> Tools:
             device=args.device,
             precision=args.dtype,
             batch_size=args.batch_size,
+            seed=args.seed,
         ),
         listener=make_listener(engine, args.models),
         encoder_threads=cores,
@@ -226,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")
     add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
+    add("--seed", type=_within(0, 2**63 - 1), help="sample the look; its mean unless set")
     add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")
     frames, every = _within(1, 100_000), INTERVAL_FRAMES

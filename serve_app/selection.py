@@ -59,6 +59,7 @@ def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
         device=device_of(pool),
         precision=pool.dtype,
         batch_size=pool.batch_size or env.batch_size,
+        seed=args.seed,
         threads=pool.threads,
         unet_weights=env.unet_path,
         unet_config=env.unet_config,
