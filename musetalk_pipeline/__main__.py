@@ -126,7 +126,7 @@ def _best_landmarks(engine: EngineName, models_dir: Path | None) -> DetectorName
 
 def _options(args: argparse.Namespace) -> JobOptions:
     return JobOptions(
-        frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit),
+        frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit, args.fps),
         face=FaceOptions(
             version=args.version,
             bbox_shift=args.bbox_shift,
@@ -238,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--resolution", metavar="720p|WxH", help="720p is the short side; as the source unless set")
     add("--aspect-ratio", metavar="W:H", help="as the source unless set")
     add("--fit", choices=get_args(Fit), default="pad")
+    add("--fps", type=_number(1.0, 120.0), help="play the source at it; as the source unless set")
     add("--crf", type=_within(0, 40), default=DEFAULTS.encode.crf, help="lower is better")
     add("--preset", choices=get_args(Preset), default=DEFAULTS.encode.preset, help="of libx264")
     add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
@@ -250,7 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
     add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)
-    add("--blur", type=_fraction, default=DEFAULTS.mask.blur, help="of the mask, in crop widths")
+    add("--blur", type=_number(0.0, 0.5), default=DEFAULTS.mask.blur, help="in crop widths")
 
     speech = parser.add_argument_group("speech")
     add = speech.add_argument
@@ -271,11 +272,14 @@ def _within(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"0 to 0.5 are accepted, not {text!r}")
-    return value
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{low:g} to {high:g} are accepted, not {text!r}")
+        return value
+
+    return number
 
 
 def _positive(text: str) -> float:

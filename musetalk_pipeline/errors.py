@@ -115,7 +115,7 @@ class AudioTooShort(MediaError):
 
 
 class InvalidOptions(MediaError):
-    """A resolution or an aspect ratio that is malformed or out of bounds."""
+    """A resolution, an aspect ratio or a frame rate that is malformed or out of bounds."""
 
     code = "invalid_options"
 

@@ -22,11 +22,14 @@ class FrameOptions:
 
     `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
     `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's.
+    `fps`: frames a second at which the source's frames are played, every one of them; None: as the
+    source. The reference's realtime script plays every source at 25.
     """
 
     resolution: str | None = None
     aspect_ratio: str | None = None
     fit: Fit = "pad"
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

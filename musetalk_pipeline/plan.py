@@ -66,6 +66,14 @@ class FramePlan:
     segments: tuple[Segment, ...]
 
 
+def playing_fps(source_fps: Fraction, wanted: float | None) -> Fraction:
+    """Return the rate that the source's frames are played at: `wanted` where it is given.
+
+    Denominators up to 1001, so that 29.97003 is broadcasting's 30000/1001.
+    """
+    return source_fps if wanted is None else Fraction(wanted).limit_denominator(1001)
+
+
 def count_output_frames(n_samples: int, fps: Fraction) -> int:
     """Return how many whole frames `n_samples` of 16 kHz audio cover, as the reference counts.
 

@@ -39,7 +39,7 @@ from musetalk_pipeline.colour import to_bgr, write_bgr
 from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 from musetalk_pipeline.decode import frame_bytes, read_frames
 from musetalk_pipeline.encode import PieceEncoder
-from musetalk_pipeline.errors import AudioTooShort, NoFaceFound
+from musetalk_pipeline.errors import AudioTooShort, InvalidOptions, NoFaceFound
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
 from musetalk_pipeline.picture import fit_picture, target_size
@@ -50,6 +50,7 @@ from musetalk_pipeline.plan import (
     Segment,
     count_output_frames,
     plan_frames,
+    playing_fps,
 )
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.reader import Frames, ReadFrames
@@ -58,6 +59,7 @@ from musetalk_pipeline.tracks import face_of, smooth
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
+MIN_FPS = 1  # of the option `fps`; fewer are no video
 FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
 
 
@@ -89,18 +91,27 @@ def open_job(
     source = probe_video(video_path, limits, work_dir)
     # Before the audio is decoded: options that cannot be met should cost nothing.
     target_size(source.width, source.height, options.frame)
+    _check_fps(options.frame.fps, limits)
+    fps = playing_fps(source.fps, options.frame.fps)
     audio = open_audio(audio_path, work_dir, limits, options.encode.audio_bitrate_kbps)
-    n_output = count_output_frames(audio.n_samples, source.fps)
+    n_output = count_output_frames(audio.n_samples, fps)
     if n_output < 1:
         raise AudioTooShort(
             f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(source.fps):.3g} frames a second. Send longer audio.",
+            f"with {float(fps):.3g} frames a second. Send longer audio.",
             duration_s=audio.duration_s,
         )
     faces = _sample_faces(source, n_output, options.frame, detector)
     picture = fit_picture(source, options.frame, faces)
-    plan = plan_frames(source.n_frames, n_output, source.fps, block_seconds(picture, source.fps))
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps))
     return OpenJob(source, audio, picture, plan)
+
+
+def _check_fps(fps: float | None, limits: MediaLimits) -> None:
+    if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
+        raise InvalidOptions(
+            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are accepted."
+        )
 
 
 def block_seconds(picture: Picture, fps: Fraction) -> float:

@@ -38,6 +38,9 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fit: Fit | None = Field(None, description="`pad` with black or `crop` around the face.")
+    fps: float | None = Field(
+        None, ge=1, le=120, description="Plays the source's frames at it; none: as the source."
+    )
     crf: int | None = Field(None, ge=0, le=40, description="H.264 quality, lower is better.")
     preset: Preset | None = Field(None, description="libx264 preset.")
     parsing_mode: ParsingMode | None = Field(None, description="Which pixels are replaced.")

@@ -74,7 +74,7 @@ BAD_PARAMS = [
     {"blur": float("nan")}, {"blur": float("inf")}, {"audio_padding_left": 11},
     {"audio_padding_right": -1}, {"box_smoothing": 13}, {"left_cheek_width": 257},
     {"right_cheek_width": -1}, {"rest_in_silence": "perhaps"}, {"rest_in_silence": 2},
-    {"window_placement": "late"},
+    {"window_placement": "late"}, {"fps": 0.5}, {"fps": 121}, {"fps": float("nan")},
     {"unknown": 1}, {"__class__": "x"}, {"": 1}, [], "x", 1, None,
 ]  # fmt: skip
 

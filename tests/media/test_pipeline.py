@@ -182,6 +182,18 @@ def test_frames_are_counted_and_ordered_as_planned(job, clip, speech, tools, fie
         np.testing.assert_array_equal(frame[keep], source[keep])
 
 
+def test_the_sources_frames_are_played_at_the_rate_asked_for(job, clip, speech):
+    """Q24: the realtime script plays every source at 25 frames a second."""
+    faceless = frozenset({3, 8})
+    video = clip(frames=20, fps=Fraction(50), faceless=faceless)
+    options = replace(LOSSLESS, frame=FrameOptions(fps=25.0))
+    result, decoded = job(video, speech(0.6), options, 0.6)
+    assert (result.frames, decoded.fps) == (15, 25)
+    sources = pictures(video)
+    for i in faceless:
+        np.testing.assert_array_equal(decoded.frames[i], sources[i])  # none left out
+
+
 def test_outside_the_face_the_encoded_picture_is_the_source(job, clip, speech, tools):
     video = clip(frames=25, width=640, height=360)
     _, decoded = job(video, speech(1.0), JobOptions(), 1.0)
@@ -346,6 +358,12 @@ class TestRefusals:
     def test_an_impossible_size(self, clip, speech, tmp_path, tools):
         options = replace(QUICK, frame=FrameOptions("9999x9999"))
         with pytest.raises(InvalidOptions):
+            run(clip(frames=8), speech(0.6), tmp_path / "out.mp4", options, tools)
+
+    @pytest.mark.parametrize("fps", [0.5, 121.0, float("nan")])
+    def test_an_impossible_rate(self, clip, speech, tmp_path, tools, fps):
+        options = replace(QUICK, frame=FrameOptions(fps=fps))
+        with pytest.raises(InvalidOptions, match="frames a second"):
             run(clip(frames=8), speech(0.6), tmp_path / "out.mp4", options, tools)
 
     def test_a_cancelled_job_stops(self, clip, speech, tmp_path, tools):

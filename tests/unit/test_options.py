@@ -19,6 +19,7 @@ NOT_PARAMS = {"resolution", "aspect_ratio", "version", "audio_bitrate_kbps"}
 
 CHOSEN: dict[str, Any] = {
     "fit": "crop",
+    "fps": 25.0,
     "crf": 30,
     "preset": "slow",
     "parsing_mode": "neck",
