@@ -40,6 +40,7 @@ from musetalk_pipeline.options import (
     FaceOptions,
     Fit,
     FrameOptions,
+    FrameRate,
     JobOptions,
     MaskOptions,
     ParsingMode,
@@ -144,6 +145,7 @@ def _options(args: argparse.Namespace) -> JobOptions:
             audio_padding_right=args.audio_padding_right,
             rest_in_silence=args.rest_in_silence,
             window_placement=args.window_placement,
+            frame_rate=args.frame_rate,
         ),
         encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
     )
@@ -260,6 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
     placements = get_args(WindowPlacement)
     add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
+    rates = get_args(FrameRate)
+    add("--frame-rate", choices=rates, default=DEFAULTS.speech.frame_rate, help="in the sound")
     return parser
 
 

@@ -29,7 +29,7 @@ from musetalk_pipeline.networks.whisper import (
     load_ear,
 )
 from musetalk_pipeline.options import SpeechOptions
-from musetalk_pipeline.plan import SAMPLE_RATE, Segment
+from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
 
 _KEPT_CHUNKS = 3  # 11.5 MB each: two for a segment across a seam, one for a job beside it
 
@@ -53,6 +53,7 @@ class WhisperListener:
     ) -> Speech:
         """Return (n, 50, 384) windows, time outer, layer inner, and the (n,) loudness."""
         started = time.monotonic()
+        fps = speech_fps(fps, options.frame_rate)
         starts = window_starts(fps, segment.start, segment.end, options)
         length = window_length(options)
         steps = self._steps(audio, starts[0], starts[-1] + length)

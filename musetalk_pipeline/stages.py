@@ -51,6 +51,7 @@ from musetalk_pipeline.plan import (
     count_output_frames,
     plan_frames,
     playing_fps,
+    speech_fps,
 )
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.reader import Frames, ReadFrames
@@ -94,7 +95,7 @@ def open_job(
     _check_fps(options.frame.fps, limits)
     fps = playing_fps(source.fps, options.frame.fps)
     audio = open_audio(audio_path, work_dir, limits, options.encode.audio_bitrate_kbps)
-    n_output = count_output_frames(audio.n_samples, fps)
+    n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
     if n_output < 1:
         raise AudioTooShort(
             f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "

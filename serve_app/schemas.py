@@ -16,6 +16,7 @@ from musetalk_pipeline.options import (
     FaceOptions,
     Fit,
     FrameOptions,
+    FrameRate,
     JobOptions,
     MaskOptions,
     ParsingMode,
@@ -53,6 +54,9 @@ class Params(BaseModel):
     audio_padding_right: int | None = Field(None, ge=0, le=10)
     window_placement: WindowPlacement | None = Field(
         None, description="Sound at a fixed time, or as the reference: late below 25 fps."
+    )
+    frame_rate: FrameRate | None = Field(
+        None, description="In the sound: exact, or cut to a whole number as the reference does."
     )
     rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
     box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")

@@ -194,6 +194,14 @@ def test_the_sources_frames_are_played_at_the_rate_asked_for(job, clip, speech):
         np.testing.assert_array_equal(decoded.frames[i], sources[i])  # none left out
 
 
+def test_a_whole_frame_rate_counts_as_the_reference_and_plays_at_the_real_one(job, clip, speech):
+    """Q7: 2 s at 29.97 are 59 frames; the reference has 58, and plays them 3 % too fast."""
+    video = clip(frames=31, fps=Fraction(30000, 1001))
+    options = replace(QUICK, speech=SpeechOptions(frame_rate="whole"))
+    result, decoded = job(video, speech(2.0), options)
+    assert (result.frames, decoded.fps) == (58, Fraction(30000, 1001))
+
+
 def test_outside_the_face_the_encoded_picture_is_the_source(job, clip, speech, tools):
     video = clip(frames=25, width=640, height=360)
     _, decoded = job(video, speech(1.0), JobOptions(), 1.0)

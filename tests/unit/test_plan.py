@@ -14,6 +14,7 @@ from musetalk_pipeline.plan import (
     plan_frames,
     playing_fps,
     source_of,
+    speech_fps,
 )
 
 RATES = st.sampled_from(
@@ -49,6 +50,21 @@ def test_output_frames_are_the_whole_frames_that_the_audio_covers(seconds, fps, 
 )
 def test_the_source_is_played_at_the_rate_asked_for(wanted, fps):
     assert playing_fps(Fraction(24), wanted) == fps
+
+
+@pytest.mark.parametrize(
+    ("fps", "whole"),
+    [
+        (Fraction(30000, 1001), 29),
+        (Fraction(24000, 1001), 23),
+        (Fraction(25), 25),
+        (Fraction(1, 2), Fraction(1, 2)),
+    ],
+)
+def test_a_whole_rate_is_the_references(fps, whole):
+    """31.3 s are 907 frames at 29.97 and 719 at 23.976 there (Q7)."""
+    assert speech_fps(fps, "whole") == whole
+    assert speech_fps(fps, "exact") == fps
 
 
 def test_ping_pong_shows_both_ends_twice():

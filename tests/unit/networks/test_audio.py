@@ -71,6 +71,19 @@ def test_whole_rates_are_the_reference_in_double_precision(fps: int, short: list
     assert [i for i in range(600) if starts[i] != i * 50 // fps - 4][:3] == short
 
 
+def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
+    listener: WhisperListener, tmp_path: Path
+) -> None:
+    """Q7: frame 58 plays at 1.935 s, and hears what is spoken at 2 s."""
+    audio, whole = sound(tmp_path, noise(3.0)), SpeechOptions(frame_rate="whole")
+    ntsc, later = Fraction(30000, 1001), frames(58, 62)
+    cut = listener.listen(audio, ntsc, later, whole)
+    exact = listener.listen(audio, ntsc, later, OPTIONS)
+    at_29 = listener.listen(audio, Fraction(29), later, OPTIONS)
+    assert np.array_equal(cut.features, at_29.features)
+    assert not np.array_equal(cut.features, exact.features)
+
+
 @pytest.mark.parametrize(
     ("fps", "steps_early"), [(12, 6), (24, 2), (25, 0), (30, 0), (49, 0), (50, -2), (60, -2)]
 )
