@@ -48,6 +48,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Version,
     WindowPlacement,
+    WindowSpan,
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.preview import make_preview
@@ -145,6 +146,7 @@ def _options(args: argparse.Namespace) -> JobOptions:
             audio_padding_right=args.audio_padding_right,
             rest_in_silence=args.rest_in_silence,
             window_placement=args.window_placement,
+            window_span=args.window_span,
             frame_rate=args.frame_rate,
         ),
         encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
@@ -262,6 +264,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
     placements = get_args(WindowPlacement)
     add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
+    spans = get_args(WindowSpan)
+    add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of a window")
     rates = get_args(FrameRate)
     add("--frame-rate", choices=rates, default=DEFAULTS.speech.frame_rate, help="in the sound")
     return parser

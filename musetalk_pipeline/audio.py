@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,6 +29,8 @@ from musetalk_pipeline.networks.whisper import (
 )
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
+
+Places = NDArray[np.intp]  # (n, length) numbers of 20 ms steps, one row for each window
 
 _KEPT_CHUNKS = 3  # 11.5 MB each: two for a segment across a seam, one for a job beside it
 
@@ -54,11 +55,11 @@ class WhisperListener:
         """Return (n, 50, 384) windows, time outer, layer inner, and the (n,) loudness."""
         started = time.monotonic()
         fps = speech_fps(fps, options.frame_rate)
-        starts = window_starts(fps, segment.start, segment.end, options)
-        length = window_length(options)
-        steps = self._steps(audio, starts[0], starts[-1] + length)
+        places = window_places(fps, segment.start, segment.end, options)
+        first = int(places.min())
+        steps = self._steps(audio, first, int(places.max()) + 1)
         return Speech(
-            features=cut_windows(steps, [first - starts[0] for first in starts], length),
+            features=cut_windows(steps, places - first),
             loudness=frame_loudness(audio.pcm_path, fps, segment.start, segment.end),
             seconds=time.monotonic() - started,
         )
@@ -94,16 +95,36 @@ def window_length(options: SpeechOptions) -> int:
     return 2 * (options.audio_padding_left + options.audio_padding_right + 1)
 
 
-def cut_windows(
-    steps: NDArray[np.float32], starts: Sequence[int], length: int
-) -> NDArray[np.float32]:
-    """Return (n, length * 5, 384), time outer and layer inner, from (m, 5, 384) steps."""
-    windows = np.stack([steps[first : first + length] for first in starts])
-    return windows.reshape(len(starts), length * LAYERS, WIDTH)
+def cut_windows(steps: NDArray[np.float32], places: Places) -> NDArray[np.float32]:
+    """Return (n, length * 5, 384), time outer and layer inner, from (m, 5, 384) steps; `places`
+    (n, length) says which of them.
+    """
+    count, length = places.shape
+    return steps[places].reshape(count, length * LAYERS, WIDTH)
+
+
+def window_places(fps: Fraction, start: int, end: int, options: SpeechOptions) -> Places:
+    """Return the (end - start, length) steps of each output frame's window, by `window_span`."""
+    if options.window_span == "frames":
+        return _half_frame_steps(fps, start, end, options)
+    starts = window_starts(fps, start, end, options)
+    return np.add.outer(np.array(starts), np.arange(window_length(options)))
+
+
+def _half_frame_steps(fps: Fraction, start: int, end: int, options: SpeechOptions) -> Places:
+    """Return for each half of a video frame in a window the step nearest to its middle.
+
+    At 25 fps half a frame is one step, and these are the windows that the network was trained with.
+    At other rates steps are left out or repeated, so that a window keeps its length.
+    """
+    lead = 2 * options.audio_padding_left
+    halves = 2 * np.arange(start, end)[:, None] + np.arange(window_length(options)) - lead
+    # floor((half + 1/2) * 25 / fps), in whole numbers
+    return (2 * halves + 1) * (STEPS_PER_S * fps.denominator) // (4 * fps.numerator)
 
 
 def window_starts(fps: Fraction, start: int, end: int, options: SpeechOptions) -> list[int]:
-    """Return the first step of each output frame's window; negative before the sound begins.
+    """Return the first step of each window of a fixed time; negative before the sound begins.
 
     A window begins a fixed time before its frame: 80 ms with the default padding, as the network
     was trained at 25 fps. The reference pads by whole video frames instead (Q39).

@@ -14,6 +14,7 @@ ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "crop"]
 FrameRate = Literal["exact", "whole"]
 WindowPlacement = Literal["fixed", "reference"]
+WindowSpan = Literal["time", "frames"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
 
 
@@ -72,6 +73,9 @@ class SpeechOptions:
     `window_placement`: how long before its frame a window of sound begins. `fixed` is the time the
     network was trained with, whatever the frame rate; `reference` shifts it with the rate, 40 ms
     late at 17 to 24 fps and early from 50 on. From 25 to 49 fps they are the same.
+    `window_span`: how much sound a window holds. `time` is the reference's 200 ms at every rate;
+    `frames` is five video frames at every rate, two of them before its own, as at 25 fps, which the
+    network was trained at; `window_placement` means nothing then.
     `frame_rate`: the rate by which frames are counted and follow each other in the sound. `whole`
     is the reference's: cut to an integer, though the video plays at its exact rate, so that lips
     get ahead of the sound, and the file ends before the speech does (by 3.2 % at 29.97).
@@ -81,6 +85,7 @@ class SpeechOptions:
     audio_padding_right: int = 2
     rest_in_silence: bool = False
     window_placement: WindowPlacement = "fixed"
+    window_span: WindowSpan = "time"
     frame_rate: FrameRate = "exact"
 
 

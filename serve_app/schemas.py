@@ -23,6 +23,7 @@ from musetalk_pipeline.options import (
     Preset,
     SpeechOptions,
     WindowPlacement,
+    WindowSpan,
 )
 
 MAX_ID_CHARS = 256
@@ -54,6 +55,9 @@ class Params(BaseModel):
     audio_padding_right: int | None = Field(None, ge=0, le=10)
     window_placement: WindowPlacement | None = Field(
         None, description="Sound at a fixed time, or as the reference: late below 25 fps."
+    )
+    window_span: WindowSpan | None = Field(
+        None, description="A window of sound is 200 ms long, or five video frames."
     )
     frame_rate: FrameRate | None = Field(
         None, description="In the sound: exact, or cut to a whole number as the reference does."

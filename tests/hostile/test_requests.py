@@ -75,7 +75,7 @@ BAD_PARAMS = [
     {"audio_padding_right": -1}, {"box_smoothing": 13}, {"left_cheek_width": 257},
     {"right_cheek_width": -1}, {"rest_in_silence": "perhaps"}, {"rest_in_silence": 2},
     {"window_placement": "late"}, {"fps": 0.5}, {"fps": 121}, {"fps": float("nan")},
-    {"frame_rate": 25},
+    {"frame_rate": 25}, {"window_span": "steps"},
     {"unknown": 1}, {"__class__": "x"}, {"": 1}, [], "x", 1, None,
 ]  # fmt: skip
 

@@ -31,6 +31,7 @@ CHOSEN: dict[str, Any] = {
     "audio_padding_left": 3,
     "audio_padding_right": 1,
     "window_placement": "reference",
+    "window_span": "frames",
     "frame_rate": "whole",
     "rest_in_silence": True,
     "box_smoothing": 2,

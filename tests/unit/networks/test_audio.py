@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import WhisperListener, count_steps, window_starts
+from musetalk_pipeline.audio import WhisperListener, count_steps, window_places, window_starts
 from musetalk_pipeline.loudness import frame_loudness
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
 from musetalk_pipeline.options import SpeechOptions
@@ -69,6 +69,39 @@ def test_whole_rates_are_the_reference_in_double_precision(fps: int, short: list
     starts = window_starts(Fraction(fps), 0, 600, OPTIONS)
     assert starts == [math.floor(i * (50 / fps)) - 4 for i in range(600)]
     assert [i for i in range(600) if starts[i] != i * 50 // fps - 4][:3] == short
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_a_window_of_five_frames_reaches_two_frames_back_and_three_ahead(fps: Fraction) -> None:
+    """Q11: the reference's window is 200 ms, five frames at 25 fps alone."""
+    windows = window_places(fps, 0, 500, SpeechOptions(window_span="frames"))
+    step = Fraction(1, 50)
+    for frame, window in enumerate(windows.tolist()):
+        for half, place in enumerate(window):
+            middle = (frame - 2 + Fraction(2 * half + 1, 4)) / fps
+            assert place * step <= middle < (place + 1) * step
+
+
+def test_both_spans_are_the_same_at_25_fps_and_differ_elsewhere() -> None:
+    by_frames = SpeechOptions(window_span="frames", audio_padding_left=1, audio_padding_right=3)
+    by_time = SpeechOptions(audio_padding_left=1, audio_padding_right=3)
+    for fps, same in ((Fraction(25), True), (Fraction(24), False), (Fraction(50), False)):
+        places = [window_places(fps, 5, 90, options) for options in (by_frames, by_time)]
+        assert np.array_equal(*places) == same
+    assert window_places(Fraction(50), 7, 8, SpeechOptions(window_span="frames"))[0].tolist() == [
+        5, 5, 6, 6, 7, 7, 8, 8, 9, 9
+    ]  # fmt: skip
+
+
+def test_the_listener_hears_by_the_windows_span(listener: WhisperListener, tmp_path: Path) -> None:
+    audio, options = sound(tmp_path, noise(2.0)), SpeechOptions(window_span="frames")
+    every_step = listener.listen(audio, Fraction(50), frames(20, 80), OPTIONS).features
+    heard = listener.listen(audio, Fraction(50), frames(30, 40), options).features
+    # At 50 fps a frame is a step, so the first row of a plain window is the step 4 before it.
+    steps = every_step.reshape(60, 10, 5, 384)[:, 4]
+    for row, window in enumerate(heard.reshape(10, 10, 5, 384)):
+        expected = steps[[30 + row - 20 + k for k in (-2, -2, -1, -1, 0, 0, 1, 1, 2, 2)]]
+        assert np.array_equal(window, expected)
 
 
 def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
