@@ -107,8 +107,8 @@ def window_places(fps: Fraction, start: int, end: int, options: SpeechOptions) -
     """Return the (end - start, length) steps of each output frame's window, by `window_span`."""
     if options.window_span == "frames":
         return _half_frame_steps(fps, start, end, options)
-    starts = window_starts(fps, start, end, options)
-    return np.add.outer(np.array(starts), np.arange(window_length(options)))
+    starts = np.array(window_starts(fps, start, end, options))
+    return starts[:, None] + np.arange(window_length(options))
 
 
 def _half_frame_steps(fps: Fraction, start: int, end: int, options: SpeechOptions) -> Places:
