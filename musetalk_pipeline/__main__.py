@@ -147,6 +147,7 @@ def _options(args: argparse.Namespace) -> JobOptions:
             rest_in_silence=args.rest_in_silence,
             window_placement=args.window_placement,
             window_span=args.window_span,
+            chunk_overlap_s=args.chunk_overlap_s,
             frame_rate=args.frame_rate,
         ),
         encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
@@ -264,6 +265,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
     placements = get_args(WindowPlacement)
     add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
+    overlap = DEFAULTS.speech.chunk_overlap_s
+    add("--chunk-overlap-s", type=_number(0.0, 10.0), default=overlap, help="of Whisper's 30 s")
     spans = get_args(WindowSpan)
     add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of a window")
     rates = get_args(FrameRate)

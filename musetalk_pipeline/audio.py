@@ -1,7 +1,8 @@
 """Hears for the MuseTalk engine: Whisper features around every output frame.
 
-The sound is heard in independent chunks of 30 s, as the reference does. A segment touches one or
-two of them; the few used last are kept, so neither sound nor features are ever held whole.
+The sound is heard in independent chunks of 30 s, as the reference does, or in chunks that overlap.
+A segment touches one or two of them; the few used last are kept, so neither sound nor features are
+ever held whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from musetalk_pipeline.networks.whisper import (
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
 
+STEP_SAMPLES = SAMPLE_RATE // STEPS_PER_S
 Places = NDArray[np.intp]  # (n, length) numbers of 20 ms steps, one row for each window
 
 _KEPT_CHUNKS = 3  # 11.5 MB each: two for a segment across a seam, one for a job beside it
@@ -57,37 +59,53 @@ class WhisperListener:
         fps = speech_fps(fps, options.frame_rate)
         places = window_places(fps, segment.start, segment.end, options)
         first = int(places.min())
-        steps = self._steps(audio, first, int(places.max()) + 1)
+        overlap = round(options.chunk_overlap_s * STEPS_PER_S)
+        steps = self._steps(audio, first, int(places.max()) + 1, overlap)
         return Speech(
             features=cut_windows(steps, places - first),
             loudness=frame_loudness(audio.pcm_path, fps, segment.start, segment.end),
             seconds=time.monotonic() - started,
         )
 
-    def _steps(self, audio: SpeechAudio, first: int, last: int) -> NDArray[np.float32]:
+    def _steps(
+        self, audio: SpeechAudio, first: int, last: int, overlap: int
+    ) -> NDArray[np.float32]:
         """Return the (last - first, 5, 384) features of 20 ms steps; silence outside the sound."""
         heard = count_steps(audio.n_samples)
         steps = np.zeros((last - first, LAYERS, WIDTH), np.float32)
         start, end = max(first, 0), min(last, heard)
         while start < end:
-            chunk = start // CHUNK_STEPS
-            offset = chunk * CHUNK_STEPS
-            stop = min(end, offset + CHUNK_STEPS)
-            steps[start - first : stop - first] = self._chunk(audio, chunk)[
+            offset, chunk_end = chunk_at(start, heard, overlap)
+            stop = min(end, chunk_end)
+            steps[start - first : stop - first] = self._chunk(audio, offset)[
                 start - offset : stop - offset
             ]
             start = stop
         return steps
 
-    def _chunk(self, audio: SpeechAudio, chunk: int) -> NDArray[np.float32]:
-        key = (audio.sha256, chunk)
+    def _chunk(self, audio: SpeechAudio, offset: int) -> NDArray[np.float32]:
+        """Return the features of the 30 s from step `offset` on."""
+        key = (audio.sha256, offset)
         with self._lock:
             if key not in self._chunks:
-                self._chunks[key] = self._ear.hear(_read_chunk(audio.pcm_path, chunk))
+                self._chunks[key] = self._ear.hear(_read_chunk(audio.pcm_path, offset))
             self._chunks.move_to_end(key)
             while len(self._chunks) > _KEPT_CHUNKS:
                 self._chunks.popitem(last=False)
             return self._chunks[key]
+
+
+def chunk_at(step: int, heard: int, overlap: int) -> tuple[int, int]:
+    """Return where the chunk begins that `step` is taken from, and where its turn ends, in steps.
+
+    `heard`: steps of sound in all. Chunks share `overlap` steps with the next, and each gives its
+    half of them. None begins that another hears to the end of the sound.
+    """
+    stride = CHUNK_STEPS - overlap
+    last = max(0, math.ceil((heard - CHUNK_STEPS) / stride))
+    chunk = min(max(0, (step - overlap // 2) // stride), last)
+    end = heard if chunk == last else (chunk + 1) * stride + overlap // 2
+    return chunk * stride, end
 
 
 def window_length(options: SpeechOptions) -> int:
@@ -151,7 +169,7 @@ def count_steps(n_samples: int) -> int:
     return math.floor(n_samples / SAMPLE_RATE * STEPS_PER_S)
 
 
-def _read_chunk(pcm_path: Path, chunk: int) -> NDArray[np.float32]:
+def _read_chunk(pcm_path: Path, offset: int) -> NDArray[np.float32]:
     return np.fromfile(
-        pcm_path, dtype="<f4", count=CHUNK_SAMPLES, offset=chunk * CHUNK_SAMPLES * 4
+        pcm_path, dtype="<f4", count=CHUNK_SAMPLES, offset=offset * STEP_SAMPLES * 4
     ).astype(np.float32, copy=False)

@@ -59,6 +59,9 @@ class Params(BaseModel):
     window_span: WindowSpan | None = Field(
         None, description="A window of sound is 200 ms long, or five video frames."
     )
+    chunk_overlap_s: float | None = Field(
+        None, ge=0, le=10, description="Overlap of the 30 s that Whisper hears at a time."
+    )
     frame_rate: FrameRate | None = Field(
         None, description="In the sound: exact, or cut to a whole number as the reference does."
     )

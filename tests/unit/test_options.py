@@ -32,6 +32,7 @@ CHOSEN: dict[str, Any] = {
     "audio_padding_right": 1,
     "window_placement": "reference",
     "window_span": "frames",
+    "chunk_overlap_s": 2.0,
     "frame_rate": "whole",
     "rest_in_silence": True,
     "box_smoothing": 2,

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import WhisperListener, count_steps, window_places, window_starts
+from musetalk_pipeline.audio import (
+    WhisperListener,
+    chunk_at,
+    count_steps,
+    window_places,
+    window_starts,
+)
 from musetalk_pipeline.loudness import frame_loudness
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
 from musetalk_pipeline.options import SpeechOptions
@@ -191,6 +198,50 @@ def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) 
     steps = heard.features.reshape(10, 5, 384)
     assert np.array_equal(steps[:4], before[-4:])
     assert np.array_equal(steps[4:], after[:6])
+
+
+def test_overlapping_chunks_hear_the_same_at_the_seam_as_a_chunk_without_one(
+    models: Path, tmp_path: Path
+) -> None:
+    """Q10: a sound at a seam is cut in two halves, each heard against silence."""
+    samples, listener = noise(58.0), WhisperListener(models)
+    # Without positions a step does not tell where in its chunk it lies, only what is around it.
+    torch.nn.init.zeros_(listener._ear._encoder.embed_positions.weight)
+    seamless = listener._ear.hear(samples[15 * SAMPLE_RATE : 45 * SAMPLE_RATE])
+    audio = sound(tmp_path, samples)
+    errors = {}
+    for overlap_s, seam_s in ((0.0, 30), (2.0, 29)):
+        options = SpeechOptions(chunk_overlap_s=overlap_s)
+        around = slice(seam_s * 50 - 3, seam_s * 50 + 3)
+        heard = listener._steps(audio, around.start, around.stop, round(50 * overlap_s))
+        window = listener.listen(audio, Fraction(25), frames(seam_s * 25, seam_s * 25 + 1), options)
+        assert np.array_equal(window.features.reshape(10, 5, 384)[1:7], heard)
+        truth = seamless[around.start - 750 : around.stop - 750]
+        errors[overlap_s] = np.sqrt(((heard - truth) ** 2).mean((0, 2)))  # of each layer
+    assert (errors[2.0] < errors[0.0] / 2).all()
+    assert errors[2.0][0] < 1e-6  # what enters the first layer is the sound itself
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 100, 101, 500])
+@pytest.mark.parametrize("heard", [1, 1499, 1500, 1501, 1550, 2900, 2901, 9999])
+def test_chunks_share_the_sound_without_gaps(overlap: int, heard: int) -> None:
+    step, chunks = 0, 0
+    while step < heard:
+        offset, end = chunk_at(step, heard, overlap)
+        assert offset <= step < end <= min(heard, offset + 1500)
+        assert chunk_at(end - 1, heard, overlap) == (offset, end)
+        # Away from the ends of the sound both neighbours of a seam hear past it.
+        assert step == 0 or step - offset >= overlap // 2
+        assert end == heard or offset + 1500 - end >= overlap // 2
+        step, chunks = end, chunks + 1
+    assert chunks == max(1, math.ceil((heard - overlap) / (1500 - overlap)))
+
+
+def test_up_to_30_s_there_is_no_seam_to_avoid(listener: WhisperListener, tmp_path: Path) -> None:
+    audio, options = sound(tmp_path, noise(29.9)), SpeechOptions(chunk_overlap_s=2.0)
+    late = frames(720, 747)
+    one = listener.listen(audio, Fraction(25), late, options).features
+    assert np.array_equal(one, listener.listen(audio, Fraction(25), late, OPTIONS).features)
 
 
 def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
