@@ -37,6 +37,7 @@ from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
     EncodeOptions,
+    Faceless,
     FaceOptions,
     Fit,
     FrameOptions,
@@ -134,6 +135,7 @@ def _options(args: argparse.Namespace) -> JobOptions:
             bbox_shift=args.bbox_shift,
             extra_margin=args.extra_margin,
             box_smoothing=args.box_smoothing,
+            faceless=args.faceless,
         ),
         mask=MaskOptions(
             args.parsing_mode or ("jaw" if args.version == "v15" else "raw"),
@@ -253,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--bbox-shift", type=_within(-50, 50), default=DEFAULTS.face.bbox_shift, help="v1 only")
     add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
     add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
+    add("--faceless", choices=get_args(Faceless), default=DEFAULTS.face.faceless, help="frames")
     add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
     add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)

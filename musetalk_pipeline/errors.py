@@ -121,7 +121,7 @@ class InvalidOptions(MediaError):
 
 
 class NoFaceFound(MediaError):
-    """No frame that the audio reaches holds a detectable face."""
+    """No frame that the audio reaches holds a detectable face; or one has none where all must."""
 
     code = "no_face"
     default_stage = Stage.PREPROCESSING

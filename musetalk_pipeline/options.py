@@ -12,6 +12,7 @@ from typing import Literal
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "crop"]
+Faceless = Literal["pass", "refuse"]
 FrameRate = Literal["exact", "whole"]
 WindowPlacement = Literal["fixed", "reference"]
 WindowSpan = Literal["time", "frames"]
@@ -40,13 +41,15 @@ class FaceOptions:
 
     Defaults are those of the reference's `scripts/inference.py` for v1.5. `bbox_shift` acts on v1
     only: v1.5 forces it to 0. `box_smoothing` is the number of neighbouring frames on each side
-    that a box is averaged over; 0 is the reference.
+    that a box is averaged over; 0 is the reference. `faceless`: what becomes of a frame without a
+    face that the audio reaches. `pass` shows it as it is, at its own place; `refuse` ends the job.
     """
 
     version: Version = "v15"
     bbox_shift: int = 0
     extra_margin: int = 10
     box_smoothing: int = 0
+    faceless: Faceless = "pass"
 
 
 @dataclass(frozen=True, slots=True)

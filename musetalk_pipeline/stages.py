@@ -137,6 +137,9 @@ def prepare_block(
     does not depend on where the block begins. `check` raises once nobody wants the result. `read`:
     a running reader, for those who prepare one block after the other. `decoded` receives the
     block's frames, for those who compose them in the same process.
+
+    Raises:
+        NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
     """
     started = time.monotonic()
     reach = options.face.box_smoothing
@@ -155,6 +158,8 @@ def prepare_block(
     size = job.picture.width, job.picture.height
     faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
+    if options.face.faceless == "refuse":
+        _require_every_face(job.source, block, block_faces)
     crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
     if decoded is not None:
         decoded.extend(frames[inner])
@@ -237,6 +242,19 @@ def require_face(frames_with_face: int, plan: FramePlan) -> None:
             "visible from the front.",
             frames=plan.n_output,
         )
+
+
+def _require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face | None]) -> None:
+    for frame, face in enumerate(faces, block.start):
+        if face is None:
+            at_s = float(frame / source.fps)
+            raise NoFaceFound(
+                f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
+                "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
+                "as they are.",
+                frame=frame,
+                at_s=round(at_s, 3),
+            )
 
 
 class BgrFrames(Sequence[NDArray[np.uint8]]):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from musetalk_pipeline.options import (
     EncodeOptions,
+    Faceless,
     FaceOptions,
     Fit,
     FrameOptions,
@@ -66,6 +67,9 @@ class Params(BaseModel):
         None, description="In the sound: exact, or cut to a whole number as the reference does."
     )
     rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
+    faceless: Faceless | None = Field(
+        None, description="Frames without a face pass as they are, or end the job with `no_face`."
+    )
     box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
 
 

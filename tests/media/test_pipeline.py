@@ -224,6 +224,12 @@ def test_frames_without_a_face_pass_through_at_their_own_index(job, clip, speech
         assert psnr(decoded.frames[i], sources[source_of(i, 25)]) > 25  # its own frame, no other
 
 
+def test_faceless_frames_that_the_audio_does_not_reach_are_not_refused(job, clip, speech):
+    options = replace(QUICK, face=FaceOptions(faceless="refuse"))
+    result, _ = job(clip(frames=25, faceless=frozenset({20})), speech(0.8), options, 0.8)
+    assert result.frames_with_face == result.frames == 20
+
+
 def test_an_odd_size_loses_its_last_row_and_column(job, clip, speech):
     odd = {"width": 321, "height": 241, "ffmpeg_output": ("-pix_fmt", "yuv444p")}
     result, _ = job(clip(frames=10, **odd), speech(0.4), seconds=0.4)
@@ -347,6 +353,14 @@ class TestRefusals:
     def test_no_face_anywhere(self, clip, speech, tmp_path, tools):
         with pytest.raises(NoFaceFound, match="No face was found"):
             self.make(clip(frames=8, faceless=frozenset(range(8))), speech(0.6), tmp_path, tools)
+
+    def test_a_frame_without_a_face_if_all_must_have_one(self, clip, speech, tmp_path, tools):
+        """Q1: the number is the source's own, whatever rate it is played at."""
+        video = clip(frames=25, faceless=frozenset({9, 10}))
+        options = replace(QUICK, face=FaceOptions(faceless="refuse"), frame=FrameOptions(fps=12.5))
+        with pytest.raises(NoFaceFound, match=r"Frame 9 of the video, at 0\.36 s") as refused:
+            run(video, speech(0.9), tmp_path / "out.mp4", options, tools)
+        assert refused.value.details == {"frame": 9, "at_s": 0.36}
 
     def test_a_face_only_where_the_audio_does_not_reach(self, clip, speech, tmp_path, tools):
         with pytest.raises(NoFaceFound):

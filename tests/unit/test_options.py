@@ -36,6 +36,7 @@ CHOSEN: dict[str, Any] = {
     "frame_rate": "whole",
     "rest_in_silence": True,
     "box_smoothing": 2,
+    "faceless": "refuse",
 }
 
 
