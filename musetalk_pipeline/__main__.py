@@ -36,6 +36,7 @@ from musetalk_pipeline.faces import DetectorName, Presence, make_detector
 from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
+    Edges,
     EncodeOptions,
     Faceless,
     FaceOptions,
@@ -136,6 +137,7 @@ def _options(args: argparse.Namespace) -> JobOptions:
             extra_margin=args.extra_margin,
             box_smoothing=args.box_smoothing,
             faceless=args.faceless,
+            edges=args.edges,
         ),
         mask=MaskOptions(
             args.parsing_mode or ("jaw" if args.version == "v15" else "raw"),
@@ -256,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
     add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
     add("--faceless", choices=get_args(Faceless), default=DEFAULTS.face.faceless, help="frames")
+    add("--edges", choices=get_args(Edges), default=DEFAULTS.face.edges, help="boxes over them")
     add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
     add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)

@@ -12,6 +12,7 @@ from typing import Literal
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "crop"]
+Edges = Literal["clip", "stretch"]
 Faceless = Literal["pass", "refuse"]
 FrameRate = Literal["exact", "whole"]
 WindowPlacement = Literal["fixed", "reference"]
@@ -43,6 +44,8 @@ class FaceOptions:
     only: v1.5 forces it to 0. `box_smoothing` is the number of neighbouring frames on each side
     that a box is averaged over; 0 is the reference. `faceless`: what becomes of a frame without a
     face that the audio reaches. `pass` shows it as it is, at its own place; `refuse` ends the job.
+    `edges`: what becomes of a box over the right or bottom edge of the frame. `clip` cuts it off;
+    `stretch` is the reference, which stretches what is visible to the whole box.
     """
 
     version: Version = "v15"
@@ -50,6 +53,7 @@ class FaceOptions:
     extra_margin: int = 10
     box_smoothing: int = 0
     faceless: Faceless = "pass"
+    edges: Edges = "clip"
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,6 +221,8 @@ def redraw(
 ) -> None:
     """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
     mask = soft_mask(replace, face.box, blur)
+    # With `edges: stretch` a box may leave the frame; what is drawn out there is lost.
+    mask = mask and mask.clipped(picture.width, picture.height)
     if mask is None or weight <= 0.0:
         return
     region = _even(mask.box)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from musetalk_pipeline.options import (
+    Edges,
     EncodeOptions,
     Faceless,
     FaceOptions,
@@ -69,6 +70,9 @@ class Params(BaseModel):
     rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
     faceless: Faceless | None = Field(
         None, description="Frames without a face pass as they are, or end the job with `no_face`."
+    )
+    edges: Edges | None = Field(
+        None, description="Boxes over the frame's edge are clipped, or stretched as the reference."
     )
     box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
 

@@ -76,7 +76,7 @@ BAD_PARAMS = [
     {"right_cheek_width": -1}, {"rest_in_silence": "perhaps"}, {"rest_in_silence": 2},
     {"window_placement": "late"}, {"fps": 0.5}, {"fps": 121}, {"fps": float("nan")},
     {"frame_rate": 25}, {"window_span": "steps"},
-    {"faceless": "drop"}, {"chunk_overlap_s": -1}, {"chunk_overlap_s": 30},
+    {"faceless": "drop"}, {"edges": "keep"}, {"chunk_overlap_s": -1}, {"chunk_overlap_s": 30},
     {"unknown": 1}, {"__class__": "x"}, {"": 1}, [], "x", 1, None,
 ]  # fmt: skip
 

@@ -279,6 +279,25 @@ def test_cropping_follows_the_face(job, clip, speech, tools):
     assert abs((box.x0 + box.x1) / 2 - 120) < 25
 
 
+def test_a_face_over_the_edge_keeps_its_shape_unless_it_shall_be_stretched(
+    job, clip, speech, tools
+):
+    """Q13. In silence the mouth is drawn as it is, so what differs from the source is the paste."""
+    video, quiet = clip(frames=4, face_at=(0.92, 0.5), is_moving=False), speech(0.2, silence=True)
+    sources = pictures(video)
+    [found] = tools.detector.detect([sources[0]])
+    assert found.points[:, 0].max() > 335  # well over the edge at 320
+    errors = {}
+    for edges in ("clip", "stretch"):
+        options = replace(LOSSLESS, face=FaceOptions(edges=edges))
+        result, decoded = job(video, quiet, options, 0.2)
+        assert result.frames_with_face == result.frames == 5
+        keep = outside(sources[0].shape, box_of(sources[0], tools))
+        np.testing.assert_array_equal(decoded.frames[0][keep], sources[0][keep])
+        errors[edges] = np.abs(decoded.frames[0].astype(int) - sources[0]).sum()
+    assert errors["stretch"] > 2 * errors["clip"] > 0
+
+
 def test_a_mouth_at_rest_in_silence_is_the_source(job, clip, speech):
     video = clip(frames=15)
     options = replace(LOSSLESS, speech=SpeechOptions(rest_in_silence=True))

@@ -37,6 +37,7 @@ CHOSEN: dict[str, Any] = {
     "rest_in_silence": True,
     "box_smoothing": 2,
     "faceless": "refuse",
+    "edges": "stretch",
 }
 
 
