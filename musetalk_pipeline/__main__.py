@@ -32,7 +32,7 @@ from musetalk_pipeline.errors import (
     MediaError,
     PipelineError,
 )
-from musetalk_pipeline.faces import DetectorName, Presence, make_detector
+from musetalk_pipeline.faces import DetectorName, PersonBox, Presence, make_detector
 from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
@@ -103,6 +103,7 @@ def _load(args: argparse.Namespace) -> Tools:
             args.models,
             presence=args.face_presence,
             presence_interval=args.presence_interval,
+            person_box=args.person_box,
         ),
         engine=make_engine(
             engine,
@@ -241,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--face-presence", choices=get_args(Presence), default="landmarks")
     frames, every = _within(1, 100_000), INTERVAL_FRAMES
     add("--presence-interval", type=frames, default=every, metavar="FRAMES", help="of s3fd's looks")
+    add("--person-box", choices=get_args(PersonBox), default="frame", help="of onnx and mmpose")
 
     picture = parser.add_argument_group("picture")
     add = picture.add_argument

@@ -42,6 +42,7 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
         args.models_dir,
         presence=args.face_presence,
         presence_interval=args.presence_interval,
+        person_box=args.person_box,
     )
 
 

@@ -147,6 +147,9 @@ class AppArgs(Section):
     face_presence: Literal["landmarks", "s3fd"] = Field(
         "landmarks", description="What decides whether a frame has a face."
     )
+    person_box: Literal["frame", "face"] = Field(
+        "frame", description="Where onnx and mmpose look: face finds small ones, with mesh's help."
+    )
     presence_interval: int = Field(12, ge=1, description="Frames between two looks by s3fd.")
     pools: list[PoolSettings] = Field(min_length=1, description="One Generator deployment each.")
     ingress_cpus: float = Field(0.25, gt=0, description="CPUs that Ray reserves for the ingress.")
