@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")
     add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
-    add("--seed", type=_within(0, 2**63 - 1), help="sample the look; its mean unless set")
+    add("--seed", type=_within(0, 2**32 - 1), help="sample the look; its mean unless set")
     add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")
     frames, every = _within(1, 100_000), INTERVAL_FRAMES
@@ -259,8 +259,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--bbox-shift", type=_within(-50, 50), default=DEFAULTS.face.bbox_shift, help="v1 only")
     add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
     add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
-    add("--faceless", choices=get_args(Faceless), default=DEFAULTS.face.faceless, help="frames")
-    add("--edges", choices=get_args(Edges), default=DEFAULTS.face.edges, help="boxes over them")
+    options = get_args(Faceless)
+    add("--faceless", choices=options, default=DEFAULTS.face.faceless, help="frames without a face")
+    edges = get_args(Edges)
+    add("--edges", choices=edges, default=DEFAULTS.face.edges, help="boxes over the frame's edge")
     add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
     add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)
@@ -274,9 +276,9 @@ def _parser() -> argparse.ArgumentParser:
     placements = get_args(WindowPlacement)
     add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
     overlap = DEFAULTS.speech.chunk_overlap_s
-    add("--chunk-overlap-s", type=_number(0.0, 10.0), default=overlap, help="of Whisper's 30 s")
+    add("--chunk-overlap-s", type=_number(0.0, 10.0), default=overlap, help="between 30 s chunks")
     spans = get_args(WindowSpan)
-    add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of a window")
+    add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of one window")
     rates = get_args(FrameRate)
     add("--frame-rate", choices=rates, default=DEFAULTS.speech.frame_rate, help="in the sound")
     return parser

@@ -56,7 +56,7 @@ class Params(BaseModel):
     audio_padding_left: int | None = Field(None, ge=0, le=10)
     audio_padding_right: int | None = Field(None, ge=0, le=10)
     window_placement: WindowPlacement | None = Field(
-        None, description="Sound at a fixed time, or as the reference: late below 25 fps."
+        None, description="When a window begins: fixed as trained; reference: late below 25 fps."
     )
     window_span: WindowSpan | None = Field(
         None, description="A window of sound is 200 ms long, or five video frames."

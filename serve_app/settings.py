@@ -139,7 +139,7 @@ class AppArgs(Section):
     version: Literal["v15", "v1"] = Field("v15", description="MuseTalk's model version.")
     models_dir: Path = Field(Path("models"), description="The published weights.")
     seed: int | None = Field(
-        None, ge=0, le=2**63 - 1, description="Samples the VAE as the reference; none: its mean."
+        None, ge=0, le=2**32 - 1, description="Samples the VAE as the reference; none: its mean."
     )
     landmarks: Literal["auto", "mesh", "onnx", "mmpose"] = Field(
         "auto", description="auto: mmpose or onnx where the engine is musetalk, else mesh."
