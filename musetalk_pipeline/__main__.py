@@ -32,13 +32,17 @@ from musetalk_pipeline.errors import (
     MediaError,
     PipelineError,
 )
-from musetalk_pipeline.faces import DetectorName, Presence, make_detector
+from musetalk_pipeline.faces import DetectorName, PersonBox, Presence, make_detector
 from musetalk_pipeline.faces.dwpose import WEIGHTS
+from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
+    Edges,
     EncodeOptions,
+    Faceless,
     FaceOptions,
     Fit,
     FrameOptions,
+    FrameRate,
     JobOptions,
     MaskOptions,
     ParsingMode,
@@ -46,6 +50,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Version,
     WindowPlacement,
+    WindowSpan,
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.preview import make_preview
@@ -93,7 +98,13 @@ def _load(args: argparse.Namespace) -> Tools:
     landmarks = args.landmarks or _best_landmarks(engine, args.models)
     cores = len(os.sched_getaffinity(0))
     return Tools(
-        detector=make_detector(landmarks, args.models, presence=args.face_presence),
+        detector=make_detector(
+            landmarks,
+            args.models,
+            presence=args.face_presence,
+            presence_interval=args.presence_interval,
+            person_box=args.person_box,
+        ),
         engine=make_engine(
             engine,
             args.models,
@@ -101,6 +112,7 @@ def _load(args: argparse.Namespace) -> Tools:
             device=args.device,
             precision=args.dtype,
             batch_size=args.batch_size,
+            seed=args.seed,
         ),
         listener=make_listener(engine, args.models),
         encoder_threads=cores,
@@ -119,8 +131,15 @@ def _best_landmarks(engine: EngineName, models_dir: Path | None) -> DetectorName
 
 def _options(args: argparse.Namespace) -> JobOptions:
     return JobOptions(
-        frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit),
-        face=FaceOptions(args.version, args.bbox_shift, args.extra_margin, args.box_smoothing),
+        frame=FrameOptions(args.resolution, args.aspect_ratio, args.fit, args.fps),
+        face=FaceOptions(
+            version=args.version,
+            bbox_shift=args.bbox_shift,
+            extra_margin=args.extra_margin,
+            box_smoothing=args.box_smoothing,
+            faceless=args.faceless,
+            edges=args.edges,
+        ),
         mask=MaskOptions(
             args.parsing_mode or ("jaw" if args.version == "v15" else "raw"),
             args.left_cheek_width,
@@ -128,10 +147,13 @@ def _options(args: argparse.Namespace) -> JobOptions:
             args.blur,
         ),
         speech=SpeechOptions(
-            args.audio_padding_left,
-            args.audio_padding_right,
-            args.rest_in_silence,
-            args.window_placement,
+            audio_padding_left=args.audio_padding_left,
+            audio_padding_right=args.audio_padding_right,
+            rest_in_silence=args.rest_in_silence,
+            window_placement=args.window_placement,
+            window_span=args.window_span,
+            chunk_overlap_s=args.chunk_overlap_s,
+            frame_rate=args.frame_rate,
         ),
         encode=EncodeOptions(args.crf, args.preset, args.audio_bitrate_kbps),
     )
@@ -215,14 +237,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")
     add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
+    add("--seed", type=_within(0, 2**32 - 1), help="sample the look; its mean unless set")
     add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")
+    frames, every = _within(1, 100_000), INTERVAL_FRAMES
+    add("--presence-interval", type=frames, default=every, metavar="FRAMES", help="of s3fd's looks")
+    add("--person-box", choices=get_args(PersonBox), default="frame", help="of onnx and mmpose")
 
     picture = parser.add_argument_group("picture")
     add = picture.add_argument
     add("--resolution", metavar="720p|WxH", help="720p is the short side; as the source unless set")
     add("--aspect-ratio", metavar="W:H", help="as the source unless set")
     add("--fit", choices=get_args(Fit), default="pad")
+    add("--fps", type=_number(1.0, 120.0), help="play the source at it; as the source unless set")
     add("--crf", type=_within(0, 40), default=DEFAULTS.encode.crf, help="lower is better")
     add("--preset", choices=get_args(Preset), default=DEFAULTS.encode.preset, help="of libx264")
     add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
@@ -232,10 +259,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--bbox-shift", type=_within(-50, 50), default=DEFAULTS.face.bbox_shift, help="v1 only")
     add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
     add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
+    options = get_args(Faceless)
+    add("--faceless", choices=options, default=DEFAULTS.face.faceless, help="frames without a face")
+    edges = get_args(Edges)
+    add("--edges", choices=edges, default=DEFAULTS.face.edges, help="boxes over the frame's edge")
     add("--parsing-mode", choices=get_args(ParsingMode), help="v15: jaw, v1: raw, unless set")
     add("--left-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.left_cheek_width)
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)
-    add("--blur", type=_fraction, default=DEFAULTS.mask.blur, help="of the mask, in crop widths")
+    add("--blur", type=_number(0.0, 0.5), default=DEFAULTS.mask.blur, help="in crop widths")
 
     speech = parser.add_argument_group("speech")
     add = speech.add_argument
@@ -244,6 +275,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
     placements = get_args(WindowPlacement)
     add("--window-placement", choices=placements, default=DEFAULTS.speech.window_placement)
+    overlap = DEFAULTS.speech.chunk_overlap_s
+    add("--chunk-overlap-s", type=_number(0.0, 10.0), default=overlap, help="between 30 s chunks")
+    spans = get_args(WindowSpan)
+    add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of one window")
+    rates = get_args(FrameRate)
+    add("--frame-rate", choices=rates, default=DEFAULTS.speech.frame_rate, help="in the sound")
     return parser
 
 
@@ -256,11 +293,14 @@ def _within(low: int, high: int) -> Callable[[str], int]:
     return number
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 0.5:
-        raise argparse.ArgumentTypeError(f"0 to 0.5 are accepted, not {text!r}")
-    return value
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{low:g} to {high:g} are accepted, not {text!r}")
+        return value
+
+    return number
 
 
 def _positive(text: str) -> float:

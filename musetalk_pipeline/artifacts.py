@@ -102,7 +102,8 @@ class Face:
     """The face of one source frame, in pixels of the fitted frame.
 
     `points`: (68, 2) float32 x, y, iBUG order. `box`: what the model redraws, chin margin included,
-    clipped to the frame. `score`: the detector's confidence, 0 to 1.
+    clipped to the frame; with `edges: stretch` it may reach over the right and bottom edges, and
+    the points are stretched with the picture in it. `score`: the detector's confidence, 0 to 1.
     """
 
     points: NDArray[np.float32]

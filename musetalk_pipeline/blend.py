@@ -29,6 +29,11 @@ class SoftMask:
     box: Box
     alpha: NDArray[np.uint8]
 
+    def clipped(self, width_px: int, height_px: int) -> SoftMask | None:
+        """Return the part inside a frame of that size; None if there is none."""
+        inside = self.box.clipped(width_px, height_px)
+        return None if inside.is_empty else SoftMask(inside, _part(self.alpha, self.box, inside))
+
 
 def unpack_mask(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return one row of `AvatarBlock.masks` as (512, 512) uint8, 0 or 255."""

@@ -20,7 +20,8 @@ PARSE_SIDE = 512  # the side of the parser's picture
 def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
     """Return the face of `frame: (H, W, 3) uint8 BGR` as (256, 256, 3) uint8 BGR.
 
-    `face` lies within the frame. Its sides are stretched to 256 separately; pasting undoes that.
+    What of `face` lies within the frame is stretched to 256, each side by itself; pasting undoes
+    that, but for a face over the right or bottom edge, which it stretches (`edges`).
     """
     part = frame[face.y0 : face.y1, face.x0 : face.x1]
     size = (FACE_SIDE, FACE_SIDE)

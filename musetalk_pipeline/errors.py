@@ -116,13 +116,13 @@ class AudioTooShort(MediaError):
 
 
 class InvalidOptions(MediaError):
-    """A resolution or an aspect ratio that is malformed or out of bounds."""
+    """A resolution, an aspect ratio or a frame rate that is malformed or out of bounds."""
 
     code = "invalid_options"
 
 
 class NoFaceFound(MediaError):
-    """No frame that the audio reaches holds a detectable face."""
+    """No frame that the audio reaches holds a detectable face; or one has none where all must."""
 
     code = "no_face"
     default_stage = Stage.PREPROCESSING

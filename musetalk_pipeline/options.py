@@ -12,7 +12,11 @@ from typing import Literal
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "crop"]
+Edges = Literal["clip", "stretch"]
+Faceless = Literal["pass", "refuse"]
+FrameRate = Literal["exact", "whole"]
 WindowPlacement = Literal["fixed", "reference"]
+WindowSpan = Literal["time", "frames"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
 
 
@@ -22,11 +26,14 @@ class FrameOptions:
 
     `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
     `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's.
+    `fps`: frames a second at which the source's frames are played, every one of them; None: as the
+    source. The reference's realtime script plays every source at 25.
     """
 
     resolution: str | None = None
     aspect_ratio: str | None = None
     fit: Fit = "pad"
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +42,18 @@ class FaceOptions:
 
     Defaults are those of the reference's `scripts/inference.py` for v1.5. `bbox_shift` acts on v1
     only: v1.5 forces it to 0. `box_smoothing` is the number of neighbouring frames on each side
-    that a box is averaged over; 0 is the reference.
+    that a box is averaged over; 0 is the reference. `faceless`: what becomes of a frame without a
+    face that the audio reaches. `pass` shows it as it is, at its own place; `refuse` ends the job.
+    `edges`: what becomes of a box over the right or bottom edge of the frame. `clip` cuts it off;
+    `stretch` is the reference, which stretches what is visible to the whole box.
     """
 
     version: Version = "v15"
     bbox_shift: int = 0
     extra_margin: int = 10
     box_smoothing: int = 0
+    faceless: Faceless = "pass"
+    edges: Edges = "clip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +80,23 @@ class SpeechOptions:
     `window_placement`: how long before its frame a window of sound begins. `fixed` is the time the
     network was trained with, whatever the frame rate; `reference` shifts it with the rate, 40 ms
     late at 17 to 24 fps and early from 50 on. From 25 to 49 fps they are the same.
+    `window_span`: how much sound a window holds. `time` is the reference's 200 ms at every rate;
+    `frames` is five video frames at every rate, two of them before its own, as at 25 fps, which the
+    network was trained at; `window_placement` means nothing then.
+    `chunk_overlap_s`: by how much the chunks of 30 s that Whisper hears overlap; the seam lies in
+    the middle. 0 is the reference, where a word across a seam is heard in two halves.
+    `frame_rate`: the rate by which frames are counted and follow each other in the sound. `whole`
+    is the reference's: cut to an integer, though the video plays at its exact rate, so that lips
+    get ahead of the sound, and the file ends before the speech does (by 3.2 % at 29.97).
     """
 
     audio_padding_left: int = 2
     audio_padding_right: int = 2
     rest_in_silence: bool = False
     window_placement: WindowPlacement = "fixed"
+    window_span: WindowSpan = "time"
+    chunk_overlap_s: float = 0.0
+    frame_rate: FrameRate = "exact"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from musetalk_pipeline.options import FrameRate
+
 SAMPLE_RATE = 16_000  # Hz; Whisper's, and so the clock of every count below
 BLOCK_S = (
     2.0  # guess: long enough to amortise a seek and a batch, short enough for a window of three
@@ -66,12 +68,30 @@ class FramePlan:
     segments: tuple[Segment, ...]
 
 
+def playing_fps(source_fps: Fraction, wanted: float | None) -> Fraction:
+    """Return the rate that the source's frames are played at: `wanted` where it is given.
+
+    Denominators up to 1001, so that 29.97003 is broadcasting's 30000/1001.
+    """
+    return source_fps if wanted is None else Fraction(wanted).limit_denominator(1001)
+
+
+def speech_fps(fps: Fraction, frame_rate: FrameRate) -> Fraction:
+    """Return the rate at which frames follow each other in the sound of a video that plays at
+    `fps`.
+
+    `whole` cuts it to an integer as the reference does (Q7); below 1, where that would leave
+    nothing, it stays.
+    """
+    return fps if frame_rate == "exact" or fps < 1 else Fraction(math.floor(fps))
+
+
 def count_output_frames(n_samples: int, fps: Fraction) -> int:
     """Return how many whole frames `n_samples` of 16 kHz audio cover, as the reference counts.
 
     `floor(n / 16000 * fps)` in double precision and in that order: 1.16 s at 25 fps is 28.999… and
-    so 28 (musetalk_reference §1.5). The reference truncates fps to an integer; here it stays exact,
-    so that 29.97 fps video is as long as its audio.
+    so 28 (musetalk_reference §1.5). `fps`: `speech_fps`, exact unless told otherwise, so that 29.97
+    fps video is as long as its audio.
     """
     return math.floor(n_samples / SAMPLE_RATE * float(fps))
 

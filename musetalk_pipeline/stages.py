@@ -41,7 +41,7 @@ from musetalk_pipeline.colour import to_bgr, write_bgr
 from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 from musetalk_pipeline.decode import frame_bytes, read_frames
 from musetalk_pipeline.encode import PieceEncoder
-from musetalk_pipeline.errors import AudioTooShort, JobCancelled, NoFaceFound
+from musetalk_pipeline.errors import AudioTooShort, InvalidOptions, JobCancelled, NoFaceFound
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
 from musetalk_pipeline.picture import fit_picture, target_size
@@ -52,6 +52,8 @@ from musetalk_pipeline.plan import (
     Segment,
     count_output_frames,
     plan_frames,
+    playing_fps,
+    speech_fps,
 )
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.reader import Frames, ReadFrames
@@ -60,6 +62,7 @@ from musetalk_pipeline.tracks import face_of, smooth
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
+MIN_FPS = 1  # of the option `fps`; fewer are no video
 FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
 
 
@@ -89,16 +92,17 @@ def open_job(
         MediaError: the input cannot be used; the sentence says why. Do not send it again.
     """
     source, audio = _open_both(video_path, audio_path, work_dir, options, limits)
-    n_output = count_output_frames(audio.n_samples, source.fps)
+    fps = playing_fps(source.fps, options.frame.fps)
+    n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
     if n_output < 1:
         raise AudioTooShort(
             f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(source.fps):.3g} frames a second. Send longer audio.",
+            f"with {float(fps):.3g} frames a second. Send longer audio.",
             duration_s=audio.duration_s,
         )
     faces = _sample_faces(source, n_output, options.frame, detector)
     picture = fit_picture(source, options.frame, faces)
-    plan = plan_frames(source.n_frames, n_output, source.fps, block_seconds(picture, source.fps))
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps))
     return OpenJob(source, audio, picture, plan)
 
 
@@ -118,9 +122,17 @@ def _open_both(
         try:
             source = probe_video(video_path, limits, work_dir)
             target_size(source.width, source.height, options.frame)
+            _check_fps(options.frame.fps, limits)
             return source, sound.result()
         finally:
             is_over.set()
+
+
+def _check_fps(fps: float | None, limits: MediaLimits) -> None:
+    if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
+        raise InvalidOptions(
+            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are accepted."
+        )
 
 
 def block_seconds(picture: Picture, fps: Fraction) -> float:
@@ -145,6 +157,9 @@ def prepare_block(
     does not depend on where the block begins. `check` raises once nobody wants the result. `read`:
     a running reader, for those who prepare one block after the other. `decoded` receives the
     block's frames, for those who compose them in the same process.
+
+    Raises:
+        NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
     """
     started = time.monotonic()
     reach = options.face.box_smoothing
@@ -163,6 +178,8 @@ def prepare_block(
     size = job.picture.width, job.picture.height
     faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
+    if options.face.faceless == "refuse":
+        _require_every_face(job.source, block, block_faces)
     crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
     if decoded is not None:
         decoded.extend(frames[inner])
@@ -224,6 +241,8 @@ def redraw(
 ) -> None:
     """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
     mask = soft_mask(replace, face.box, blur)
+    # With `edges: stretch` a box may leave the frame; what is drawn out there is lost.
+    mask = mask and mask.clipped(picture.width, picture.height)
     if mask is None or weight <= 0.0:
         return
     region = _even(mask.box)
@@ -245,6 +264,19 @@ def require_face(frames_with_face: int, plan: FramePlan) -> None:
             "visible from the front.",
             frames=plan.n_output,
         )
+
+
+def _require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face | None]) -> None:
+    for frame, face in enumerate(faces, block.start):
+        if face is None:
+            at_s = float(frame / source.fps)
+            raise NoFaceFound(
+                f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
+                "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
+                "as they are.",
+                frame=frame,
+                at_s=round(at_s, 3),
+            )
 
 
 class BgrFrames(Sequence[NDArray[np.uint8]]):

@@ -1,13 +1,16 @@
 """From what a detector found to the faces that are drawn; pure.
 
 Boxes are the reference's (musetalk_reference §1.2, §1.3). Where the reference would stretch a face,
-because its box leaves the frame, the box is clipped (docs/fidelity.md, Q13).
+because its box leaves the frame, the box is clipped unless told otherwise (docs/fidelity.md, Q13).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Face
 from musetalk_pipeline.boxes import Box, face_box, with_chin_margin
@@ -30,10 +33,20 @@ def face_of(
         return None
     if not is_v1:
         box = with_chin_margin(box, height_px, options.extra_margin)
-    box = box.clipped(width_px, height_px)
-    if min(box.width, box.height) < MIN_FACE_PX:
+    inside = box.clipped(width_px, height_px)
+    if min(inside.width, inside.height) < MIN_FACE_PX:
         return None
-    return Face(found.points, box, found.score)
+    if options.edges == "clip":
+        return Face(found.points, inside, found.score)
+    whole = Box(inside.x0, inside.y0, box.x1, box.y1)
+    return Face(_stretched(found.points, inside, whole), whole, found.score)
+
+
+def _stretched(points: NDArray[np.float32], inside: Box, whole: Box) -> NDArray[np.float32]:
+    """Return where points lie once the visible part of a box has been stretched to all of it."""
+    corner = np.array([whole.x0, whole.y0], np.float32)
+    growth = (whole.width / inside.width, whole.height / inside.height)
+    return corner + (points - corner) * np.array(growth, np.float32)
 
 
 def smooth(faces: Sequence[Face | None], reach: int) -> list[Face | None]:

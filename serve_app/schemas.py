@@ -12,15 +12,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from musetalk_pipeline.options import (
+    Edges,
     EncodeOptions,
+    Faceless,
     FaceOptions,
     Fit,
     FrameOptions,
+    FrameRate,
     JobOptions,
     MaskOptions,
     ParsingMode,
     Preset,
     SpeechOptions,
+    WindowPlacement,
+    WindowSpan,
 )
 
 MAX_ID_CHARS = 256
@@ -37,6 +42,9 @@ class Params(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fit: Fit | None = Field(None, description="`pad` with black or `crop` around the face.")
+    fps: float | None = Field(
+        None, ge=1, le=120, description="Plays the source's frames at it; none: as the source."
+    )
     crf: int | None = Field(None, ge=0, le=40, description="H.264 quality, lower is better.")
     preset: Preset | None = Field(None, description="libx264 preset.")
     parsing_mode: ParsingMode | None = Field(None, description="Which pixels are replaced.")
@@ -47,7 +55,25 @@ class Params(BaseModel):
     blur: float | None = Field(None, ge=0.0, le=0.5, description="Mask blur / crop width.")
     audio_padding_left: int | None = Field(None, ge=0, le=10)
     audio_padding_right: int | None = Field(None, ge=0, le=10)
+    window_placement: WindowPlacement | None = Field(
+        None, description="When a window begins: fixed as trained; reference: late below 25 fps."
+    )
+    window_span: WindowSpan | None = Field(
+        None, description="A window of sound is 200 ms long, or five video frames."
+    )
+    chunk_overlap_s: float | None = Field(
+        None, ge=0, le=10, description="Overlap of the 30 s that Whisper hears at a time."
+    )
+    frame_rate: FrameRate | None = Field(
+        None, description="In the sound: exact, or cut to a whole number as the reference does."
+    )
     rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
+    faceless: Faceless | None = Field(
+        None, description="Frames without a face pass as they are, or end the job with `no_face`."
+    )
+    edges: Edges | None = Field(
+        None, description="Boxes over the frame's edge are clipped, or stretched as the reference."
+    )
     box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
 
 

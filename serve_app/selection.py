@@ -43,6 +43,7 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
         presence=args.face_presence,
         presence_interval=args.presence_interval,
         device="cuda:0" if args.preprocessor.num_gpus else "cpu",
+        person_box=args.person_box,
     )
 
 
@@ -61,6 +62,7 @@ def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
         precision=pool.dtype,
         batch_size=pool.batch_size or env.batch_size,
         gpu_share=pool.num_gpus or 1.0,
+        seed=args.seed,
         threads=pool.threads,
         unet_weights=env.unet_path,
         unet_config=env.unet_config,

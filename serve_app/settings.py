@@ -148,11 +148,17 @@ class AppArgs(Section):
     )
     version: Literal["v15", "v1"] = Field("v15", description="MuseTalk's model version.")
     models_dir: Path = Field(Path("models"), description="The published weights.")
+    seed: int | None = Field(
+        None, ge=0, le=2**32 - 1, description="Samples the VAE as the reference; none: its mean."
+    )
     landmarks: Literal["auto", "mesh", "onnx", "mmpose"] = Field(
         "auto", description="auto: mmpose or onnx where the engine is musetalk, else mesh."
     )
     face_presence: Literal["landmarks", "s3fd"] = Field(
         "landmarks", description="What decides whether a frame has a face."
+    )
+    person_box: Literal["frame", "face"] = Field(
+        "frame", description="Where onnx and mmpose look: face finds small ones, with mesh's help."
     )
     presence_interval: int = Field(12, ge=1, description="Frames between two looks by s3fd.")
     pools: list[PoolSettings] = Field(min_length=1, description="One Generator deployment each.")

@@ -65,11 +65,13 @@ def make_engine(
     precision: Precision = "float32",
     batch_size: int | None = None,
     gpu_share: float = 1.0,
+    seed: int | None = None,
     threads: int | None = None,
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> Engine:
-    """Load the engine `name`; `warp` needs nothing, and none of the other arguments.
+    """Load the engine `name`; `warp` needs nothing, and none of the other arguments, which are
+    those of `MuseTalkOptions`.
 
     Raises:
         ModelLoadFailed: a file or the device is missing; the message names what helps.
@@ -86,6 +88,7 @@ def make_engine(
         precision=precision,
         batch_size=batch_size,
         gpu_share=gpu_share,
+        seed=seed,
         threads=threads,
         unet_weights=unet_weights,
         unet_config=unet_config,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Speech, SpeechAudio
 from musetalk_pipeline.options import SpeechOptions
-from musetalk_pipeline.plan import SAMPLE_RATE, Segment
+from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
 
 Float = NDArray[np.float32]
 
@@ -66,9 +66,10 @@ class WarpListener:
         self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
     ) -> Speech:
         """Return the mouth of each output frame of `segment`: its shape in the frame's middle, read
-        LEAD_S ahead. Nothing in `options` changes what is heard.
+        LEAD_S ahead. Of `options`, only `frame_rate` changes what is heard.
         """
         started = time.monotonic()
+        fps = speech_fps(fps, options.frame_rate)
         tracks = self._tracks(audio)
         middles = (np.arange(segment.start, segment.end) + 0.5) / float(fps)
         places = (middles + LEAD_S) * (SAMPLE_RATE / HOP)

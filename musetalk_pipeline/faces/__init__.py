@@ -12,10 +12,18 @@ from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES, ByS3fd, ByScore
 
-__all__ = ["DetectorName", "LandmarkDetector", "Landmarks", "Presence", "make_detector"]
+__all__ = [
+    "DetectorName",
+    "LandmarkDetector",
+    "Landmarks",
+    "PersonBox",
+    "Presence",
+    "make_detector",
+]
 
 DetectorName = Literal["mesh", "onnx", "mmpose"]
 Presence = Literal["landmarks", "s3fd"]
+PersonBox = Literal["frame", "face"]
 
 
 def make_detector(
@@ -24,19 +32,23 @@ def make_detector(
     *,
     presence: Presence = "landmarks",
     presence_interval: int = INTERVAL_FRAMES,
+    person_box: PersonBox = "frame",
     threads: int = 1,
     device: str = "cpu",
 ) -> LandmarkDetector:
     """Load the detector `name` and the rule by which a frame has a face (see `presence`).
 
     `models_dir`: the folder with `dwpose/` and `s3fd/`; `mesh` with `landmarks` needs none.
-    `presence_interval`: frames from one look of S3FD to the next. `threads`: of `onnx` on the
+    `presence_interval`: frames from one look of S3FD to the next. `person_box`: where `onnx` and
+    `mmpose` look for a person: in the whole `frame`, as the reference does, or around the largest
+    `face` that `mesh` finds, which finds small faces. `threads`: of `onnx` on the
     CPU. `device`: of `mmpose` and S3FD, as torch names it.
 
     Raises:
         ModelLoadFailed: a file or package is missing; the message names the command that helps.
     """
-    detector = _load_detector(name, models_dir, threads, device)
+    faces = _load_mesh() if person_box == "face" and name != "mesh" else None
+    detector = _load_detector(name, models_dir, threads, device, faces)
     if presence == "s3fd":
         from musetalk_pipeline.networks.s3fd import FILE, FaceFinder
 
@@ -46,22 +58,30 @@ def make_detector(
     return detector if name == "mesh" else ByScore(detector)
 
 
+def _load_mesh() -> LandmarkDetector:
+    from musetalk_pipeline.faces.mesh import MeshDetector
+
+    return MeshDetector()
+
+
 def _load_detector(
-    name: DetectorName, models_dir: Path | None, threads: int, device: str
+    name: DetectorName,
+    models_dir: Path | None,
+    threads: int,
+    device: str,
+    faces: LandmarkDetector | None,
 ) -> LandmarkDetector:
     if name == "mesh":
-        from musetalk_pipeline.faces.mesh import MeshDetector
-
-        return MeshDetector()
+        return _load_mesh()
     if name == "onnx":
         from musetalk_pipeline.faces.onnx import MODEL, OnnxDetector
 
-        return OnnxDetector(_models(models_dir, name) / MODEL, threads)
+        return OnnxDetector(_models(models_dir, name) / MODEL, threads, faces)
     if name == "mmpose":
         from musetalk_pipeline.faces.dwpose import WEIGHTS
         from musetalk_pipeline.faces.mmpose import MmposeDetector
 
-        return MmposeDetector(_models(models_dir, name) / WEIGHTS, device)
+        return MmposeDetector(_models(models_dir, name) / WEIGHTS, device, faces)
     raise ValueError(f"no landmark detector is called {name!r}; there are mesh, onnx and mmpose")
 
 

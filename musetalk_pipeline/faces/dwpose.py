@@ -1,8 +1,8 @@
 """What every DWPose detector shares: frames to network input, network output to 68 points.
 
 RTMPose-l whole-body, 384x288, with the whole frame as the person box, as the reference calls it
-(musetalk_reference §1.2). Steps:
-1. Widen the frame by 1.25 to the network's aspect ratio, warp it to 288x384, normalise.
+(musetalk_reference §1.2), or with a box around a face that another detector has found. Steps:
+1. Widen the box by 1.25 to the network's aspect ratio, warp it to 288x384, normalise.
 2. Run the network on the picture and on its mirror image, and average (flip test).
 3. Each point is where its two distributions over half pixels are highest; map it back to the frame.
 4. Keep the face points of the 133, which are in iBUG order.
@@ -13,6 +13,7 @@ SimCCLabel.decode and TopdownPoseEstimator.add_pred_to_datasample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.faces.detector import Landmarks
+from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 
 Float = NDArray[np.float32]
 
@@ -37,6 +39,10 @@ BINS_PER_PIXEL = 2  # simcc_split_ratio
 X_BINS, Y_BINS = BINS_PER_PIXEL * WIDTH, BINS_PER_PIXEL * HEIGHT
 N_POINTS = 133
 FACE = slice(23, 91)  # the 68 iBUG points among the 133 (reference: preprocessing.py:99)
+# A person as RTMPose expects one, in longer sides of the face from brows to chin: so wide, so high,
+# and beginning so far above the brows, where the hair ends. Guesses: head and shoulders then fill
+# the box, and the face a third of its width, as where the reference works well.
+PERSON_WIDTH, PERSON_HEIGHT, ABOVE_BROWS = 3.0, 4.0, 0.75
 BATCH_FRAMES = 4  # doubled by the flip test; larger gains nothing on a CPU
 
 
@@ -70,13 +76,19 @@ class View:
 
     @classmethod
     def of_frame(cls, width_px: int, height_px: int) -> View:
-        """Return the view on a whole frame: 1.25 times as large, widened to the network's shape."""
+        """Return the view on a whole frame."""
+        return cls.of_person(Box(0, 0, width_px, height_px))
+
+    @classmethod
+    def of_person(cls, box: Box) -> View:
+        """Return the view on a person: 1.25 times the box, widened to the network's shape."""
         # In float32 throughout, as mmpose has it: its box is a float32 array.
-        width, height = np.array([width_px, height_px], np.float32) * np.float32(PADDING)
+        low, high = np.array([[box.x0, box.y0], [box.x1, box.y1]], np.float32)
+        width, height = (high - low) * np.float32(PADDING)
         aspect = WIDTH / HEIGHT
         is_wide = width > height * aspect
         size = (width, width / aspect) if is_wide else (height * aspect, height)
-        centre = np.array([width_px, height_px], np.float32) * np.float32(0.5)
+        centre = (low + high) * np.float32(0.5)
         return cls(centre, np.array(size, np.float32))
 
     def warp_matrix(self) -> NDArray[np.float64]:
@@ -94,13 +106,33 @@ class View:
         return (share * self.size + self.centre - 0.5 * self.size).astype(np.float32)
 
 
-def network_input(frames: Sequence[NDArray[np.uint8]]) -> tuple[Float, list[View]]:
-    """Return the (n, 3, 384, 288) float32 RGB input for (H, W, 3) BGR frames, and their views."""
+def person_around(points: Float, width_px: int, height_px: int) -> Box:
+    """Return the person box of a face in a frame of that size. `points`: (68, 2) x, y, iBUG."""
+    low, high = points.min(0), points.max(0)
+    side = float((high - low).max())
+    x, top = float(low[0] + high[0]) / 2, float(low[1]) - ABOVE_BROWS * side
+    reach = PERSON_WIDTH / 2 * side
+    box = Box(
+        math.floor(x - reach),
+        math.floor(top),
+        math.ceil(x + reach),
+        math.ceil(top + PERSON_HEIGHT * side),
+    )
+    return box.clipped(width_px, height_px)
+
+
+def network_input(
+    frames: Sequence[NDArray[np.uint8]], people: Sequence[Box | None] | None = None
+) -> tuple[Float, list[View]]:
+    """Return the (n, 3, 384, 288) float32 RGB input for (H, W, 3) BGR frames, and their views.
+
+    `people`: the person box of each frame; None is the whole frame.
+    """
     views = []
     inputs = np.empty((len(frames), 3, HEIGHT, WIDTH), np.float32)
     mean, std = np.array(MEAN_RGB, np.float32), np.array(STD_RGB, np.float32)
-    for row, frame in zip(inputs, frames, strict=True):
-        view = View.of_frame(frame.shape[1], frame.shape[0])
+    for row, frame, person in zip(inputs, frames, people or [None] * len(frames), strict=True):
+        view = View.of_person(person or Box(0, 0, frame.shape[1], frame.shape[0]))
         warped = cv2.warpAffine(frame, view.warp_matrix(), (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
         row[:] = ((warped[..., ::-1].astype(np.float32) - mean) / std).transpose(2, 0, 1)
         views.append(view)
@@ -130,11 +162,16 @@ def decode(over_x: Float, over_y: Float) -> tuple[Float, Float]:
 
 
 class DwposeDetector:
-    """Finds the 68 points of one person per frame. Always answers: `presence` judges the score."""
+    """Finds the 68 points of one person per frame. Always answers: `presence` judges the score.
 
-    def __init__(self, name: str, network: Network) -> None:
+    `faces` says where the person is; without it, and where it finds no face, the whole frame is the
+    person.
+    """
+
+    def __init__(self, name: str, network: Network, faces: LandmarkDetector | None = None) -> None:
         self._name = name
         self._network = network
+        self._faces = faces
 
     @property
     def name(self) -> str:
@@ -153,9 +190,18 @@ class DwposeDetector:
         return found
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks]:
-        inputs, views = network_input(frames)
+        frames = list(frames)  # which may be made when they are asked for, and are looked at twice
+        inputs, views = network_input(frames, self._people(frames))
         points, scores = decode(*run_flip_test(self._network, inputs))
         return [
             Landmarks(view.to_frame(points[i, FACE]), float(scores[i, FACE].clip(0, 1).mean()))
             for i, view in enumerate(views)
+        ]
+
+    def _people(self, frames: Sequence[NDArray[np.uint8]]) -> list[Box | None] | None:
+        if self._faces is None:
+            return None
+        return [
+            None if face is None else person_around(face.points, frame.shape[1], frame.shape[0])
+            for frame, face in zip(frames, self._faces.detect(frames), strict=True)
         ]

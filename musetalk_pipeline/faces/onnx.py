@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.faces.dwpose import (
     HEIGHT,
     WEIGHTS,
@@ -38,12 +39,14 @@ EXPORT_TOLERANCE = 5e-4
 
 
 class OnnxDetector(DwposeDetector):
-    """DWPose by onnxruntime on `threads` CPU threads."""
+    """DWPose by onnxruntime on `threads` CPU threads. `faces`: finds the person, see
+    DwposeDetector.
+    """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, faces: LandmarkDetector | None = None) -> None:
         self._session = _open_session(path, threads)
         self._input = self._session.get_inputs()[0].name
-        super().__init__("onnx", self._run)
+        super().__init__("onnx", self._run, faces)
 
     def _run(self, inputs: Float) -> tuple[Float, Float]:
         over_x, over_y = self._session.run(list(OUTPUTS), {self._input: inputs})

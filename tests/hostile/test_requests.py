@@ -74,6 +74,9 @@ BAD_PARAMS = [
     {"blur": float("nan")}, {"blur": float("inf")}, {"audio_padding_left": 11},
     {"audio_padding_right": -1}, {"box_smoothing": 13}, {"left_cheek_width": 257},
     {"right_cheek_width": -1}, {"rest_in_silence": "perhaps"}, {"rest_in_silence": 2},
+    {"window_placement": "late"}, {"fps": 0.5}, {"fps": 121}, {"fps": float("nan")},
+    {"frame_rate": 25}, {"window_span": "steps"},
+    {"faceless": "drop"}, {"edges": "keep"}, {"chunk_overlap_s": -1}, {"chunk_overlap_s": 30},
     {"unknown": 1}, {"__class__": "x"}, {"": 1}, [], "x", 1, None,
 ]  # fmt: skip
 

@@ -183,6 +183,26 @@ def test_frames_are_counted_and_ordered_as_planned(job, clip, speech, tools, fie
         np.testing.assert_array_equal(frame[keep], source[keep])
 
 
+def test_the_sources_frames_are_played_at_the_rate_asked_for(job, clip, speech):
+    """Q24: the realtime script plays every source at 25 frames a second."""
+    faceless = frozenset({3, 8})
+    video = clip(frames=20, fps=Fraction(50), faceless=faceless)
+    options = replace(LOSSLESS, frame=FrameOptions(fps=25.0))
+    result, decoded = job(video, speech(0.6), options, 0.6)
+    assert (result.frames, decoded.fps) == (15, 25)
+    sources = pictures(video)
+    for i in faceless:
+        np.testing.assert_array_equal(decoded.frames[i], sources[i])  # none left out
+
+
+def test_a_whole_frame_rate_counts_as_the_reference_and_plays_at_the_real_one(job, clip, speech):
+    """Q7: 2 s at 29.97 are 59 frames; the reference has 58, and plays them 3 % too fast."""
+    video = clip(frames=31, fps=Fraction(30000, 1001))
+    options = replace(QUICK, speech=SpeechOptions(frame_rate="whole"))
+    result, decoded = job(video, speech(2.0), options)
+    assert (result.frames, decoded.fps) == (58, Fraction(30000, 1001))
+
+
 def test_outside_the_face_the_encoded_picture_is_the_source(job, clip, speech, tools):
     video = clip(frames=25, width=640, height=360)
     _, decoded = job(video, speech(1.0), JobOptions(), 1.0)
@@ -203,6 +223,12 @@ def test_frames_without_a_face_pass_through_at_their_own_index(job, clip, speech
     assert result.frames_with_face == 50 - len(passed)
     for i in set(range(50)) - set(passed):
         assert psnr(decoded.frames[i], sources[source_of(i, 25)]) > 25  # its own frame, no other
+
+
+def test_faceless_frames_that_the_audio_does_not_reach_are_not_refused(job, clip, speech):
+    options = replace(QUICK, face=FaceOptions(faceless="refuse"))
+    result, _ = job(clip(frames=25, faceless=frozenset({20})), speech(0.8), options, 0.8)
+    assert result.frames_with_face == result.frames == 20
 
 
 def test_an_odd_size_loses_its_last_row_and_column(job, clip, speech):
@@ -252,6 +278,25 @@ def test_cropping_follows_the_face(job, clip, speech, tools):
     _, decoded = job(video, speech(0.3), options)
     box = box_of(decoded.frames[0], tools)
     assert abs((box.x0 + box.x1) / 2 - 120) < 25
+
+
+def test_a_face_over_the_edge_keeps_its_shape_unless_it_shall_be_stretched(
+    job, clip, speech, tools
+):
+    """Q13. In silence the mouth is drawn as it is, so what differs from the source is the paste."""
+    video, quiet = clip(frames=4, face_at=(0.92, 0.5), is_moving=False), speech(0.2, silence=True)
+    sources = pictures(video)
+    [found] = tools.detector.detect([sources[0]])
+    assert found.points[:, 0].max() > 335  # well over the edge at 320
+    errors = {}
+    for edges in ("clip", "stretch"):
+        options = replace(LOSSLESS, face=FaceOptions(edges=edges))
+        result, decoded = job(video, quiet, options, 0.2)
+        assert result.frames_with_face == result.frames == 5
+        keep = outside(sources[0].shape, box_of(sources[0], tools))
+        np.testing.assert_array_equal(decoded.frames[0][keep], sources[0][keep])
+        errors[edges] = np.abs(decoded.frames[0].astype(int) - sources[0]).sum()
+    assert errors["stretch"] > 2 * errors["clip"] > 0
 
 
 def test_a_mouth_at_rest_in_silence_is_the_source(job, clip, speech):
@@ -329,6 +374,14 @@ class TestRefusals:
         with pytest.raises(NoFaceFound, match="No face was found"):
             self.make(clip(frames=8, faceless=frozenset(range(8))), speech(0.6), tmp_path, tools)
 
+    def test_a_frame_without_a_face_if_all_must_have_one(self, clip, speech, tmp_path, tools):
+        """Q1: the number is the source's own, whatever rate it is played at."""
+        video = clip(frames=25, faceless=frozenset({9, 10}))
+        options = replace(QUICK, face=FaceOptions(faceless="refuse"), frame=FrameOptions(fps=12.5))
+        with pytest.raises(NoFaceFound, match=r"Frame 9 of the video, at 0\.36 s") as refused:
+            run(video, speech(0.9), tmp_path / "out.mp4", options, tools)
+        assert refused.value.details == {"frame": 9, "at_s": 0.36}
+
     def test_a_face_only_where_the_audio_does_not_reach(self, clip, speech, tmp_path, tools):
         with pytest.raises(NoFaceFound):
             self.make(clip(frames=20, faceless=frozenset(range(9))), speech(0.3), tmp_path, tools)
@@ -365,6 +418,12 @@ class TestRefusals:
     def test_an_impossible_size(self, clip, speech, tmp_path, tools):
         options = replace(QUICK, frame=FrameOptions("9999x9999"))
         with pytest.raises(InvalidOptions):
+            run(clip(frames=8), speech(0.6), tmp_path / "out.mp4", options, tools)
+
+    @pytest.mark.parametrize("fps", [0.5, 121.0, float("nan")])
+    def test_an_impossible_rate(self, clip, speech, tmp_path, tools, fps):
+        options = replace(QUICK, frame=FrameOptions(fps=fps))
+        with pytest.raises(InvalidOptions, match="frames a second"):
             run(clip(frames=8), speech(0.6), tmp_path / "out.mp4", options, tools)
 
     def test_a_cancelled_job_stops(self, clip, speech, tmp_path, tools):

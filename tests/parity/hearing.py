@@ -12,7 +12,7 @@ import soxr
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import cut_windows, window_length, window_starts
+from musetalk_pipeline.audio import cut_windows, window_places
 from musetalk_pipeline.networks.whisper import load_ear
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames
@@ -52,11 +52,11 @@ def _golden_windows(
     hidden: NDArray[np.float32], prompts: NDArray[np.float32], stored: list[int]
 ) -> Row:
     """Cut windows from the stored encoder states, as far as those reach."""
-    length, starts = window_length(OPTIONS), window_starts(FPS, 0, max(stored) + 1, OPTIONS)
-    before = -starts[0]
+    places = window_places(FPS, 0, max(stored) + 1, OPTIONS)
+    before = -int(places[0, 0])
     steps = np.concatenate([np.zeros((before, *hidden.shape[1:]), np.float32), hidden])
-    covered = [at for at, frame in enumerate(stored) if starts[frame] + length <= len(hidden)]
-    windows = cut_windows(steps, [starts[stored[at]] + before for at in covered], length)
+    covered = [at for at, frame in enumerate(stored) if places[frame, -1] < len(hidden)]
+    windows = cut_windows(steps, places[[stored[at] for at in covered]] + before)
     return compare("audio_short", "prompts (of golden states)", windows, prompts[covered], EXACT)
 
 

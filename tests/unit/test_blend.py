@@ -75,6 +75,35 @@ def test_a_blend_equals_the_specification(face, blur, seed):
     np.testing.assert_array_equal(blended, expected)
 
 
+FACES_OVER_THE_EDGE = st.builds(
+    lambda x, y, w, h: Box(x, y, x + w, y + h),
+    st.integers(0, WIDTH - 8),
+    st.integers(0, HEIGHT - 8),
+    st.integers(8, 400),
+    st.integers(8, 400),
+)
+
+
+@given(FACES_OVER_THE_EDGE, st.integers(0, 5))
+@example(Box(200, 100, 400, 280), 2)
+@example(Box(310, 230, 700, 600), 1)
+def test_a_face_over_the_edge_is_stretched_as_the_specification_says(face, seed):
+    """Q13: the crop is what numpy cuts out, the paste has the box's size, the rest is lost."""
+    rng = np.random.default_rng(seed)
+    frame = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    cut = frame[face.y0 : face.y1, face.x0 : face.x1]
+    drawn = cv2.resize(cut, (256, 256), interpolation=cv2.INTER_LANCZOS4)
+    np.testing.assert_array_equal(face_crop(frame, face), drawn)
+
+    expected, _ = blend_as_the_specification_says(frame, drawn, face, a_mask(seed), 0.05)
+    mask = soft_mask(a_mask(seed), face, 0.05)
+    mask = mask and mask.clipped(WIDTH, HEIGHT)
+    blended = frame.copy()
+    if mask is not None:
+        paste_face(blended, FRAME, drawn, face, mask)
+    np.testing.assert_array_equal(blended, expected)
+
+
 @given(FACES, st.sampled_from([0.02, 0.05, 0.1]))
 def test_the_mask_stays_within_the_face_and_is_as_small_as_it_can_be(face, blur):
     mask = soft_mask(a_mask(), face, blur)

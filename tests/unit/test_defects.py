@@ -27,6 +27,8 @@ from musetalk_pipeline.pipeline import Tools, run
 from musetalk_pipeline.plan import plan_frames
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.tracks import face_of
+from serve_app.schemas import Params
+from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "musetalk_pipeline"
@@ -205,6 +207,37 @@ def rows() -> dict[int, list[str]]:
         int(line.split("|")[1].strip()[1:]): re.findall(r"tests/[\w/]+\.py::\w+", line)
         for line in lines
     }
+
+
+def policies() -> dict[int, list[str]]:
+    """The cells of the table of policies, by row number."""
+    text = (ROOT / "docs" / "fidelity.md").read_text()
+    table = text.partition("## Policies")[2].partition("## Every defect")[0]
+    lines = [line for line in table.splitlines() if line.startswith("| Q")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {int(row[0][1:]): row for row in cells}
+
+
+def test_every_policy_is_an_option_with_its_default_and_a_reason():
+    """Policies by the specification's list; names and defaults by the code."""
+    table, text = policies(), (ROOT / "docs" / "fidelity.md").read_text()
+    verdicts = {int(n) for n in re.findall(r"^\| Q(\d+) \| policy \|", text, re.MULTILINE)}
+    assert set(table) == verdicts == {1, 7, 10, 11, 12, 13, 24, 25, 27, 28, 39}
+    chosen = JobOptions()
+    defaults = {
+        option.name: getattr(getattr(chosen, part.name), option.name)
+        for part in fields(JobOptions)
+        for option in fields(getattr(chosen, part.name))
+        if option.name in Params.model_fields
+    }
+    defaults |= {name: field.default for name, field in AppArgs.model_fields.items()}
+    for number, (_, reference, option, others, reason) in table.items():
+        assert reference and others and reason, f"Q{number} has an empty cell"
+        found = re.match(r"\W*(\w+): ([\w.]+)`", option)
+        assert found is not None, f"Q{number} names no option"
+        name, value = found.groups()
+        assert str(defaults[name]).lower() in (value, f"{value}.0"), f"Q{number}: {name}"
+        assert ("*deployment*" in option) == (name not in Params.model_fields), f"Q{number}"
 
 
 def test_the_table_has_every_row_and_names_tests_that_exist():

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import make_detector
 from musetalk_pipeline.faces.dwpose import (
@@ -30,8 +32,10 @@ from musetalk_pipeline.faces.dwpose import (
     View,
     decode,
     network_input,
+    person_around,
     run_flip_test,
 )
+from musetalk_pipeline.faces.mesh import MeshDetector
 
 Float = NDArray[np.float32]
 sizes = st.integers(16, 4000)
@@ -168,6 +172,61 @@ def test_points_lie_on_what_is_in_the_frame(width: int, height: int, x: int, y: 
     input_pixel = View.of_frame(width, height).size[0] / WIDTH
     assert np.abs(found.points - (x, y)).max() <= 1.5 * input_pixel
     assert 0.75 <= found.score <= 1
+
+
+def small_face() -> NDArray[np.uint8]:
+    """A head of 80 pixels in a large dim frame, and beside its chin the brightest spot."""
+    skimage = pytest.importorskip("skimage")
+    head = np.ascontiguousarray(skimage.data.astronaut()[0:190, 130:310, ::-1]) // 4 * 3
+    frame = np.full((720, 1280, 3), 90, np.uint8)
+    frame[200:280, 900:976] = cv2.resize(head, (76, 80), interpolation=cv2.INTER_AREA)
+    cv2.circle(frame, (940, 300), 2, (255, 255, 255), -1)
+    return frame
+
+
+def test_a_small_face_is_looked_at_closely_if_mesh_says_where_it_is() -> None:
+    """Q27: in the whole frame's view the head has 22 of 384 rows."""
+    frame, seen = small_face(), []
+
+    def network(inputs: Float) -> tuple[Float, Float]:
+        seen.append(inputs[0])
+        return SpotNetwork()(inputs)
+
+    heights, errors = [], []
+    for faces in (None, MeshDetector()):
+        [found] = DwposeDetector("onnx", network, faces).detect([frame])
+        rgb = seen[-1].transpose(1, 2, 0) * STD_RGB + MEAN_RGB
+        picture = np.ascontiguousarray(rgb[..., ::-1].round().clip(0, 255).astype(np.uint8))
+        [in_view] = MeshDetector().detect([picture])
+        heights.append(0.0 if in_view is None else float(np.ptp(in_view.points[:, 1])))
+        assert found is not None
+        errors.append(np.abs(found.points - (940, 300)).max())
+    assert heights[0] < 20 and heights[1] > 60  # brows to chin, in pixels of the network
+    assert errors[1] < 1.5  # points come back to where they are in the frame
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "box"),
+    [
+        ((600, 300), (640, 350), Box(545, 262, 695, 463)),
+        ((10, 20), (110, 120), Box(0, 0, 210, 345)),  # at the edge
+        ((300, 100), (900, 700), Box(0, 0, 1280, 720)),  # a close-up is the whole frame
+    ],
+)
+def test_a_person_is_head_and_shoulders_around_a_face(
+    low: tuple[int, int], high: tuple[int, int], box: Box
+) -> None:
+    points = np.tile(np.array([low, high], np.float32), (34, 1))
+    assert person_around(points, 1280, 720) == box
+
+
+def test_where_mesh_finds_no_face_the_whole_frame_is_the_person() -> None:
+    frame = spot(640, 480, 200, 130, 30)
+    network = SpotNetwork()
+    [plain] = DwposeDetector("onnx", network).detect([frame])
+    [asked] = DwposeDetector("onnx", network, MeshDetector()).detect([frame])
+    assert plain is not None and asked is not None
+    np.testing.assert_array_equal(asked.points, plain.points)
 
 
 def test_frames_of_any_size_go_through_in_bounded_batches() -> None:

@@ -14,11 +14,13 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import Landmarks, make_detector
 from musetalk_pipeline.faces.dwpose import (
@@ -27,8 +29,12 @@ from musetalk_pipeline.faces.dwpose import (
     WEIGHTS,
     DwposeDetector,
     network_input,
+    person_around,
     run_flip_test,
 )
+from musetalk_pipeline.faces.presence import ByScore
+from serve_app.selection import build_detector
+from serve_app.settings import AppArgs, PoolSettings
 
 missing = [name for name in ("mmpose", "mmcv", "onnxruntime") if not importlib.util.find_spec(name)]
 pytestmark = [
@@ -149,19 +155,25 @@ def mmpose_inference() -> ModuleType:
     return module
 
 
+def mmpose_network(mm: ModuleType, models: Path) -> Any:
+    """The published configuration's network with the weights of `models`."""
+    import mmpose
+    import torch
+
+    name = "rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py"
+    folder = ".mim/configs/wholebody_2d_keypoint/rtmpose/ubody"
+    network = mm.init_model(Path(mmpose.__file__).parent / folder / name, None, "cpu")
+    network.load_state_dict(torch.load(models / WEIGHTS, weights_only=False)["state_dict"])
+    return network
+
+
 @pytest.mark.filterwarnings("ignore")  # mmpose's and mmengine's own
 def test_points_are_those_of_mmposes_own_pipeline(
     models: Path, mmpose_detector: DwposeDetector, frames: list[Frame]
 ) -> None:
     """What the reference calls: init_model of the published configuration, inference_topdown."""
-    import mmpose
-    import torch
-
     mm = mmpose_inference()
-    name = "rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py"
-    folder = ".mim/configs/wholebody_2d_keypoint/rtmpose/ubody"
-    network = mm.init_model(Path(mmpose.__file__).parent / folder / name, None, "cpu")
-    network.load_state_dict(torch.load(models / WEIGHTS, weights_only=False)["state_dict"])
+    network = mmpose_network(mm, models)
     assert list(network.dataset_meta["flip_indices"]) == MIRROR_ORDER.tolist()
     for frame, found in zip(frames, mmpose_detector.detect(frames), strict=True):
         assert found is not None
@@ -170,6 +182,38 @@ def test_points_are_those_of_mmposes_own_pipeline(
         assert np.abs(expected.keypoints[0, FACE] - found.points).max() < 0.01
         score = expected.keypoint_scores[0, FACE].clip(0, 1).mean()
         assert score == pytest.approx(found.score, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")  # mmpose's and mmengine's own
+def test_a_box_around_the_face_is_what_mmpose_would_do_with_it(
+    models: Path, frames: list[Frame]
+) -> None:
+    mm = mmpose_inference()
+    network = mmpose_network(mm, models)
+    frame = np.full((720, 1280, 3), 90, np.uint8)
+    frame[300:500, 800:1000] = frames[0][0:200, 120:320]
+    detector = make_detector("mmpose", models, person_box="face")
+    assert isinstance(detector, ByScore) and isinstance(detector._detector, DwposeDetector)
+    [found] = detector._detector.detect([frame])
+    [face] = make_detector("mesh").detect([frame])
+    assert found is not None and face is not None
+    box = person_around(face.points, 1280, 720)
+    assert box.width < 500
+    corners = np.array([[box.x0, box.y0, box.x1, box.y1]], np.float32)
+    [person] = mm.inference_topdown(network, frame, bboxes=corners)
+    assert np.abs(person.pred_instances.keypoints[0, FACE] - found.points).max() < 0.01
+
+
+def test_the_person_box_is_set_for_a_deployment_and_on_the_command_line(models: Path) -> None:
+    args = AppArgs(
+        engine="warp", landmarks="onnx", models_dir=models, person_box="face",
+        pools=[PoolSettings(name="cpu")],
+    )  # fmt: skip
+    words = ["v.mp4", "a.wav", "--engine", "warp", "--landmarks", "onnx", "--person-box", "face"]
+    typed = _load(_parser().parse_args([*words, "--models", str(models)])).detector
+    for detector in (build_detector(args), typed):
+        assert isinstance(detector, ByScore) and isinstance(detector._detector, DwposeDetector)
+        assert detector._detector._faces is not None
 
 
 def test_make_detector_gives_both_and_judges_by_score(models: Path, frames: list[Frame]) -> None:

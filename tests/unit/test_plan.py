@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from musetalk_pipeline.plan import SAMPLE_RATE, count_output_frames, plan_frames, source_of
+from musetalk_pipeline.plan import (
+    SAMPLE_RATE,
+    count_output_frames,
+    plan_frames,
+    playing_fps,
+    source_of,
+    speech_fps,
+)
 
 RATES = st.sampled_from(
     [Fraction(25), Fraction(24), Fraction(30000, 1001), Fraction(24000, 1001), Fraction(60)]
@@ -29,6 +36,35 @@ RATES = st.sampled_from(
 )
 def test_output_frames_are_the_whole_frames_that_the_audio_covers(seconds, fps, frames):
     assert count_output_frames(round(seconds * SAMPLE_RATE), fps) == frames
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fps"),
+    [
+        (None, Fraction(24)),
+        (25, Fraction(25)),
+        (29.97, Fraction(2997, 100)),
+        (29.97003, Fraction(30000, 1001)),
+        (23.976024, Fraction(24000, 1001)),
+    ],
+)
+def test_the_source_is_played_at_the_rate_asked_for(wanted, fps):
+    assert playing_fps(Fraction(24), wanted) == fps
+
+
+@pytest.mark.parametrize(
+    ("fps", "whole"),
+    [
+        (Fraction(30000, 1001), 29),
+        (Fraction(24000, 1001), 23),
+        (Fraction(25), 25),
+        (Fraction(1, 2), Fraction(1, 2)),
+    ],
+)
+def test_a_whole_rate_is_the_references(fps, whole):
+    """31.3 s are 907 frames at 29.97 and 719 at 23.976 there (Q7)."""
+    assert speech_fps(fps, "whole") == whole
+    assert speech_fps(fps, "exact") == fps
 
 
 def test_ping_pong_shows_both_ends_twice():

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import Landmarks, make_detector
@@ -151,22 +152,35 @@ def test_no_frames_are_no_answers() -> None:
     assert ByScore(PixelDetector()).detect([]) == []
 
 
-@pytest.mark.parametrize("background", [10.0, -10.0])
-def test_make_detector_lets_s3fd_decide_over_mesh(tmp_path: Path, background: float) -> None:
-    """With a network that sees a face everywhere, mesh's face counts; with a blind one, nothing."""
-    skimage = pytest.importorskip("skimage")
+def write_s3fd(models: Path, background: float) -> None:
     network = S3fd().requires_grad_(False)
     for name, parameter in network.named_parameters():
         torch.nn.init.zeros_(parameter)
         if name.endswith("_conf.bias"):
             parameter[0] = background
-    (tmp_path / FILE).parent.mkdir()
-    torch.save(network.state_dict(), tmp_path / FILE)
+    (models / FILE).parent.mkdir()
+    torch.save(network.state_dict(), models / FILE)
+
+
+@pytest.mark.parametrize("background", [10.0, -10.0])
+def test_make_detector_lets_s3fd_decide_over_mesh(tmp_path: Path, background: float) -> None:
+    """With a network that sees a face everywhere, mesh's face counts; with a blind one, nothing."""
+    skimage = pytest.importorskip("skimage")
+    write_s3fd(tmp_path, background)
     face = np.ascontiguousarray(skimage.data.astronaut()[:, :, ::-1][:240, 100:340])
     detector = make_detector("mesh", tmp_path, presence="s3fd", presence_interval=2)
     found = detector.detect([face, face])
     assert detector.name == "mesh"
     assert [landmarks is not None for landmarks in found] == [background < 0] * 2
+
+
+def test_the_command_line_sets_how_often_s3fd_looks(tmp_path: Path) -> None:
+    write_s3fd(tmp_path, 10.0)
+    words = ["v.mp4", "a.wav", "--engine", "warp", "--models", str(tmp_path)]
+    words += ["--face-presence", "s3fd", "--presence-interval", "7"]
+    detector = _load(_parser().parse_args(words)).detector
+    assert isinstance(detector, ByS3fd)
+    assert detector._interval == 7
 
 
 def test_s3fd_without_its_file_says_what_to_do(tmp_path: Path) -> None:

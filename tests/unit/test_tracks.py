@@ -46,6 +46,21 @@ def test_a_box_over_the_edge_is_clipped_not_stretched():
     assert face_of(over, 640, 480, FaceOptions()).box == Box(560, 280, 640, 480)
 
 
+def test_the_references_box_goes_over_the_edge():
+    over = landmarks(560, 700, 400, 520)
+    v15, v1 = FaceOptions(edges="stretch"), FaceOptions("v1", edges="stretch")
+    assert face_of(over, 640, 480, v15).box == Box(560, 280, 700, 480)  # the margin ends at 480
+    assert face_of(over, 640, 480, v1).box == Box(560, 280, 700, 520)
+    # The visible 80 columns are stretched to 140, and the points with them: 640 becomes 700.
+    [chin_x, nose_y] = face_of(over, 640, 480, v15).points[[8, NOSE], [0, 1]]
+    assert (chin_x, nose_y) == (560 + 70 * 140 / 80, 400)
+    within = landmarks(100, 200, 150, 220)
+    clipped, stretched = (face_of(within, 640, 480, o) for o in (FaceOptions(), v15))
+    assert clipped.box == stretched.box
+    np.testing.assert_array_equal(clipped.points, stretched.points)
+    assert face_of(landmarks(635, 700, 150, 220), 640, 480, v15) is None  # too little to see
+
+
 def test_where_points_make_no_box_another_detectors_stands_in():
     degenerate = landmarks(50, 50, 60, 60, Box(40, 30, 90, 100))
     assert face_of(degenerate, 640, 480, FaceOptions("v1")).box == Box(40, 30, 90, 100)

@@ -159,6 +159,16 @@ def test_segments_in_any_order_give_the_same(
         np.testing.assert_array_equal(part.loudness, whole.loudness[rows])
 
 
+def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
+    audio_of: AudioOf, voice: Samples
+) -> None:
+    audio, segment = audio_of(voice), Segment(0, 50, 100, 0, 0, 1)
+    whole = SpeechOptions(frame_rate="whole")
+    cut = WarpListener().listen(audio, Fraction(30000, 1001), segment, whole)
+    np.testing.assert_array_equal(cut.features, hear(audio, 50, 100, Fraction(29)).features)
+    assert not np.array_equal(cut.features, hear(audio, 50, 100, Fraction(30000, 1001)).features)
+
+
 def test_chunks_leave_no_seam(audio_of: AudioOf, voice: Samples) -> None:
     # A clip longer than a chunk, whose second half repeats the first a whole number of hops later.
     period = len(voice) // HOP * HOP

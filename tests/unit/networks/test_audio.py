@@ -9,10 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import WhisperListener, count_steps, window_starts
+from musetalk_pipeline.audio import (
+    WhisperListener,
+    chunk_at,
+    count_steps,
+    window_places,
+    window_starts,
+)
 from musetalk_pipeline.loudness import frame_loudness
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
 from musetalk_pipeline.options import SpeechOptions
@@ -61,6 +68,60 @@ def test_every_window_begins_80_ms_before_its_frame_to_the_end_of_ten_minutes(
 
 def test_25_fps_is_the_reference() -> None:
     assert window_starts(Fraction(25), 0, 500, OPTIONS) == [2 * i - 4 for i in range(500)]
+
+
+@pytest.mark.parametrize(("fps", "short"), [(29, [145, 290, 551]), (31, [155, 310, 589])])
+def test_whole_rates_are_the_reference_in_double_precision(fps: int, short: list[int]) -> None:
+    """At 29 and 31 fps `i * (50 / fps)` falls short of a whole step at some frames."""
+    starts = window_starts(Fraction(fps), 0, 600, OPTIONS)
+    assert starts == [math.floor(i * (50 / fps)) - 4 for i in range(600)]
+    assert [i for i in range(600) if starts[i] != i * 50 // fps - 4][:3] == short
+
+
+@pytest.mark.parametrize("fps", RATES)
+def test_a_window_of_five_frames_reaches_two_frames_back_and_three_ahead(fps: Fraction) -> None:
+    """Q11: the reference's window is 200 ms, five frames at 25 fps alone."""
+    windows = window_places(fps, 0, 500, SpeechOptions(window_span="frames"))
+    step = Fraction(1, 50)
+    for frame, window in enumerate(windows.tolist()):
+        for half, place in enumerate(window):
+            middle = (frame - 2 + Fraction(2 * half + 1, 4)) / fps
+            assert place * step <= middle < (place + 1) * step
+
+
+def test_both_spans_are_the_same_at_25_fps_and_differ_elsewhere() -> None:
+    by_frames = SpeechOptions(window_span="frames", audio_padding_left=1, audio_padding_right=3)
+    by_time = SpeechOptions(audio_padding_left=1, audio_padding_right=3)
+    for fps, same in ((Fraction(25), True), (Fraction(24), False), (Fraction(50), False)):
+        places = [window_places(fps, 5, 90, options) for options in (by_frames, by_time)]
+        assert np.array_equal(*places) == same
+    assert window_places(Fraction(50), 7, 8, SpeechOptions(window_span="frames"))[0].tolist() == [
+        5, 5, 6, 6, 7, 7, 8, 8, 9, 9
+    ]  # fmt: skip
+
+
+def test_the_listener_hears_by_the_windows_span(listener: WhisperListener, tmp_path: Path) -> None:
+    audio, options = sound(tmp_path, noise(2.0)), SpeechOptions(window_span="frames")
+    every_step = listener.listen(audio, Fraction(50), frames(20, 80), OPTIONS).features
+    heard = listener.listen(audio, Fraction(50), frames(30, 40), options).features
+    # At 50 fps a frame is a step, so the first row of a plain window is the step 4 before it.
+    steps = every_step.reshape(60, 10, 5, 384)[:, 4]
+    for row, window in enumerate(heard.reshape(10, 10, 5, 384)):
+        expected = steps[[30 + row - 20 + k for k in (-2, -2, -1, -1, 0, 0, 1, 1, 2, 2)]]
+        assert np.array_equal(window, expected)
+
+
+def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
+    listener: WhisperListener, tmp_path: Path
+) -> None:
+    """Q7: frame 58 plays at 1.935 s, and hears what is spoken at 2 s."""
+    audio, whole = sound(tmp_path, noise(3.0)), SpeechOptions(frame_rate="whole")
+    ntsc, later = Fraction(30000, 1001), frames(58, 62)
+    cut = listener.listen(audio, ntsc, later, whole)
+    exact = listener.listen(audio, ntsc, later, OPTIONS)
+    at_29 = listener.listen(audio, Fraction(29), later, OPTIONS)
+    assert np.array_equal(cut.features, at_29.features)
+    assert not np.array_equal(cut.features, exact.features)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +198,50 @@ def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) 
     steps = heard.features.reshape(10, 5, 384)
     assert np.array_equal(steps[:4], before[-4:])
     assert np.array_equal(steps[4:], after[:6])
+
+
+def test_overlapping_chunks_hear_the_same_at_the_seam_as_a_chunk_without_one(
+    models: Path, tmp_path: Path
+) -> None:
+    """Q10: a sound at a seam is cut in two halves, each heard against silence."""
+    samples, listener = noise(58.0), WhisperListener(models)
+    # Without positions a step does not tell where in its chunk it lies, only what is around it.
+    torch.nn.init.zeros_(listener._ear._encoder.embed_positions.weight)
+    seamless = listener._ear.hear(samples[15 * SAMPLE_RATE : 45 * SAMPLE_RATE])
+    audio = sound(tmp_path, samples)
+    errors = {}
+    for overlap_s, seam_s in ((0.0, 30), (2.0, 29)):
+        options = SpeechOptions(chunk_overlap_s=overlap_s)
+        around = slice(seam_s * 50 - 3, seam_s * 50 + 3)
+        heard = listener._steps(audio, around.start, around.stop, round(50 * overlap_s))
+        window = listener.listen(audio, Fraction(25), frames(seam_s * 25, seam_s * 25 + 1), options)
+        assert np.array_equal(window.features.reshape(10, 5, 384)[1:7], heard)
+        truth = seamless[around.start - 750 : around.stop - 750]
+        errors[overlap_s] = np.sqrt(((heard - truth) ** 2).mean((0, 2)))  # of each layer
+    assert (errors[2.0] < errors[0.0] / 2).all()
+    assert errors[2.0][0] < 1e-6  # what enters the first layer is the sound itself
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 100, 101, 500])
+@pytest.mark.parametrize("heard", [1, 1499, 1500, 1501, 1550, 2900, 2901, 9999])
+def test_chunks_share_the_sound_without_gaps(overlap: int, heard: int) -> None:
+    step, chunks = 0, 0
+    while step < heard:
+        offset, end = chunk_at(step, heard, overlap)
+        assert offset <= step < end <= min(heard, offset + 1500)
+        assert chunk_at(end - 1, heard, overlap) == (offset, end)
+        # Away from the ends of the sound both neighbours of a seam hear past it.
+        assert step == 0 or step - offset >= overlap // 2
+        assert end == heard or offset + 1500 - end >= overlap // 2
+        step, chunks = end, chunks + 1
+    assert chunks == max(1, math.ceil((heard - overlap) / (1500 - overlap)))
+
+
+def test_up_to_30_s_there_is_no_seam_to_avoid(listener: WhisperListener, tmp_path: Path) -> None:
+    audio, options = sound(tmp_path, noise(29.9)), SpeechOptions(chunk_overlap_s=2.0)
+    late = frames(720, 747)
+    one = listener.listen(audio, Fraction(25), late, options).features
+    assert np.array_equal(one, listener.listen(audio, Fraction(25), late, OPTIONS).features)
 
 
 def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
@@ -19,6 +20,8 @@ from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
+from serve_app.selection import build_engine
+from serve_app.settings import AppArgs, PoolSettings, read_environment
 
 RANDOM = np.random.default_rng(3)
 FACE = Face(np.zeros((68, 2), np.float32), Box(0, 0, 100, 100), 1.0)
@@ -173,6 +176,15 @@ def test_sampled_latents_depend_on_seed_and_frame_alone(models: Path) -> None:
     )
     assert np.abs(whole.look - again.look).max() < 2e-5
     assert np.abs(whole.look - other.look).max() > 1e-3
+
+
+def test_the_seed_is_set_for_a_deployment_and_on_the_command_line(models: Path) -> None:
+    args = AppArgs(engine="musetalk", models_dir=models, pools=[PoolSettings(name="cpu")], seed=5)
+    words = ["v.mp4", "a.wav", "--engine", "musetalk", "--models", str(models), "--seed", "6"]
+    deployed = build_engine(args, args.pools[0], read_environment({}))
+    typed = _load(_parser().parse_args(words)).engine
+    assert isinstance(deployed, MuseTalkEngine) and isinstance(typed, MuseTalkEngine)
+    assert (deployed.options.seed, typed.options.seed) == (5, 6)
 
 
 def test_seeded_noise_is_the_sequence_that_single_encodes_draw() -> None:

@@ -1,0 +1,71 @@
+"""Every choice of a job can be made per request, for a deployment and on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+
+from musetalk_pipeline.__main__ import _options, _parser
+from musetalk_pipeline.options import JobOptions
+from serve_app.schemas import JobRequest
+from serve_app.settings import AppArgs
+
+REQUEST = {"musetalk_job_id": "a", "video_url": "http://a/v", "audio_url": "http://a/a"}
+POOLS = [{"name": "cpu"}]
+# A field beside `params` in a request, a deployment's own, or no choice of a request.
+NOT_PARAMS = {"resolution", "aspect_ratio", "version", "audio_bitrate_kbps"}
+
+CHOSEN: dict[str, Any] = {
+    "fit": "crop",
+    "fps": 25.0,
+    "crf": 30,
+    "preset": "slow",
+    "parsing_mode": "neck",
+    "extra_margin": 20,
+    "bbox_shift": 7,
+    "left_cheek_width": 80,
+    "right_cheek_width": 70,
+    "blur": 0.1,
+    "audio_padding_left": 3,
+    "audio_padding_right": 1,
+    "window_placement": "reference",
+    "window_span": "frames",
+    "chunk_overlap_s": 2.0,
+    "frame_rate": "whole",
+    "rest_in_silence": True,
+    "box_smoothing": 2,
+    "faceless": "refuse",
+    "edges": "stretch",
+}
+
+
+def values(options: JobOptions) -> dict[str, Any]:
+    parts = [getattr(options, part.name) for part in fields(JobOptions)]
+    return {name: value for part in parts for name, value in asdict(part).items()}
+
+
+def command_line(*arguments: str) -> JobOptions:
+    return _options(_parser().parse_args(["v.mp4", "a.wav", *arguments]))
+
+
+def test_every_option_is_listed_here() -> None:
+    assert CHOSEN.keys() == values(JobOptions()).keys() - NOT_PARAMS
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_an_option_is_reached_from_everywhere(name: str) -> None:
+    expected = values(JobOptions()) | {name: CHOSEN[name]}
+    assert expected != values(JobOptions())
+    request = JobRequest.model_validate(REQUEST | {"params": {name: CHOSEN[name]}})
+    assert values(request.options(JobOptions())) == expected
+    deployment = AppArgs(pools=POOLS, defaults={name: CHOSEN[name]})  # type: ignore[arg-type]
+    assert values(deployment.job_defaults()) == expected
+    flag = f"--{name.replace('_', '-')}"
+    words = [flag] if CHOSEN[name] is True else [flag, str(CHOSEN[name])]
+    assert values(command_line(*words)) == expected
+
+
+def test_a_command_line_without_options_is_the_default() -> None:
+    assert command_line() == JobOptions()
