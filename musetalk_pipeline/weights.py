@@ -192,12 +192,6 @@ _SHARED = (
         "ffdccec4f3211f4c63310f2b7098f309fe70f3952cedc5e4d11e43f5b2379b98",
     ),
     WeightFile(
-        "whisper/preprocessor_config.json",
-        _WHISPER + "preprocessor_config.json",
-        184_990,
-        "9b5cd03a36fbb8a627c64d98a5b5b126ead95a77720723944487311f0110b666",
-    ),
-    WeightFile(
         "whisper/pytorch_model.bin",
         _WHISPER + "pytorch_model.bin",
         151_095_027,

@@ -413,7 +413,6 @@ def test_published_lists_only_what_inference_needs() -> None:
         "sd-vae/config.json",
         "sd-vae/diffusion_pytorch_model.bin",
         "whisper/config.json",
-        "whisper/preprocessor_config.json",
         "whisper/pytorch_model.bin",
         "dwpose/dw-ll_ucoco_384.pth",
         "face-parse-bisent/79999_iter.pth",
