@@ -22,9 +22,13 @@ from serve_app.storage import OutputStore
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
     """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
     models = args.models_dir.absolute()
-    engine = choose_engine(args.engine, models, args.version)
-    if args.engine == "auto" and env.unet_path is not None and env.unet_path.is_file():
-        engine = "musetalk"
+    engine = choose_engine(
+        args.engine,
+        models,
+        args.version,
+        unet_weights=env.unet_path,
+        unet_config=env.unet_config,
+    )
     landmarks = args.landmarks
     if landmarks == "auto":
         landmarks = "mesh" if engine == "warp" else _best_landmarks(models)
