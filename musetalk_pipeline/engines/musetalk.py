@@ -220,7 +220,12 @@ class MuseTalkEngine:
             return np.asarray(self._decoder.run(drawn, check=check).cpu().numpy())
 
     def _load(self, models: Path) -> None:
-        weights, config = self._unet_files(models)
+        weights, config = unet_files(
+            models,
+            self.options.version,
+            weights=self.options.unet_weights,
+            config=self.options.unet_config,
+        )
         vae = models / VAE_FOLDER
         self._scaling_factor = scaling_factor(vae)
         self._unet = self._runner("UNet", lambda: load_unet(weights, config), _unchanged)
@@ -233,13 +238,6 @@ class MuseTalkEngine:
             # As in the reference, whatever the others run in: it costs little and cuts the mask.
             dtype=torch.float32,
         )
-
-    def _unet_files(self, models: Path) -> tuple[Path, Path]:
-        weights, config = self.options.unet_weights, self.options.unet_config
-        if weights is not None and config is not None:
-            return weights, config
-        published = unet_files(models, self.options.version)
-        return weights or published[0], config or published[1]
 
     def _runner(
         self,

@@ -62,16 +62,21 @@ def positional_encoding(rows: int = LONGEST_CONTEXT, width: int = CONTEXT_WIDTH)
     return table
 
 
-def unet_files(models: Path, version: Version) -> tuple[Path, Path]:
+def unet_files(
+    models: Path, version: Version, *, weights: Path | None = None, config: Path | None = None
+) -> tuple[Path, Path]:
     """Return the weight file and the configuration of `version` in a models folder.
+
+    `weights`, `config`: a file that is used in place of the published one, which then need not be
+    there.
 
     Raises:
         ModelLoadFailed: one of them is missing. Fetch the weights.
     """
     folder = models / UNET_FOLDERS[version]
     return (
-        find_weights(folder, *UNETS[version]),
-        find_weights(folder, *UNET_CONFIGS),
+        weights or find_weights(folder, *UNETS[version]),
+        config or find_weights(folder, *UNET_CONFIGS),
     )
 
 
