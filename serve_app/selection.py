@@ -13,6 +13,7 @@ from musetalk_pipeline.engines import (
     make_listener,
 )
 from musetalk_pipeline.faces import LandmarkDetector, make_detector
+from musetalk_pipeline.faces.dwpose import WEIGHTS
 from serve_app.b2 import B2Settings, B2Store
 from serve_app.local_store import LocalStore
 from serve_app.settings import AppArgs, Environment, PoolSettings, make_folders
@@ -98,8 +99,9 @@ def _engine_of(args: AppArgs) -> EngineName:
 
 def _best_landmarks(models: Path) -> Literal["mesh", "onnx", "mmpose"]:
     """Return mmpose where it is installed with its weights, else onnx, else mesh."""
-    if importlib.util.find_spec("mmpose") and (models / "dwpose/dw-ll_ucoco_384.pth").is_file():
+    if importlib.util.find_spec("mmpose") and (models / WEIGHTS).is_file():
         return "mmpose"
-    if importlib.util.find_spec("onnxruntime") and any((models / "dwpose").glob("*.onnx")):
+    has_onnx = (models / WEIGHTS.with_suffix(".onnx")).is_file()
+    if importlib.util.find_spec("onnxruntime") and has_onnx:
         return "onnx"
     return "mesh"

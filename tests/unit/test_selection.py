@@ -42,3 +42,11 @@ def test_a_unet_of_ones_own_does_not_replace_the_other_files(models: Path) -> No
     assert chosen(models, MUSETALK_UNET_MODEL_PATH=str(own))[0] == "musetalk"
     (models / "whisper/pytorch_model.bin").rename(models / "whisper/pytorch_model.bin.part")
     assert chosen(models, MUSETALK_UNET_MODEL_PATH=str(own))[0] == "warp"
+
+
+def test_landmarks_are_onnx_where_the_file_of_that_detector_is(models: Path) -> None:
+    (models / "dwpose").mkdir()
+    (models / "dwpose/yolox_l.onnx").touch()  # published beside it, and of no use without
+    assert chosen(models) == ("musetalk", "mesh")
+    (models / "dwpose/dw-ll_ucoco_384.onnx").touch()
+    assert chosen(models) == ("musetalk", "onnx")
