@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from tqdm import tqdm
@@ -239,9 +239,11 @@ def fetch(
 
     Raises:
         ModelLoadFailed: a file cannot be had, is not the published one, or does not fit on the
-            disk. Files that are complete stay; run it again for the rest.
+            disk; or `endpoint` is no address. Files that are complete stay; run it again for the
+            rest.
     """
     patience = patience or Patience()
+    _check_endpoint(endpoint)
     models.mkdir(parents=True, exist_ok=True)
     with _only_fetcher(models):
         wanted = [file for file in manifest if not _is_there(file, models / file.path)]
@@ -256,6 +258,18 @@ def fetch(
 
 class _TryAgain(Exception):
     """This attempt failed in a way that the next one may not."""
+
+
+def _check_endpoint(endpoint: str) -> None:
+    try:
+        urlsplit(endpoint)  # httpx lets "http://[a" pass, and asks for that host
+        url = httpx.URL(endpoint)
+    except (ValueError, httpx.InvalidURL) as exc:
+        raise ModelLoadFailed(f"{endpoint!r} is no address of a server: {exc}.") from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ModelLoadFailed(
+            f"{endpoint!r} is no address of a server: write it as {HUGGING_FACE}, scheme included."
+        )
 
 
 def _fetch_one(

@@ -290,6 +290,29 @@ def test_nobody_listening_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "4 attempts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "http://[bad",
+        "http://[bad]",
+        "http://a:port",
+        "huggingface.co",
+        "ftp://a",
+        "https://",
+        "http://a\n",
+    ],
+)
+def test_an_address_that_is_none_is_said_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mirror: str
+) -> None:
+    arguments = ["fetch", "--models", str(tmp_path / "models"), "--mirror", mirror]
+    assert main(arguments, (NET,), Patience(attempts=1)) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert repr(mirror) in said
+    assert "is no address of a server" in said  # and not an attempt's failure
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_dripping_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drip]
     hasty = Patience(read_s=5, stall_s=0.2, min_bytes_per_s=1000, attempts=2, backoff_s=0.01)
