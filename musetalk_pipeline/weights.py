@@ -10,8 +10,9 @@ A file is fetched in four steps:
 4. Rename `NAME.part` to `NAME`.
 
 `HF_ENDPOINT` or `--mirror URL` names another Hugging Face server: whoever serves the bytes, the
-digests decide. `verify` needs no network. Exit codes: 0 all files are right, 1 some are not, 2 the
-command line is wrong.
+digests decide. S3FD is not on Hugging Face: a mirror is asked for `URL/s3fd/s3fd-619a316812.pth`,
+and where it does not have that, the author's own server is. `verify` needs no network. Exit codes:
+0 all files are right, 1 some are not, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -62,13 +63,18 @@ class WeightFile:
     sha256: str | None
     check: Callable[[Path], None] | None = None
 
-    def url(self, endpoint: str) -> str:
-        """Return where the file is, given the address of a Hugging Face server."""
+    def urls(self, endpoint: str) -> tuple[str, ...]:
+        """Return where to ask for the file, in order, given the address of a Hugging Face server.
+
+        A file that is not on Hugging Face may be on a mirror, under its path in the models folder.
+        """
+        server = endpoint.rstrip("/")
         if "://" in self.source:
-            return self.source
+            mirrored = () if server == HUGGING_FACE else (f"{server}/{quote(self.path)}",)
+            return (*mirrored, self.source)
         place, _, file = self.source.partition("//")
         repo, _, revision = place.partition("@")
-        return f"{endpoint.rstrip('/')}/{repo}/resolve/{revision}/{quote(file)}"
+        return (f"{server}/{repo}/resolve/{revision}/{quote(file)}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,11 +259,27 @@ def fetch(
         headers = {"Accept-Encoding": "identity"}
         with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
             for file in wanted:
-                _fetch_one(client, file, models / file.path, file.url(endpoint), patience)
+                *mirrored, origin = file.urls(endpoint)
+                if not any(
+                    _is_fetched(client, file, models / file.path, url, patience) for url in mirrored
+                ):
+                    _fetch_one(client, file, models / file.path, origin, patience)
 
 
 class _TryAgain(Exception):
     """This attempt failed in a way that the next one may not."""
+
+
+def _is_fetched(
+    client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
+) -> bool:
+    """Fetch the file from a server that need not have it; tell whether it had."""
+    try:
+        _fetch_one(client, file, target, url, patience)
+    except ModelLoadFailed as exc:
+        print(f"{exc} The next server is asked.", file=sys.stderr)
+        return False
+    return True
 
 
 def _check_endpoint(endpoint: str) -> None:
@@ -531,7 +553,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", parents=[common], help="download what is missing")
     command.add_argument(
-        "--mirror", metavar="URL", help="a server like huggingface.co; default: HF_ENDPOINT"
+        "--mirror",
+        metavar="URL",
+        help="a server like huggingface.co, also asked for URL/s3fd/s3fd-619a316812.pth; default: "
+        "HF_ENDPOINT",
     )
     commands.add_parser("verify", parents=[common], help="check the files; needs no network")
     return parser.parse_args(arguments)

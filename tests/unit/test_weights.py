@@ -362,6 +362,37 @@ def test_hf_endpoint_is_honoured_and_mirror_wins(
     assert fetch(server, tmp_path / "b") == 0
 
 
+def test_s3fd_is_asked_of_the_mirror_and_then_of_its_author() -> None:
+    [s3fd] = [file for file in published("v15", with_s3fd=True) if file.path.startswith("s3fd/")]
+    origin = "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth"
+    assert s3fd.urls("https://huggingface.co") == (origin,)
+    assert s3fd.urls("http://m:1/a/") == ("http://m:1/a/s3fd/s3fd-619a316812.pth", origin)
+
+
+@pytest.mark.parametrize("mirrored", [CONTENT, CONTENT[:-1] + b"!", None])
+def test_a_file_that_is_not_on_hugging_face_comes_from_the_mirror_or_from_its_origin(
+    server: Server, tmp_path: Path, mirrored: bytes | None
+) -> None:
+    elsewhere = WeightFile("net/net.bin", server.url + "/origin/n.bin", len(CONTENT), NET.sha256)
+    server.files = {"/origin/n.bin": CONTENT}
+    if mirrored is not None:
+        server.files["/mirror/net/net.bin"] = mirrored
+    mirror = ("--mirror", server.url + "/mirror")
+    assert main(["fetch", "--models", str(tmp_path), *mirror], (elsewhere,), QUICK) == 0
+    assert (tmp_path / "net/net.bin").read_bytes() == CONTENT
+    asked = [request.path for request in server.requests]
+    assert asked == ["/mirror/net/net.bin", *([] if mirrored == CONTENT else ["/origin/n.bin"])]
+
+
+def test_a_file_that_nobody_has_is_a_failure(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = WeightFile("net/net.bin", server.url + "/origin/n.bin", len(CONTENT), NET.sha256)
+    assert fetch(server, tmp_path, (elsewhere,)) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert "/net/net.bin answered 404" in first and "/origin/n.bin answered 404" in last
+
+
 def test_somebodys_own_file_is_never_replaced(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -446,9 +477,9 @@ def test_published_lists_only_what_inference_needs() -> None:
     }
     v1 = {file.path for file in published("v1")}
     assert v1 - set(v15) == {"musetalk/musetalk.json", "musetalk/pytorch_model.bin"}
-    assert v15["musetalkV15/unet.pth"].url("https://huggingface.co/") == (
+    assert v15["musetalkV15/unet.pth"].urls("https://huggingface.co/") == (
         "https://huggingface.co/TMElyralab/MuseTalk/resolve/"
-        "2bcb936e2fddb4d86db4c62fd45b387d0c061571/musetalkV15/unet.pth"
+        "2bcb936e2fddb4d86db4c62fd45b387d0c061571/musetalkV15/unet.pth",
     )
 
 
