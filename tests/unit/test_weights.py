@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import pty
+import termios
 import threading
 import time
 import zipfile
@@ -180,6 +183,29 @@ def test_fetch_brings_every_file_once(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 2
     assert fetch(server, tmp_path, MANIFEST) == 0
     assert len(server.requests) == 2
+
+
+def test_a_bar_shows_the_file_and_how_far_it_is_where_somebody_watches(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        assert fetch(server, tmp_path) == 0
+    shown = ""
+    with contextlib.suppress(OSError), open(watched, closefd=True) as screen:
+        while part := screen.read(1):  # ends in an error when the terminal is closed
+            shown += part
+    assert "net/net.bin:   0%" in shown
+    assert "net/net.bin: 100%" in shown and "293k/293k" in shown
+
+
+def test_no_bar_is_written_where_nobody_watches(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch(server, tmp_path) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_a_cut_connection_is_continued_where_it_ended(server: Server, tmp_path: Path) -> None:
