@@ -69,7 +69,7 @@ types:  ## mypy --strict
 
 bench:  ## the benchmarks, one after the other (BENCH=networks for one); minutes each
 	@scripts/setup.sh dev
-	@set -e; for name in $(BENCH); do echo "== $$name"; PYTHONPATH=. $(PY) benchmarks/$$name.py; done
+	@set -e; for name in $(BENCH); do echo "== $$name"; $(PY) benchmarks/$$name.py; done
 
 mm:  ## the mmpose stack for `landmarks: mmpose` (compiles for a minute)
 	@scripts/setup.sh base
