@@ -13,6 +13,11 @@ TESTS :=
 # Files at a time, except those of tests/serve: each of their applications wants the whole machine.
 WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
+# What each is given, so that none takes more than some minutes on two cores.
+BENCH_nonmodel := --rounds 2
+BENCH_memory := --preset ultrafast
+BENCH_serve_overhead := --rounds 2
+BENCH_networks := --seconds 1 --variant eager channels_last cuda_graphs --out out/networks.json
 
 # `worker`, or `worker-with-weights`: the same with the published weights inside.
 IMAGE := worker
@@ -69,7 +74,7 @@ types:  ## mypy --strict
 
 bench:  ## the benchmarks, one after the other (BENCH=networks for one); minutes each
 	@scripts/setup.sh dev
-	@set -e; for name in $(BENCH); do echo "== $$name"; PYTHONPATH=. $(PY) benchmarks/$$name.py; done
+	@set -e; $(foreach name,$(BENCH),echo "== $(name)"; $(PY) benchmarks/$(name).py $(BENCH_$(name));)
 
 mm:  ## the mmpose stack for `landmarks: mmpose` (compiles for a minute)
 	@scripts/setup.sh base

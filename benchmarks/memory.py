@@ -20,12 +20,12 @@ from pathlib import Path
 
 import psutil
 from media import make_clip, make_speech
+from project import RESULTS, ROOT
 
 SAMPLE_S = 0.05
 GOAL = 1.3
 JOB_S = 7200
-RESULT = Path(__file__).parent / "results" / "memory.json"
-ROOT = Path(__file__).resolve().parents[1]
+RESULT = RESULTS / "memory.json"
 
 
 def peak_mib(command: list[str]) -> tuple[float, float]:

@@ -1,10 +1,12 @@
 """Speed of each network at full size, against the matrix product of the same machine.
 
-    python benchmarks/networks.py --device cuda --dtype float16 --batch 1 2 4 8 16 32 64
-    python benchmarks/networks.py --threads 2
+    python benchmarks/networks.py --device cuda --dtype float16
+    python benchmarks/networks.py --device cpu --threads 2
 
 Random weights, made on the device: needs neither Ray nor files. Prints a table in Markdown and
-writes the same figures as JSON where `--out` says.
+writes the same figures as JSON where `--out` says, after each network. Batches of 1 to 64 on CUDA,
+of 1 and 4 on a CPU. A row that fails or takes longer than `--limit-s` says so, and ends its
+variant; a variant that changes nothing of a network, or not on this device, has no row.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import argparse
 import json
 import math
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import project  # noqa: F401
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -58,6 +63,8 @@ VAE = {
 WHISPER = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
 
 MATMUL_S = 0.5
+CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CPU_BATCHES = (1, 4)  # of 4, the slowest network takes 20 s a batch on two cores
 
 VARIANTS = {
     "eager": Acceleration(channels_last=False),
@@ -135,6 +142,20 @@ class Timing:
     peak_mib: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A row without figures, and why."""
+
+    network: str
+    variant: str
+    dtype: str
+    batch: int
+    failed: str
+
+
+Row = Timing | Failure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     options = _parse(arguments)
@@ -144,26 +165,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtype = check_precision(options.dtype, device)
     machine = describe(device)
     print(f"{machine}; torch {torch.__version__}; {torch.get_num_threads()} threads")
-    timings: list[Timing] = []
+    rows: list[Row] = []
     for subject in SUBJECTS:
         if options.only and options.only not in subject.name:
             continue
         kind = torch.float32 if subject.is_float32_only else dtype
         for variant in options.variant:
-            timings += measure(subject, variant, device, kind, options)
-    print(table(timings))
-    if options.out:
-        document = {
-            "machine": machine,
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", "benchmarks/networks.py", *sys.argv[1:]]),
-            "timings": [asdict(timing) for timing in timings],
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(document, indent=2) + "\n")
+            if applies(variant, subject, device):
+                rows += measure(subject, variant, device, kind, options)
+        if options.out:
+            write(options.out, machine, rows)
+    print(table(rows))
     return 0
+
+
+def write(path: Path, machine: str, rows: Sequence[Row]) -> None:
+    """Write all figures so far."""
+    document = {
+        "machine": machine,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "benchmarks/networks.py", *sys.argv[1:]]),
+        "timings": [asdict(row) for row in rows],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def applies(variant: str, subject: Subject, device: torch.device) -> bool:
+    """Tell whether a variant is another way to run this network on this device."""
+    if variant == "cuda_graphs":
+        return device.type == "cuda"
+    with torch.device("meta"):
+        network = subject.make()
+    if variant == "no_sdpa":
+        return any(hasattr(module, "set_processor") for module in network.modules())
+    if variant == "channels_last":  # a layout of two-dimensional convolutions
+        return any(parameter.ndim == 4 for parameter in network.parameters())
+    return True
 
 
 def measure(
@@ -172,58 +212,90 @@ def measure(
     device: torch.device,
     dtype: torch.dtype,
     options: argparse.Namespace,
-) -> Iterator[Timing]:
-    """Time one network in one variant over all batch sizes, until one does not fit."""
-    gflop = count_gflop(subject)
-    rate = matmul_rate(device, dtype)
-    network = random_network(subject, device)
-    if variant == "no_sdpa":
-        without_fused_attention(network)
-    network = place(network, device, dtype, VARIANTS[variant])
-    for batch in options.batch:
-        inputs = tuple(rows.to(device) for rows in subject.inputs(batch))
-        try:
-            with exact_math(device, dtype), torch.inference_mode():
+) -> Iterator[Row]:
+    """Time one network in one variant over all batch sizes, until one fails."""
+    batches = options.batch or (CUDA_BATCHES if device.type == "cuda" else CPU_BATCHES)
+    batch = batches[0]
+    try:
+        gflop = count_gflop(subject)
+        rate = matmul_rate(device, dtype)
+        network = prepared(subject, variant, device, dtype)
+        for batch in batches:
+            inputs = tuple(rows.to(device) for rows in subject.inputs(batch))
+            with (
+                time_limit(options.limit_s),
+                exact_math(device, dtype),
+                torch.inference_mode(),
+            ):
                 wall_s, cpu_s, peak = time_calls(
                     lambda inputs=inputs: network(*inputs),  # type: ignore[misc]
                     device,
                     options.seconds,
+                    # The memory of recorded graphs is taken, and kept, while they are recorded.
+                    with_warm_up=variant == "cuda_graphs",
                 )
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            print(f"{subject.name}, {variant}: a batch of {batch} does not fit", file=sys.stderr)
-            return
-        print(f"{subject.name}, {variant}, batch {batch}: {wall_s:.3f} s", file=sys.stderr)
-        yield Timing(
-            network=subject.name,
-            variant=variant,
-            dtype=name_of(dtype),
-            batch=batch,
-            wall_ms=wall_s * 1000,
-            cpu_ms=cpu_s * 1000,
-            frames_per_s=batch / wall_s,
-            gflop_per_frame=gflop,
-            gflop_per_s=gflop * batch / wall_s,
-            matmul_gflop_per_s=rate,
-            share_of_matmul=gflop * batch / wall_s / rate,
-            peak_mib=peak,
-        )
+            print(f"{subject.name}, {variant}, batch {batch}: {wall_s:.3f} s", file=sys.stderr)
+            yield Timing(
+                network=subject.name,
+                variant=variant,
+                dtype=name_of(dtype),
+                batch=batch,
+                wall_ms=wall_s * 1000,
+                cpu_ms=cpu_s * 1000,
+                frames_per_s=batch / wall_s,
+                gflop_per_frame=gflop,
+                gflop_per_s=gflop * batch / wall_s,
+                matmul_gflop_per_s=rate,
+                share_of_matmul=gflop * batch / wall_s / rate,
+                peak_mib=peak,
+            )
+    except Exception as error:
+        # Of whatever kind (a compiler's, a library's, the limit's): the other rows still count.
+        reason = "out of memory" if is_out_of_memory(error) else _reason(error)
+        print(f"{subject.name}, {variant}, batch {batch}: failed: {reason}", file=sys.stderr)
+        yield Failure(subject.name, variant, name_of(dtype), batch, reason)
+
+
+def prepared(subject: Subject, variant: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the network on its device, ready to run in that variant."""
+    network = random_network(subject, device)
+    if variant == "no_sdpa":
+        without_fused_attention(network)
+    return place(network, device, dtype, VARIANTS[variant])
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block when its time is up: between two operators, never inside."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def time_calls(
-    call: Callable[[], Tensor], device: torch.device, seconds: float
+    call: Callable[[], Tensor], device: torch.device, seconds: float, *, with_warm_up: bool = False
 ) -> tuple[float, float, float | None]:
     """Return wall and CPU seconds of one call, and the peak GPU memory in MiB.
 
-    Warmed up first; then as many calls as fit into `seconds`, at least two.
+    Warmed up first; then as many calls as fit into `seconds`, at least two. `with_warm_up`: the
+    peak is that of the warm-up too, where kernels are chosen by trying ones that need more.
     """
     on_cuda = device.type == "cuda"
-    if on_cuda:
+    if on_cuda and with_warm_up:
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(3 if on_cuda else 1):
         call()
     _wait(device)
+    if on_cuda and not with_warm_up:
+        torch.cuda.reset_peak_memory_stats(device)
     started, started_cpu, count = time.perf_counter(), time.process_time(), 0
     while count < 2 or time.perf_counter() - started < seconds:
         call()
@@ -288,7 +360,7 @@ def without_fused_attention(network: nn.Module) -> None:
             module.set_processor(AttnProcessor())  # type: ignore[operator]
 
 
-def table(timings: Sequence[Timing]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Return the figures in Markdown, and below them the goal: UNet and decoder together."""
     lines = [
         "",
@@ -296,7 +368,14 @@ def table(timings: Sequence[Timing]) -> str:
         "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for each in timings:
+    for each in rows:
+        if isinstance(each, Failure):
+            blanks = "| " * 8
+            lines.append(
+                f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
+                f"| failed: {each.failed} {blanks}|"
+            )
+            continue
         peak = "" if each.peak_mib is None else f"{each.peak_mib:.0f}"
         lines.append(
             f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
@@ -305,6 +384,7 @@ def table(timings: Sequence[Timing]) -> str:
             f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {peak} |"
         )
     lines.append("")
+    timings = [row for row in rows if isinstance(row, Timing)]
     by_key = {(each.network, each.variant, each.batch): each for each in timings}
     for (network, variant, batch), unet in by_key.items():
         decoder = by_key.get(("VAE decoder", variant, batch))
@@ -335,9 +415,18 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " ".join(map(str, numbers))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -346,12 +435,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="float32", choices=sorted(DTYPES))
-    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="frames in one pass")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        nargs="+",
+        help=f"frames in one pass; {_listed(CUDA_BATCHES)} on CUDA, {_listed(CPU_BATCHES)} on a "
+        "CPU unless set",
+    )
     parser.add_argument(
         "--variant", nargs="+", default=["eager"], choices=sorted(VARIANTS), help="ways to run"
     )
     parser.add_argument("--only", default="", help="networks whose name contains this")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each figure")
+    parser.add_argument(
+        "--limit-s", type=float, default=300.0, help="time after which a row counts as failed"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     return parser.parse_args(arguments)

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from media import make_clip, make_speech
 from numpy.typing import NDArray
+from project import RESULTS
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
 from musetalk_pipeline.blend import MASK_SIDE
@@ -46,7 +47,7 @@ from musetalk_pipeline.watch import Check, go_on
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
 GOAL = 1.25
-RESULT = Path(__file__).parent / "results" / "nonmodel.json"
+RESULT = RESULTS / "nonmodel.json"
 
 
 class KnownFaces:

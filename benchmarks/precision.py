@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import project  # noqa: F401
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn

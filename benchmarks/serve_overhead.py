@@ -24,11 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.serve.running import RunningApp, running_app  # noqa: E402
+from tests.serve.running import RunningApp, running_app
 
 SAMPLE_S = 0.1
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import project  # noqa: F401
 import skimage.data
 from numpy.typing import NDArray
 

@@ -236,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--version", choices=get_args(Version), default="v15")
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")
-    add("--batch-size", type=int, help="frames in one pass; by free memory unless set")
+    add("--batch-size", type=_within(1, 256), help="frames in one pass; by free memory unless set")
     add("--seed", type=_within(0, 2**32 - 1), help="sample the look; its mean unless set")
     add("--landmarks", choices=get_args(DetectorName), help="the best found unless set")
     add("--face-presence", choices=get_args(Presence), default="landmarks")

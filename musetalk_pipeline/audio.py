@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Speech, SpeechAudio
 from musetalk_pipeline.loudness import frame_loudness
+from musetalk_pipeline.networks.files import WHISPER_FOLDER
 from musetalk_pipeline.networks.whisper import (
     CHUNK_SAMPLES,
     CHUNK_STEPS,
@@ -46,7 +47,7 @@ class WhisperListener:
         Raises:
             ModelLoadFailed: `whisper/` is missing, damaged or of another network.
         """
-        self._ear: Ear = load_ear(models / "whisper", device)
+        self._ear: Ear = load_ear(models / WHISPER_FOLDER, device)
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
         # One thread hears at a time; another that wants the same chunk then finds it.
         self._lock = threading.Lock()

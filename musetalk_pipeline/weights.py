@@ -10,8 +10,9 @@ A file is fetched in four steps:
 4. Rename `NAME.part` to `NAME`.
 
 `HF_ENDPOINT` or `--mirror URL` names another Hugging Face server: whoever serves the bytes, the
-digests decide. `verify` needs no network. Exit codes: 0 all files are right, 1 some are not, 2 the
-command line is wrong.
+digests decide. S3FD is not on Hugging Face: a mirror is asked for `URL/s3fd/s3fd-619a316812.pth`,
+and where it does not have that, the author's own server is. `verify` needs no network. Exit codes:
+0 all files are right, 1 some are not, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 from tqdm import tqdm
@@ -62,13 +63,18 @@ class WeightFile:
     sha256: str | None
     check: Callable[[Path], None] | None = None
 
-    def url(self, endpoint: str) -> str:
-        """Return where the file is, given the address of a Hugging Face server."""
+    def urls(self, endpoint: str) -> tuple[str, ...]:
+        """Return where to ask for the file, in order, given the address of a Hugging Face server.
+
+        A file that is not on Hugging Face may be on a mirror, under its path in the models folder.
+        """
+        server = endpoint.rstrip("/")
         if "://" in self.source:
-            return self.source
+            mirrored = () if server == HUGGING_FACE else (f"{server}/{quote(self.path)}",)
+            return (*mirrored, self.source)
         place, _, file = self.source.partition("//")
         repo, _, revision = place.partition("@")
-        return f"{endpoint.rstrip('/')}/{repo}/resolve/{revision}/{quote(file)}"
+        return (f"{server}/{repo}/resolve/{revision}/{quote(file)}",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +198,6 @@ _SHARED = (
         "ffdccec4f3211f4c63310f2b7098f309fe70f3952cedc5e4d11e43f5b2379b98",
     ),
     WeightFile(
-        "whisper/preprocessor_config.json",
-        _WHISPER + "preprocessor_config.json",
-        184_990,
-        "9b5cd03a36fbb8a627c64d98a5b5b126ead95a77720723944487311f0110b666",
-    ),
-    WeightFile(
         "whisper/pytorch_model.bin",
         _WHISPER + "pytorch_model.bin",
         151_095_027,
@@ -245,9 +245,11 @@ def fetch(
 
     Raises:
         ModelLoadFailed: a file cannot be had, is not the published one, or does not fit on the
-            disk. Files that are complete stay; run it again for the rest.
+            disk; or `endpoint` is no address. Files that are complete stay; run it again for the
+            rest.
     """
     patience = patience or Patience()
+    _check_endpoint(endpoint)
     models.mkdir(parents=True, exist_ok=True)
     with _only_fetcher(models):
         wanted = [file for file in manifest if not _is_there(file, models / file.path)]
@@ -257,11 +259,39 @@ def fetch(
         headers = {"Accept-Encoding": "identity"}
         with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
             for file in wanted:
-                _fetch_one(client, file, models / file.path, file.url(endpoint), patience)
+                *mirrored, origin = file.urls(endpoint)
+                if not any(
+                    _is_fetched(client, file, models / file.path, url, patience) for url in mirrored
+                ):
+                    _fetch_one(client, file, models / file.path, origin, patience)
 
 
 class _TryAgain(Exception):
     """This attempt failed in a way that the next one may not."""
+
+
+def _is_fetched(
+    client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
+) -> bool:
+    """Fetch the file from a server that need not have it; tell whether it had."""
+    try:
+        _fetch_one(client, file, target, url, patience)
+    except ModelLoadFailed as exc:
+        print(f"{exc} The next server is asked.", file=sys.stderr)
+        return False
+    return True
+
+
+def _check_endpoint(endpoint: str) -> None:
+    try:
+        urlsplit(endpoint)  # httpx lets "http://[a" pass, and asks for that host
+        url = httpx.URL(endpoint)
+    except (ValueError, httpx.InvalidURL) as exc:
+        raise ModelLoadFailed(f"{endpoint!r} is no address of a server: {exc}.") from exc
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ModelLoadFailed(
+            f"{endpoint!r} is no address of a server: write it as {HUGGING_FACE}, scheme included."
+        )
 
 
 def _fetch_one(
@@ -523,7 +553,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fetch", parents=[common], help="download what is missing")
     command.add_argument(
-        "--mirror", metavar="URL", help="a server like huggingface.co; default: HF_ENDPOINT"
+        "--mirror",
+        metavar="URL",
+        help="a server like huggingface.co, also asked for URL/s3fd/s3fd-619a316812.pth; default: "
+        "HF_ENDPOINT",
     )
     commands.add_parser("verify", parents=[common], help="check the files; needs no network")
     return parser.parse_args(arguments)

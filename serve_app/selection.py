@@ -13,6 +13,7 @@ from musetalk_pipeline.engines import (
     make_listener,
 )
 from musetalk_pipeline.faces import LandmarkDetector, make_detector
+from musetalk_pipeline.faces.dwpose import WEIGHTS
 from serve_app.b2 import B2Settings, B2Store
 from serve_app.local_store import LocalStore
 from serve_app.settings import AppArgs, Environment, PoolSettings, make_folders
@@ -22,9 +23,13 @@ from serve_app.storage import OutputStore
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
     """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
     models = args.models_dir.absolute()
-    engine = choose_engine(args.engine, models, args.version)
-    if args.engine == "auto" and env.unet_path is not None and env.unet_path.is_file():
-        engine = "musetalk"
+    engine = choose_engine(
+        args.engine,
+        models,
+        args.version,
+        unet_weights=env.unet_path,
+        unet_config=env.unet_config,
+    )
     landmarks = args.landmarks
     if landmarks == "auto":
         landmarks = "mesh" if engine == "warp" else _best_landmarks(models)
@@ -98,8 +103,9 @@ def _engine_of(args: AppArgs) -> EngineName:
 
 def _best_landmarks(models: Path) -> Literal["mesh", "onnx", "mmpose"]:
     """Return mmpose where it is installed with its weights, else onnx, else mesh."""
-    if importlib.util.find_spec("mmpose") and (models / "dwpose/dw-ll_ucoco_384.pth").is_file():
+    if importlib.util.find_spec("mmpose") and (models / WEIGHTS).is_file():
         return "mmpose"
-    if importlib.util.find_spec("onnxruntime") and any((models / "dwpose").glob("*.onnx")):
+    has_onnx = (models / WEIGHTS.with_suffix(".onnx")).is_file()
+    if importlib.util.find_spec("onnxruntime") and has_onnx:
         return "onnx"
     return "mesh"

@@ -5,11 +5,13 @@ Light to import: the libraries of an engine are loaded when it is made.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
 
 from musetalk_pipeline.engines.engine import Engine, Listener
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Version
 
 __all__ = [
@@ -18,7 +20,6 @@ __all__ = [
     "EngineName",
     "Listener",
     "choose_engine",
-    "has_weights",
     "make_engine",
     "make_listener",
 ]
@@ -27,33 +28,46 @@ EngineName = Literal["musetalk", "warp"]
 EngineChoice = Literal["auto", "musetalk", "warp"]
 Precision = Literal["float32", "float16", "bfloat16"]
 
-_UNETS: dict[Version, tuple[str, ...]] = {
-    "v15": ("musetalkV15/unet.pth", "musetalkV15/unet.safetensors"),
-    "v1": ("musetalk/pytorch_model.bin", "musetalk/pytorch_model.safetensors"),
-}
-_OTHERS = ("sd-vae", "whisper", "face-parse-bisent")
+logger = logging.getLogger(__name__)
 
 
 def choose_engine(
-    choice: EngineChoice, models_dir: Path | None, version: Version = "v15"
+    choice: EngineChoice,
+    models_dir: Path | None,
+    version: Version = "v15",
+    *,
+    unet_weights: Path | None = None,
+    unet_config: Path | None = None,
 ) -> EngineName:
     """Return the engine that `choice` means on this machine.
 
-    `auto` is `musetalk` where its weights are found, else `warp`. Whoever has the weights wants
-    them used, on a CPU too, where a clip of 10 s takes 15 minutes (musetalk_reference §6.3).
+    `auto` is `musetalk` where every file of it is found, else `warp`; whether the files are sound
+    is not looked at. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
+    takes 15 minutes (musetalk_reference §6.3). Where only some are found, a warning names the rest.
+    `unet_weights`, `unet_config`: the files given for these, instead of those in the models folder.
     """
     if choice != "auto":
         return choice
-    found = models_dir is not None and has_weights(models_dir, version)
-    return "musetalk" if found else "warp"
-
-
-def has_weights(models_dir: Path, version: Version = "v15") -> bool:
-    """Tell whether the files of the MuseTalk engine are there; whether they are sound is not
-    looked at.
-    """
-    has_unet = any((models_dir / name).is_file() for name in _UNETS[version])
-    return has_unet and all((models_dir / name).is_dir() for name in _OTHERS)
+    if models_dir is None:
+        return "warp"
+    missing, has_some = missing_files(
+        models_dir,
+        version,
+        own_unet=unet_weights is not None,
+        own_config=unet_config is not None,
+    )
+    if not missing:
+        return "musetalk"
+    if has_some:
+        logger.warning(
+            "The MuseTalk engine is not used, because %s is missing in %s. Fetch it with "
+            "`python -m musetalk_pipeline.weights fetch --version %s --models %s`.",
+            ", ".join(missing),
+            models_dir,
+            version,
+            models_dir,
+        )
+    return "warp"
 
 
 def make_engine(

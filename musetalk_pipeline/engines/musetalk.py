@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
 from musetalk_pipeline.masks import pack_mask, replace_mask
+from musetalk_pipeline.networks.files import PARSER_FOLDER, VAE_FOLDER
 from musetalk_pipeline.networks.parser import PARSE_PX, load_parser, to_labels
 from musetalk_pipeline.networks.precision import (
     Precision,
@@ -238,26 +239,24 @@ class MuseTalkEngine:
             return np.asarray(self._decoder.run(drawn, check=check).cpu().numpy())
 
     def _load(self, models: Path) -> None:
-        weights, config = self._unet_files(models)
-        vae = models / "sd-vae"
+        weights, config = unet_files(
+            models,
+            self.options.version,
+            weights=self.options.unet_weights,
+            config=self.options.unet_config,
+        )
+        vae = models / VAE_FOLDER
         self._scaling_factor = scaling_factor(vae)
         self._unet = self._runner("UNet", lambda: load_unet(weights, config), _unchanged)
         self._encoder = self._runner("VAE encoder", lambda: LookEncoder(load_vae(vae)), _as_float32)
         self._decoder = self._runner("VAE decoder", lambda: FaceDecoder(load_vae(vae)), to_pixels)
         self._parser = self._runner(
             "face parser",
-            lambda: load_parser(models / "face-parse-bisent"),
+            lambda: load_parser(models / PARSER_FOLDER),
             to_labels,
             # As in the reference, whatever the others run in: it costs little and cuts the mask.
             dtype=torch.float32,
         )
-
-    def _unet_files(self, models: Path) -> tuple[Path, Path]:
-        weights, config = self.options.unet_weights, self.options.unet_config
-        if weights is not None and config is not None:
-            return weights, config
-        published = unet_files(models, self.options.version)
-        return weights or published[0], config or published[1]
 
     def _runner(
         self,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from musetalk_pipeline.networks.checkpoint import find_weights, load_network, read_weights
+from musetalk_pipeline.networks.files import PARSERS
 
 PARSE_PX = 512
 CLASSES = 19
@@ -173,7 +174,7 @@ def load_parser(folder: Path) -> BiSeNet:
     Raises:
         ModelLoadFailed: the file is missing, damaged, or of another network.
     """
-    weights = find_weights(folder, "79999_iter.pth", "79999_iter.safetensors")
+    weights = find_weights(folder, *PARSERS)
     return load_network(
         BiSeNet,
         read_weights(weights),

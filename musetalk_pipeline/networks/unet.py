@@ -15,18 +15,12 @@ from musetalk_pipeline.networks.checkpoint import (
     read_config,
     read_weights,
 )
+from musetalk_pipeline.networks.files import UNET_CONFIGS, UNET_FOLDERS, UNETS
 from musetalk_pipeline.options import Version
 
 CONTEXT_ROWS = 50  # 10 steps of 20 ms, 5 Whisper layers each; more with longer audio paddings
 LONGEST_CONTEXT = 500  # rows that positions are made for: paddings of 49 frames together
 CONTEXT_WIDTH = 384  # Whisper-tiny's
-
-# Folder and file names as published (musetalk_reference §2).
-_FOLDERS: dict[Version, str] = {"v15": "musetalkV15", "v1": "musetalk"}
-_FILES: dict[Version, tuple[str, ...]] = {
-    "v15": ("unet.pth", "unet.safetensors"),
-    "v1": ("pytorch_model.bin", "pytorch_model.safetensors"),
-}
 
 
 class MouthUnet(nn.Module):
@@ -68,16 +62,21 @@ def positional_encoding(rows: int = LONGEST_CONTEXT, width: int = CONTEXT_WIDTH)
     return table
 
 
-def unet_files(models: Path, version: Version) -> tuple[Path, Path]:
+def unet_files(
+    models: Path, version: Version, *, weights: Path | None = None, config: Path | None = None
+) -> tuple[Path, Path]:
     """Return the weight file and the configuration of `version` in a models folder.
+
+    `weights`, `config`: a file that is used in place of the published one, which then need not be
+    there.
 
     Raises:
         ModelLoadFailed: one of them is missing. Fetch the weights.
     """
-    folder = models / _FOLDERS[version]
+    folder = models / UNET_FOLDERS[version]
     return (
-        find_weights(folder, *_FILES[version]),
-        find_weights(folder, "musetalk.json", "config.json"),
+        weights or find_weights(folder, *UNETS[version]),
+        config or find_weights(folder, *UNET_CONFIGS),
     )
 
 

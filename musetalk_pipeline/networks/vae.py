@@ -14,6 +14,7 @@ from musetalk_pipeline.networks.checkpoint import (
     read_config,
     read_weights,
 )
+from musetalk_pipeline.networks.files import CONFIG, VAES
 
 FACE_PX = 256
 LATENT_SHAPE = (4, 32, 32)
@@ -75,7 +76,7 @@ def to_latents(moments: Tensor, scaling_factor: float, noise: Tensor | None = No
 
 def scaling_factor(folder: Path) -> float:
     """Return the factor between posteriors and latents; the published configuration has none."""
-    return float(read_config(folder / "config.json").get("scaling_factor", _SCALING_FACTOR))
+    return float(read_config(folder / CONFIG).get("scaling_factor", _SCALING_FACTOR))
 
 
 class FaceDecoder(nn.Module):
@@ -120,13 +121,9 @@ def load_vae(folder: Path) -> AutoencoderKL:
     Raises:
         ModelLoadFailed: a file is missing or damaged, or does not fit the configuration.
     """
-    weights = find_weights(
-        folder, "diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"
-    )
+    weights = find_weights(folder, *VAES)
     settings = {
-        key: value
-        for key, value in read_config(folder / "config.json").items()
-        if not key.startswith("_")
+        key: value for key, value in read_config(folder / CONFIG).items() if not key.startswith("_")
     }
     return load_network(lambda: AutoencoderKL(**settings), read_weights(weights), rename=_new_name)
 

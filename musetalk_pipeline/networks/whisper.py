@@ -17,6 +17,7 @@ from musetalk_pipeline.networks.checkpoint import (
     read_config,
     read_weights,
 )
+from musetalk_pipeline.networks.files import CONFIG, WHISPERS
 from musetalk_pipeline.plan import SAMPLE_RATE
 
 CHUNK_S = 30  # what Whisper was trained on; every chunk is padded to it and heard alone
@@ -64,10 +65,10 @@ def load_ear(folder: Path, device: str = "cpu") -> Ear:
     Raises:
         ModelLoadFailed: a file is missing or damaged, or does not fit the configuration.
     """
-    weights = find_weights(folder, "pytorch_model.bin", "model.safetensors")
+    weights = find_weights(folder, *WHISPERS)
     settings = {
         key: value
-        for key, value in read_config(folder / "config.json").items()
+        for key, value in read_config(folder / CONFIG).items()
         if key not in _NOT_SETTINGS
     }
     encoder = load_network(

@@ -20,18 +20,20 @@ from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.blend import paste_face, soft_mask
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.crops import face_crop
-from musetalk_pipeline.engines import choose_engine, has_weights, make_engine, make_listener
+from musetalk_pipeline.engines import choose_engine, make_engine, make_listener
 from musetalk_pipeline.faces import Landmarks, make_detector
-from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits
+from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits, Version
 from musetalk_pipeline.pipeline import Tools, run
 from musetalk_pipeline.plan import plan_frames
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.tracks import face_of
+from musetalk_pipeline.weights import published
 from serve_app.schemas import Params
 from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "musetalk_pipeline"
+NOT_THE_ENGINES = "dwpose/"  # without it landmarks are found by the embedded network
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
 
 
@@ -54,6 +56,15 @@ def imported() -> set[str]:
             if isinstance(node, ast.ImportFrom) and node.module:
                 found.add(node.module.partition(".")[0])
     return found
+
+
+def touch_all(models: Path, version: Version) -> list[str]:
+    """Make every published file that the engine loads, empty; return their names."""
+    names = [file.path for file in published(version) if not file.path.startswith(NOT_THE_ENGINES)]
+    for name in names:
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
+        (models / name).touch()
+    return names
 
 
 def test_every_frame_is_written_the_last_one_too():
@@ -158,26 +169,43 @@ def test_defaults_name_what_exists(tmp_path):
     assert choose_engine("auto", None) == "warp"
     assert choose_engine("auto", tmp_path) == "warp"
     assert choose_engine("musetalk", tmp_path) == "musetalk"  # asked for: then it fails and says so
-    (tmp_path / "musetalk").mkdir()
-    (tmp_path / "musetalk" / "pytorch_model.bin").touch()
-    for folder in ("sd-vae", "whisper", "face-parse-bisent"):
-        (tmp_path / folder).mkdir()
+    touch_all(tmp_path, "v1")
     assert choose_engine("auto", tmp_path, "v15") == "warp"
     assert choose_engine("auto", tmp_path, "v1") == "musetalk"
 
 
-def test_every_weight_file_is_looked_for(tmp_path):
+@pytest.mark.parametrize("version", ["v15", "v1"])
+def test_every_weight_file_is_looked_for(tmp_path, caplog, version):
     """Q34: a duplicate dictionary key hid the UNet from the check."""
-    folders = ("musetalkV15", "sd-vae", "whisper", "face-parse-bisent")
-    for folder in folders:
-        (tmp_path / folder).mkdir()
-    assert not has_weights(tmp_path)
-    (tmp_path / "musetalkV15" / "unet.pth").touch()
-    assert has_weights(tmp_path)
-    for folder in folders[1:]:
-        (tmp_path / folder).rmdir()
-        assert not has_weights(tmp_path)
-        (tmp_path / folder).mkdir()
+    names = touch_all(tmp_path, version)
+    assert choose_engine("auto", tmp_path, version) == "musetalk"
+    assert not caplog.messages
+    for name in names:
+        caplog.clear()
+        # As a fetch that was interrupted leaves it.
+        (tmp_path / name).rename(tmp_path / f"{name}.part")
+        assert choose_engine("auto", tmp_path, version) == "warp", name
+        [warning] = caplog.messages
+        command = f"python -m musetalk_pipeline.weights fetch --version {version}"
+        assert f" {name} " in warning and command in warning
+        (tmp_path / f"{name}.part").rename(tmp_path / name)
+    assert choose_engine("auto", tmp_path, version) == "musetalk"
+
+
+def test_a_folder_without_any_weight_needs_no_warning(tmp_path, caplog):
+    (tmp_path / "sd-vae").mkdir()
+    assert choose_engine("auto", tmp_path) == "warp"
+    assert not caplog.messages
+
+
+def test_a_unet_of_ones_own_stands_in_for_the_published_file_alone(tmp_path):
+    own = tmp_path / "own.pth"
+    touch_all(tmp_path, "v15")
+    (tmp_path / "musetalkV15/unet.pth").unlink()
+    assert choose_engine("auto", tmp_path) == "warp"
+    assert choose_engine("auto", tmp_path, unet_weights=own) == "musetalk"
+    (tmp_path / "whisper/pytorch_model.bin").unlink()
+    assert choose_engine("auto", tmp_path, unet_weights=own) == "warp"
 
 
 def test_the_library_neither_asks_nor_exits():

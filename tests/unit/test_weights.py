@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
+import pty
+import termios
 import threading
 import time
 import zipfile
@@ -182,6 +185,29 @@ def test_fetch_brings_every_file_once(server: Server, tmp_path: Path) -> None:
     assert len(server.requests) == 2
 
 
+def test_a_bar_shows_the_file_and_how_far_it_is_where_somebody_watches(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))
+    with open(terminal, "w") as stderr:
+        monkeypatch.setattr("sys.stderr", stderr)
+        assert fetch(server, tmp_path) == 0
+    shown = ""
+    with contextlib.suppress(OSError), open(watched, closefd=True) as screen:
+        while part := screen.read(1):  # ends in an error when the terminal is closed
+            shown += part
+    assert "net/net.bin:   0%" in shown
+    assert "net/net.bin: 100%" in shown and "293k/293k" in shown
+
+
+def test_no_bar_is_written_where_nobody_watches(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fetch(server, tmp_path) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_cut_connection_is_continued_where_it_ended(server: Server, tmp_path: Path) -> None:
     server.behaviours = [cut_after(100_000)]
     assert fetch(server, tmp_path) == 0
@@ -290,6 +316,29 @@ def test_nobody_listening_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "4 attempts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "http://[bad",
+        "http://[bad]",
+        "http://a:port",
+        "huggingface.co",
+        "ftp://a",
+        "https://",
+        "http://a\n",
+    ],
+)
+def test_an_address_that_is_none_is_said_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mirror: str
+) -> None:
+    arguments = ["fetch", "--models", str(tmp_path / "models"), "--mirror", mirror]
+    assert main(arguments, (NET,), Patience(attempts=1)) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert repr(mirror) in said
+    assert "is no address of a server" in said  # and not an attempt's failure
+    assert not (tmp_path / "models").exists()
+
+
 def test_a_dripping_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drip]
     hasty = Patience(read_s=5, stall_s=0.2, min_bytes_per_s=1000, attempts=2, backoff_s=0.01)
@@ -337,6 +386,37 @@ def test_hf_endpoint_is_honoured_and_mirror_wins(
     assert main(["fetch", "--models", str(tmp_path / "a")], (NET,), QUICK) == 0
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert fetch(server, tmp_path / "b") == 0
+
+
+def test_s3fd_is_asked_of_the_mirror_and_then_of_its_author() -> None:
+    [s3fd] = [file for file in published("v15", with_s3fd=True) if file.path.startswith("s3fd/")]
+    origin = "https://www.adrianbulat.com/downloads/python-fan/s3fd-619a316812.pth"
+    assert s3fd.urls("https://huggingface.co") == (origin,)
+    assert s3fd.urls("http://m:1/a/") == ("http://m:1/a/s3fd/s3fd-619a316812.pth", origin)
+
+
+@pytest.mark.parametrize("mirrored", [CONTENT, CONTENT[:-1] + b"!", None])
+def test_a_file_that_is_not_on_hugging_face_comes_from_the_mirror_or_from_its_origin(
+    server: Server, tmp_path: Path, mirrored: bytes | None
+) -> None:
+    elsewhere = WeightFile("net/net.bin", server.url + "/origin/n.bin", len(CONTENT), NET.sha256)
+    server.files = {"/origin/n.bin": CONTENT}
+    if mirrored is not None:
+        server.files["/mirror/net/net.bin"] = mirrored
+    mirror = ("--mirror", server.url + "/mirror")
+    assert main(["fetch", "--models", str(tmp_path), *mirror], (elsewhere,), QUICK) == 0
+    assert (tmp_path / "net/net.bin").read_bytes() == CONTENT
+    asked = [request.path for request in server.requests]
+    assert asked == ["/mirror/net/net.bin", *([] if mirrored == CONTENT else ["/origin/n.bin"])]
+
+
+def test_a_file_that_nobody_has_is_a_failure(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = WeightFile("net/net.bin", server.url + "/origin/n.bin", len(CONTENT), NET.sha256)
+    assert fetch(server, tmp_path, (elsewhere,)) == 1
+    first, last = capsys.readouterr().err.splitlines()
+    assert "/net/net.bin answered 404" in first and "/origin/n.bin answered 404" in last
 
 
 def test_somebodys_own_file_is_never_replaced(
@@ -413,7 +493,6 @@ def test_published_lists_only_what_inference_needs() -> None:
         "sd-vae/config.json",
         "sd-vae/diffusion_pytorch_model.bin",
         "whisper/config.json",
-        "whisper/preprocessor_config.json",
         "whisper/pytorch_model.bin",
         "dwpose/dw-ll_ucoco_384.pth",
         "face-parse-bisent/79999_iter.pth",
@@ -424,9 +503,9 @@ def test_published_lists_only_what_inference_needs() -> None:
     }
     v1 = {file.path for file in published("v1")}
     assert v1 - set(v15) == {"musetalk/musetalk.json", "musetalk/pytorch_model.bin"}
-    assert v15["musetalkV15/unet.pth"].url("https://huggingface.co/") == (
+    assert v15["musetalkV15/unet.pth"].urls("https://huggingface.co/") == (
         "https://huggingface.co/TMElyralab/MuseTalk/resolve/"
-        "2bcb936e2fddb4d86db4c62fd45b387d0c061571/musetalkV15/unet.pth"
+        "2bcb936e2fddb4d86db4c62fd45b387d0c061571/musetalkV15/unet.pth",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -282,14 +284,47 @@ def test_the_two_versions_have_their_own_unet(models: Path, engine: MuseTalkEngi
     assert worst(draw(engine, "x"), draw(older, "x")) > 1
 
 
-def test_other_unet_files_can_be_named(models: Path, engine: MuseTalkEngine) -> None:
-    named = MuseTalkEngine(
-        models, MuseTalkOptions(unet_weights=models / "musetalk" / "pytorch_model.bin")
-    )
-    older = MuseTalkEngine(models, MuseTalkOptions(version="v1"))
-    assert np.array_equal(draw(named, "x"), draw(older, "x"))
+@pytest.mark.parametrize(
+    ("own", "missing"),
+    [
+        ({"unet_weights": "pytorch_model.bin"}, "unet.pth"),
+        ({"unet_config": "musetalk.json"}, "musetalk.json"),
+    ],
+)
+def test_a_unet_file_can_be_named_without_the_published_one(
+    models: Path, engine: MuseTalkEngine, tmp_path: Path, own: dict[str, str], missing: str
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(models, folder, copy_function=os.link)
+    (folder / "musetalkV15" / missing).unlink()
+    with pytest.raises(ModelLoadFailed, match=missing):
+        MuseTalkEngine(folder)
+    [(option, name)] = own.items()
+    named = MuseTalkEngine(folder, MuseTalkOptions(**{option: models / "musetalk" / name}))
+    # The configurations are alike, the weights are not.
+    version = "v1" if option == "unet_weights" else "v15"
+    published = MuseTalkEngine(models, MuseTalkOptions(version=version))
+    assert np.array_equal(draw(named, "x"), draw(published, "x"))
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="musetalkV15"):
         MuseTalkEngine(tmp_path)
+
+
+def test_load_time_and_memory_are_logged(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="musetalk_pipeline"):
+        MuseTalkEngine(models)
+    loaded = {
+        record.network: vars(record) for record in caplog.records if "network" in vars(record)
+    }
+    assert loaded.keys() == {"UNet2DConditionModel", "AutoencoderKL", "BiSeNet"}
+    unet = loaded["UNet2DConditionModel"]
+    file = models / "musetalkV15" / "unet.pth"
+    tensors = torch.load(file, weights_only=True).values()
+    assert unet["file"] == str(file)
+    assert unet["parameters"] == sum(tensor.numel() for tensor in tensors)
+    assert unet["mib"] == pytest.approx(4 * unet["parameters"] / 2**20, abs=0.05)
+    [engine] = [vars(record) for record in caplog.records if record.msg == "engine loaded"]
+    assert engine["gpu_mib"] is None
+    assert engine["elapsed_s"] >= sum(each["elapsed_s"] for each in loaded.values()) - 0.01 > -0.01

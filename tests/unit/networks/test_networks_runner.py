@@ -205,6 +205,18 @@ def test_a_missing_gpu_is_named() -> None:
     assert resolve_device("auto") == torch.device("cpu")
 
 
+def test_a_gpu_without_an_index_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q30: a bare "cuda" is whatever GPU is current in a thread at the time."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name in ("cuda", "auto"):
+        assert resolve_device(name) == torch.device("cuda:1")
+    assert resolve_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ModelLoadFailed, match="cuda:2"):
+        resolve_device("cuda:2")
+
+
 def test_graphs_and_compilation_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="not both"):
         Acceleration(cuda_graphs=True, compile=True)
