@@ -177,17 +177,17 @@ def _make_version(
     placed = prompts + _positions()
     pred = _draw(_load_unet(inputs.models, version), sampled[sources], placed)
     faces = _decode(vae, pred)
-    parsers = _Parser(inputs.models)
+    parser = _Parser(inputs.models)
     crop_boxes = [_crop_box(box) for box in boxes]
     reached = sorted(set(sources))
-    first = parsers.logits(inputs.frames[0], crop_boxes[0])
+    first = parser.logits(inputs.frames[0], crop_boxes[0])
     labels = first.argmax(0).astype(np.uint8)
     cheeks = (90, 90) if is_v15 else (80, 80)
     own = "jaw" if is_v15 else "raw"
     idx = [0, 1, len(prompts) // 2, len(prompts) - 1]
 
     def masked(n: int, mode: str) -> Pixels:
-        logits = parsers.logits(inputs.frames[n], crop_boxes[n])
+        logits = parser.logits(inputs.frames[n], crop_boxes[n])
         return _replace_mask(logits.argmax(0).astype(np.uint8), mode, cheeks)
 
     def blended(i: int, mode: str, blur: float) -> Pixels:
@@ -381,7 +381,8 @@ def _to_16k(sound: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
         return sound
     resampled = soxr.resample(sound, rate, RATE, quality="HQ")
     length = math.ceil(len(sound) * (RATE / rate))
-    return np.pad(resampled, (0, max(0, length - len(resampled))))[:length]
+    fixed: NDArray[np.float32] = np.pad(resampled, (0, max(0, length - len(resampled))))[:length]
+    return fixed
 
 
 def _load(path: Path) -> NDArray[np.float32]:
