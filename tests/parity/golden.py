@@ -75,8 +75,7 @@ class GoldenSet:
         """
         if not self.has(name):
             raise IncompleteSet(f"{name}.npz is not in the set")
-        with np.load(self.folder / f"{name}.npz", allow_pickle=False) as file:
-            return Arrays(name, {key: file[key] for key in file.files})
+        return Arrays(name, _read_arrays(self.folder / f"{name}.npz"))
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -97,9 +96,9 @@ class GoldenSet:
     @cached_property
     def landmarks(self) -> NDArray[np.float32]:
         """(n, 68, 2) x, y in pixels."""
-        with np.load(self.landmarks_file, allow_pickle=False) as file:
-            key = "landmarks" if "landmarks" in file.files else file.files[0]
-            return np.asarray(file[key], np.float32)
+        arrays = _read_arrays(self.landmarks_file)
+        key = "landmarks" if "landmarks" in arrays else next(iter(arrays))
+        return np.asarray(arrays[key], np.float32)
 
     def boxes(self, version: Version) -> list[Box]:
         """Return the face box of each frame, margin included."""
@@ -230,6 +229,12 @@ def samples_of(audio: SpeechAudio) -> NDArray[np.float32]:
 def librosa_length(n: int, rate: int) -> int:
     """Return how many samples librosa's resampling to 16 kHz makes of `n` (its `fix_length`)."""
     return math.ceil(n * (SAMPLE_RATE / rate))
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    # NumPy leaves a damaged file open that it has opened itself.
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
 
 
 def _read_frame(path: Path) -> NDArray[np.uint8]:
