@@ -1,7 +1,7 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-gpu soak check lint fmt types bench mm weights lock install image clean
+.PHONY: help run serve test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
 # Ray must neither join a cluster that runs here nor report home.
@@ -54,6 +54,10 @@ soak:  ## 200 jobs among kills, faults, duplicates and cancellations; five minut
 test-gpu:  ## the tests that need a CUDA GPU
 	@scripts/setup.sh dev
 	$(PY) -m pytest -m gpu
+
+parity:  ## the table of every stage against the reference's golden set in ../shared, if it is there
+	@scripts/setup.sh dev
+	@PYTHON=$(PY) scripts/parity.sh
 
 check: lint types  ## exactly what CI runs: lint, types, import rules, every test
 	@$(MAKE) --no-print-directory test MARKS="not gpu"

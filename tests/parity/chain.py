@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,45 +13,43 @@ from musetalk_pipeline.crops import parse_input
 from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
 from musetalk_pipeline.plan import Block, count_output_frames, plan_frames, source_of
 
-from .hearing import FPS, OPTIONS
+from .golden import SPEECH
 from .report import Row, Tolerance, compare
-from .seeing import LATENTS, OFFLINE_BLUR, VersionChecks, compare_faces
+from .seeing import LATENTS, OFFLINE_BLUR, VersionChecks, compare_faces, stored_frames
 
-FACES = Tolerance(1, 0.005)
-BLENDED = Tolerance(2, 0.005)
+CHAIN = Tolerance(1, 0.005)  # of decoded faces and of finished frames
 
 
-def check_chain(checks: VersionChecks) -> list[Row]:
+def check_chain(checks: VersionChecks) -> Iterator[Row]:
     """Run encode and generate over all blocks and segments; compare latents, faces and frames."""
     golden, version = checks.golden, checks.version
-    stage = f"{version} chain"
+    stage, fps = f"{version} chain", golden.fps
     latents = golden.load(f"{version}_latents")
     options = MuseTalkOptions(version=version, seed=int(latents["seed"]), batch_size=4)
     engine = MuseTalkEngine(golden.models, options)
-    count = count_output_frames(golden.short_audio.n_samples, FPS)
+    count = count_output_frames(golden.short_audio.n_samples, fps)
     # Short blocks, so that segments of several blocks and both directions take part.
-    plan = plan_frames(len(golden.frames), count, FPS, block_s=0.2)
+    plan = plan_frames(len(golden.frames), count, fps, block_s=0.2)
     avatars = [
         engine.encode(_prepare(checks, block), checks.masks(checks.modes[0]))
         for block in plan.blocks
     ]
+    looks = np.concatenate([avatar.look for avatar in avatars])
+    # Only the frames that the audio reaches are prepared.
+    yield compare(stage, "latents", looks, latents["sampled"][: len(looks)], LATENTS)
     faces = np.concatenate(
         [
             engine.generate(
                 avatars[segment.block],
-                golden.listener.listen(golden.short_audio, FPS, segment, OPTIONS),
+                golden.listener.listen(golden.short_audio, fps, segment, SPEECH),
                 segment,
-                OPTIONS,
+                SPEECH,
             ).faces
             for segment in plan.segments
         ]
     )
-    looks = np.concatenate([avatar.look for avatar in avatars])
-    return [
-        compare(stage, "latents", looks, latents["sampled"][: len(looks)], LATENTS),
-        *compare_faces(golden, version, faces, stage, FACES),
-        *_compare_blended(checks, np.concatenate([avatar.masks for avatar in avatars]), faces),
-    ]
+    yield from compare_faces(golden, version, faces, stage, CHAIN)
+    yield from _compare_blended(checks, np.concatenate([each.masks for each in avatars]), faces)
 
 
 def _prepare(checks: VersionChecks, block: Block) -> PreparedBlock:
@@ -69,13 +69,11 @@ def _prepare(checks: VersionChecks, block: Block) -> PreparedBlock:
 
 def _compare_blended(
     checks: VersionChecks, masks: NDArray[np.uint8], faces: NDArray[np.uint8]
-) -> list[Row]:
-    """Compare finished frames. `masks`: (n, 32768) packed, of all source frames."""
+) -> Iterator[Row]:
+    """Compare finished frames. `masks`: (n, 32768) packed, of the source frames reached."""
     arrays, mode = checks.golden.load(f"{checks.version}_blended"), checks.modes[0]
-    rows: list[Row] = []
-    for frame, picture in zip(arrays["idx"].tolist(), arrays[mode], strict=False):
+    for frame, picture in stored_frames(arrays["idx"], arrays[mode], is_complete=True):
         source = source_of(frame, len(checks.boxes))
         blended = checks.blend(source, faces[frame], unpack_mask(masks[source]), OFFLINE_BLUR)
         name = f"{mode} frame {frame}"
-        rows.append(compare(f"{checks.version} chain", name, blended, picture, BLENDED))
-    return rows
+        yield compare(f"{checks.version} chain", name, blended, picture, CHAIN)

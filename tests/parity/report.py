@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +31,10 @@ EXACT = Tolerance(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One array compared. `max_error` is NaN where the shapes or the files do not match."""
+    """One array compared. `max_error` is NaN where the shapes or the files do not match.
+
+    `remark`: which frames, whose masks; or why nothing could be compared.
+    """
 
     stage: str
     array: str
@@ -46,6 +49,10 @@ class Row:
         return (
             self.max_error <= self.tolerance.error and self.share_differing <= self.tolerance.share
         )
+
+    def noting(self, remark: str) -> Row:
+        """Return the row with one more remark."""
+        return replace(self, remark="; ".join(filter(None, (self.remark, remark))))
 
 
 def compare(
@@ -98,7 +105,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cells(each: Row) -> tuple[str, ...]:
-    verdict = "ok" if each.is_met else f"MISS {each.remark}".strip()
+    verdict = ": ".join(filter(None, ("ok" if each.is_met else "MISS", each.remark)))
     return (
         each.stage,
         each.array,
