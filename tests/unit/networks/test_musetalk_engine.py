@@ -298,3 +298,21 @@ def test_a_unet_file_can_be_named_without_the_published_one(
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="musetalkV15"):
         MuseTalkEngine(tmp_path)
+
+
+def test_load_time_and_memory_are_logged(models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="musetalk_pipeline"):
+        MuseTalkEngine(models)
+    loaded = {
+        record.network: vars(record) for record in caplog.records if "network" in vars(record)
+    }
+    assert loaded.keys() == {"UNet2DConditionModel", "AutoencoderKL", "BiSeNet"}
+    unet = loaded["UNet2DConditionModel"]
+    file = models / "musetalkV15" / "unet.pth"
+    tensors = torch.load(file, weights_only=True).values()
+    assert unet["file"] == str(file)
+    assert unet["parameters"] == sum(tensor.numel() for tensor in tensors)
+    assert unet["mib"] == pytest.approx(4 * unet["parameters"] / 2**20, abs=0.05)
+    [engine] = [vars(record) for record in caplog.records if record.msg == "engine loaded"]
+    assert engine["gpu_mib"] is None
+    assert engine["elapsed_s"] >= sum(each["elapsed_s"] for each in loaded.values()) - 0.01 > -0.01
