@@ -53,6 +53,7 @@ from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
 DEFAULTS = JobOptions()
+MOST_ENCODER_THREADS = 64  # guess: a frame has not enough rows for more
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,7 +92,6 @@ def _do(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Tools:
     engine = choose_engine(args.engine, args.models, args.version)
     landmarks = args.landmarks or _best_landmarks(engine, args.models)
-    cores = len(os.sched_getaffinity(0))
     return Tools(
         detector=make_detector(landmarks, args.models, presence=args.face_presence),
         engine=make_engine(
@@ -103,7 +103,7 @@ def _load(args: argparse.Namespace) -> Tools:
             batch_size=args.batch_size,
         ),
         listener=make_listener(engine, args.models),
-        encoder_threads=cores,
+        encoder_threads=args.encoder_threads,
     )
 
 
@@ -225,6 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--fit", choices=get_args(Fit), default="pad")
     add("--crf", type=_within(0, 40), default=DEFAULTS.encode.crf, help="lower is better")
     add("--preset", choices=get_args(Preset), default=DEFAULTS.encode.preset, help="of libx264")
+    cores = min(len(os.sched_getaffinity(0)), MOST_ENCODER_THREADS)
+    threads = _within(1, MOST_ENCODER_THREADS)
+    add("--encoder-threads", type=threads, default=cores, help="of libx264; 1 as through Serve")
     add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
 
     face = parser.add_argument_group("face and mask")
