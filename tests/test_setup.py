@@ -190,7 +190,12 @@ def test_machine_without_gpu_gets_a_cpu_build(bare_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "capability", "build"),
-    [("12.4", "8.6", "cu126"), ("13.0", "12.0", "cu13"), ("13.2", "9.0", "cu13")],
+    [
+        ("12.0", "8.6", "cu126"),
+        ("12.4", "8.6", "cu126"),
+        ("13.0", "12.0", "cu13"),
+        ("13.2", "9.0", "cu13"),
+    ],
 )
 def test_torch_build_follows_the_driver(
     bare_path: Path, cuda: str, capability: str, build: str
@@ -205,6 +210,16 @@ def test_blackwell_with_an_old_driver_is_told_so(bare_path: Path) -> None:
     answer = bash("torch_build", bare_path)
     assert answer.returncode == 1
     assert "driver 580" in answer.stderr
+
+
+@pytest.mark.parametrize("cuda", ["11.8", "10.2"])
+def test_a_driver_for_no_torch_is_told_so(bare_path: Path, cuda: str) -> None:
+    # Set-up would go through, and every job say that there is no GPU.
+    give_gpu(bare_path, cuda, "8.6")
+    answer = bash("torch_build", bare_path)
+    assert answer.returncode == 1 and not answer.stdout
+    [said] = answer.stderr.splitlines()
+    assert "driver is too old: 525 or newer is needed" in said
 
 
 # --- what is missing is named ---------------------------------------------------------------------
