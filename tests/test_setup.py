@@ -14,6 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+
+from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = ROOT / "scripts" / "setup.sh"
@@ -128,6 +131,20 @@ def test_script_is_sound(script: Path) -> None:
     if shutil.which("shellcheck"):
         found = subprocess.run(["shellcheck", script], capture_output=True, text=True)
         assert found.returncode == 0, found.stdout
+
+
+def test_the_volumes_that_the_image_asks_for_belong_to_its_user() -> None:
+    text = (ROOT / "Dockerfile.gpu").read_text()
+    [owned] = re.findall(r"mkdir -p (.+) && chown worker:worker \1$", text, re.M)
+    volumes = re.findall(r"-v (\S+):/app/([\w.]+)(:ro)?", text)
+    named = {folder for source, folder, _ in volumes if re.fullmatch(r"[\w-]+", source)}
+    assert named == set(owned.split()) == {"models", "out", ".state"}
+    # A folder of the host belongs to somebody else.
+    assert all(only_read for source, _, only_read in volumes if "$PWD" in source)
+    args = yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text())["applications"][0]["args"]
+    settings = AppArgs.model_validate(args)
+    written = (settings.models_dir, settings.result_dir, settings.state_dir)
+    assert {path.parts[0] for path in written} == named
 
 
 def test_the_image_copies_what_is_there_and_sent_to_the_builder() -> None:
