@@ -58,6 +58,7 @@ from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
 DEFAULTS = JobOptions()
+MOST_ENCODER_THREADS = 64  # guess: a frame has not enough rows for more
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,7 +97,6 @@ def _do(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Tools:
     engine = choose_engine(args.engine, args.models, args.version)
     landmarks = args.landmarks or _best_landmarks(engine, args.models)
-    cores = len(os.sched_getaffinity(0))
     return Tools(
         detector=make_detector(
             landmarks,
@@ -115,7 +115,7 @@ def _load(args: argparse.Namespace) -> Tools:
             seed=args.seed,
         ),
         listener=make_listener(engine, args.models),
-        encoder_threads=cores,
+        encoder_threads=args.encoder_threads,
     )
 
 
@@ -252,6 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=_number(1.0, 120.0), help="play the source at it; as the source unless set")
     add("--crf", type=_within(0, 40), default=DEFAULTS.encode.crf, help="lower is better")
     add("--preset", choices=get_args(Preset), default=DEFAULTS.encode.preset, help="of libx264")
+    cores = min(len(os.sched_getaffinity(0)), MOST_ENCODER_THREADS)
+    threads = _within(1, MOST_ENCODER_THREADS)
+    add("--encoder-threads", type=threads, default=cores, help="of libx264; 1 as through Serve")
     add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
 
     face = parser.add_argument_group("face and mask")

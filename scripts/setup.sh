@@ -40,6 +40,8 @@ torch_build() {
   local cuda capability
   cuda=$(driver_cuda)
   if [[ -z $cuda || ${cuda%%.*} -ge 13 ]]; then echo cu13; return; fi
+  # Wheels for CUDA 12.6 run with every driver of CUDA 12, and with none before it.
+  [[ ${cuda%%.*} -ge 12 ]] || fail "the NVIDIA driver is too old: 525 or newer is needed; the one here is for CUDA $cuda"
   capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -rn | head -n 1)
   [[ ${capability%%.*} -lt 10 ]] || fail "this GPU (compute capability $capability) needs NVIDIA driver 580 or newer; the driver here is for CUDA $cuda"
   echo cu126

@@ -14,6 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+
+from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = ROOT / "scripts" / "setup.sh"
@@ -130,6 +133,20 @@ def test_script_is_sound(script: Path) -> None:
         assert found.returncode == 0, found.stdout
 
 
+def test_the_volumes_that_the_image_asks_for_belong_to_its_user() -> None:
+    text = (ROOT / "Dockerfile.gpu").read_text()
+    [owned] = re.findall(r"mkdir -p (.+) && chown worker:worker \1$", text, re.M)
+    volumes = re.findall(r"-v (\S+):/app/([\w.]+)(:ro)?", text)
+    named = {folder for source, folder, _ in volumes if re.fullmatch(r"[\w-]+", source)}
+    assert named == set(owned.split()) == {"models", "out", ".state"}
+    # A folder of the host belongs to somebody else.
+    assert all(only_read for source, _, only_read in volumes if "$PWD" in source)
+    args = yaml.safe_load((ROOT / "serve_config.gpu.yaml").read_text())["applications"][0]["args"]
+    settings = AppArgs.model_validate(args)
+    written = (settings.models_dir, settings.result_dir, settings.state_dir)
+    assert {path.parts[0] for path in written} == named
+
+
 def test_the_image_copies_what_is_there_and_sent_to_the_builder() -> None:
     copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile.gpu").read_text(), re.M)
     sources = {source for line in copies for source in line.split()}
@@ -190,7 +207,12 @@ def test_machine_without_gpu_gets_a_cpu_build(bare_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cuda", "capability", "build"),
-    [("12.4", "8.6", "cu126"), ("13.0", "12.0", "cu13"), ("13.2", "9.0", "cu13")],
+    [
+        ("12.0", "8.6", "cu126"),
+        ("12.4", "8.6", "cu126"),
+        ("13.0", "12.0", "cu13"),
+        ("13.2", "9.0", "cu13"),
+    ],
 )
 def test_torch_build_follows_the_driver(
     bare_path: Path, cuda: str, capability: str, build: str
@@ -205,6 +227,16 @@ def test_blackwell_with_an_old_driver_is_told_so(bare_path: Path) -> None:
     answer = bash("torch_build", bare_path)
     assert answer.returncode == 1
     assert "driver 580" in answer.stderr
+
+
+@pytest.mark.parametrize("cuda", ["11.8", "10.2"])
+def test_a_driver_for_no_torch_is_told_so(bare_path: Path, cuda: str) -> None:
+    # Set-up would go through, and every job say that there is no GPU.
+    give_gpu(bare_path, cuda, "8.6")
+    answer = bash("torch_build", bare_path)
+    assert answer.returncode == 1 and not answer.stdout
+    [said] = answer.stderr.splitlines()
+    assert "driver is too old: 525 or newer is needed" in said
 
 
 # --- what is missing is named ---------------------------------------------------------------------
