@@ -16,6 +16,8 @@ COMMANDS = sorted(path for path in FOLDER.glob("*.py") if "__main__" in path.rea
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 LIMIT_S = 120
 
+pytestmark = pytest.mark.slow  # each start loads all libraries
+
 
 def test_there_are_benchmarks() -> None:
     assert {path.stem for path in COMMANDS} >= {"networks", "nonmodel", "memory", "warp"}

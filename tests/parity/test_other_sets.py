@@ -53,6 +53,7 @@ def run(golden: Path, made: Inputs, *more: str) -> int:
 
 
 @needs_golden
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_set_of_another_size_count_and_rate_is_met(
     seeded_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -69,6 +70,7 @@ def test_a_set_of_another_size_count_and_rate_is_met(
 
 
 @needs_golden
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_frame_and_one_version_are_met_and_the_other_version_is_missed(
     seeded_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

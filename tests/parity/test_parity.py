@@ -126,6 +126,7 @@ def table_of_deleted(seeded_weights: Path, tmp_path_factory: pytest.TempPathFact
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", DELETED)
 def test_an_array_that_a_file_lacks_is_a_miss(table_of_deleted: list[str], name: str) -> None:
@@ -181,6 +182,7 @@ def test_a_whole_family_that_is_gone_is_a_miss(
     assert reason in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["jaw", "raw", "neck"])
 def test_a_picture_fewer_is_a_miss(
     seeded_weights: Path, tmp_path: Path, capsys: Printed, mode: str
@@ -274,6 +276,7 @@ def test_landmarks_without_a_box_are_a_miss(
 
 
 def test_boxes_of_no_shift_are_a_miss(
+@pytest.mark.slow
     seeded_weights: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     golden = copy_of_golden(tmp_path)
@@ -282,8 +285,6 @@ def test_boxes_of_no_shift_are_a_miss(
     rewrite(golden, "v1_realtime", lambda arrays: arrays.update(box0=wrong, box7=wrong))
     assert run(golden, seeded_weights, "--only", "v1_crop") == 1
     assert re_line(capsys, "v1_crop", "-", "no bbox_shift from -64 to 64")
-
-
 def test_a_frame_past_the_end_is_a_miss(
     seeded_weights: Path, tmp_path: Path, capsys: Printed
 ) -> None:
