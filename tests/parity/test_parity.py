@@ -276,7 +276,6 @@ def test_landmarks_without_a_box_are_a_miss(
 
 
 def test_boxes_of_no_shift_are_a_miss(
-@pytest.mark.slow
     seeded_weights: Path, tmp_path: Path, capsys: Printed
 ) -> None:
     golden = copy_of_golden(tmp_path)
@@ -285,6 +284,9 @@ def test_boxes_of_no_shift_are_a_miss(
     rewrite(golden, "v1_realtime", lambda arrays: arrays.update(box0=wrong, box7=wrong))
     assert run(golden, seeded_weights, "--only", "v1_crop") == 1
     assert re_line(capsys, "v1_crop", "-", "no bbox_shift from -64 to 64")
+
+
+@pytest.mark.slow
 def test_a_frame_past_the_end_is_a_miss(
     seeded_weights: Path, tmp_path: Path, capsys: Printed
 ) -> None:
