@@ -16,6 +16,7 @@ Edges = Literal["clip", "stretch"]
 Faceless = Literal["pass", "refuse"]
 FrameRate = Literal["exact", "whole"]
 WindowPlacement = Literal["fixed", "reference"]
+Speedup = Literal["none", "cuda_graphs", "compile"]
 WindowSpan = Literal["time", "frames"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
 

@@ -67,6 +67,7 @@ def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
         precision=pool.dtype,
         batch_size=pool.batch_size or env.batch_size,
         gpu_share=pool.num_gpus or 1.0,
+        speedup=pool.speedup,
         seed=args.seed,
         threads=pool.threads,
         unet_weights=env.unet_path,

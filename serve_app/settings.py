@@ -22,6 +22,7 @@ from musetalk_pipeline.options import (
     MaskOptions,
     MediaLimits,
     SpeechOptions,
+    Speedup,
 )
 from serve_app.schemas import Params
 
@@ -76,6 +77,9 @@ class PoolSettings(Section):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32")
     batch_size: int | None = Field(None, ge=1, le=256, description="None: by free GPU memory.")
     threads: int = Field(1, ge=1, le=64, description="CPU threads of the networks.")
+    speedup: Speedup = Field(
+        "none", description="What a GPU does on top; unmeasured so far. compile needs a C compiler."
+    )
     usd_per_hour: float = Field(0.0, ge=0, description="Price of one replica, to order pools by.")
     frames_per_s: float = Field(1.0, gt=0, description="Speed of one replica, to order pools by.")
 

@@ -12,7 +12,7 @@ from typing import Literal
 from musetalk_pipeline.engines.engine import Engine, Listener
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
-from musetalk_pipeline.options import Version
+from musetalk_pipeline.options import Speedup, Version
 
 __all__ = [
     "Engine",
@@ -79,13 +79,14 @@ def make_engine(
     precision: Precision = "float32",
     batch_size: int | None = None,
     gpu_share: float = 1.0,
+    speedup: Speedup = "none",
     seed: int | None = None,
     threads: int | None = None,
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> Engine:
     """Load the engine `name`; `warp` needs nothing, and none of the other arguments, which are
-    those of `MuseTalkOptions`.
+    those of `MuseTalkOptions`. `speedup`: what a GPU does on top; see `Acceleration`.
 
     Raises:
         ModelLoadFailed: a file or the device is missing; the message names what helps.
@@ -95,6 +96,7 @@ def make_engine(
 
         return WarpEngine()
     from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+    from musetalk_pipeline.networks.runner import Acceleration
 
     options = MuseTalkOptions(
         version=version,
@@ -102,6 +104,7 @@ def make_engine(
         precision=precision,
         batch_size=batch_size,
         gpu_share=gpu_share,
+        acceleration=Acceleration.of(speedup),
         seed=seed,
         threads=threads,
         unet_weights=unet_weights,

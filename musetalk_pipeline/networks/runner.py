@@ -21,10 +21,14 @@ from musetalk_pipeline.networks.precision import (
     is_out_of_memory,
     naming_lost_gpu,
 )
+from musetalk_pipeline.options import Speedup
 from musetalk_pipeline.watch import Check, go_on
 
 logger = logging.getLogger(__name__)
 
+# Beyond torch's own 8 it would quietly run uncompiled: 7 batch shapes, each also halved, and the
+# lengths of audio windows that requests may choose.
+COMPILED_SHAPES = 64
 STEP = 8  # rows from one batch shape to the next, where it is no smaller power of two
 
 
@@ -53,6 +57,11 @@ class Acceleration:
     def __post_init__(self) -> None:
         if self.cuda_graphs and self.compile:
             raise ValueError("choose cuda_graphs or compile, not both")
+
+    @classmethod
+    def of(cls, speedup: Speedup) -> Acceleration:
+        """Return what a configuration asks for by name."""
+        return cls(cuda_graphs=speedup == "cuda_graphs", compile=speedup == "compile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +262,7 @@ def place(
     if channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if acceleration.compile:
+        torch._dynamo.config.recompile_limit = COMPILED_SHAPES
         network.compile(dynamic=False)
     if not (acceleration.cuda_graphs and on_cuda):
         return network

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from musetalk_pipeline.weights import published
+from serve_app import selection
 from serve_app.selection import resolve
 from serve_app.settings import AppArgs, read_environment
 
@@ -50,3 +52,48 @@ def test_landmarks_are_onnx_where_the_file_of_that_detector_is(models: Path) -> 
     assert chosen(models) == ("musetalk", "mesh")
     (models / "dwpose/dw-ll_ucoco_384.onnx").touch()
     assert chosen(models) == ("musetalk", "onnx")
+
+
+def test_what_a_pool_and_the_preprocessor_are_given_reaches_the_networks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: dict[str, dict[str, object]] = {}
+
+    def keep(kind: str, name: str, _models: Path, **given: object) -> str:
+        made[kind] = given
+        return name
+
+    monkeypatch.setattr(selection, "make_engine", partial(keep, "engine"))
+    monkeypatch.setattr(selection, "make_detector", partial(keep, "detector"))
+    pool = {"name": "gpu", "num_gpus": 0.7, "speedup": "cuda_graphs", "dtype": "float16"}
+    args = AppArgs.model_validate(
+        {
+            "engine": "musetalk",
+            "landmarks": "mmpose",
+            "seed": 7,
+            "pools": [pool],
+            "preprocessor": {"num_gpus": 0.1},
+        }
+    )
+    selection.build_engine(args, args.pools[0], read_environment({"BATCH_SIZE": "12"}))
+    selection.build_detector(args)
+    engine = made["engine"]
+    assert engine["device"] == made["detector"]["device"] == "cuda:0"
+    assert (engine["gpu_share"], engine["speedup"]) == (0.7, "cuda_graphs")
+    assert (engine["precision"], engine["batch_size"], engine["seed"]) == ("float16", 12, 7)
+
+
+def test_without_a_gpu_both_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[object] = []
+
+    def keep(_name: str, _models: Path, **given: object) -> None:
+        devices.append(given["device"])
+
+    monkeypatch.setattr(selection, "make_engine", keep)
+    monkeypatch.setattr(selection, "make_detector", keep)
+    args = AppArgs.model_validate(
+        {"engine": "musetalk", "landmarks": "mmpose", "pools": [{"name": "c"}]}
+    )
+    selection.build_engine(args, args.pools[0], read_environment({}))
+    selection.build_detector(args)
+    assert devices == ["cpu", "cpu"]

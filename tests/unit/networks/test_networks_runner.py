@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from musetalk_pipeline.errors import GpuLost, ModelLoadFailed, OutOfGpuMemory, StageFailed
 from musetalk_pipeline.networks.precision import choose_batch_size, resolve_device
 from musetalk_pipeline.networks.runner import Acceleration, BatchRunner, Counters
+from musetalk_pipeline.options import Speedup
 
 
 class Scale(nn.Module):
@@ -220,3 +221,10 @@ def test_a_gpu_without_an_index_is_the_current_one(monkeypatch: pytest.MonkeyPat
 def test_graphs_and_compilation_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="not both"):
         Acceleration(cuda_graphs=True, compile=True)
+
+
+@pytest.mark.parametrize("speedup", ["none", "cuda_graphs", "compile"])
+def test_a_speedup_by_name_is_that_one_alone(speedup: Speedup) -> None:
+    asked = Acceleration.of(speedup)
+    assert asked.cuda_graphs is (speedup == "cuda_graphs")
+    assert asked.compile is (speedup == "compile")
