@@ -10,6 +10,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import math
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -43,6 +44,10 @@ SPEECH = Path(
 )
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHT_MAKER = ROOT.parent / "shared" / "tools" / "make_weights.py"
+
+
+# A shell that starts the tests in the background lets them ignore SIGINT, and their children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
