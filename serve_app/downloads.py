@@ -24,7 +24,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
+from serve_app import curl
 from serve_app.addresses import AddressPolicy, IpAddress, Location, parse_location
 from serve_app.connections import (
     DEFAULT_NETWORK,
@@ -60,10 +60,6 @@ _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 52
 # Codings that change the bytes. Nothing is ever decompressed, so nothing can blow up; such a body
 # is refused because it was not asked for and is no media file.
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "bzip2", "xz")
-# curl's exit codes (its manual, "EXIT CODES").
-_CURL_HTTP_ERROR, _CURL_TIMEOUT, _CURL_TOO_LARGE, _CURL_BAD_CERTIFICATE = 22, 28, 63, 60
-_MAX_CURL_REPORT_BYTES = 65536
-_READ_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,32 +121,18 @@ async def download(
     part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     try:
         async with asyncio.timeout(limits.total_s):
-            return await _download_to(part, url, target, policy, limits, allowed_folders, network)
+            if url[:5].lower() == "file:":
+                with _Body(part, limits, shown_url(url)) as body:
+                    await _copy(url, allowed_folders, body)
+                    return await body.complete(target)
+            fetch = _Fetch(parse_location(url), policy, limits, network)
+            return await fetch.run(part, target)
     except TimeoutError as exc:
         raise _timed_out(url, limits.total_s) from exc
     except OSError as exc:
         raise _disk_failed(exc) from exc
     finally:
         part.unlink(missing_ok=True)
-
-
-async def _download_to(
-    part: Path,
-    url: str,
-    target: Path,
-    policy: AddressPolicy,
-    limits: DownloadLimits,
-    allowed_folders: Sequence[Path],
-    network: Network,
-) -> Downloaded:
-    if url[:5].lower() == "file:":
-        source = await asyncio.to_thread(open_allowed_file, url, allowed_folders)
-        body = _Body(part, limits, shown_url(url))
-        with contextlib.closing(source), body:
-            await _copy(source, body)
-            return await body.complete(target)
-    fetch = _Fetch(parse_location(url), policy, limits, network)
-    return await fetch.run(part, target)
 
 
 def _timed_out(url: str, seconds: float) -> DownloadFailed:
@@ -371,8 +353,6 @@ class _Fetch:
                 await body.add(chunk)
         return _Answer()
 
-    # --- the curl fallback ------------------------------------------------------------------------
-
     async def _get_with_curl(
         self,
         location: Location,
@@ -384,118 +364,36 @@ class _Fetch:
         broken = DownloadFailed(
             "Download failed: the server's answer breaks the HTTP protocol.", url=location.shown
         )
-        curl = shutil.which(self._network.curl) if self._network.curl else None
-        if curl is None:
+        program = shutil.which(self._network.curl) if self._network.curl else None
+        if program is None:
             raise _TryAgainError(broken) from fault
         logger.info("trying the download with curl", extra={"source": location.shown})
-        report = await self._run_curl(curl, location, addresses, body)
-        if report.exit_code == _CURL_TOO_LARGE:
+        config = curl.configuration(
+            location,
+            addresses,
+            user_agent=USER_AGENT,
+            certificates=self._network.certificates,
+            max_bytes=self._limits.max_bytes,
+            connect_s=self._limits.connect_s,
+            total_s=self._limits.attempt_s,
+        )
+        try:
+            report = await curl.run(program, config, self._limits.stall_s, body.add)
+        except curl.Stalled as exc:
+            raise _TryAgainError(_stalled(location)) from exc
+        if report.exit_code == curl.TOO_LARGE:
             body.expect(self._limits.max_bytes + 1)
-        if report.exit_code == _CURL_TIMEOUT:
+        if report.exit_code == curl.TIMEOUT:
             raise _TryAgainError(_timed_out(location.url, self._limits.attempt_s))
-        if report.exit_code == _CURL_BAD_CERTIFICATE:
+        if report.exit_code == curl.BAD_CERTIFICATE:
             raise _bad_certificate(location)
-        if report.exit_code not in (0, _CURL_HTTP_ERROR):
+        if report.exit_code not in (0, curl.HTTP_ERROR):
             raise _TryAgainError(broken)
         redirect = _judge_status(location, report.status, report.redirect)
         if redirect is not None:
             body.restart()  # a redirect may carry a page
             return _Answer(redirect)
         return _Answer()
-
-    async def _run_curl(
-        self, curl: str, location: Location, addresses: Sequence[IpAddress], body: _Body
-    ) -> _CurlReport:
-        process = await asyncio.create_subprocess_exec(
-            curl,
-            "--disable",  # first: no .curlrc
-            "--config",
-            "-",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            # No proxy, no home with a .netrc, no locale: nothing of this process reaches curl.
-            env={"PATH": os.defpath, "LC_ALL": "C"},
-            start_new_session=True,
-        )
-        assert process.stdin and process.stdout and process.stderr
-        try:
-            # The URL goes through a pipe: command lines can be read by every user of the machine.
-            process.stdin.write(self._curl_config(location, addresses).encode("ascii"))
-            process.stdin.close()
-            while chunk := await self._read_from_curl(process.stdout, location):
-                await body.add(chunk)
-            report = bytearray()
-            while len(report) < _MAX_CURL_REPORT_BYTES and (
-                text := await self._read_from_curl(process.stderr, location)
-            ):
-                report += text
-            exit_code = await asyncio.wait_for(process.wait(), self._limits.stall_s)
-            return _CurlReport.parse(bytes(report), exit_code)
-        finally:
-            await asyncio.shield(_end(process))
-
-    async def _read_from_curl(self, stream: asyncio.StreamReader, location: Location) -> bytes:
-        try:
-            async with asyncio.timeout(self._limits.stall_s):
-                return await stream.read(_READ_BYTES)
-        except TimeoutError as exc:
-            raise _TryAgainError(_stalled(location)) from exc
-
-    def _curl_config(self, location: Location, addresses: Sequence[IpAddress]) -> str:
-        """Return curl's configuration file for one hop.
-
-        `max-time` also ends a curl whose parent was killed.
-        """
-        options = {
-            "url": location.url,
-            "proto": "=http,https",
-            "noproxy": "*",
-            "max-redirs": "0",
-            "max-filesize": str(self._limits.max_bytes),
-            "max-time": f"{self._limits.attempt_s:.0f}",
-            "connect-timeout": f"{max(self._limits.connect_s, 1):.0f}",
-            "user-agent": USER_AGENT,
-            "header": "Accept-Encoding: identity",
-            "cacert": str(self._network.certificates),
-            "write-out": "%{stderr}%{http_code}\\n%{redirect_url}",
-        }
-        if location.ip is None:
-            pinned = ",".join(f"[{a}]" if a.version == 6 else str(a) for a in addresses)
-            options["resolve"] = f"{location.host}:{location.port}:{pinned}"
-        lines = [f'{name} = "{_curl_quoted(value)}"' for name, value in options.items()]
-        return "\n".join([*lines, "http1.1", "globoff", "silent", "fail", "no-netrc", ""])
-
-
-def _curl_quoted(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"')
-
-
-@dataclass(frozen=True, slots=True)
-class _CurlReport:
-    """What curl says of a finished hop. `status` is 0 if there was none."""
-
-    exit_code: int
-    status: int
-    redirect: str
-
-    @classmethod
-    def parse(cls, report: bytes, exit_code: int) -> _CurlReport:
-        status, _, redirect = report.decode("utf-8", "replace").partition("\n")
-        return cls(exit_code, int(status) if status.isdecimal() else 0, redirect)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the process group and reap the process."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    # asyncio's wait() also waits for the ends of the pipes, which are not seen while a full buffer
-    # has paused reading. What a dead process left in them is at most a few buffers.
-    for stream in (process.stdout, process.stderr):
-        while stream is not None and await stream.read(_READ_BYTES):
-            pass
-    await process.wait()
 
 
 async def _chunks(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
@@ -577,7 +475,8 @@ def _unresolved(location: Location) -> DownloadFailed:
 # --- file:// --------------------------------------------------------------------------------------
 
 
-async def _copy(source: BinaryIO, body: _Body) -> None:
-    body.expect(os.fstat(source.fileno()).st_size)
-    while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
-        await body.add(chunk)
+async def _copy(url: str, allowed_folders: Sequence[Path], body: _Body) -> None:
+    with await asyncio.to_thread(open_allowed_file, url, allowed_folders) as source:
+        body.expect(os.fstat(source.fileno()).st_size)
+        while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
+            await body.add(chunk)

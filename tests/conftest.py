@@ -8,6 +8,8 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before numpy and torch read them
 
+import contextlib
+import hashlib
 import math
 import shutil
 import signal
@@ -148,17 +150,26 @@ def _temp_files(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def seeded_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def seeded_weights() -> Path:
     """A models folder of small seeded random weights in the published layout; those that the
-    golden set was made with.
+    golden set was made with. Made once (20 s) for each state of its maker; only to be read.
     """
     if not WEIGHT_MAKER.exists():
         pytest.skip("needs ../shared/tools/make_weights.py")
-    folder = tmp_path_factory.mktemp("weights")
-    command = [sys.executable, str(WEIGHT_MAKER), str(folder), "tiny", "--seed", "1234"]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env=quiet)
-    return folder / "models"
+    state = hashlib.sha256(WEIGHT_MAKER.read_bytes()).hexdigest()[:16]
+    kept = ROOT / ".cache" / "tests" / f"weights-{state}"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="making-", dir=kept.parent))
+        command = [sys.executable, str(WEIGHT_MAKER), str(folder), "tiny", "--seed", "1234"]
+        quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        try:
+            subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env=quiet)
+            with contextlib.suppress(OSError):  # another process was first
+                folder.rename(kept)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return kept / "models"
 
 
 @pytest.fixture(scope="session")

@@ -123,6 +123,7 @@ def test_an_interrupted_job_leaves_nothing(clip, speech, tmp_path, signum):
     assert not [child for child in children if child.is_running()]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clip(clip, speech, tmp_path):
     """18 s beside 6, from where on no more segments are held; benchmarks/memory.py does it with
     five minutes at 720p.

@@ -103,6 +103,7 @@ def test_a_report_waits_for_the_orchestrator_to_come_back(worker, orchestrator, 
     assert (job.status, len(job.accepted)) == ("succeeded", 1)
 
 
+@pytest.mark.slow
 def test_killing_the_ingress_does_not_lose_the_claim(worker, orchestrator, media, speech):
     longer = media | {"audio_url": speech(20.0).as_uri()}
     job = orchestrator.jobs[orchestrator.add_job("resumed", **longer)]

@@ -26,8 +26,8 @@ from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, Me
 from musetalk_pipeline.pipeline import Tools, run
 from musetalk_pipeline.plan import plan_frames
 from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.published import published
 from musetalk_pipeline.tracks import face_of
-from musetalk_pipeline.weights import published
 from serve_app.schemas import Params
 from serve_app.settings import AppArgs
 

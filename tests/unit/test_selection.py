@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_pipeline.weights import published
+from musetalk_pipeline.published import published
 from serve_app import selection
 from serve_app.selection import resolve
 from serve_app.settings import AppArgs, read_environment
