@@ -37,6 +37,7 @@ def run(golden: Path, models: Path, *more: str, **others: Path) -> int:
 
 
 @pytest.mark.timeout(900)  # both versions with networks, on a machine that may be busy
+@pytest.mark.slow  # `make parity` is the same
 def test_every_stage_and_the_chain_equal_the_reference(
     seeded_weights: Path, capsys: Printed
 ) -> None:

