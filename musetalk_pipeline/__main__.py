@@ -229,8 +229,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--preview", type=Path, metavar="PNG", help="one composited frame with its boxes")
     add("--deadline-s", type=_positive, metavar="S", help="give up after so many seconds")
 
-    tools = parser.add_argument_group("engine and landmarks")
-    add = tools.add_argument
+    _add_tools(parser.add_argument_group("engine and landmarks"))
+    _add_picture(parser.add_argument_group("picture"))
+    _add_face(parser.add_argument_group("face and mask"))
+    _add_speech(parser.add_argument_group("speech"))
+    return parser
+
+
+def _add_tools(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--engine", choices=get_args(EngineChoice), default="auto")
     add("--models", type=Path, metavar="DIR", help="folder of the published weights")
     add("--version", choices=get_args(Version), default="v15")
@@ -244,8 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--presence-interval", type=frames, default=every, metavar="FRAMES", help="of s3fd's looks")
     add("--person-box", choices=get_args(PersonBox), default="frame", help="of onnx and mmpose")
 
-    picture = parser.add_argument_group("picture")
-    add = picture.add_argument
+
+def _add_picture(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--resolution", metavar="720p|WxH", help="720p is the short side; as the source unless set")
     add("--aspect-ratio", metavar="W:H", help="as the source unless set")
     add("--fit", choices=get_args(Fit), default="pad")
@@ -257,8 +265,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--encoder-threads", type=threads, default=cores, help="of libx264; 1 as through Serve")
     add("--audio-bitrate-kbps", type=_within(32, 512), default=DEFAULTS.encode.audio_bitrate_kbps)
 
-    face = parser.add_argument_group("face and mask")
-    add = face.add_argument
+
+def _add_face(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--bbox-shift", type=_within(-50, 50), default=DEFAULTS.face.bbox_shift, help="v1 only")
     add("--extra-margin", type=_within(0, 200), default=DEFAULTS.face.extra_margin, help="v15 only")
     add("--box-smoothing", type=_within(0, 12), default=DEFAULTS.face.box_smoothing)
@@ -271,8 +280,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--right-cheek-width", type=_within(0, 256), default=DEFAULTS.mask.right_cheek_width)
     add("--blur", type=_number(0.0, 0.5), default=DEFAULTS.mask.blur, help="in crop widths")
 
-    speech = parser.add_argument_group("speech")
-    add = speech.add_argument
+
+def _add_speech(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--audio-padding-left", type=_within(0, 10), default=DEFAULTS.speech.audio_padding_left)
     add("--audio-padding-right", type=_within(0, 10), default=DEFAULTS.speech.audio_padding_right)
     add("--rest-in-silence", action="store_true", help="show the source's mouth in silence")
@@ -284,7 +294,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--window-span", choices=spans, default=DEFAULTS.speech.window_span, help="of one window")
     rates = get_args(FrameRate)
     add("--frame-rate", choices=rates, default=DEFAULTS.speech.frame_rate, help="in the sound")
-    return parser
 
 
 def _within(low: int, high: int) -> Callable[[str], int]:

@@ -115,8 +115,9 @@ make_venv() {
   if ! "$python" -c 'import ensurepip' 2>/dev/null && ! { can_apt && apt_get "python$WANTED_PYTHON-venv"; }; then
     fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
   fi
-  rm -rf "$VENV"  # not `venv --clear`: if it is a link, that empties what it leads to
-  "$python" -m venv "$VENV"
+  # `--clear` would empty what a link leads to: somebody else's environment.
+  [[ ! -L $VENV ]] || rm "$VENV"
+  "$python" -m venv --clear "$VENV"
 }
 
 # A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured

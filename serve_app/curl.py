@@ -46,7 +46,7 @@ def configuration(
     addresses: Sequence[IpAddress],
     *,
     user_agent: str,
-    certificates: Path | str,
+    certificates: Path,
     max_bytes: int,
     connect_s: float,
     total_s: float,

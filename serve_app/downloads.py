@@ -122,8 +122,9 @@ async def download(
     try:
         async with asyncio.timeout(limits.total_s):
             if url[:5].lower() == "file:":
-                with _Body(part, limits, shown_url(url)) as body:
-                    await _copy(url, allowed_folders, body)
+                source = await asyncio.to_thread(open_allowed_file, url, allowed_folders)
+                with source, _Body(part, limits, shown_url(url)) as body:
+                    await _copy(source, body)
                     return await body.complete(target)
             fetch = _Fetch(parse_location(url), policy, limits, network)
             return await fetch.run(part, target)
@@ -475,8 +476,7 @@ def _unresolved(location: Location) -> DownloadFailed:
 # --- file:// --------------------------------------------------------------------------------------
 
 
-async def _copy(url: str, allowed_folders: Sequence[Path], body: _Body) -> None:
-    with await asyncio.to_thread(open_allowed_file, url, allowed_folders) as source:
-        body.expect(os.fstat(source.fileno()).st_size)
-        while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
-            await body.add(chunk)
+async def _copy(source: BinaryIO, body: _Body) -> None:
+    body.expect(os.fstat(source.fileno()).st_size)
+    while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
+        await body.add(chunk)

@@ -4,6 +4,7 @@ The document is checked strictly (an unknown key stops the start); the environme
 nowhere else, once per process. Secrets come from the environment only and are hidden from `repr`.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -264,39 +265,51 @@ class EnvironmentInvalid(ValueError):
     """An environment variable has a value that cannot be used. Says which and what is accepted."""
 
 
+class _Variables:
+    """Reads variables by their kind. Empty ones count as unset."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+
+    def text(self, name: str) -> str | None:
+        return self._env.get(name) or None
+
+    def interval(self, name: str, default: float) -> float:
+        value = self._number(name, default)
+        if value <= 0:
+            raise EnvironmentInvalid(f"{name} must be a number of seconds above 0")
+        return value
+
+    def count(self, name: str) -> int | None:
+        value = self._number(name, 0)
+        if value != int(value) or value < 0:
+            raise EnvironmentInvalid(f"{name} must be a whole number, not negative")
+        return int(value) or None
+
+    def path(self, name: str) -> Path | None:
+        value = self.text(name)
+        return None if value is None else Path(value)
+
+    def _number(self, name: str, default: float) -> float:
+        value = self.text(name)
+        try:
+            number = default if value is None else float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise EnvironmentInvalid(f"{name} must be a number")
+        return number
+
+
 def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
     """Read contracts.md §5. Empty values count as unset.
 
     Raises:
         EnvironmentInvalid: a number is not a number. Correct the variable and start again.
     """
-
-    def text(name: str) -> str | None:
-        return env.get(name) or None
-
-    def number(name: str, default: float) -> float:
-        value = text(name)
-        try:
-            return default if value is None else float(value)
-        except ValueError:
-            raise EnvironmentInvalid(f"{name} must be a number") from None
-
-    def interval(name: str, default: float) -> float:
-        value = number(name, default)
-        if not 0 < value < float("inf"):
-            raise EnvironmentInvalid(f"{name} must be a number of seconds above 0")
-        return value
-
-    def count(name: str) -> int | None:
-        value = number(name, 0)
-        if value != int(value) or value < 0:
-            raise EnvironmentInvalid(f"{name} must be a whole number, not negative")
-        return int(value) or None
-
-    def path(name: str) -> Path | None:
-        value = text(name)
-        return None if value is None else Path(value)
-
+    variables = _Variables(env)
+    text, count = variables.text, variables.count
+    interval, path = variables.interval, variables.path
     hosts = tuple(host.strip() for host in (text("ALLOWED_SOURCE_HOSTS") or "").split(","))
     folders = (text("LIPSYNC_ALLOWED_FOLDERS") or "").split(":")
     return Environment(

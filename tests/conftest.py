@@ -8,7 +8,6 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # before numpy and torch read them
 
-import contextlib
 import hashlib
 import math
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -152,12 +152,13 @@ def _temp_files(folder: Path) -> set[str]:
 @pytest.fixture(scope="session")
 def seeded_weights() -> Path:
     """A models folder of small seeded random weights in the published layout; those that the
-    golden set was made with. Made once (20 s) for each state of its maker; only to be read.
+    golden set was made with. Kept from run to run; only to be read.
     """
     if not WEIGHT_MAKER.exists():
         pytest.skip("needs ../shared/tools/make_weights.py")
-    state = hashlib.sha256(WEIGHT_MAKER.read_bytes()).hexdigest()[:16]
-    kept = ROOT / ".cache" / "tests" / f"weights-{state}"
+    # What decides the numbers: the maker, and torch's generator.
+    state = hashlib.sha256(WEIGHT_MAKER.read_bytes() + version("torch").encode()).hexdigest()
+    kept = ROOT / ".cache" / "tests" / f"weights-{state[:16]}"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="making-", dir=kept.parent))
@@ -165,8 +166,10 @@ def seeded_weights() -> Path:
         quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
         try:
             subprocess.run(command, check=True, timeout=240, stdout=subprocess.DEVNULL, env=quiet)
-            with contextlib.suppress(OSError):  # another process was first
-                folder.rename(kept)
+            folder.rename(kept)
+        except OSError:
+            if not kept.exists():  # else another process was first
+                raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return kept / "models"

@@ -304,6 +304,20 @@ def test_second_set_up_does_nothing(set_up_tree: Path) -> None:
     assert sorted(set_up_tree.rglob("*")) == before
 
 
+def test_a_linked_environment_is_replaced_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
+    """Two checkouts may share one: `venv --clear` once emptied it for both."""
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.mkdir()
+    ours.mkdir()
+    (theirs / "kept").touch()
+    (ours / ".venv").symlink_to(theirs)
+    answer = bash(f"make_venv {sys.executable}", cwd=ours)
+    assert answer.returncode == 0, answer.stderr
+    assert [path.name for path in theirs.iterdir()] == ["kept"]
+    assert not (ours / ".venv").is_symlink()
+    assert (ours / ".venv" / "bin" / "python").exists()
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 @pytest.mark.parametrize("file", ["base.lock", "torch.in", "files.txt"])
 def test_changed_pins_are_noticed(set_up_tree: Path, file: str) -> None:

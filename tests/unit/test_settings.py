@@ -77,5 +77,8 @@ def test_secrets_do_not_show():
 def test_a_number_that_is_none_is_named():
     with pytest.raises(EnvironmentInvalid, match="POLL_INTERVAL_SEC"):
         read_environment({"POLL_INTERVAL_SEC": "soon"})
+    for value in ("many", "nan", "inf", "2.5"):
+        with pytest.raises(EnvironmentInvalid, match="BATCH_SIZE"):
+            read_environment({"BATCH_SIZE": value})
     with pytest.raises(EnvironmentInvalid, match="BATCH_SIZE"):
         read_environment({"BATCH_SIZE": "-4"})
