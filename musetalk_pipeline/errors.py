@@ -26,9 +26,10 @@ job. Messages and details never hold secrets, signed query strings or stack trac
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 Detail = str | int | float | bool
+InputName = Literal["video", "audio"]
 
 
 class Stage(StrEnum):
@@ -44,27 +45,48 @@ class Stage(StrEnum):
 
 
 class PipelineError(Exception):
-    """A job cannot go on. Pickles with its message, stage and details, so it crosses processes."""
+    """A job cannot go on. It can be pickled, so it crosses processes with all that it says.
+
+    Args:
+        message: one sentence for the person who sent the job.
+        hint: what to do about it, where the message does not say so itself.
+        input: the input that is at fault, where it is one of the two.
+        details: facts for programs, such as a status code or a limit.
+    """
 
     code: ClassVar[str] = "unknown"
     error_type: ClassVar[str] = "unknown_error"
     default_stage: ClassVar[Stage] = Stage.UNKNOWN
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, stage: Stage | None = None, **details: Detail) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        stage: Stage | None = None,
+        hint: str | None = None,
+        input: InputName | None = None,
+        **details: Detail,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.stage = stage or self.default_stage
+        self.hint = hint
+        self.input = input
         self.details = details
 
+    def about(self, input: InputName) -> Self:
+        """Say which input is at fault, unless that is said already; returns the error itself."""
+        self.input = self.input or input
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.stage, self.details)
+        said = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
+        return _rebuild, (type(self), self.message, said)
 
 
-def _rebuild(
-    kind: type[PipelineError], message: str, stage: Stage, details: dict[str, Detail]
-) -> PipelineError:
-    return kind(message, stage=stage, **details)
+def _rebuild(kind: type[PipelineError], message: str, said: dict[str, Any]) -> PipelineError:
+    return kind(message, **said)
 
 
 class MediaError(PipelineError):
@@ -149,8 +171,8 @@ class OutOfGpuMemory(ProcessingError):
     default_stage = Stage.INFERENCE
     retryable = True
 
-    def __init__(self, message: str, *, stage: Stage | None = None, **details: Detail) -> None:
-        super().__init__(message, stage=stage, **{**details, "is_oom": True})
+    def __init__(self, message: str, **said: Any) -> None:
+        super().__init__(message, **{**said, "is_oom": True})
 
 
 class StageFailed(ProcessingError):

@@ -42,6 +42,8 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
         stage_times=stage_times,
         stack_trace=trace,
         cancelled=isinstance(error, JobCancelled),
+        hint=error.hint,
+        input=error.input,
     )
 
 
@@ -72,6 +74,8 @@ def generate_body(job_id: str, outcome: Outcome) -> dict[str, Any]:
         "error_type": outcome.error_type,
         "error_message": outcome.error_message,
         "code": outcome.code,
+        "hint": outcome.hint,
+        "input": outcome.input,
         "stage": outcome.stage,
         "details": outcome.details,
         "retryable": outcome.retryable,

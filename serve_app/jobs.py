@@ -127,11 +127,17 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What comes with a job that is submitted through the asynchronous API."""
+    """What comes with a job beside its request.
+
+    `warnings` are sentences about what was not understood and replaced by a default; they are
+    given back in the answer. `queue_job_id` is the id that Salad's queue has for the job.
+    """
 
     webhook_url: str | None = None
     metadata: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    warnings: tuple[str, ...] = ()
+    queue_job_id: str | None = None
 
 
 class JobRegistry:
@@ -454,4 +460,6 @@ def _outcome(text: str | None) -> Outcome | None:
     if text is None:
         return None
     fields = json.loads(text)
-    return Success(**fields) if fields.pop("kind") == "Success" else Failure(**fields)
+    if fields.pop("kind") == "Success":
+        return Success(**{**fields, "warnings": tuple(fields.get("warnings", ()))})
+    return Failure(**fields)

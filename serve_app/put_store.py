@@ -112,8 +112,9 @@ class PutStore:
         raise failure
 
     def _failed(self, what: str, **details: Detail) -> UploadFailed:
-        shown: dict[str, Detail] = {"url": self._target.shown, **details}
-        return UploadFailed(f"Upload failed: {what}.", stage=Stage.UPLOAD, **shown)
+        error = UploadFailed(f"Upload failed: {what}.", stage=Stage.UPLOAD, url=self._target.shown)
+        error.details |= details
+        return error
 
     async def _send_once(self, video: Path) -> int:
         """Make one request; return the status of the answer, whose body is not read."""

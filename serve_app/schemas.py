@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from musetalk_pipeline.errors import InputName
 from musetalk_pipeline.options import (
     Edges,
     EncodeOptions,
@@ -157,10 +158,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """`metrics` is exactly what contracts.md puts under `metrics`; never empty."""
+    """`metrics` is exactly what contracts.md puts under `metrics`; never empty. `warnings` are
+    sentences about what the run itself decided, such as which of two faces speaks.
+    """
 
     output_url: str
     metrics: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +181,8 @@ class Failure:
     stage_times: dict[str, float] = field(default_factory=dict)
     stack_trace: str | None = None
     cancelled: bool = False
+    hint: str | None = None
+    input: InputName | None = None
 
 
 Outcome = Success | Failure

@@ -214,7 +214,11 @@ class AppArgs(Section):
 class Environment:
     """The environment of the worker contract, as far as the application itself acts on it."""
 
-    internal_api_key: str | None = field(default=None, repr=False)
+    internal_api_key: str | None = field(default=None, repr=False)  # sent to the orchestrator
+    ingress_api_key: str | None = field(default=None, repr=False)  # asked of callers
+    allow_anonymous: bool = False
+    allow_local_store: bool = False
+    legacy_size_source: bool = False
     worker_token: str | None = field(default=None, repr=False)
     ping_is_public: bool = False
     orchestrator_url: str | None = None
@@ -274,6 +278,9 @@ class _Variables:
     def text(self, name: str) -> str | None:
         return self._env.get(name) or None
 
+    def flag(self, name: str) -> bool:
+        return (self.text(name) or "").strip().lower() in {"1", "true", "yes", "on"}
+
     def interval(self, name: str, default: float) -> float:
         value = self._number(name, default)
         if value <= 0:
@@ -314,8 +321,12 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
     folders = (text("LIPSYNC_ALLOWED_FOLDERS") or "").split(":")
     return Environment(
         internal_api_key=text("INTERNAL_API_KEY"),
+        ingress_api_key=text("INGRESS_API_KEY"),
+        allow_anonymous=variables.flag("ALLOW_ANONYMOUS"),
+        allow_local_store=variables.flag("ALLOW_LOCAL_STORE"),
+        legacy_size_source=(text("LEGACY_SIZE") or "").lower() == "source",
         worker_token=text("WORKER_TOKEN"),
-        ping_is_public=(text("WORKER_PING_PUBLIC") or "").lower() in {"1", "true", "yes"},
+        ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
         buffer_orchestrator_url=text("BUFFER_ORCHESTRATOR_BASE_URL"),
         worker_mode=text("WORKER_MODE"),
