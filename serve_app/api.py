@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.answers import generate_body, invalid_request
+from serve_app.answers import generate_body
 from serve_app.jobs import JobConflict, QueueFull
+from serve_app.outcomes import invalid_request
 from serve_app.settings import API_VERSION
 
 if TYPE_CHECKING:

@@ -19,13 +19,14 @@ from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import failure_of, generate_answer, generate_body, job_body
+from serve_app.answers import generate_answer, generate_body, job_body
 from serve_app.api import BadField, build_api
 from serve_app.background import run_again
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
+from serve_app.outcomes import failure_of
 from serve_app.polling import Polling, polling_rules
 from serve_app.readiness import Readiness
 from serve_app.schemas import JobCreate, JobRequest

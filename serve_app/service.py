@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
-from serve_app.answers import failure_of, invalid_request
 from serve_app.driver import JobDriver
 from serve_app.jobs import CANCELLED, Job, JobConflict, JobRegistry, Origin, Ticket, Verdict
 from serve_app.metrics import JOBS_ENDED
+from serve_app.outcomes import failure_of, invalid_request
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import QueueSettings
 from serve_app.transfers import Assignment, Finished, PreviewPicture
