@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from serve_app.jobs import Job
+from serve_app.job import Job
 from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
@@ -75,6 +75,8 @@ def job_body(job: Job) -> dict[str, Any]:
             "frames_done": job.progress.frames_done,
             "frames_total": job.progress.frames_total,
             "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
         },
         "attempt": job.attempt,
         "metadata": job.metadata,
