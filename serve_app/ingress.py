@@ -39,6 +39,7 @@ from serve_app.settings import (
     AppArgs,
     Environment,
     Folders,
+    jobs_at_a_time,
     make_folders,
     read_environment,
 )
@@ -67,8 +68,13 @@ class Ingress:
         graph = Graph(preprocessor, _pools(args, generators), finisher)
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
+        self._n_slots = jobs_at_a_time(args, self._env)
         driver = JobDriver(
-            graph, args.driver, args.inputs.download_timeout_s, self._readiness.description
+            graph,
+            args.driver,
+            args.inputs.download_timeout_s,
+            self._readiness.description,
+            self._n_slots,
         )
         outputs = build_store(args, self._env)
         self._service = JobService(
@@ -78,16 +84,14 @@ class Ingress:
             args.job_defaults(),
             lambda job: asyncio.to_thread(outputs.has, job.id),
         )
-        self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
-        if self._env.is_buffer:
-            # One identity announces one job, so a capacity of n is n slots.
-            self._n_slots = self._env.buffer_capacity
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
-        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
+        # The slots beyond `_n_slots` fetch ahead; driver.py lets `_n_slots` jobs be worked on.
+        loops = range(self._n_slots + args.queue.downloads_ahead)
+        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in loops]
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
@@ -113,7 +117,9 @@ class Ingress:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
         if await self._readiness.is_ready() and await self._service.work() is not None:
             return True
-        return self._polling is not None and await self._polling.work_once(slot)
+        # A job that would wait here is better claimed by another worker.
+        has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
+        return has_place and self._polling is not None and await self._polling.work_once(slot)
 
     def _make_polling(self, folders: Folders) -> Polling | None:
         rules = polling_rules(self._env)
@@ -150,7 +156,8 @@ class Ingress:
             "status": "ok",
             "version": API_VERSION,
             "gpu": str(facts.get("device", "cpu")).startswith("cuda"),
-            "activeJobs": self._service.active_jobs,
+            # Jobs that are only fetched, ahead of their place, are not counted.
+            "activeJobs": min(self._service.active_jobs, self._n_slots),
             "maxConcurrentJobs": self._n_slots,
             "buildCommit": self._env.build_commit,
             "buildTime": self._env.build_time,
