@@ -59,6 +59,10 @@ class LocalStore:
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
+    def has(self, job_id: str) -> bool:
+        """Look for the file."""
+        return self.resolve(object_name(job_id) + VIDEO_SUFFIX) is not None
+
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Copy the video, then the sidecar, each complete before it gets its name."""
         name = object_name(job_id)

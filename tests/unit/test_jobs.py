@@ -130,14 +130,15 @@ def test_a_job_that_kills_its_worker_ends_after_the_allowed_starts(registry, clo
 
 def test_cancelling_a_waiting_job_ends_it_at_once(registry):
     registry.submit(request(), Origin.ASYNC, 10)
-    assert registry.cancel("a").status == "cancelled"
+    job, was_live = registry.cancel("a")
+    assert (job.status, was_live) == ("cancelled", True)
     assert take(registry) is None
 
 
 def test_cancelling_a_running_job_ends_it_at_its_next_beat(registry):
     registry.submit(request(), Origin.ASYNC, 10)
     job = take(registry)
-    assert registry.cancel("a").status == "running"
+    assert registry.cancel("a")[0].status == "running"
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
@@ -145,7 +146,7 @@ def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     job = take(registry)
     clock.now += 4
-    registry.want("a")
+    registry.want(["a"])
     clock.now += 4
     assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
     clock.now += 6
@@ -208,9 +209,9 @@ def test_pages_hold_every_job_once_newest_first(registry, clock):
         registry.submit(request(f"job{n}"), Origin.ASYNC, 10)
         clock.now += n % 2  # some share an instant
     seen, before = [], None
-    while page := registry.page(None, 3, before):
-        seen += [job.id for job in page]
-        before = (page[-1].created, page[-1].id)
+    while (page := registry.page(None, 3, before)).jobs:
+        seen += [job.id for job in page.jobs]
+        before = (page.jobs[-1].created, page.jobs[-1].id)
     assert sorted(seen) == sorted(f"job{n}" for n in range(7))
     assert len(set(seen)) == 7
 
@@ -221,7 +222,7 @@ def test_old_finished_jobs_are_forgotten(registry, clock):
         registry.finish(take(registry), SUCCESS, DONE)
         clock.now += 1
     registry.forget(keep=2)
-    assert [job.id for job in registry.page(None, 10, None)] == ["job4", "job3"]
+    assert [job.id for job in registry.page(None, 10).jobs] == ["job4", "job3"]
 
 
 def test_the_file_is_for_its_owner_alone(registry, tmp_path):
