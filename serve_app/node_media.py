@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -51,6 +52,7 @@ class NodeMedia:
         self._policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
+        self._block_s = args.driver.block_s
 
     async def open(self, work: Assignment, detector: LandmarkDetector, threads: Worker) -> Opened:
         """Download and check a job's media and plan its frames.
@@ -63,7 +65,7 @@ class NodeMedia:
         await self._fetch(work.request, folder)
         fetched = time.monotonic()
         job: OpenJob = await threads.run(
-            open_job,
+            partial(open_job, block_s=self._block_s),
             folder / VIDEO,
             folder / AUDIO,
             folder,

@@ -124,7 +124,7 @@ class DriverSettings(Section):
     """How one job is driven through the graph."""
 
     window_segments: int = Field(3, ge=1, le=64, description="Segments of a job in flight.")
-    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block.")
+    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block, at most.")
     kept_blocks: int = Field(64, ge=1, description="Prepared blocks kept for the way back.")
     tries: int = Field(3, ge=1, le=10, description="Tries at a segment before the job fails.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call, beside its work.")
