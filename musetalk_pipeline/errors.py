@@ -3,6 +3,7 @@
     PipelineError
     ├── MediaError                 the input is at fault; nobody should retry
     │   ├── DownloadFailed         stage download
+    │   │   └── SourceUnreachable  stage download
     │   ├── SourceRefused          stage download
     │   ├── MediaTooLarge          stage validation
     │   ├── InvalidVideo           stage validation
@@ -102,6 +103,15 @@ class DownloadFailed(MediaError):
 
     code = "download_failed"
     default_stage = Stage.DOWNLOAD
+
+
+class SourceUnreachable(DownloadFailed):
+    """No connection to the source could be made or kept: its name does not resolve, it refuses, or
+    the line broke.
+
+    To a caller it is a failed download like any other. Who has only this machine to ask from cannot
+    tell the source's fault from that of the machine's own network.
+    """
 
 
 class SourceRefused(MediaError):

@@ -93,11 +93,13 @@ def open_job(
     detector: LandmarkDetector,
     *,
     digests: Digests | None = None,
+    block_s: float = BLOCK_S,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `digests`: those of the files where they are known already; the files are read for them if not.
     `detector` is asked about a few frames, and only if the picture is cropped around the face.
+    `block_s`: seconds of source in one block; less, where large pictures would not fit.
 
     Raises:
         MediaError: the input cannot be used; the sentence says why. Do not send it again.
@@ -113,7 +115,7 @@ def open_job(
         )
     faces = _sample_faces(source, n_output, options.frame, detector)
     picture = fit_picture(source, options.frame, faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps))
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_s))
     return OpenJob(source, audio, picture, plan)
 
 
@@ -152,10 +154,10 @@ def _check_fps(fps: float | None, limits: MediaLimits) -> None:
         )
 
 
-def block_seconds(picture: Picture, fps: Fraction) -> float:
-    """Return how long a block may be, so that its decoded frames fit into `BLOCK_BYTES`."""
+def block_seconds(picture: Picture, fps: Fraction, wanted_s: float = BLOCK_S) -> float:
+    """Return how long a block is: `wanted_s`, as far as its decoded frames fit `BLOCK_BYTES`."""
     frames = max(1, BLOCK_BYTES // frame_bytes(picture.width, picture.height))
-    return min(BLOCK_S, float(frames / fps))
+    return min(wanted_s, float(frames / fps))
 
 
 def prepare_block(

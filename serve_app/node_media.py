@@ -58,6 +58,7 @@ class NodeMedia:
         self._policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
+        self._block_s = args.driver.block_s
 
     async def fetch(self, work: Attempt) -> Fetched:
         """Download a job's media to this node.
@@ -90,6 +91,7 @@ class NodeMedia:
             self._limits,
             detector,
             digests=fetched.digests,
+            block_s=self._block_s,
         )
         seconds = {"download": fetched.seconds, "validation": time.monotonic() - started}
         return Opened(work, self.node_id, job, seconds)

@@ -24,7 +24,6 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
-from musetalk_pipeline.plan import BLOCK_S
 from serve_app.downloads import DownloadLimits
 from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
@@ -138,7 +137,7 @@ class DriverSettings(Section):
     """How one job is driven through the graph."""
 
     window_segments: int = Field(3, ge=1, le=64, description="Segments of a job in flight.")
-    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block.")
+    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block, at most.")
     kept_blocks: int = Field(64, ge=1, description="Prepared blocks kept for the way back.")
     tries: int = Field(3, ge=1, le=10, description="Tries at a segment before the job fails.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call, beside its work.")
@@ -221,7 +220,7 @@ class AppArgs(Section):
         Every call to a stage says that its attempt lives, and ends by its deadline (driver.py). A
         call may have been asked for `tries` times before one of them reaches this node.
         """
-        frames = math.ceil(BLOCK_S * self.inputs.max_fps)
+        frames = math.ceil(self.driver.block_s * self.inputs.max_fps)
         drawing_s = frames * self.driver.seconds_per_frame * self.driver.window_segments * jobs
         calls_s = self.driver.tries * (self.driver.call_timeout_s + drawing_s)
         opening_s = self.driver.tries * self.inputs.download_timeout_s

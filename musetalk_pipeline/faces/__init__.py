@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.faces.choice import DetectorName, best_landmarks
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES, ByS3fd, ByScore
 
@@ -18,10 +19,10 @@ __all__ = [
     "Landmarks",
     "PersonBox",
     "Presence",
+    "best_landmarks",
     "make_detector",
 ]
 
-DetectorName = Literal["mesh", "onnx", "mmpose"]
 Presence = Literal["landmarks", "s3fd"]
 PersonBox = Literal["frame", "face"]
 
