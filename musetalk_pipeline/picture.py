@@ -38,6 +38,38 @@ def fit_picture(source: SourceVideo, options: FrameOptions, faces: Sequence[Box]
     return _padded(source, width, height)
 
 
+def whole_picture(source: SourceVideo) -> Picture:
+    """Return the source at its own size, but for the last column or row of an odd one."""
+    return _cropped(source, _even(source.width), _even(source.height), ())
+
+
+def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]:
+    """Return a sentence if the output cannot have the size that was asked for, or the source's."""
+    width, height = target_size(source.width, source.height, options)
+    literal, made = _parse_size(options.resolution), f"{width}x{height}"
+    if literal is not None:
+        asked = f"A picture of {literal[0]}x{literal[1]} was asked for"
+        if literal == (width, height):
+            return ()
+        if _parse_aspect(options.aspect_ratio) is None:
+            return (f"{asked}; H.264 needs even sides, so it is {made}.",)
+        shape = f"the aspect ratio {_word(options.aspect_ratio)}"
+        return (f"{asked}, and {shape}; it is {made}, the largest of that shape in it.",)
+    short = _parse_short_side(options.resolution)
+    if short is not None and short % 2:
+        return (f"A picture of {short}p was asked for; H.264 needs even sides, so it is {made}.",)
+    if short is None and (source.width % 2 or source.height % 2):
+        size = f"{source.width}x{source.height}"
+        lost = {(1, 0): "column is", (0, 1): "row is"}.get(
+            (source.width % 2, source.height % 2), "column and row are"
+        )
+        return (
+            f"The video is {size}; H.264 needs even sides, so its last {lost} left out, and the "
+            f"picture is {made}.",
+        )
+    return ()
+
+
 def target_size(source_width: int, source_height: int, options: FrameOptions) -> tuple[int, int]:
     """Return the even width and height of the output."""
     literal = _parse_size(options.resolution)

@@ -228,7 +228,7 @@ def _outcome(
     finished = drive.result()
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
-    return Success(finished.output_url, finished.metrics), done
+    return Success(finished.output_url, finished.metrics, finished.warnings), done
 
 
 def log_end(job: Job, outcome: Outcome) -> None:

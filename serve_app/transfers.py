@@ -58,10 +58,13 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A stored output. `metrics` is what contracts.md puts under that name."""
+    """A stored output. `metrics` is what contracts.md puts under that name. `warnings`: sentences
+    about what the job decided for whoever sent it.
+    """
 
     output_url: str
     metrics: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
