@@ -129,7 +129,7 @@ def test_what_cannot_be_made_is_refused_with_a_sentence(
             (1280, 720),
             "721p",
             None,
-            "721p was asked for; H.264 needs even sides, so it is 1280x720",
+            "721p was asked for; H.264 needs even sides, so it is 1282x720",
         ),
     ],
 )
