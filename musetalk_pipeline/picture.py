@@ -15,6 +15,7 @@ from musetalk_pipeline.options import FrameOptions
 MIN_SIDE_PX = 16
 MAX_SIDE_PX = 4096
 MAX_PIXELS = 4096 * 2304  # as MediaLimits.max_pixels: what H.264 level 5.1 decoders take
+LEAVE_OUT = "Leave the option out to get the video's own size and shape."
 MAX_ASPECT = 4  # guess: beyond 4:1 it is a typing error
 
 _SHORT_SIDE = re.compile(r"(\d{1,5})p")
@@ -167,7 +168,8 @@ def _parse_short_side(text: str | None) -> int | None:
     if match is None:
         raise InvalidOptions(
             f"The resolution {_quoted(text)} is not understood. Send `720p` (the short side), "
-            "`640x360` (width x height), or `source`."
+            "`640x360` (width x height), or `source`.",
+            hint=LEAVE_OUT,
         )
     return int(match[1])
 
@@ -180,13 +182,15 @@ def _parse_aspect(text: str | None) -> Fraction | None:
     if match is None or 0 in (int(match[1]), int(match[2])):
         raise InvalidOptions(
             f"The aspect ratio {_quoted(text)} is not understood. Send `9:16`, `16:9`, `1:1`, "
-            "`4:5` or another pair of whole numbers, or `source`."
+            "`4:5` or another pair of whole numbers, or `source`.",
+            hint=LEAVE_OUT,
         )
     shape = Fraction(int(match[1]), int(match[2]))
     if not Fraction(1, MAX_ASPECT) <= shape <= MAX_ASPECT:
         raise InvalidOptions(
             f"The aspect ratio {_quoted(text)} is too extreme; 1:{MAX_ASPECT} to {MAX_ASPECT}:1 "
-            "are accepted."
+            "are accepted.",
+            hint=LEAVE_OUT,
         )
     return shape
 
@@ -204,12 +208,17 @@ def _checked(width: int, height: int, options: FrameOptions) -> tuple[int, int]:
     is_large = max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS
     if is_large and options.resolution is None and options.aspect_ratio is None:
         raise InvalidOptions(
-            f"The video is {width}x{height}, larger than can be made; ask for `1080p`."
+            f"The video is {width}x{height}, larger than can be made; ask for `1080p`.",
+            hint="Send `resolution: 1080p`, or a smaller video.",
+            input="video",
         )
     if is_large or min(width, height) < MIN_SIDE_PX:
         raise InvalidOptions(
             f"A picture of {width}x{height} cannot be made; {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels "
-            f"a side and at most {MAX_PIXELS / 1e6:.1f} megapixels are accepted."
+            f"a side and at most {MAX_PIXELS / 1e6:.1f} megapixels are accepted.",
+            hint=LEAVE_OUT,
+            width=width,
+            height=height,
         )
     return width, height
 

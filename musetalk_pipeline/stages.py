@@ -153,7 +153,9 @@ def _open_both(
 def _check_fps(fps: float | None, limits: MediaLimits) -> None:
     if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
         raise InvalidOptions(
-            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are accepted."
+            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are "
+            "accepted.",
+            hint="Leave `fps` out to play the video at its own rate.",
         )
 
 
@@ -296,6 +298,7 @@ def _require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face 
                 f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
                 "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
                 "as they are.",
+                hint="Cut the video there, or leave `faceless` out.",
                 frame=frame,
                 at_s=round(at_s, 3),
             )

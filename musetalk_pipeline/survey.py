@@ -84,8 +84,6 @@ def survey(
         raise NoFaceFound(
             f"No face was found in {len(looks.seen)} frames spread over the part of the video that "
             "the audio reaches. Use a video in which a face is visible from the front.",
-            input="video",
-            hint="Send a video in which one face is large, well lit and turned to the camera.",
             looks=len(looks.seen),
         )
     warning = _say_who_speaks(looks, crowd, reached) if crowd else None

@@ -107,7 +107,11 @@ class JobDriver:
         if work.lost_attempt_id is not None:
             await self._release(work.lost_attempt_id)
         try:
-            opened = await self._open(work)
+            try:
+                opened = await self._open(work)
+            except PipelineError as error:
+                meter.spent(error.stage_seconds)
+                raise
             meter.opened(opened)
             pieces = await self._compose_all(opened, meter)
             meter.say(Phase.UPLOADING, DRAWN_SHARE)
@@ -381,6 +385,11 @@ class ProgressMeter:
         self._fraction = max(self._fraction, fraction)
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
+
+    def spent(self, seconds: dict[str, float]) -> None:
+        """Count what was done for a job that could not be opened."""
+        self._seconds |= seconds
+        self.say(self._phase)
 
     def opened(self, opened: Opened) -> None:
         """Count the opening."""

@@ -11,13 +11,13 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import ray
 
-from musetalk_pipeline.errors import StageFailed
+from musetalk_pipeline.errors import PipelineError, StageFailed
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.soundtrack import open_audio
@@ -58,20 +58,20 @@ class NodeMedia:
         Raises:
             MediaError: they cannot be used.
         """
-        started = time.monotonic()
         folder = self.scratch.folder(work.attempt_id)
-        await self._fetch(work.request, folder)
-        fetched = time.monotonic()
-        job: OpenJob = await threads.run(
-            open_job,
-            folder / VIDEO,
-            folder / AUDIO,
-            folder,
-            work.options,
-            self._limits,
-            detector,
-        )
-        seconds = {"download": fetched - started, "validation": time.monotonic() - fetched}
+        seconds: dict[str, float] = {}
+        with _timed("download", seconds):
+            await self._fetch(work.request, folder)
+        with _timed("validation", seconds):
+            job: OpenJob = await threads.run(
+                open_job,
+                folder / VIDEO,
+                folder / AUDIO,
+                folder,
+                work.options,
+                self._limits,
+                detector,
+            )
         return Opened(work, self.node_id, job, seconds)
 
     async def here(self, opened: Opened, threads: Worker) -> OpenJob:
@@ -115,6 +115,18 @@ class NodeMedia:
             limits=self._download_limits,
             allowed_folders=self._folders,
         )
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Count a stage's seconds. An error that ends it takes all seconds so far along."""
+    started = time.monotonic()
+    try:
+        yield
+    except PipelineError as error:
+        error.stage_seconds = {**seconds, stage: time.monotonic() - started}
+        raise
+    seconds[stage] = time.monotonic() - started
 
 
 @asynccontextmanager
