@@ -138,7 +138,7 @@ def _choose_video(media: MediaFile) -> dict[str, Any]:
         what = "only a cover picture" if videos else "no picture"
         raise InvalidVideo(
             f"The video file holds {what}. Send a video with a face in it.",
-            hint="Send a file with moving pictures; are the two files swapped?",
+            hint="Send a file with moving pictures, and make sure that the two are not swapped.",
             streams=len(media.streams),
         )
 
