@@ -112,7 +112,7 @@ def _choose_audio(media: MediaFile) -> dict[str, Any]:
     if not sounds:
         raise InvalidAudio(
             "The audio file holds no sound.",
-            hint="Send sound, or a video with a sound track, and make sure that the two are not swapped.",
+            hint="Send sound, or a video with some; make sure that the two are not swapped.",
             streams=len(media.streams),
         )
     stream: dict[str, Any] = max(sounds, key=lambda s: s.get("disposition", {}).get("default", 0))
