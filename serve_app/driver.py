@@ -18,7 +18,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,10 +119,12 @@ class JobDriver:
         attempt = Attempt.of(work)
         try:
             async with self._kept(attempt.attempt_id):
-                fetched = await self._fetch(attempt)
+                with meter.spending():
+                    fetched = await self._fetch(attempt)
                 meter.fetched(fetched)
                 async with self._place(meter):
-                    opened = await self._open(attempt, fetched)
+                    with meter.spending():
+                        opened = await self._open(attempt, fetched)
                     meter.opened(opened)
                     pieces = await self._compose_all(opened, meter)
                     meter.say(Phase.UPLOADING, DRAWN_SHARE)
@@ -433,6 +435,16 @@ class ProgressMeter:
         self._fraction = max(self._fraction, fraction)
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count what was done for a job that could not be fetched or opened."""
+        try:
+            yield
+        except PipelineError as error:
+            self._seconds |= error.stage_seconds
+            self.say(self._phase)
+            raise
 
     def fetched(self, fetched: Fetched) -> None:
         """Count the download. The phase stays: an orchestrator knows no name for waiting then."""

@@ -84,7 +84,8 @@ class Finisher:
         for stage in ("stitch", "upload"):
             STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
         total_s = facts.elapsed_s + time.monotonic() - started
-        return Finished(stored.url, _metrics(stored, facts, about, seconds, total_s))
+        metrics = _metrics(stored, facts, about, seconds, total_s)
+        return Finished(stored.url, metrics, job.warnings)
 
     async def show(
         self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
