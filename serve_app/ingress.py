@@ -27,6 +27,7 @@ from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
 from serve_app.polling import Polling, polling_rules
+from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
 from serve_app.schemas import JobCreate, JobRequest
 from serve_app.service import JobService
@@ -74,11 +75,12 @@ class Ingress:
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
         self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         if self._env.is_buffer:
-            # One identity announces one job, so a capacity of n is n slots.
+            # What it announces as its capacity is what it runs at a time.
             self._n_slots = self._env.buffer_capacity
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
+        self._pushed = self._make_pushed_reports(folders)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
         self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
@@ -88,6 +90,8 @@ class Ingress:
             self._keep("notifications", lambda: self._notify_forever(webhooks))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
+        if self._pushed is not None:
+            self._keep("reports", self._pushed.deliver_forever)
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
@@ -104,9 +108,10 @@ class Ingress:
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
-        if await self._readiness.is_ready() and await self._service.work() is not None:
+        follow = None if self._pushed is None else self._pushed.follow
+        if await self._readiness.is_ready() and await self._service.work(follow) is not None:
             return True
-        return self._polling is not None and await self._polling.work_once(slot)
+        return self._polling is not None and await self._polling.work_once()
 
     async def _notify_forever(self, webhooks: WebhookSender) -> None:
         """Queue a webhook for every job that has ended, whatever ended it."""
@@ -127,8 +132,26 @@ class Ingress:
         rules = polling_rules(self._env)
         if rules is None:
             return None
-        ready = self._readiness.is_ready
-        return Polling(rules, self._env, folders.state, self._service, ready, self._n_slots)
+        return Polling(
+            rules,
+            self._env,
+            folders.state,
+            self._service,
+            self._readiness.is_ready,
+            self._n_slots,
+            self._batch_size,
+        )
+
+    def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
+        rules = report_rules(self._env)
+        if rules is None:
+            return None
+        return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
+
+    def _batch_size(self) -> int | None:
+        """Return the frames that go through a network together; known from readiness on."""
+        chosen: int | None = self._env.batch_size or self._readiness.facts().get("batch_size")
+        return chosen
 
     # Probes ----------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
@@ -18,6 +19,10 @@ from serve_app.settings import QueueSettings
 from serve_app.transfers import Assignment, Finished, PreviewPicture
 
 logger = logging.getLogger(__name__)
+
+Report = Callable[[Progress], None]
+# Runs an attempt by calling the second argument with where its progress goes.
+Follow = Callable[[Job, Callable[[Report], Awaitable[Outcome]]], Awaitable[None]]
 
 BEAT_S = 1.0  # how soon a cancelled job, or one that nobody waits for, is noticed
 LOOK_S = 0.1  # how often a waiting caller looks at its job; a look is one indexed read
@@ -75,13 +80,19 @@ class JobService:
             self.registry.want(job_id, LAST_WISH_S)
             raise
 
-    async def work(self) -> Job | None:
-        """Run the next job that waits, to its end; None if there is none."""
+    async def work(self, follow: Follow | None = None) -> Job | None:
+        """Run the next job that waits, to its end; None if there is none.
+
+        `follow`: runs an attempt at a job that was pushed here, and tells others of it.
+        """
         self._sweep()
         job = self.registry.take(self._queue.lease_s, self._queue.max_attempts)
         if job is None:
             return None
-        await self._run(job, lambda progress: None)
+        if follow is not None and job.origin is Origin.SYNC:
+            await follow(job, partial(self._run, job))
+        else:
+            await self._run(job, lambda progress: None)
         self.registry.forget(self._queue.keep_finished)
         return self.registry.get(job.id)
 
@@ -97,12 +108,14 @@ class JobService:
             Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options)
         )
 
-    async def run_claimed(self, request: JobRequest, report: Callable[[Progress], None]) -> Outcome:
+    async def run_claimed(
+        self, request: JobRequest, report: Report, ticket: Ticket | None = None
+    ) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""
         job_id = request.musetalk_job_id
         self._claims[job_id] += 1
         try:
-            return await self._run_claimed(request, report)
+            return await self._run_claimed(request, report, ticket)
         finally:
             self._claims[job_id] -= 1
             if not self._claims[job_id]:
@@ -118,10 +131,10 @@ class JobService:
             self.registry.cancel(job_id)
 
     async def _run_claimed(
-        self, request: JobRequest, report: Callable[[Progress], None]
+        self, request: JobRequest, report: Report, ticket: Ticket | None
     ) -> Outcome:
         try:
-            job = self.submit(request, Origin.CLAIMED)
+            job = self.submit(request, Origin.CLAIMED, ticket)
         except JobConflict:
             return invalid_request("This job id belongs to a job with different content here.")
         while not job.is_terminal:
@@ -144,7 +157,7 @@ class JobService:
             self.registry.sweep(self._queue.max_attempts)
             self._swept_at = time.monotonic()
 
-    async def _run(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
+    async def _run(self, job: Job, report: Report) -> Outcome:
         """Drive one attempt to its outcome and store it."""
         latest = Progress(Phase.DOWNLOADING, 0.0)
 
