@@ -18,11 +18,11 @@ from orchestrator.client import (
     PushedClient,
     WorkerProfile,
 )
-from serve_app.attempt import Attempt, Note, end_of
 from serve_app.background import run_again
 from serve_app.identity import kept_id, worker_id
 from serve_app.jobs import Job
 from serve_app.outbox import Outbox
+from serve_app.reported_run import Note, ReportedRun, end_of
 from serve_app.schemas import Failure, Outcome
 from serve_app.service import JobService
 from serve_app.settings import Environment
@@ -82,7 +82,7 @@ class PushedReports:
         ended it knows.
         """
         named = ClaimedJob(job.id, {"musetalk_job_id": job.id})
-        attempt = Attempt(
+        reported = ReportedRun(
             self._client,
             named,
             self._options,
@@ -90,7 +90,7 @@ class PushedReports:
             cancel=lambda: self._cancel(job.id),
             batch_size=self._batch_size(),
         )
-        if await attempt.end() is None:
+        if await reported.end() is None:
             return
         ended = self._service.registry.get(job.id)
         if ended is None or ended.outcome is None or ended.attempt_id != job.attempt_id:

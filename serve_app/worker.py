@@ -26,12 +26,12 @@ from pydantic import ValidationError
 
 from orchestrator.client import Failed, HeartbeatAnswer, Succeeded, WorkerClient
 from orchestrator.errors import OrchestratorError
-from serve_app.attempt import Attempt, Note, sendable
 from serve_app.claim_journal import ClaimJournal, HeldJob
 from serve_app.heartbeat import Heartbeats, Pulse
 from serve_app.jobs import Ticket
 from serve_app.lenient import read_leniently
 from serve_app.outbox import Outbox
+from serve_app.reported_run import Note, ReportedRun, sendable
 from serve_app.schemas import JobRequest, Outcome
 from serve_app.worker_options import WorkerOptions
 
@@ -91,7 +91,7 @@ class Worker:
         self._held: tuple[HeldJob, ...] = ()
         self._settling: tuple[HeldJob, ...] = ()  # their reports are stored, not accepted yet
         self._at_work: set[str] = set()  # keys of held jobs that a call of `work_once` works on
-        self._attempts: dict[str, Attempt] = {}  # by the same keys
+        self._runs: dict[str, ReportedRun] = {}  # by the same keys
         self._is_claiming = False
         self._is_drained = False
         self._claim_again_at = float("-inf")
@@ -174,10 +174,10 @@ class Worker:
         """Do what the answer to a heartbeat asks for. Runs in the event loop."""
         self._is_drained = answer.drain
         for held in self._held:
-            attempt = self._attempts.get(held.key)
-            if attempt is not None and held.job.musetalk_job_id in answer.cancel:
+            run = self._runs.get(held.key)
+            if run is not None and held.job.musetalk_job_id in answer.cancel:
                 logger.info("job cancelled by heartbeat", extra={"job_id": held.job.job_id})
-                attempt.stop()
+                run.stop()
 
     # Claims ----------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ class Worker:
             facts = {"job_id": held.job.job_id, "warnings": warnings}
             logger.warning("claimed job not taken as it came", extra=facts)
         ticket = Ticket(warnings=warnings)
-        attempt = Attempt(
+        run = ReportedRun(
             self._client,
             held.job,
             self._options,
@@ -288,11 +288,11 @@ class Worker:
             batch_size=self._batch_size(),
             clock=self._clock,
         )
-        self._attempts[held.key] = attempt
+        self._runs[held.key] = run
         try:
-            return await attempt.end()
+            return await run.end()
         finally:
-            del self._attempts[held.key]
+            del self._runs[held.key]
 
     async def _store(self, held: HeldJob, end: Succeeded | Failed) -> str:
         """Put the final report into the outbox, and only then forget the job."""

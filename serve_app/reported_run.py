@@ -20,7 +20,7 @@ MAX_ERROR_CHARS = 4000
 Note = Callable[[Progress], None]
 
 
-class Attempt:
+class ReportedRun:
     """The run of one job, its progress reports, and what the orchestrator says to them.
 
     Args:
