@@ -1,8 +1,11 @@
 """One job, driven through the graph by the ingress.
 
-    open ─► for each segment, a few at a time:  prepare ─► encode ─┐
-                                                listen ────────────┴► generate ─► compose
-         ─► finish (stitch, upload)
+    fetch ─► a place ─► open ─► for each segment, a few at a time:
+                                prepare ─► encode ─┐
+                                listen ────────────┴► generate ─► compose
+                             ─► finish (stitch, upload)
+
+More jobs are fetched than have a place, so a slow server holds up its own job only.
 
 Results pass from stage to stage by reference; only encoded pieces and small facts come by here.
 Serve retries nothing that a replica has accepted, so a segment whose replica dies is asked for
@@ -15,7 +18,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,8 +38,10 @@ from serve_app.schemas import Phase, Progress
 from serve_app.settings import DriverSettings
 from serve_app.transfers import (
     Assignment,
+    Attempt,
     Composed,
     Description,
+    Fetched,
     Finished,
     Opened,
     PreviewPicture,
@@ -48,8 +53,10 @@ logger = logging.getLogger(__name__)
 # A dead replica's replacement serves after 4.4 s on a quiet machine (measured); other replicas of
 # the stage are asked after the first pause already.
 RETRY_PAUSES_S = (0.5, 4.0, 10.0)
+KEEP_S = 60.0  # how often the stages hear that an attempt lives
 PREVIEW_FRAMES = 9  # looked at for a face at most, and one is drawn
-OPEN_SHARE, DRAWN_SHARE = 0.05, 0.95  # progress at the end of the opening and of the segments
+# Progress at the end of the download, of the opening and of the segments.
+FETCHED_SHARE, OPEN_SHARE, DRAWN_SHARE = 0.03, 0.05, 0.95
 
 
 @dataclass(slots=True)
@@ -88,13 +95,16 @@ class JobDriver:
         settings: DriverSettings,
         open_timeout_s: float,
         describe: Callable[[], Description],
+        places: int,
     ) -> None:
+        """Make a driver that works on at most `places` jobs at a time, and fetches for more."""
         self._graph = graph
         self._settings = settings
         self._open_timeout_s = open_timeout_s
         self._describe = describe
         self._frame_s = settings.seconds_per_frame
         self._segments_in_flight = 0
+        self._places = asyncio.Semaphore(places)  # first come, first served
 
     async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
         """Do one job and return what became of it.
@@ -106,12 +116,17 @@ class JobDriver:
         meter.say(Phase.DOWNLOADING, 0.0)
         if work.lost_attempt_id is not None:
             await self._release(work.lost_attempt_id)
+        attempt = Attempt.of(work)
         try:
-            opened = await self._open(work)
-            meter.opened(opened)
-            pieces = await self._compose_all(opened, meter)
-            meter.say(Phase.UPLOADING, DRAWN_SHARE)
-            return await self._finish(opened, pieces, meter)
+            async with self._kept(attempt.attempt_id):
+                fetched = await self._fetch(attempt)
+                meter.fetched(fetched)
+                async with self._place(meter):
+                    opened = await self._open(attempt, fetched)
+                    meter.opened(opened)
+                    pieces = await self._compose_all(opened, meter)
+                    meter.say(Phase.UPLOADING, DRAWN_SHARE)
+                    return await self._finish(opened, pieces, meter)
         finally:
             await asyncio.shield(self._release(work.attempt_id))
 
@@ -121,9 +136,9 @@ class JobDriver:
         Raises:
             PipelineError: as `run`.
         """
-        graph = self._graph
+        graph, attempt = self._graph, Attempt.of(work)
         try:
-            opened = await self._open(work)
+            opened = await self._open(attempt, await self._fetch(attempt))
             handle = graph.pick_pool().handle
 
             def chain() -> list[Any]:
@@ -137,11 +152,43 @@ class JobDriver:
         finally:
             await asyncio.shield(self._release(work.attempt_id))
 
-    async def _open(self, work: Assignment) -> Opened:
-        opened: Opened = await self._call(
-            lambda: [self._graph.preprocessor.open.remote(work)],
+    @contextlib.asynccontextmanager
+    async def _place(self, meter: "ProgressMeter") -> AsyncIterator[None]:
+        """Hold one of the places. Waiting for it is no work, so the meter leaves it out."""
+        asked_at = time.monotonic()
+        async with self._places:
+            meter.waited(time.monotonic() - asked_at)
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, attempt_id: str) -> AsyncIterator[None]:
+        """Say now and then that the attempt lives: a job may wait for its place for hours."""
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(KEEP_S)
+                await self._tell_stages("keep", attempt_id)
+
+        keeper = asyncio.create_task(keep())
+        try:
+            yield
+        finally:
+            keeper.cancel()
+
+    async def _fetch(self, attempt: Attempt) -> Fetched:
+        fetched: Fetched = await self._call(
+            lambda: [self._graph.preprocessor.fetch.remote(attempt)],
             self._open_timeout_s + self._settings.call_timeout_s,
             Stage.DOWNLOAD,
+        )
+        return fetched
+
+    async def _open(self, attempt: Attempt, fetched: Fetched) -> Opened:
+        opened: Opened = await self._call(
+            lambda: [self._graph.preprocessor.open.remote(attempt, fetched)],
+            # A node that has not the files yet fetches them.
+            self._open_timeout_s + self._settings.call_timeout_s,
+            Stage.VALIDATION,
         )
         return opened
 
@@ -264,16 +311,21 @@ class JobDriver:
 
     async def _release(self, attempt_id: str) -> None:
         """Remove the attempt's scratch. What this misses, the janitors of the stages find."""
+        await self._tell_stages("release", attempt_id)
+
+    async def _tell_stages(self, method: str, attempt_id: str) -> None:
+        """Call a method of both stages that keep scratch. A call that fails is only logged."""
         calls: list[Awaitable[None]] = [
-            self._graph.preprocessor.release.remote(attempt_id),
-            self._graph.finisher.release.remote(attempt_id),
+            getattr(stage, method).remote(attempt_id)
+            for stage in (self._graph.preprocessor, self._graph.finisher)
         ]
         for call in calls:
             try:
                 async with asyncio.timeout(10.0):
                     await call
             except (TimeoutError, RayError, RayServeException):
-                logger.warning("scratch not released", extra={"attempt": attempt_id})
+                extra = {"attempt": attempt_id, "call": method}
+                logger.warning("a stage was not told about an attempt's scratch", extra=extra)
 
 
 @dataclass(slots=True)
@@ -381,6 +433,15 @@ class ProgressMeter:
         self._fraction = max(self._fraction, fraction)
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
+
+    def fetched(self, fetched: Fetched) -> None:
+        """Count the download. The phase stays: an orchestrator knows no name for waiting then."""
+        self._seconds["download"] = fetched.seconds
+        self.say(Phase.DOWNLOADING, FETCHED_SHARE)
+
+    def waited(self, seconds: float) -> None:
+        """Leave seconds in which nothing was done for the job out of its time."""
+        self._started += seconds
 
     def opened(self, opened: Opened) -> None:
         """Count the opening."""

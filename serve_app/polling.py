@@ -165,4 +165,4 @@ class Polling:
         )
 
     async def _cancel(self, job_id: str) -> None:
-        self._service.void_claim(job_id)
+        await self._service.void_claim(job_id)

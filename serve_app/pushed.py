@@ -6,7 +6,7 @@ and there are no heartbeats: whether the worker is there is the pusher's busines
 orchestrator hands jobs to must not look like one that wants some.
 """
 
-import logging
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,15 +20,16 @@ from orchestrator.client import (
 )
 from serve_app.background import run_again
 from serve_app.identity import kept_id, worker_id
-from serve_app.jobs import Job
+from serve_app.job import Job
 from serve_app.outbox import Outbox
 from serve_app.reported_run import Note, ReportedRun, end_of
 from serve_app.schemas import Failure, Outcome
 from serve_app.service import JobService
 from serve_app.settings import Environment
+from serve_app.state_file import StateUnavailable
 from serve_app.worker_options import WorkerOptions
 
-logger = logging.getLogger(__name__)
+LOOK_PAUSES_S = (0.1, 1.0, 5.0, 10.0)  # the registry has just stored the end; it may be locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class PushedReports:
         send = self._client.send_report
         await run_again("final reports", lambda: self._outbox.deliver_forever(send))
 
-    async def follow(self, job: Job, run: Callable[[Note], Awaitable[Outcome]]) -> None:
+    async def tell(self, job: Job, run: Callable[[Note], Awaitable[Outcome]]) -> None:
         """Run an attempt at a job, report its progress, and its end if that is the job's end.
 
         An attempt that was lost or cancelled says nothing: the job goes on elsewhere, or whoever
@@ -92,7 +93,7 @@ class PushedReports:
         )
         if await reported.end() is None:
             return
-        ended = self._service.registry.get(job.id)
+        ended = await self._look(job.id)
         if ended is None or ended.outcome is None or ended.attempt_id != job.attempt_id:
             return
         if isinstance(ended.outcome, Failure) and ended.outcome.cancelled:
@@ -106,4 +107,12 @@ class PushedReports:
         await self._outbox.put(report)
 
     async def _cancel(self, job_id: str) -> None:
-        self._service.registry.cancel(job_id)
+        await self._service.cancel(job_id)
+
+    async def _look(self, job_id: str) -> Job | None:
+        for pause_s in LOOK_PAUSES_S:
+            try:
+                return await self._service.get(job_id)
+            except StateUnavailable:
+                await asyncio.sleep(pause_s)
+        return await self._service.get(job_id)

@@ -28,7 +28,7 @@ from orchestrator.client import Failed, HeartbeatAnswer, Succeeded, WorkerClient
 from orchestrator.errors import OrchestratorError
 from serve_app.claim_journal import ClaimJournal, HeldJob
 from serve_app.heartbeat import Heartbeats, Pulse
-from serve_app.jobs import Ticket
+from serve_app.job import Ticket
 from serve_app.lenient import read_leniently
 from serve_app.outbox import Outbox
 from serve_app.reported_run import Note, ReportedRun, sendable

@@ -18,7 +18,7 @@ from orchestrator.client import (
     WorkerProfile,
 )
 from serve_app.claim_journal import ClaimJournal
-from serve_app.jobs import Ticket
+from serve_app.job import Ticket
 from serve_app.outbox import Outbox
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.worker import Worker

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.answers import generate_body, job_body
 from serve_app.jobs import JobConflict, JobRegistry, Origin, QueueFull, Ticket, Verdict
 from serve_app.schemas import Failure, JobRequest, Phase, Progress, Success
 
@@ -129,14 +130,15 @@ def test_a_job_that_kills_its_worker_ends_after_the_allowed_starts(registry, clo
 
 def test_cancelling_a_waiting_job_ends_it_at_once(registry):
     registry.submit(request(), Origin.ASYNC, 10)
-    assert registry.cancel("a").status == "cancelled"
+    job, was_live = registry.cancel("a")
+    assert (job.status, was_live) == ("cancelled", True)
     assert take(registry) is None
 
 
 def test_cancelling_a_running_job_ends_it_at_its_next_beat(registry):
     registry.submit(request(), Origin.ASYNC, 10)
     job = take(registry)
-    assert registry.cancel("a").status == "running"
+    assert registry.cancel("a")[0].status == "running"
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
@@ -144,7 +146,7 @@ def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     job = take(registry)
     clock.now += 4
-    registry.want("a")
+    registry.want(["a"])
     clock.now += 4
     assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
     clock.now += 6
@@ -207,9 +209,9 @@ def test_pages_hold_every_job_once_newest_first(registry, clock):
         registry.submit(request(f"job{n}"), Origin.ASYNC, 10)
         clock.now += n % 2  # some share an instant
     seen, before = [], None
-    while page := registry.page(None, 3, before):
-        seen += [job.id for job in page]
-        before = (page[-1].created, page[-1].id)
+    while (page := registry.page(None, 3, before)).jobs:
+        seen += [job.id for job in page.jobs]
+        before = (page.jobs[-1].created, page.jobs[-1].id)
     assert sorted(seen) == sorted(f"job{n}" for n in range(7))
     assert len(set(seen)) == 7
 
@@ -220,7 +222,7 @@ def test_old_finished_jobs_are_forgotten(registry, clock):
         registry.finish(take(registry), SUCCESS, DONE)
         clock.now += 1
     registry.forget(keep=2)
-    assert [job.id for job in registry.page(None, 10, None)] == ["job4", "job3"]
+    assert [job.id for job in registry.page(None, 10).jobs] == ["job4", "job3"]
 
 
 def test_the_file_is_for_its_owner_alone(registry, tmp_path):
@@ -236,3 +238,17 @@ def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
     registry.submit(request(), Origin.ASYNC, 10)
     assert take(registry).id == "a"
     registry.close()
+
+
+def test_warnings_and_the_queues_own_id_stay_with_the_job(registry):
+    """Mends 1.9 and 1.17: what came with a job is in its row and in its answers."""
+    ticket = Ticket(warnings=("The aspect ratio is odd.",), queue_job_id="salad-7")
+    registry.submit(request(), Origin.SYNC, 10, ticket)
+    job = take(registry)
+    assert (job.warnings, job.queue_job_id) == (("The aspect ratio is odd.",), "salad-7")
+    done = Success(SUCCESS.output_url, SUCCESS.metrics, ("The larger of two faces speaks.",))
+    registry.finish(job, done, DONE)
+    both = ["The aspect ratio is odd.", "The larger of two faces speaks."]
+    ended = registry.get("a")
+    assert job_body(ended)["warnings"] == both
+    assert generate_body("a", ended.outcome, ended.warnings)["warnings"] == both
