@@ -72,9 +72,12 @@ class PushedReports:
         self._client = PushedClient(OrchestratorHttp(rules.base_url, rules.api_key), profile)
 
     async def deliver_forever(self) -> None:
-        """Send final reports until cancelled."""
+        """Send final reports until cancelled; then nothing is sent any more."""
         send = self._client.send_report
-        await run_again("final reports", lambda: self._outbox.deliver_forever(send))
+        try:
+            await run_again("final reports", lambda: self._outbox.deliver_forever(send))
+        finally:
+            await self._client.aclose()
 
     async def tell(self, job: Job, run: Callable[[Note], Awaitable[Outcome]]) -> None:
         """Run an attempt at a job, report its progress, and its end if that is the job's end.
