@@ -74,7 +74,7 @@ class ClaimJournal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
-                self._wanted_path.touch()
+                self._wanted_path.touch(mode=0o600)
                 return False
             self._lock_fd = fd
             return True

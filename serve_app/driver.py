@@ -169,7 +169,10 @@ class JobDriver:
         async def keep() -> None:
             while True:
                 await asyncio.sleep(KEEP_S)
-                await self._tell_stages("keep", attempt_id)
+                try:
+                    await self._tell_stages("keep", attempt_id)
+                except Exception:  # Ray raises anything for a call that cannot be sent
+                    logger.exception("keeping an attempt failed", extra={"attempt": attempt_id})
 
         keeper = asyncio.create_task(keep())
         try:

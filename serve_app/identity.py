@@ -41,6 +41,7 @@ def kept_id(state: Path) -> str:
     if kept:
         return kept
     fresh = new_worker_id()
+    path.touch(mode=0o600)
     path.write_text(fresh)
     return fresh
 
