@@ -49,12 +49,10 @@ class Scratch:
         """
         path = self._path(attempt_id)
         try:
-            try:
-                path.mkdir(exist_ok=True, mode=FOLDER_MODE)
-            except FileNotFoundError:
+            if not self._root.exists():
                 logger.warning("the scratch root was removed by somebody, making it again")
-                make_root(self._root)
-                path.mkdir(exist_ok=True, mode=FOLDER_MODE)
+            make_root(self._root)  # looked at every time: somebody else may have made it since
+            path.mkdir(exist_ok=True, mode=FOLDER_MODE)
             os.utime(path)
         except (OSError, FolderRefused) as exc:
             logger.error("scratch cannot be used", extra={"error": str(exc)})

@@ -179,9 +179,12 @@ def test_a_root_that_was_swapped_for_a_link_fails_the_job_and_not_the_victim(
     victim = tmp_path / "victim"
     victim.mkdir()
     root.rmdir()
-    root.symlink_to(victim / "absent")
-    with pytest.raises(StageFailed, match="scratch folder"):
-        scratch.folder(attempt_id())
+    for target in (victim, victim / "absent"):
+        root.symlink_to(target)
+        with pytest.raises(StageFailed, match="scratch folder"):
+            scratch.folder(attempt_id())
+        root.unlink()
+    assert list(victim.iterdir()) == []
 
 
 def test_the_janitor_shows_cleaners_that_the_root_is_in_use(temporary_folder):
