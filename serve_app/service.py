@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.attempt import Attempt
+from serve_app.attempt import LivingAttempt
 from serve_app.driver import JobDriver
 from serve_app.job import Followed, Job, JobConflict, Origin, Page, Ticket
 from serve_app.jobs import JobRegistry
@@ -246,7 +246,7 @@ class JobService:
             job.request.options(self._defaults),
             job.queue_job_id,
         )
-        attempt = Attempt(
+        attempt = LivingAttempt(
             job,
             self.registry,
             self.threads,
