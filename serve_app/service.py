@@ -23,7 +23,7 @@ from serve_app.waiting import Changes, Waiting
 logger = logging.getLogger(__name__)
 
 CLAIM_LOOK_S = 1.0  # how often a claimed job that runs elsewhere is looked at
-LOOK_S = 0.5  # how often a follower looks, although nothing here changed its job
+LOOK_S = 1.0  # how often a follower looks, although nothing here changed its job
 WISH_S = 0.5  # how often jobs that callers wait for are said to be wanted; a wish is a write
 LAST_WISH_S = 1.5  # a client that left: long enough for another process to renew its wish
 SWEEP_S = 1.0

@@ -23,7 +23,8 @@ from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, req
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait less for a lock that will not be given."""
     monkeypatch.setattr(state_file, "BUSY_S", 0.3)
-    monkeypatch.setattr(state_file, "FRESH_S", 0.0)
+    monkeypatch.setattr(state_file, "GOOD_S", 0.0)
+    monkeypatch.setattr(state_file, "BAD_S", 0.0)
     monkeypatch.setattr(state_file, "PROBE_WAIT_S", 30.0)
 
 
