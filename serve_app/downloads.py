@@ -38,6 +38,7 @@ import httpcore
 from musetalk_pipeline.errors import (
     DownloadFailed,
     MediaTooLarge,
+    SourceUnreachable,
     Stage,
     StageFailed,
 )
@@ -516,7 +517,7 @@ def _connection_failure(location: Location, exc: Exception) -> DownloadFailed | 
     if isinstance(exc, httpcore.ReadTimeout | httpcore.WriteTimeout):
         return _TryAgainError(_stalled(location))
     return _TryAgainError(
-        DownloadFailed(
+        SourceUnreachable(
             "Download failed: the connection could not be made or was cut off.", url=location.shown
         )
     )
@@ -533,7 +534,7 @@ def _stalled(location: Location) -> DownloadFailed:
 
 
 def _unresolved(location: Location) -> DownloadFailed:
-    return DownloadFailed(
+    return SourceUnreachable(
         "Download failed: the host name could not be resolved.", url=location.shown
     )
 

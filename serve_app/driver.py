@@ -118,11 +118,13 @@ class JobDriver:
         attempt = Attempt.of(work)
         try:
             async with self._kept(attempt.attempt_id):
-                fetched = await self._fetch(attempt)
+                with meter.spending():
+                    fetched = await self._fetch(attempt)
                 meter.fetched(fetched)
                 async with self._place(meter):
                     meter.say(Phase.VALIDATING)
-                    opened = await self._open(attempt, fetched)
+                    with meter.spending():
+                        opened = await self._open(attempt, fetched)
                     meter.opened(opened)
                     pieces = await self._compose_all(opened, meter)
                     meter.uploading()
@@ -167,7 +169,10 @@ class JobDriver:
         async def keep() -> None:
             while True:
                 await asyncio.sleep(KEEP_S)
-                await self._tell_stages("keep", attempt_id)
+                try:
+                    await self._tell_stages("keep", attempt_id)
+                except Exception:  # Ray raises anything for a call that cannot be sent
+                    logger.exception("keeping an attempt failed", extra={"attempt": attempt_id})
 
         keeper = asyncio.create_task(keep())
         try:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import resource
 import time
 
 import numpy as np
@@ -21,7 +20,7 @@ from serve_app.node_media import NodeMedia
 from serve_app.retention import retention
 from serve_app.selection import build_store
 from serve_app.settings import AppArgs, make_folders, read_environment
-from serve_app.storage import SidecarFacts, StoredOutput, sidecar
+from serve_app.storage import SidecarFacts, StoredOutput, peak_ram_kb, sidecar
 from serve_app.threads import Worker
 from serve_app.transfers import Composed, Description, Finished, Opened, PreviewPicture, RunFacts
 
@@ -85,7 +84,8 @@ class Finisher:
         for stage in ("stitch", "upload"):
             STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
         total_s = facts.elapsed_s + time.monotonic() - started
-        return Finished(stored.url, _metrics(stored, facts, about, seconds, total_s))
+        metrics = _metrics(stored, facts, about, seconds, total_s)
+        return Finished(stored.url, metrics, job.warnings)
 
     async def show(
         self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
@@ -125,7 +125,7 @@ class Finisher:
                 generation_time_sec=round(seconds.get("inference", 0.0), 3),
                 script_wall_time_sec=round(facts.elapsed_s, 3),
                 peak_vram_mib=facts.peak_memory_mib,
-                peak_ram_kb=_peak_ram_kb(),
+                peak_ram_kb=peak_ram_kb(),
                 b2_bucket=place.bucket,
                 b2_file_name=place.file_name,
                 engine=about.engine,
@@ -149,7 +149,7 @@ def _metrics(
         "GENERATION_TIME_SEC": round(seconds.get("inference", 0.0), 3),
         "SCRIPT_WALL_TIME_SEC": round(total_s, 3),
         "PEAK_VRAM_MIB": facts.peak_memory_mib,
-        "PEAK_RAM_KB": _peak_ram_kb(),
+        "PEAK_RAM_KB": peak_ram_kb(),
         "gpu_class": about.gpu_class,
         "engine": about.engine,
         "model_version": about.model_version,
@@ -158,11 +158,6 @@ def _metrics(
         "total_time": round(total_s, 3),
         **stored.metrics,
     }
-
-
-def _peak_ram_kb() -> int:
-    """Return this replica's peak; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _rounded(seconds: dict[str, float]) -> dict[str, float]:

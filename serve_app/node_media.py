@@ -15,13 +15,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import ray
 
-from musetalk_pipeline.errors import InputName, PipelineError, StageFailed
+from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.probe import probe_video
@@ -58,6 +58,7 @@ class NodeMedia:
         self._policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
+        self._block_s = args.driver.block_s
 
     async def fetch(self, work: Attempt) -> Fetched:
         """Download a job's media to this node.
@@ -65,10 +66,10 @@ class NodeMedia:
         Raises:
             MediaError: they cannot be fetched. `input` says which.
         """
-        started = time.monotonic()
-        folder = self.scratch.folder(work.attempt_id)
-        digests = await self._files(work.sources, folder)
-        return Fetched(digests, time.monotonic() - started)
+        folder, seconds = self.scratch.folder(work.attempt_id), dict[str, float]()
+        with _timed("download", seconds):
+            digests = await self._files(work.sources, folder)
+        return Fetched(digests, seconds["download"])
 
     async def open(
         self, work: Attempt, fetched: Fetched, detector: LandmarkDetector, threads: Worker
@@ -80,18 +81,19 @@ class NodeMedia:
         """
         folder = self.scratch.folder(work.attempt_id)
         _require_same(await self._files(work.sources, folder), fetched.digests)
-        started = time.monotonic()
-        job: OpenJob = await threads.run(
-            open_job,
-            folder / VIDEO,
-            folder / AUDIO,
-            folder,
-            work.options,
-            self._limits,
-            detector,
-            digests=fetched.digests,
-        )
-        seconds = {"download": fetched.seconds, "validation": time.monotonic() - started}
+        seconds = {"download": fetched.seconds}
+        with _timed("validation", seconds):
+            job: OpenJob = await threads.run(
+                open_job,
+                folder / VIDEO,
+                folder / AUDIO,
+                folder,
+                work.options,
+                self._limits,
+                detector,
+                digests=fetched.digests,
+                block_s=self._block_s,
+            )
         return Opened(work, self.node_id, job, seconds)
 
     async def here(self, opened: Opened, threads: Worker) -> OpenJob:
@@ -138,7 +140,7 @@ class NodeMedia:
         return Digests(video.result(), audio.result())
 
     async def _fetch(self, name: InputName, url: str, target: Path) -> str:
-        try:
+        with at_fault(name):
             downloaded = await download(
                 url,
                 target,
@@ -146,9 +148,6 @@ class NodeMedia:
                 limits=self._download_limits,
                 allowed_folders=self._folders,
             )
-        except PipelineError as error:
-            error.about(name)
-            raise
         return downloaded.sha256
 
 
@@ -169,6 +168,18 @@ def _write_digests(path: Path, digests: Digests) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(dataclasses.asdict(digests)))
     part.replace(path)
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Count a stage's seconds. An error that ends it takes all seconds so far along."""
+    started = time.monotonic()
+    try:
+        yield
+    except PipelineError as error:
+        error.stage_seconds = {**seconds, stage: time.monotonic() - started}
+        raise
+    seconds[stage] = time.monotonic() - started
 
 
 @asynccontextmanager

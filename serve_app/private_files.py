@@ -57,15 +57,6 @@ def private_folder(path: Path, setting: str) -> None:
         raise FolderRefused(f"The folder {path} cannot be made ({why}). {advice}") from exc
 
 
-def private_file(path: Path) -> None:
-    """Make sure that `path` exists and that only this user may read it.
-
-    For a file that a library opens later: SQLite gives its journals the mode of the database.
-    """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
-    path.chmod(FILE_MODE)
-
-
 def create_private(path: Path) -> BinaryIO:
     """Open a new file for writing that only this user may read.
 

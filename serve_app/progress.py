@@ -8,8 +8,10 @@ each other. `encoding` begins when every frame is drawn, though most are encoded
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
 from serve_app.schemas import Phase, Progress
 from serve_app.transfers import Composed, Fetched, Opened, RunFacts
@@ -51,6 +53,16 @@ class ProgressMeter:
                 self._eta_s(),
             )
         )
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count what was done for a job that could not be fetched or opened."""
+        try:
+            yield
+        except PipelineError as error:
+            self._seconds |= error.stage_seconds
+            self.say(self._phase)
+            raise
 
     def fetched(self, fetched: Fetched) -> None:
         """Count the download. The phase stays while the job waits for its place."""

@@ -28,7 +28,8 @@ from serve_app.storage import SIDECAR_SUFFIX, VIDEO_SUFFIX, object_name
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 300.0
-RECENT_S = 600.0  # written or asked for within this: a reader may ask for the next range
+# Written or asked for within this: a slow reader asks for its next piece some minutes later.
+RECENT_S = 600.0
 _MAX_SIDECAR_BYTES = 1 << 20
 DAY_S = 86_400.0
 

@@ -24,11 +24,14 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
-from musetalk_pipeline.plan import BLOCK_S
 from serve_app.downloads import DownloadLimits
 from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
 from serve_app.scratch import default_work_dir, make_root
+
+# Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
+Mode = Literal["poll", "buffer", "queue"]
+MODES: tuple[Mode, ...] = ("poll", "buffer", "queue")
 
 SERVICE_NAME = "lipsync-serve"
 API_VERSION = "0.1.0"
@@ -138,7 +141,7 @@ class DriverSettings(Section):
     """How one job is driven through the graph."""
 
     window_segments: int = Field(3, ge=1, le=64, description="Segments of a job in flight.")
-    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block.")
+    block_s: float = Field(2.0, gt=0, le=30, description="Seconds of source in one block, at most.")
     kept_blocks: int = Field(64, ge=1, description="Prepared blocks kept for the way back.")
     tries: int = Field(3, ge=1, le=10, description="Tries at a segment before the job fails.")
     call_timeout_s: float = Field(120.0, gt=0, description="Deadline of a call, beside its work.")
@@ -221,7 +224,7 @@ class AppArgs(Section):
         Every call to a stage says that its attempt lives, and ends by its deadline (driver.py). A
         call may have been asked for `tries` times before one of them reaches this node.
         """
-        frames = math.ceil(BLOCK_S * self.inputs.max_fps)
+        frames = math.ceil(self.driver.block_s * self.inputs.max_fps)
         drawing_s = frames * self.driver.seconds_per_frame * self.driver.window_segments * jobs
         calls_s = self.driver.tries * (self.driver.call_timeout_s + drawing_s)
         opening_s = self.driver.tries * self.inputs.download_timeout_s
@@ -262,8 +265,7 @@ class Environment:
     ping_is_public: bool = False
     orchestrator_url: str | None = None
     buffer_orchestrator_url: str | None = None
-    worker_mode: str | None = None
-    buffer_worker_id: str | None = None
+    mode: Mode = "queue"
     worker_type: str = "main"
     provider: str = "unknown"
     buffer_capacity: int = 1
@@ -294,11 +296,13 @@ class Environment:
     @property
     def is_buffer(self) -> bool:
         """Whether this worker speaks the buffer protocol."""
-        return self.worker_mode == "buffer" or self.buffer_worker_id is not None
+        return self.mode == "buffer"
 
     @property
     def polling_url(self) -> str | None:
-        """The orchestrator to poll, None if polling is off."""
+        """The orchestrator to poll; None in queue mode, or if there is none."""
+        if self.mode == "queue":
+            return None
         if self.is_buffer and self.buffer_orchestrator_url:
             return self.buffer_orchestrator_url
         return self.orchestrator_url
@@ -375,8 +379,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
         buffer_orchestrator_url=text("BUFFER_ORCHESTRATOR_BASE_URL"),
-        worker_mode=text("WORKER_MODE"),
-        buffer_worker_id=text("BUFFER_WORKER_ID"),
+        mode=_mode(variables),
         worker_type=text("WORKER_TYPE") or "main",
         provider=text("PROVIDER") or "unknown",
         buffer_capacity=count("BUFFER_CAPACITY") or 1,
@@ -401,9 +404,27 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         b2_key_id=text("B2_KEY_ID"),
         b2_app_key=text("B2_APP_KEY"),
         b2_bucket=text("B2_BUCKET_NAME"),
-        b2_prefix=text("B2_PREFIX") or "avatar/outputs",
+        b2_prefix=env.get("B2_PREFIX", "avatar/outputs"),  # empty: the bucket's root
         salad_queue_job_id=text("SALAD_QUEUE_JOB_ID"),
     )
+
+
+def _mode(variables: _Variables) -> Mode:
+    """Return where jobs come from (contracts.md §2, "Modes").
+
+    Raises:
+        EnvironmentInvalid: `WORKER_MODE` names no mode.
+    """
+    named = (variables.text("WORKER_MODE") or "").strip().lower()
+    if named and named not in MODES:
+        raise EnvironmentInvalid(f"WORKER_MODE must be one of {', '.join(MODES)}")
+    if named == "buffer" or variables.text("BUFFER_WORKER_ID"):
+        return "buffer"
+    if named:
+        return "poll" if named == "poll" else "queue"
+    # The environment of the worker that was poller and server in one.
+    unified = ("ORCHESTRATOR_BASE_URL", "INTERNAL_API_KEY", "WORKER_TYPE")
+    return "poll" if all(variables.text(name) for name in unified) else "queue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ class SlowDriver:
         self.starts += 1
         report(Progress(self.phase, 0.5, 5, 10))
         await self.go_on.wait()
-        return Finished("http://h/files/a.mp4", {"stage_times": {}})
+        return Finished("http://h/files/a.mp4", {"stage_times": {}}, ("Two faces were seen.",))
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,16 @@ async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, statu
     driver.go_on.set()
     await work
     assert registry.get("a").status == status
+
+
+async def test_what_the_run_decided_reaches_the_outcome(registry):
+    """Mends 2.5 and 2.9: what became of an odd size, and which of two faces speaks."""
+    driver = SlowDriver(Phase.INFERRING)
+    driver.go_on.set()
+    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    await service.submit(request(), Origin.ASYNC)
+    await service.work()
+    assert tuple(registry.get("a").outcome.warnings) == ("Two faces were seen.",)
 
 
 async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_done(registry):
