@@ -21,6 +21,7 @@ from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest, Phase, Progress
 from serve_app.settings import QueueSettings, read_environment
 from serve_app.transfers import Assignment, Finished
+from serve_app.webhooks import WebhookSender
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
@@ -91,6 +92,10 @@ class JobDoor(Ingress):
     @property
     def service(self) -> JobService:
         return self._service
+
+    def send_webhooks(self, sender: WebhookSender) -> None:
+        """Accept webhooks from here on."""
+        self._webhooks = sender
 
 
 @dataclass

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from serve_app.addresses import AddressPolicy
+from serve_app.notifications import notify_forever
+from serve_app.webhooks import DeliveryRules, WebhookSender
+from tests.contract.test_webhooks import SECRET, listening
 from tests.joints.job_door import Rig, body, job_door
 
 JOBS = "/v1/avatar/jobs"
@@ -81,6 +86,38 @@ async def test_joining_a_job_keeps_the_metadata_and_the_idempotency_key(rig):
     without_id = {k: v for k, v in body().items() if k != "musetalk_job_id"}
     later = await rig.client.post(JOBS, json=without_id, headers={"Idempotency-Key": "k"})
     assert later.json()["id"] == "a"
+
+
+async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
+    """Mend 3.1: to both targets, once, each with the metadata that came with it."""
+    rules = DeliveryRules(pauses_s=(0.1, 0.1, 0.1))
+    sender = WebhookSender(
+        tmp_path / "webhooks.sqlite3",
+        SECRET,
+        policy=AddressPolicy(frozenset({"127.0.0.1"})),
+        rules=rules,
+    )
+    rig.door.send_webhooks(sender)
+    with listening() as first, listening() as second:
+        for target, who in ((first, "one"), (second, "two"), (second, "two")):
+            entered = body(webhook_url=target.url, metadata={"who": who})
+            assert (await rig.client.post(JOBS, json=entered)).status_code == 202
+        await rig.service.work()
+        tasks = [
+            asyncio.create_task(sender.deliver_forever()),
+            asyncio.create_task(notify_forever(rig.door.registry, rig.service.threads, sender)),
+        ]
+        await rig.until(lambda: bool(first.got and second.got))
+        await rig.until(lambda: sender.pending() == 0 and rig.door.registry.take_news(1) == [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        sender.close()
+        for target, who in ((first, "one"), (second, "two")):
+            [got] = target.got
+            event = json.loads(got.body)
+            assert event["type"] == "avatar.job.succeeded"
+            assert (event["data"]["id"], event["data"]["metadata"]) == ("a", {"who": who})
 
 
 async def test_a_job_says_its_place_and_the_time_that_is_left(rig):
