@@ -33,7 +33,7 @@ STORE_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # between tries at storing an end; t
 SAY_AGAIN_S = 30.0  # a fault that lasts is said that often
 
 
-class Attempt:
+class LivingAttempt:
     """Runs `drive` to its end and stores what it came to.
 
     Args:
