@@ -162,11 +162,16 @@ def _paint(
     enamel = 1.08 * (0.5 * skin + 0.5 * skin.mean())
     if seen is not None:  # the source's own, lit a little better where they lie in shadow
         enamel = np.maximum(seen.enamel, (seen.enamel + enamel) / 2)
-    cavity = _cavity(lips, shape, enamel, lip, across, v, top, low, per_v)
-    if seen is not None:
-        seen.put_into(cavity)
     picture = warped.astype(np.float32) * shade[..., None]
-    picture += (cavity - picture) * alpha[..., None]
+    painted = np.flatnonzero(alpha.any(axis=1))
+    if len(painted):
+        rows = slice(int(painted[0]), int(painted[-1]) + 1)
+        band = across[rows], v[rows], top[rows], low[rows]
+        cavity = _cavity(lips, shape, enamel, lip, *band, per_v)
+        if seen is not None:
+            seen.put_into(cavity, rows.start)
+        part = picture[rows]
+        part += (cavity - part) * alpha[rows, :, None]
     return np.asarray(np.clip(picture + 0.5, 0, 255), np.uint8)
 
 

@@ -36,10 +36,15 @@ class Teeth:
     share: Float
     enamel: Float
 
-    def put_into(self, cavity: Float) -> None:
-        """Lay the teeth over the painted inside of the mouth, in place."""
-        part = cavity[self.rows, self.columns]
-        part += (self.picture - part) * self.share[..., None]
+    def put_into(self, cavity: Float, first_row: int) -> None:
+        """Lay the teeth over the painted inside of the mouth, in place. `cavity` begins with
+        `first_row` of what is drawn.
+        """
+        start = max(self.rows.start - first_row, 0)
+        part = cavity[start : max(self.rows.stop - first_row, 0), self.columns]
+        above = start + first_row - self.rows.start  # rows of teeth that the lip hides
+        mine = slice(above, above + len(part))
+        part += (self.picture[mine] - part) * self.share[mine, :, None]
 
 
 def seen_teeth(
