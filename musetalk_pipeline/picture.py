@@ -10,7 +10,7 @@ from statistics import median
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import InvalidOptions
-from musetalk_pipeline.options import FrameOptions
+from musetalk_pipeline.options import FrameOptions, Surround
 
 MIN_SIDE_PX = 16
 MAX_SIDE_PX = 4096
@@ -36,7 +36,7 @@ def fit_picture(source: SourceVideo, options: FrameOptions, faces: Sequence[Box]
     width, height = target_size(source.width, source.height, options)
     if options.fit == "crop" or (width, height) == (_even(source.width), _even(source.height)):
         return _cropped(source, width, height, faces)
-    return _padded(source, width, height)
+    return _padded(source, width, height, "blur" if options.fit == "blur" else "black")
 
 
 def whole_picture(source: SourceVideo) -> Picture:
@@ -130,7 +130,7 @@ def _cropped(source: SourceVideo, width: int, height: int, faces: Sequence[Box])
     return Picture(width, height, width, height, 0, 0, None if is_whole else crop, source.colour)
 
 
-def _padded(source: SourceVideo, width: int, height: int) -> Picture:
+def _padded(source: SourceVideo, width: int, height: int, surround: Surround) -> Picture:
     even = Box(0, 0, _even(source.width), _even(source.height))
     crop = None if even == Box(0, 0, source.width, source.height) else even
     scaled_width, scaled_height = width, height
@@ -143,7 +143,8 @@ def _padded(source: SourceVideo, width: int, height: int) -> Picture:
     else:
         scaled_width = min(width, _nearest_even(Fraction(height * even.width, even.height)))
     pad_x, pad_y = _even((width - scaled_width) // 2), _even((height - scaled_height) // 2)
-    return Picture(width, height, scaled_width, scaled_height, pad_x, pad_y, crop, source.colour)
+    size = width, height, scaled_width, scaled_height
+    return Picture(*size, pad_x, pad_y, crop, source.colour, surround)
 
 
 def _face_centre(source: SourceVideo, faces: Sequence[Box]) -> tuple[float, float]:

@@ -42,7 +42,9 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fit: Fit | None = Field(None, description="`pad` with black or `crop` around the face.")
+    fit: Fit | None = Field(
+        None, description="Black bars, bars of the `blur`red picture, or `crop` around the face."
+    )
     fps: float | None = Field(
         None, ge=1, le=120, description="Plays the source's frames at it; none: as the source."
     )

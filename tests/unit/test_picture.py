@@ -30,7 +30,7 @@ def fit(
     mode: str = "pad",
     faces: tuple[Box, ...] = (),
 ) -> Picture:
-    options = FrameOptions(resolution, aspect, "crop" if mode == "crop" else "pad")
+    options = FrameOptions(resolution, aspect, mode)  # type: ignore[arg-type]
     return fit_picture(source(width, height), options, faces)
 
 
@@ -160,7 +160,7 @@ RESOLUTIONS = st.one_of(
 ASPECTS = st.sampled_from([None, "9:16", "16:9", "1:1", "4:5", "21:9", "source"])
 
 
-@given(SIDES, SIDES, RESOLUTIONS, ASPECTS, st.sampled_from(["pad", "crop"]), st.data())
+@given(SIDES, SIDES, RESOLUTIONS, ASPECTS, st.sampled_from(["pad", "blur", "crop"]), st.data())
 def test_every_picture_is_even_and_consistent(
     width: int,
     height: int,
@@ -185,10 +185,12 @@ def test_every_picture_is_even_and_consistent(
     assert crop.clipped(width, height) == crop and not crop.is_empty
     assert 0 < picture.scaled_width <= picture.width - picture.pad_x
     assert 0 < picture.scaled_height <= picture.height - picture.pad_y
+    assert picture.scaled_width == picture.width or picture.scaled_height == picture.height
     if mode == "crop":
         assert (picture.pad_x, picture.pad_y) == (0, 0)
         assert (picture.scaled_width, picture.scaled_height) == (picture.width, picture.height)
     # Faces keep their shape: both scales differ by rounding to even sizes only.
     x_scale, y_scale = picture.scaled_width / crop.width, picture.scaled_height / crop.height
     slack = 4 / min(picture.scaled_width, picture.scaled_height) + 4 / min(crop.width, crop.height)
-    assert abs(x_scale / y_scale - 1) <= slack
+    if min(picture.scaled_width, picture.scaled_height) > 2:  # nothing can be thinner than that
+        assert abs(x_scale / y_scale - 1) <= slack
