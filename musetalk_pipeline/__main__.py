@@ -1,6 +1,7 @@
 """`python -m musetalk_pipeline VIDEO AUDIO -o OUT.mp4`: a whole job in one process.
 
-Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine is. 130: Ctrl-C.
+Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine is. 130: Ctrl-C or
+SIGTERM.
 """
 
 from __future__ import annotations

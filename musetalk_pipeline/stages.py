@@ -1,11 +1,11 @@
-"""The stages of a job that work on pixels without a network of ours; each a pure function.
+"""The stages of a job that work on pixels without a network of ours; none keeps anything.
 
     open_job       both files ─► what they are, the output picture, the plan
     prepare_block  a block of source frames ─► faces and crops
     compose_segment  an avatar and its drawn faces ─► an encoded piece
 
 `Listener.listen`, `Engine.encode` and `Engine.generate` lie between them, `encode.stitch` after.
-Memory is bounded by one block: `plan` keeps blocks of large pictures short.
+Memory is bounded by one block: `block_seconds` keeps blocks of large pictures short.
 """
 
 from __future__ import annotations

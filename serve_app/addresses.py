@@ -5,7 +5,7 @@ IPv6 is refused outside global unicast (2000::/3) and in the special-purpose blo
 leaves out mapped, compatible, NAT64, unique-local, link-local and multicast addresses without
 listing them, and a block that is assigned a purpose tomorrow stays refused.
 
-Operators open hosts and networks with ALLOWED_SOURCE_HOSTS (`AddressPolicy.parse`).
+Operators open hosts and networks with ALLOWED_SOURCE_HOSTS, which settings.py takes apart.
 """
 
 from __future__ import annotations
@@ -271,15 +271,6 @@ class AddressPolicy:
     def __post_init__(self) -> None:
         for entry in self.allowed_hosts:
             _parse_entry(entry)
-
-    @classmethod
-    def parse(cls, text: str) -> AddressPolicy:
-        """Read ALLOWED_SOURCE_HOSTS: entries separated by commas or white space.
-
-        Raises:
-            ValueError: an entry is none of the forms above; say so at start.
-        """
-        return cls(frozenset(entry for entry in re.split(r"[,\s]+", text) if entry))
 
     def is_host_allowed(self, location: Location) -> bool:
         """Tell whether the operator trusts the host by name."""

@@ -1,4 +1,4 @@
-"""The Generator deployment: everything with a big network. Never touches disk or HTTP."""
+"""The Generator deployment: everything with a big network. No job touches disk or HTTP here."""
 
 import asyncio
 import dataclasses

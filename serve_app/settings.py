@@ -1,7 +1,9 @@
 """What an operator can set: `args:` of serve_config.yaml, and the environment.
 
-The document is checked strictly (an unknown key stops the start); the environment is read here and
-nowhere else, once per process. Secrets come from the environment only and are hidden from `repr`.
+The document is checked strictly (an unknown key stops the start). What the environment configures
+is read here, once per process; who this worker is (identity.py) and what a one-shot job is to do
+(one_shot.py) are read there, from a mapping that is given to them. Secrets come from the
+environment only and are hidden from `repr`.
 """
 
 import math
