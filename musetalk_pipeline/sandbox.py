@@ -43,6 +43,7 @@ SPAWN_WAIT_S = 60.0
 PROTOCOLS = "file,pipe"
 
 LINE_BYTES = 1 << 16
+NO_SPACE = b"No space left on device"  # strerror(ENOSPC) in the children's locale, C
 
 _ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 _PATH = re.compile(r"(?:file:)?/[^\s'\",:;]+")
@@ -186,15 +187,23 @@ class Child:
         return self._notes.popleft() if self._notes else None
 
     def wait(self) -> int:
-        """Read on to the end of both outputs, until the deadline; return the exit status."""
+        """Read on to the end of both outputs, until the deadline; return the exit status.
+
+        Raises:
+            StageFailed: this machine's disk is full. ffmpeg ends well in spite of it where only the
+                end of its file is missing.
+        """
         while self.read():
             pass
         while self._err >= 0:
             self._wait_for_data()
         try:
-            return self._process.wait(max(0.0, self._deadline - time.monotonic()))
+            returncode = self._process.wait(max(0.0, self._deadline - time.monotonic()))
         except subprocess.TimeoutExpired as exc:
             raise self._too_late() from exc
+        if NO_SPACE in self._complaints:
+            raise StageFailed("The disk of this worker is full.")
+        return returncode
 
     def kill(self) -> None:
         """Kill the whole group, wait for it, close the pipes. Harmless when done twice."""

@@ -5,7 +5,7 @@ IPv6 is refused outside global unicast (2000::/3) and in the special-purpose blo
 leaves out mapped, compatible, NAT64, unique-local, link-local and multicast addresses without
 listing them, and a block that is assigned a purpose tomorrow stays refused.
 
-Operators open hosts and networks with ALLOWED_SOURCE_HOSTS (`AddressPolicy.parse`).
+Operators open hosts and networks with ALLOWED_SOURCE_HOSTS, which settings.py takes apart.
 """
 
 from __future__ import annotations
@@ -85,6 +85,8 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # A last label of this form makes resolvers read the whole name as an IPv4 number (inet_aton).
 _NUMERIC_LABEL = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 _FORBIDDEN_CHARS = re.compile(r"[\x00-\x20\x7f-\x9f\\\u2028\u2029\ud800-\udfff]")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
+_MAX_EXAMPLE_CHARS = 200
 _PATH_SAFE = "/:@!$&'()*+,;=-._~%"
 _QUERY_SAFE = _PATH_SAFE + "?[]"
 
@@ -158,6 +160,7 @@ def parse_location(url: str) -> Location:
             host that is neither a DNS name nor a plainly written address (`2130706433`,
             `0x7f.1`, `127.1` and the like are read differently by different software).
     """
+    _refuse_path(url)
     _refuse_forbidden_chars(url)
     try:
         parts = urlsplit(url)
@@ -166,7 +169,11 @@ def parse_location(url: str) -> Location:
         raise _refused("The address is malformed.", url) from exc
     scheme = parts.scheme.lower()
     if scheme not in DEFAULT_PORTS:
-        raise _refused("Only http and https addresses can be fetched.", url)
+        raise SourceRefused(
+            "Source refused: Only http and https addresses can be fetched.",
+            hint="Send an address that begins with https:// or http://.",
+            url=shown_url(url),
+        )
     if "@" in parts.netloc:
         raise _refused("Addresses with a user name or password are not accepted.", url)
     if port == 0 or parts.netloc.endswith(":"):
@@ -176,6 +183,25 @@ def parse_location(url: str) -> Location:
     if parts.query:
         target += "?" + quote(parts.query, safe=_QUERY_SAFE)
     return Location(scheme, host, port or DEFAULT_PORTS[scheme], target, ip)
+
+
+def _refuse_path(text: str) -> None:
+    """Tell somebody who sent a path of a file how to write it as an address."""
+    is_windows = _WINDOWS_PATH.match(text) is not None
+    is_path = text.startswith(("/", "./", "../", "~/")) and not text.startswith("//")
+    if not is_windows and not is_path:
+        return
+    if is_windows:
+        example = "/" + text.replace("\\", "/")
+    else:
+        example = text if text.startswith("/") else "/folder/" + text.rpartition("/")[2]
+    written = quote(example[:_MAX_EXAMPLE_CHARS], safe=_PATH_SAFE, errors="replace")
+    raise SourceRefused(
+        "Source refused: this is a path, not an address.",
+        hint=f"Write it as file://{written} (read on the worker itself, from folders that its "
+        "operator allows), or send an http or https address.",
+        url=shown_url(text),
+    )
 
 
 def _refuse_forbidden_chars(url: str) -> None:
@@ -246,15 +272,6 @@ class AddressPolicy:
         for entry in self.allowed_hosts:
             _parse_entry(entry)
 
-    @classmethod
-    def parse(cls, text: str) -> AddressPolicy:
-        """Read ALLOWED_SOURCE_HOSTS: entries separated by commas or white space.
-
-        Raises:
-            ValueError: an entry is none of the forms above; say so at start.
-        """
-        return cls(frozenset(entry for entry in re.split(r"[,\s]+", text) if entry))
-
     def is_host_allowed(self, location: Location) -> bool:
         """Tell whether the operator trusts the host by name."""
         return any(_parse_entry(entry).names(location) for entry in self.allowed_hosts)
@@ -281,6 +298,8 @@ class AddressPolicy:
                 raise SourceRefused(
                     f"Source refused: the host is at a {kind} address, which this worker does not "
                     "fetch from.",
+                    hint="Send an address on the public internet. If this worker is yours and "
+                    "trusts that host, name it in ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts.",
                     url=location.shown,
                 )
 

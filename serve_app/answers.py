@@ -1,73 +1,24 @@
-"""Outcomes as contracts.md says them over HTTP: one table from error types to status codes."""
+"""Outcomes as contracts.md says them over HTTP."""
 
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from musetalk_pipeline.errors import (
-    JobCancelled,
-    MediaError,
-    PipelineError,
-    Stage,
-)
-from serve_app.jobs import Job
-from serve_app.redact import redact, shown_url
+from serve_app.job import Job
+from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
-# Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
-# special first.
-HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
-    (MediaError, 422),
-    (PipelineError, 500),
-)
-MAX_TRACE_CHARS = 8000
 
-
-def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
-    """Return the error's answer; the stack trace goes with 500 only."""
-    status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
-    trace = None
-    if status == 500 and not isinstance(error, JobCancelled):
-        trace = redact("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
-    return Failure(
-        error_type=error.error_type,
-        error_message=redact(error.message),
-        code=error.code,
-        stage=str(error.stage),
-        retryable=error.retryable,
-        status_code=status,
-        details=dict(error.details),
-        stage_times=stage_times,
-        stack_trace=trace,
-        cancelled=isinstance(error, JobCancelled),
-        hint=error.hint,
-        input=error.input,
-    )
-
-
-def invalid_request(message: str, **details: Any) -> Failure:
-    """Return the answer to a request that does not say what is wanted."""
-    return Failure(
-        error_type="media_error",
-        error_message=message,
-        code="invalid_request",
-        stage=str(Stage.VALIDATION),
-        retryable=False,
-        status_code=422,
-        details=details,
-    )
-
-
-def generate_body(job_id: str, outcome: Outcome) -> dict[str, Any]:
-    """Return the body of `POST /generate`'s answer."""
+def generate_body(job_id: str, outcome: Outcome, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the body of `POST /generate`'s answer; `warnings` are those of the request."""
     if isinstance(outcome, Success):
         return {
             "status": "success",
             "output_url": outcome.output_url,
             "musetalk_job_id": job_id,
             "metrics": outcome.metrics,
+            "warnings": [*warnings, *outcome.warnings],
         }
     body: dict[str, Any] = {
         "status": "failed",
@@ -91,7 +42,7 @@ def generate_answer(job: Job) -> JSONResponse:
     """Return the whole answer of `POST /generate` for a job that has ended."""
     assert job.outcome is not None
     status = job.outcome.status_code if isinstance(job.outcome, Failure) else 200
-    return JSONResponse(generate_body(job.id, job.outcome), status)
+    return JSONResponse(generate_body(job.id, job.outcome, job.warnings), status)
 
 
 def job_body(job: Job) -> dict[str, Any]:
@@ -109,6 +60,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "metrics": outcome.metrics if isinstance(outcome, Success) else None,
         "error": outcome.error_message if isinstance(outcome, Failure) else None,
         "failure": failure,
+        "warnings": [*job.warnings, *(outcome.warnings if isinstance(outcome, Success) else ())],
         "input": {
             # Signed query strings stay on this worker.
             "video_url": shown_url(request.video_url),
@@ -123,6 +75,8 @@ def job_body(job: Job) -> dict[str, Any]:
             "frames_done": job.progress.frames_done,
             "frames_total": job.progress.frames_total,
             "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
         },
         "attempt": job.attempt,
         "metadata": job.metadata,

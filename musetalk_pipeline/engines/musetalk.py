@@ -1,7 +1,7 @@
 """The MuseTalk engine: draws the mouth with the published networks, equal to the reference.
 
 1. The constructor loads UNet, VAE and parser and puts them on the device.
-2. `warm_up` sends one frame through each of them.
+2. `warm_up` sends a frame through each of them; on a GPU, first, a batch of every shape.
 3. `encode` and `generate` may be called from any thread; one call computes at a time.
 """
 

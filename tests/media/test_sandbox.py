@@ -148,3 +148,13 @@ def test_a_closed_pipe_does_not_spin() -> None:
     done = run(["sh", "-c", "exec >&-; sleep 1.5; echo late >&2"], ChildLimits(30))
     assert done.message == "late"
     assert time.process_time() - before < 0.5
+
+
+@pytest.mark.parametrize("seconds", [1, 100])
+def test_a_full_disk_is_no_fault_of_the_media(seconds: int) -> None:
+    """Mend 1.16: a child that cannot write was said to have damaged input (exit code 2), or, where
+    only the last bytes were missing, to have done well.
+    """
+    tone = ("-f", "lavfi", "-i", f"sine=duration={seconds}")
+    with pytest.raises(StageFailed, match="disk of this worker is full"):
+        run(ffmpeg(*tone, "-f", "s16le", "file:/dev/full"), ChildLimits(30.0))
