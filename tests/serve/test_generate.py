@@ -243,6 +243,22 @@ def test_every_event_of_a_job_goes_forward(app, clip, speech):
     assert [line.removeprefix("id: ") for line in lines if line.startswith("id: ")] == ids[3:]
 
 
+def test_drawn_frames_count_before_any_is_encoded(app, clip, speech):
+    """Mend 2.11: that results exist is noticed without fetching them; here nothing can encode."""
+    body = {"musetalk_job_id": "drawn", **uris(clip(frames=60), speech(3.0))}
+    [finisher] = app.replicas("Finisher")
+    finisher.suspend()
+    try:
+        assert app.client.post("/v1/avatar/jobs", json=body).status_code == 202
+        app.wait_drawn("drawn", frames=75)
+        progress = app.job("drawn")["progress"]
+    finally:
+        finisher.resume()
+    assert (progress["phase"], progress["frames_done"]) == ("encoding", 75)
+    assert 0.8 < progress["fraction"] < 0.95
+    assert app.wait_for("drawn", "succeeded", "failed")["status"] == "succeeded"
+
+
 def test_health_and_documentation(app):
     assert app.client.get("/hc").json() == {"status": "ok"}
     health = app.client.get("/health").json()
