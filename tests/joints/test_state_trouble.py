@@ -206,7 +206,7 @@ async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(rig, m
     """Mend 3.2: the statement runs in a thread, and runs on."""
     monkeypatch.setattr(service_module, "SWEEP_S", 1e9)
     assert await rig.service.work() is None  # has swept, so the next thing is to take
-    rig.door.registry.submit(request(), Origin.ASYNC, 10)
+    await rig.service.submit(request(), Origin.ASYNC)
     with lock_held(rig.door.path) as holder:
         work = asyncio.create_task(rig.service.work())
         await asyncio.sleep(0)
