@@ -1,6 +1,6 @@
 """One attempt at a job in this process: it is driven, its lease is kept, its end is stored.
 
-    drive ──progress──► note ──► beat, once a second and at every change of phase ─► registry
+    drive ──progress──► note ──► beat, once a second and with every phase and step ─► registry
       │                            └─ the verdict may end the drive
       └──► outcome ─► finish, again and again while the registry cannot be written
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BEAT_S = 1.0  # how soon a cancelled job, or one that nobody waits for, is noticed
+STEP = 0.05  # of the fraction; such a step is stored at once
 END_S = 30.0  # how long a cancelled drive may clean up
 STORE_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # between tries at storing an end; the last one repeats
 SAY_AGAIN_S = 30.0  # a fault that lasts is said that often
@@ -61,6 +62,7 @@ class LivingAttempt:
         self._is_wanted = is_wanted
         self._on_stored = on_stored
         self._latest = Progress(Phase.QUEUED, 0.0)
+        self._stored = self._latest
         self._phases: list[Progress] = []  # changes of phase that are not stored yet
         self._news = asyncio.Event()
         self._said_at = float("-inf")
@@ -69,6 +71,8 @@ class LivingAttempt:
         """Take the drive's progress. Every change of phase is stored, in order."""
         if progress.phase is not self._latest.phase:
             self._phases.append(progress)
+            self._news.set()
+        elif progress.fraction >= self._stored.fraction + STEP:
             self._news.set()
         self._latest = progress
         self._report(progress)
@@ -119,13 +123,13 @@ class LivingAttempt:
 
     async def _beat(self) -> Verdict:
         self._news.clear()
-        phases = tuple(self._phases)
+        self._stored, phases = self._latest, tuple(self._phases)
         try:
             verdict = await self._threads.write(
                 self._registry.beat,
                 self._job,
                 self._lease_s,
-                self._latest,
+                self._stored,
                 phases,
                 is_wanted=self._is_wanted(),
             )

@@ -26,9 +26,10 @@ async def job_events(service: JobService, job_id: str, last_id: str | None) -> A
         lines = []
         if seen is not None:
             lines = [_event("progress", _as_of(seen.job, event), event) for event in seen.events]
-            now = _event("end" if seen.job.is_terminal else "progress", seen.job)
+            is_over = seen.job.is_terminal
+            now = _event("end" if is_over else "progress", seen.job)
             is_told = bool(seen.events) and seen.events[-1].progress == seen.job.progress
-            if now != sampled and not is_told:
+            if is_over or (now != sampled and not is_told):
                 lines.append(now)
             sampled = now
         if not lines and time.monotonic() - spoke_at >= KEEP_ALIVE_S:

@@ -8,6 +8,7 @@ import hmac
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -77,13 +78,15 @@ class Ingress:
             self._readiness.description,
             self._n_slots,
         )
-        outputs = build_store(args, self._env)
+        self._outputs = build_store(args, self._env)
+        # Threads of their own: a store that does not answer holds up nothing else.
+        self._looks = ThreadPoolExecutor(4, "outputs")
         self._service = JobService(
             registry,
             driver,
             args.queue,
             args.job_defaults(),
-            lambda job: asyncio.to_thread(outputs.has, job.id),
+            self._has_output,
         )
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
@@ -125,6 +128,10 @@ class Ingress:
         # A job that would wait here is better claimed by another worker.
         has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
         return has_place and self._polling is not None and await self._polling.work_once()
+
+    async def _has_output(self, job: Job) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looks, self._outputs.has, job.id)
 
     def _make_polling(self, folders: Folders) -> Polling | None:
         rules = polling_rules(self._env)

@@ -30,7 +30,7 @@ CLAIM_LOOK_S = 1.0  # how often a claimed job that runs elsewhere is looked at
 LOOK_S = 1.0  # how often a follower looks, although nothing here changed its job
 WISH_S = 0.5  # how often jobs that callers wait for are said to be wanted; a wish is a write
 LAST_WISH_S = 1.5  # a client that left: long enough for another process to renew its wish
-SWEEP_S = 1.0
+SWEEP_S = IDLE_S = 1.0
 SAY_AGAIN_S = 30.0  # a fault that lasts is said that often
 
 
@@ -60,7 +60,8 @@ class JobService:
         self._changes = Changes()
         self._waiting = Waiting()
         self._wishing: asyncio.Task[None] | None = None
-        self._swept_at = self._said_at = float("-inf")
+        self._may_have_work = True
+        self._had_none_at = self._swept_at = self._said_at = float("-inf")
         # By job id: slots that the orchestrator gave the job to, and those that it took it from.
         self._claims: Counter[str] = Counter()
         self._void_claims: Counter[str] = Counter()
@@ -86,7 +87,7 @@ class JobService:
         )
         if is_new:
             logger.info("job entered", extra={"job_id": job.id, "origin": str(origin)})
-        self._changes.say(job.id)
+        self._changed(job.id)
         return job
 
     async def get(self, job_id: str) -> Job | None:
@@ -100,7 +101,7 @@ class JobService:
     async def cancel(self, job_id: str) -> tuple[Job, bool] | None:
         """Ask for a job's end; see the registry."""
         done = await self.threads.write(self.registry.cancel, job_id)
-        self._changes.say(job_id)
+        self._changed(job_id)
         return done
 
     async def wait(self, job_id: str) -> Job:
@@ -153,7 +154,7 @@ class JobService:
         """
         try:
             await self._sweep()
-            job = await self._take()
+            job = await self._next()
         except StateUnavailable as exc:
             self._say(exc)
             return None
@@ -263,13 +264,36 @@ class JobService:
             self._queue.lease_s,
             report=report,
             is_wanted=lambda: job.id in self._waiting,
-            on_stored=lambda: self._changes.say(job.id),
+            on_stored=lambda: self._changed(job.id),
         )
         self._living.add(job.id)
         try:
             return await attempt.run(self._driver.run(work, attempt.note))
         finally:
             self._living.discard(job.id)
+
+    async def _next(self) -> Job | None:
+        """Start the next job. The slots ask many times a second; the registry is asked only if
+        something changed here since it had nothing, or now and then, for what others leave to it.
+        """
+        now = time.monotonic()
+        if not self._may_have_work and now - self._had_none_at < IDLE_S:
+            return None
+        self._may_have_work = False
+        try:
+            job = await self._take()
+        except BaseException:
+            self._may_have_work = True
+            raise
+        if job is None:
+            self._had_none_at = now
+        else:
+            self._may_have_work = True
+        return job
+
+    def _changed(self, *job_ids: str) -> None:
+        self._may_have_work = self._may_have_work or bool(job_ids)
+        self._changes.say(*job_ids)
 
     async def _take(self, only: str | None = None) -> Job | None:
         """Start a job. Were this cancelled half-way, the job would wait for its lease to run out:
@@ -305,7 +329,7 @@ class JobService:
                 tuple(self._living),
                 self._waiting.job_ids,
             )
-            self._changes.say(*ended)
+            self._changed(*ended)
 
     async def _forget(self) -> None:
         try:

@@ -15,6 +15,7 @@ from serve_app import service as service_module
 from serve_app import state_file
 from serve_app.job import Origin, Ticket
 from serve_app.jobs import JobRegistry
+from serve_app.schemas import Phase, Progress
 from serve_app.state_file import StateUnavailable
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
 
@@ -167,6 +168,19 @@ async def test_every_phase_reaches_two_readers_and_one_that_comes_after_a_restar
         assert await phases(rig) == order
 
 
+async def test_a_job_that_is_given_up_has_an_end_event_too(rig):
+    """Mend 0: its last progress is that of its last change of phase."""
+    registry = rig.door.registry
+    registry.submit(request(), Origin.ASYNC, 10)
+    job = registry.take(lease_s=20.0, max_attempts=1)
+    inferring = Progress(Phase.INFERRING, 0.1, 5, 10)
+    registry.beat(job, -1.0, inferring, [inferring])
+    assert registry.sweep(max_attempts=1) == ["a"]
+    text = (await rig.client.get("/v1/avatar/jobs/a/events")).text
+    kinds = [line[7:] for line in text.splitlines() if line.startswith("event: ")]
+    assert kinds == ["progress", "end"]
+
+
 async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
     """Mend 0: who joins a claimed job hears of each phase, not of a sample a second."""
     rig.graph.holds = True
@@ -192,7 +206,7 @@ async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(rig, m
     """Mend 3.2: the statement runs in a thread, and runs on."""
     monkeypatch.setattr(service_module, "SWEEP_S", 1e9)
     assert await rig.service.work() is None  # has swept, so the next thing is to take
-    rig.door.registry.submit(request(), Origin.ASYNC, 10)
+    await rig.service.submit(request(), Origin.ASYNC)
     with lock_held(rig.door.path) as holder:
         work = asyncio.create_task(rig.service.work())
         await asyncio.sleep(0)

@@ -100,7 +100,7 @@ def test_a_running_job_and_a_waiting_one_are_cancelled(guarded, media, long_medi
     assert (answer.status_code, answer.json()) == (200, {"detail": "Cancellation requested"})
     assert guarded.job(waiting)["status"] == "cancelled"
     guarded.client.delete(f"/v1/avatar/jobs/{running}")
-    guarded.wait_for(running, "cancelled", timeout_s=5.0)
+    guarded.wait_for(running, "cancelled")
     assert guarded.client.delete("/v1/avatar/jobs/unknown").status_code == 404
 
 
@@ -114,7 +114,7 @@ def test_a_full_queue_asks_to_come_back(guarded, long_media):
     for job_id in reversed(ids):
         guarded.client.delete(f"/v1/avatar/jobs/{job_id}")
     for job_id in ids:
-        guarded.wait_for(job_id, "cancelled", timeout_s=10.0)
+        guarded.wait_for(job_id, "cancelled")
 
 
 def test_lists_are_paged_and_filtered(guarded, media):

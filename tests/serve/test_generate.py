@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 import threading
 from fractions import Fraction
 from itertools import groupby
@@ -185,9 +186,13 @@ def test_two_jobs_at_once_do_not_mix(app, clip, speech, tmp_path):
 
 def test_a_client_that_goes_away_ends_its_job(app, clip, speech):
     body = {"musetalk_job_id": "gone", **uris(clip(frames=100), speech(60.0))}
-    with pytest.raises(httpx.ReadTimeout):
-        app.client.post("/generate", json=body, timeout=3.0)
-    job = app.wait_for("gone", "cancelled", timeout_s=5.0)
+    content = json.dumps(body).encode()
+    head = f"POST /generate HTTP/1.1\r\nHost: {app.client.base_url.host}:{app.port}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with socket.create_connection((app.client.base_url.host, app.port)) as client:
+        client.sendall(head.encode() + content)
+        app.wait_drawn("gone")
+    job = app.wait_for("gone", "cancelled")
     assert job["output_url"] is None
     assert not (app.folder / "results" / "gone.mp4").exists()
 
@@ -237,6 +242,22 @@ def test_every_event_of_a_job_goes_forward(app, clip, speech):
     with app.client.stream("GET", "/v1/avatar/jobs/events/events", headers=last_seen) as stream:
         lines = list(stream.iter_lines())
     assert [line.removeprefix("id: ") for line in lines if line.startswith("id: ")] == ids[3:]
+
+
+def test_drawn_frames_count_before_any_is_encoded(app, clip, speech):
+    """Mend 2.11: that results exist is noticed without fetching them; here nothing can encode."""
+    body = {"musetalk_job_id": "drawn", **uris(clip(frames=60), speech(3.0))}
+    [finisher] = app.replicas("Finisher")
+    finisher.suspend()
+    try:
+        assert app.client.post("/v1/avatar/jobs", json=body).status_code == 202
+        app.wait_drawn("drawn", frames=75)
+        progress = app.job("drawn")["progress"]
+    finally:
+        finisher.resume()
+    assert (progress["phase"], progress["frames_done"]) == ("encoding", 75)
+    assert 0.8 < progress["fraction"] < 0.95
+    assert app.wait_for("drawn", "succeeded", "failed")["status"] == "succeeded"
 
 
 def test_health_and_documentation(app):

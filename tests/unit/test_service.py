@@ -7,6 +7,7 @@ import pytest
 
 from musetalk_pipeline.options import JobOptions
 from serve_app import attempt as attempt_module
+from serve_app import service as service_module
 from serve_app.jobs import JobRegistry, Origin
 from serve_app.schemas import JobRequest, Phase, Progress
 from serve_app.service import JobService
@@ -108,3 +109,20 @@ async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_don
     driver.go_on.set()
     await service.work()
     assert registry.get("a").status == "succeeded"
+
+
+async def test_idle_slots_ask_the_registry_now_and_then(registry, monkeypatch):
+    """What came in here is taken at once; what another process left, a moment later."""
+    driver = SlowDriver(Phase.INFERRING)
+    driver.go_on.set()
+    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    monkeypatch.setattr(service_module, "IDLE_S", 1e9)
+    assert await service.work() is None
+    registry.submit(request(), Origin.ASYNC, 10)  # as another process does
+    assert await service.work() is None
+    monkeypatch.setattr(service_module, "IDLE_S", 0.0)
+    assert await service.work() is not None
+    monkeypatch.setattr(service_module, "IDLE_S", 1e9)
+    assert await service.work() is None
+    await service.submit(request().model_copy(update={"musetalk_job_id": "b"}), Origin.ASYNC)
+    assert (await service.work()).id == "b"
