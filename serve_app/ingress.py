@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
@@ -25,9 +26,9 @@ from serve_app.background import run_again
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
-from serve_app.logs import set_up_logging
 from serve_app.polling import Polling, polling_rules
 from serve_app.readiness import Readiness
+from serve_app.replica_setup import set_up_replica
 from serve_app.schemas import JobCreate, JobRequest
 from serve_app.service import JobService
 from serve_app.settings import (
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 EVENT_LOOK_S = 0.25
 NEWS_LOOK_S = 1.0
+ANSWER_S = 2.0  # a caller whose job has ended is answered well within this
+STOPPING_RETRY_S = 30
 KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 
 
@@ -62,7 +65,7 @@ class Ingress:
     ) -> None:
         self._args = args
         self._env = read_environment()
-        set_up_logging(self._env)
+        set_up_replica(self._env)
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
         graph = Graph(preprocessor, _pools(args, generators), finisher)
@@ -72,6 +75,7 @@ class Ingress:
         )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
+        self._waiting = 0  # callers of POST /generate
         self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         if self._env.is_buffer:
             # One identity announces one job, so a capacity of n is n slots.
@@ -101,6 +105,16 @@ class Ingress:
     async def work(self, slot: int) -> None:
         """Run one job if one comes within a few seconds; called by the slots themselves."""
         await self._slots.work(slot)
+
+    async def drain(self) -> None:
+        """Begin no job any more; return when those that run have ended and were answered.
+
+        What waits in the queue stays there for the next start; who waits for it is cut off.
+        """
+        await self._slots.stop()
+        until = time.monotonic() + ANSWER_S
+        while self._waiting and time.monotonic() < until:
+            await asyncio.sleep(0.05)
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
@@ -134,20 +148,25 @@ class Ingress:
 
     async def hc(self) -> JSONResponse:
         """200 once every stage can take a job, 503 before."""
-        ready = await self._readiness.is_ready()
-        status = "ok" if ready else "starting"
+        ready, status = await self._status()
         return JSONResponse({"status": status}, status_code=200 if ready else 503)
 
     async def health(self) -> JSONResponse:
         """Like /hc, and what draws the mouth on what."""
-        ready = await self._readiness.is_ready()
+        ready, status = await self._status()
         body = {
-            "status": "ok" if ready else "starting",
+            "status": status,
             "service": SERVICE_NAME,
             "version": API_VERSION,
             **self._readiness.facts(),
         }
         return JSONResponse(body, status_code=200 if ready else 503)
+
+    async def _status(self) -> tuple[bool, str]:
+        if self._slots.is_stopping:
+            return False, "stopping"
+        ready = await self._readiness.is_ready()
+        return ready, "ok" if ready else "starting"
 
     async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
@@ -185,8 +204,13 @@ class Ingress:
     ) -> JSONResponse:
         """Answer when the job has ended. The job ends early if every waiting client goes away."""
         self._check_key(x_internal_api_key)
+        self._refuse_while_stopping()
         job = self._service.submit(request, Origin.SYNC)
-        job = await self._service.wait(job.id)
+        self._waiting += 1
+        try:
+            job = await self._service.wait(job.id)
+        finally:
+            self._waiting -= 1
         return generate_answer(job)
 
     async def preview(
@@ -220,6 +244,7 @@ class Ingress:
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
         self._check_key(x_internal_api_key)
+        self._refuse_while_stopping()
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
         request = JobRequest(
@@ -301,6 +326,11 @@ class Ingress:
     def _check_key(self, given: str | None) -> None:
         if self._env.internal_api_key is not None:
             _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
+
+    def _refuse_while_stopping(self) -> None:
+        if self._slots.is_stopping:
+            later = {"Retry-After": str(STOPPING_RETRY_S)}
+            raise HTTPException(503, "This worker is stopping and takes no new job.", later)
 
     def _check_bearer(self, header: str | None) -> None:
         scheme, _, token = (header or "").partition(" ")

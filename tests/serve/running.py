@@ -1,4 +1,4 @@
-"""A real application for tests: `serve run` as a child, its HTTP side, its videos."""
+"""A real application for tests: the launcher as a child, its HTTP side, its videos."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ START_S, JOB_S = 120.0, 180.0
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
     "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
-    "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
+    "WORKER_PORT", "RAY_AUTH_MODE", "ALLOW_LOCAL_STORE", "MUSETALK_WORKDIR",
+    "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
 )  # fmt: skip
 
 
 @dataclass
 class RunningApp:
-    """One `serve run`. `folder` holds its state, scratch, results and log."""
+    """One launcher. `folder` holds its state, scratch, results and log."""
 
     folder: Path
     port: int
@@ -151,15 +152,13 @@ def running_app(
     own = {
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(ray_folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "WORKER_PORT": str(port),
-        "PYTHONPATH": str(ROOT),
     }
     if key is not None:
         own["INTERNAL_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            [sys.executable, "-m", "serve_app.launch", str(config)],
             cwd=ROOT,
             env=outer | own | (env or {}),
             stdin=subprocess.DEVNULL,
@@ -190,6 +189,7 @@ def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, 
         "work_dir": str(folder / "work"),
         "result_dir": str(folder / "results"),
         "state_dir": str(folder / "state"),
+        "metrics_port": 0,
         "inputs": inputs,
         **args,
     }

@@ -551,6 +551,7 @@ def soak(media, tmp_path_factory, private_temp) -> Iterator[Soak]:
     with FakeOrchestrator(api_key=KEY) as orchestrator:
         env = {
             "ORCHESTRATOR_BASE_URL": orchestrator.url,
+            "ALLOW_LOCAL_STORE": "true",
             "WORKER_ID": "box-1",
             "PROVIDER": "local",
             "POLL_INTERVAL_SEC": "0.5",
