@@ -17,6 +17,8 @@ from typing import Any
 
 from serve_app.logs import JsonFormatter
 
+# The ingress logs this when it has drained: what its jobs wrote comes before.
+LAST_WORDS = "no job runs here any more"
 # Of these only warnings and errors are printed.
 BOOKKEEPERS = ("ServeController", "ProxyActor", "build_serve_application")
 _OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")  # logs.py
@@ -39,6 +41,7 @@ class Console:
         self._formatter = JsonFormatter(())
         self._lock = threading.Lock()
         self._last_level: dict[Any, str] = {}  # by process: the level of the line before
+        self._heard_last_words = threading.Event()
         self.is_ready = False
 
     def attach(self) -> None:
@@ -62,7 +65,13 @@ class Console:
                 level = self._level(line, batch.get("pid"))
                 if self._is_worth_it(line, source, level):
                     print(self._shown(line, source, level, batch.get("pid")), file=sink)
+                if LAST_WORDS in line:
+                    self._heard_last_words.set()
             sink.flush()
+
+    def wait_for_last_words(self, seconds: float) -> None:
+        """Wait until the ingress's last line has been printed; Ray brings lines with a delay."""
+        self._heard_last_words.wait(seconds)
 
     def _level(self, line: str, pid: Any) -> str:
         """Return the level of a line; a line without one belongs to the line before."""

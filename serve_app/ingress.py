@@ -23,6 +23,7 @@ from serve_app.addresses import AddressPolicy
 from serve_app.answers import failure_of, generate_answer, generate_body, job_body
 from serve_app.api import BadField, build_api
 from serve_app.background import run_again
+from serve_app.console import LAST_WORDS
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
 from serve_app.local_store import LocalStore
@@ -115,6 +116,7 @@ class Ingress:
         until = time.monotonic() + ANSWER_S
         while self._waiting and time.monotonic() < until:
             await asyncio.sleep(0.05)
+        logger.info(LAST_WORDS)
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""

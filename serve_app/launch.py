@@ -42,6 +42,7 @@ DEFAULT_CONFIG = "serve_config.yaml"
 STARTING_LOOK_S = 0.1
 RUNNING_LOOK_S = 5.0  # a look costs some 10 ms; nothing is decided by it
 DRAIN_LOOK_S = 0.1
+LAST_WORDS_S = 3.0  # Ray's log lines come some tenths of a second late
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -121,7 +122,8 @@ def _start_and_stand_by(start: Start, cluster: Cluster, console: Console, wishes
         if not _stand_by(cluster, wishes):
             print("lipsync-serve: Ray is gone, and the application with it", file=sys.stderr)
             return 1
-        _drain(cluster, start.args.queue.drain_s, wishes)
+        if _drain(cluster, start.args.queue.drain_s, wishes):
+            console.wait_for_last_words(LAST_WORDS_S)
     return 0
 
 
@@ -167,8 +169,11 @@ def _stand_by(cluster: Cluster, wishes: Wishes) -> bool:
     return True
 
 
-def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> None:
-    """Let the jobs that run end, for `seconds` at most; a second wish ends the waiting."""
+def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> bool:
+    """Let the jobs that run end, for `seconds` at most; a second wish ends the waiting.
+
+    True if they have ended.
+    """
     logger.info("stopping: no new job is taken; those that run may take %.0f s more", seconds)
     until = time.monotonic() + seconds
     try:
@@ -178,10 +183,11 @@ def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> None:
                 response.result(timeout_s=DRAIN_LOOK_S)
             except TimeoutError:
                 continue
-            return
+            return True
         logger.warning("jobs that still run are given up; they begin anew at the next start")
     except Exception:
         logger.exception("the jobs that run could not be waited for")
+    return False
 
 
 # --- what is said ---------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from musetalk_pipeline.errors import PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
 from serve_app.answers import failure_of, invalid_request
 from serve_app.driver import JobDriver
+from serve_app.job_log import log_end
 from serve_app.jobs import CANCELLED, Job, JobConflict, JobRegistry, Origin, Ticket, Verdict
-from serve_app.metrics import JOBS_ENDED
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import QueueSettings
 from serve_app.transfers import Assignment, Finished, PreviewPicture
@@ -177,7 +177,7 @@ class JobService:
         if verdict is Verdict.CANCELLED and self.registry.requeue(job, if_wanted=True):
             logger.info("job is wanted again", extra={"job_id": job.id})
         elif self.registry.finish(job, outcome, latest):
-            log_end(job, outcome)
+            log_end(job, outcome, latest)
         else:
             logger.warning("late outcome dropped", extra={"job_id": job.id})
         return outcome
@@ -229,14 +229,3 @@ def _outcome(
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
     return Success(finished.output_url, finished.metrics), done
-
-
-def log_end(job: Job, outcome: Outcome) -> None:
-    """Log a job's end, once."""
-    extra = {"job_id": job.id, "attempt": job.attempt}
-    if isinstance(outcome, Success):
-        logger.info("job succeeded", extra=extra)
-        JOBS_ENDED.inc(tags={"outcome": "succeeded"})
-    else:
-        JOBS_ENDED.inc(tags={"outcome": "cancelled" if outcome.cancelled else "failed"})
-        logger.info("job failed", extra={**extra, "code": outcome.code, "stage": outcome.stage})
