@@ -56,6 +56,9 @@ KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 class Ingress:
     """One replica of the ingress. Its public methods are the routes of api.py."""
 
+    _waiting = 0  # callers of POST /generate
+    _is_stopping = False
+
     def __init__(
         self,
         args: AppArgs,
@@ -76,7 +79,6 @@ class Ingress:
         )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
-        self._waiting = 0  # callers of POST /generate
         self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         if self._env.is_buffer:
             # One identity announces one job, so a capacity of n is n slots.
@@ -112,6 +114,7 @@ class Ingress:
 
         What waits in the queue stays there for the next start; who waits for it is cut off.
         """
+        self._is_stopping = True
         await self._slots.stop()
         until = time.monotonic() + ANSWER_S
         while self._waiting and time.monotonic() < until:
@@ -165,7 +168,7 @@ class Ingress:
         return JSONResponse(body, status_code=200 if ready else 503)
 
     async def _status(self) -> tuple[bool, str]:
-        if self._slots.is_stopping:
+        if self._is_stopping:
             return False, "stopping"
         ready = await self._readiness.is_ready()
         return ready, "ok" if ready else "starting"
@@ -330,7 +333,7 @@ class Ingress:
             _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
 
     def _refuse_while_stopping(self) -> None:
-        if self._slots.is_stopping:
+        if self._is_stopping:
             later = {"Retry-After": str(STOPPING_RETRY_S)}
             raise HTTPException(503, "This worker is stopping and takes no new job.", later)
 

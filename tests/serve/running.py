@@ -55,6 +55,11 @@ class RunningApp:
         self.client = httpx.Client(base_url=base, timeout=JOB_S, headers=headers, trust_env=False)
 
     @property
+    def log(self) -> list[str]:
+        """The lines that it has printed so far."""
+        return (self.folder / "log").read_text().splitlines()
+
+    @property
     def scratch(self) -> list[str]:
         """Names of the attempts whose files are still there."""
         return [path.name for path in (self.folder / "work" / "jobs").iterdir()]
@@ -139,19 +144,23 @@ def running_app(
     env: dict[str, str] | None = None,
     key: str | None = None,
     port: int | None = None,
+    is_json: bool = False,
     **args: Any,
 ) -> Iterator[RunningApp]:
     """Start the application with `args` over small defaults, and leave nothing of it."""
     port = port or free_port("127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(config_document(folder, port, args)))
+    document = config_document(folder, port, args)
+    document["logging_config"]["encoding"] = "JSON" if is_json else "TEXT"
+    config.write_text(yaml.safe_dump(document))
     # Ray's sockets lie below: a short path.
     ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
     outer = {name: value for name, value in os.environ.items() if name not in NOT_FOR_TESTS}
     own = {
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(ray_folder),
+        "TMPDIR": str(ray_folder),  # Ray's own processes leave folders there
         "WORKER_PORT": str(port),
     }
     if key is not None:
@@ -172,9 +181,6 @@ def running_app(
         yield app
         app.client.close()
     finally:
-        # Stopping politely takes Ray 10 to 20 s; test_make_run.py shows that it works.
-        process.kill()
-        process.wait()
         stop(process, ray_folder)
 
 
