@@ -1,9 +1,9 @@
 """Files leave through Serve's proxy in pieces, each asked for when the client has taken the last.
 
 Serve streams from replica to proxy without back-pressure: a client that does not read would have a
-whole video put into the memory of both. Here the proxy holds one piece a client, and asks the ingress
-for ranges of the file with the client's own headers and query, so that who may read a file is
-decided there, for every piece.
+whole video put into the memory of both. Here the proxy holds one piece a client, and asks the
+ingress for ranges of the file with the client's own headers and query, so that who may read a file
+is decided there, for every piece.
 """
 
 from __future__ import annotations
@@ -143,15 +143,15 @@ class FilePieces:
         end = last if wanted.end is None else min(last, wanted.end)
         answer = await self._ask(scope, wanted.start, end)
         if isinstance(answer, Answer) and answer.status == 416 and wanted.whole:
-            return await self._ask(scope, None, None)  # an empty file
+            return await self._ask(scope, None)  # an empty file
         return answer
 
-    async def _ask(self, scope: Scope, start: int | None, end: int | None) -> _Piece | Answer:
+    async def _ask(self, scope: Scope, start: int | None, end: int = 0) -> _Piece | Answer:
         """Ask the ingress for a range; an `Answer` is anything but that range."""
         headers = [(key, value) for key, value in scope["headers"] if key not in _OURS]
         if start is not None:
             headers.append((b"range", b"bytes=%d-%d" % (start, end)))
-        own = scope | {"headers": headers}
+        own = {**scope, "headers": headers}
         async with asyncio.timeout(self._limits.piece_s):
             answer = await ask(self._app, own, self._limits.piece_bytes)
         found = _CONTENT_RANGE.fullmatch(answer.header(b"content-range") or b"")
@@ -227,7 +227,5 @@ def _body(data: bytes, *, more: bool) -> Message:
 
 
 async def _send_whole(answer: Answer, send: Send) -> None:
-    await send(
-        {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
-    )
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send(_body(answer.body, more=False))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -31,13 +31,13 @@ class ConnectionLimits:
 class GuardedProtocol(HttpToolsProtocol):
     """Closes connections whose request line and headers do not come, or are too large.
 
-    A connection that has begun a request is told so (408, 431); one that has sent nothing is closed.
+    A client that has begun a request is told so (408, 431); one that has sent nothing is cut off.
     WebSockets are not upgraded to: this application has none.
     """
 
     limits = ConnectionLimits()
     # Connections that carry no request now, by the time since when; shared by all of a process.
-    _waiting: OrderedDict[GuardedProtocol, None] = OrderedDict()
+    _waiting: ClassVar[OrderedDict[GuardedProtocol, None]] = OrderedDict()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,7 +70,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_has_come()
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[typeddict-item]
+        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:

@@ -1,8 +1,8 @@
-"""Whether the application behind Serve's proxy is ready, asked once for everybody who wants to know.
+"""Whether the application behind Serve's proxy is ready, asked once for all who want to know.
 
 While Serve starts an application its proxy answers 404, and then holds requests until a replica
-exists. Nobody outside should meet either: a probe is one question that all waiting requests share, so
-that it takes one place of the ingress however many ask.
+exists. Nobody outside should meet either: a probe is one question that all waiting requests share,
+so that it takes one place of the ingress however many ask.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Probe:
         return self._question.result() if self._question.done() else None
 
     async def _ask(self, scope: Scope) -> Answer | None:
-        own = scope | {
+        own = {
+            **scope,
             "method": "GET",
             "path": self._path,
             "raw_path": self._path.encode(),

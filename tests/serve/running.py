@@ -154,6 +154,7 @@ def running_app(
         "RAY_USAGE_STATS_ENABLED": "0",
         "WORKER_PORT": str(port),
         "PYTHONPATH": str(ROOT),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gate:proxy_middlewares",
     }
     if key is not None:
         own["INTERNAL_API_KEY"] = key
