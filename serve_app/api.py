@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from serve_app.answers import generate_body, invalid_request
 from serve_app.callers import CallerRules
-from serve_app.gate import Gate
+from serve_app.gate import INGRESS_LIMITS, Gate
 from serve_app.jobs import JobConflict, QueueFull
 from serve_app.settings import API_VERSION
 
@@ -41,7 +41,8 @@ def build_api(ingress: "Ingress") -> FastAPI:
             400: _on_unreadable,
         },
     )
-    api.add_middleware(Gate, judge=CallerRules.of(ingress.environment))
+    rules = CallerRules.of(ingress.environment)
+    api.add_middleware(Gate, judge=rules, limits=INGRESS_LIMITS)
     get, post, delete = ["GET"], ["POST"], ["DELETE"]
     # `path`: an id may hold slashes, encoded or not. The longer route has to come first.
     jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id:path}"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.asgi import Answer, AnswerTooLarge, Headers, ask, departure, header
+from serve_app.forwarding import is_serves_own
 
 logger = logging.getLogger("ray.serve")
 
@@ -25,6 +26,10 @@ _ONE_RANGE = re.compile(rb"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 _CONTENT_RANGE = re.compile(rb"bytes (\d+)-(\d+)/(\d+)")
 # Of the client's headers these are answered here, over pieces.
 _OURS = frozenset({b"range", b"if-range"})
+
+
+class Unanswered(Exception):
+    """Nobody answered for the file."""
 
 
 class FileChanged(Exception):
@@ -107,18 +112,18 @@ class FilePieces:
         connection off: the only way to end an answer that cannot be completed.
 
         Raises:
-            TimeoutError: the ingress gave no first piece in time; nothing has been sent.
+            Unanswered: the ingress gave no answer; nothing has been sent.
         """
         self._readers += 1
         try:
             wanted = wanted_of(scope["headers"])
-            first = await self._first(scope, wanted)
+            first = await self._begin(scope, wanted)
             if isinstance(first, Answer):
                 await _send_whole(first, send)
                 return
             if not _condition_holds(scope["headers"], first) and not wanted.whole:
                 wanted = Wanted()
-                first = await self._first(scope, wanted)
+                first = await self._begin(scope, wanted)
             assert isinstance(first, _Piece)
             async with departure(receive) as gone:
                 await self._send_pieces(scope, first, wanted, send, gone)
@@ -130,6 +135,15 @@ class FilePieces:
             abort()
         finally:
             self._readers -= 1
+
+    async def _begin(self, scope: Scope, wanted: Wanted) -> _Piece | Answer:
+        try:
+            first = await self._first(scope, wanted)
+        except TimeoutError:
+            raise Unanswered from None
+        if isinstance(first, Answer) and is_serves_own(first.status, first.headers):
+            raise Unanswered
+        return first
 
     async def _first(self, scope: Scope, wanted: Wanted) -> _Piece | Answer:
         if wanted.suffix is not None:

@@ -11,20 +11,17 @@ The order is the cheapest first, and nothing of a body is read before it is know
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from fastapi.responses import JSONResponse, Response
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from musetalk_pipeline.errors import Stage
-from serve_app.answers import generate_body
 from serve_app.bodies import (
     WITH_BODY,
     Bodies,
@@ -37,10 +34,20 @@ from serve_app.bodies import (
     replay,
 )
 from serve_app.callers import FILES_PREFIX, CallerRules, Refusal
-from serve_app.file_pieces import FileLimits, FilePieces
-from serve_app.http_protocol import ABORT
-from serve_app.probes import Probes
-from serve_app.schemas import Failure
+from serve_app.file_pieces import FileLimits, FilePieces, Unanswered
+from serve_app.forwarding import Answering
+from serve_app.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
+from serve_app.probes import HC, HEALTH, Probes
+from serve_app.refusals import (
+    BUSY,
+    NO_BODY,
+    STARTING,
+    TOO_MANY_READERS,
+    TOO_SLOW,
+    UNAVAILABLE,
+    body_of,
+    too_large,
+)
 from serve_app.settings import read_environment
 
 logger = logging.getLogger("ray.serve")
@@ -68,11 +75,16 @@ class GateLimits:
 
     body: BodyLimits = field(default_factory=BodyLimits)
     files: FileLimits = field(default_factory=FileLimits)
-    forwarded: int = 800  # below MAX_HTTP of app.py: probes, file pieces and slots have the rest
+    # Below MAX_HTTP of app.py: probes, file pieces and the slots' own calls have the rest.
+    forwarded: int = 800
     first_probe_s: float = 2.0
     probe_s: float = 10.0
     send_s: float = 60.0  # for a client to take what it was sent
     linger_s: float = 2.0  # for a refused client to stop sending
+
+
+# What the ingress takes from all proxies: more, so that their file pieces and probes get through.
+INGRESS_LIMITS = GateLimits(forwarded=900)
 
 
 class Judge(Protocol):
@@ -88,6 +100,7 @@ def proxy_middlewares() -> list[Middleware]:
     import uvicorn.config
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.http_protocol:GuardedProtocol"
+    GuardedProtocol.limits = ConnectionLimits.of_this_process()
     rules = CallerRules.of(read_environment())
     return [Middleware(Gate, judge=rules, is_proxy=True)]
 
@@ -136,7 +149,7 @@ class Gate:
         """Decide from the head of the request alone."""
         refusal = self._judge.judge(scope)
         if refusal is None and has_body(scope) and scope["method"] not in WITH_BODY:
-            return _NO_BODY
+            return NO_BODY
         return refusal
 
     async def _pass(
@@ -149,22 +162,27 @@ class Gate:
                 await self._probe(path, scope, receive, send)
                 return None
             if not await self._probes.is_past_start(scope):
-                return _STARTING
+                return STARTING
         if self._files is not None and path.startswith(FILES_PREFIX) and scope["method"] == "GET":
             return await self._send_file(scope, receive, send, abort)
-        if self._forwarded >= self._limits.forwarded:
-            return _BUSY
+        if self._is_full(path):
+            return BUSY
         try:
             body = await self._bodies.read(scope, receive)
         except BodyTooLarge:
-            return _too_large(self._limits.body.max_bytes)
+            return too_large(self._limits.body.max_bytes)
         except BodyTooSlow:
-            return _TOO_SLOW
-        if self._forwarded >= self._limits.forwarded:
-            return _BUSY
+            return TOO_SLOW
+        if self._is_full(path):
+            return BUSY
+        answering = Answering(send, abort, self._limits.send_s)
         with self._place():
-            await self._app(scope, replay(body, receive), self._with_deadline(send, abort))
-        return None
+            await self._app(scope, replay(body, receive), answering)
+        return None if answering.has_begun else UNAVAILABLE
+
+    def _is_full(self, path: str) -> bool:
+        """Whether a request has to come back; probes never have to."""
+        return self._forwarded >= self._limits.forwarded and path not in (HC, HEALTH)
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._probes is not None
@@ -178,11 +196,11 @@ class Gate:
     ) -> Refusal | None:
         assert self._files is not None
         if self._files.is_full:
-            return _TOO_MANY_READERS
+            return TOO_MANY_READERS
         try:
             await self._files.answer(scope, receive, send, abort)
-        except TimeoutError:
-            return _BUSY
+        except Unanswered:
+            return UNAVAILABLE
         return None
 
     @contextlib.contextmanager
@@ -193,21 +211,8 @@ class Gate:
         finally:
             self._forwarded -= 1
 
-    def _with_deadline(self, send: Send, abort: Callable[[], None]) -> Send:
-        """Cut off a client that does not take its answer; what runs behind learns it as usual."""
-
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._limits.send_s):
-                    await send(message)
-            except TimeoutError:
-                logger.info("A client did not read its answer; the connection ends.")
-                abort()
-
-        return send_in_time
-
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        response = JSONResponse(_body_of(refusal), refusal.status_code, refusal.headers)
+        response = JSONResponse(body_of(refusal), refusal.status_code, refusal.headers)
         if not has_body(scope):
             await response(scope, receive, send)
             return
@@ -232,64 +237,3 @@ def _cleaned(scope: Scope) -> tuple[Scope, Callable[[], None]]:
         and (key != b"x-request-id" or _REQUEST_ID.fullmatch(value) is not None)
     ]
     return {**scope, "headers": headers, "extensions": extensions}, abort
-
-
-def _body_of(refusal: Refusal) -> dict[str, Any]:
-    """Return the refusal in the shape of every error."""
-    is_passing = refusal.status_code in (408, 429, 503)
-    failure = Failure(
-        error_type="processing_error" if is_passing else "unknown_error",
-        error_message=refusal.message,
-        code=refusal.code,
-        stage=str(Stage.UNKNOWN),
-        retryable=is_passing,
-        status_code=refusal.status_code,
-        hint=refusal.hint,
-    )
-    return generate_body("", failure)
-
-
-_RETRY = {"Retry-After": "5"}
-_NO_BODY = Refusal(
-    400,
-    "body_not_allowed",
-    "A request of this method has no body here.",
-    "Send it without Content-Length and Transfer-Encoding.",
-)
-_STARTING = Refusal(
-    503,
-    "starting",
-    "The application is starting and takes no requests yet.",
-    "Wait until GET /hc is answered with 200, or send the request again after Retry-After.",
-    _RETRY,
-)
-_BUSY = Refusal(
-    503,
-    "busy",
-    "As many requests as this worker takes are waiting already.",
-    "Send the request again after Retry-After; the asynchronous API keeps no connection open.",
-    _RETRY,
-)
-_TOO_MANY_READERS = Refusal(
-    503,
-    "too_many_readers",
-    "As many clients as may are reading files.",
-    "Send the request again after Retry-After.",
-    _RETRY,
-)
-_TOO_SLOW = Refusal(
-    408,
-    "body_too_slow",
-    "The body of the request did not come in time.",
-    "Send the head and the body of the request at once.",
-    {"Retry-After": "5"},
-)
-
-
-def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(
-        413,
-        "body_too_large",
-        f"The body of the request is larger than {max_bytes} bytes.",
-        "Send addresses of the video and the audio, not their data, and less metadata.",
-    )

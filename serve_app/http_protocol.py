@@ -8,6 +8,7 @@ names this class where uvicorn looks its protocols up.
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -26,6 +27,12 @@ class ConnectionLimits:
     head_s: float = 10.0  # from the first byte of a request, or the connection, to its last header
     head_bytes: int = 64 * 1024
     connections: int = 4000  # beyond it the one that has waited longest for its request is closed
+
+    @classmethod
+    def of_this_process(cls) -> ConnectionLimits:
+        """Return the defaults, with fewer connections where the process may not open so many."""
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return cls(connections=min(cls().connections, max(files * 3 // 4, 64)))
 
 
 class GuardedProtocol(HttpToolsProtocol):

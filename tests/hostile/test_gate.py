@@ -9,11 +9,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from serve_app.bodies import BodyLimits
 from serve_app.callers import CallerRules
-from serve_app.gate import GateLimits
-from tests.hostile.edge import Inner, caller, gated, head, raw, until
+from serve_app.gate import INGRESS_LIMITS, Gate, GateLimits
+from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
 
 KEY = "the-key-of-callers"
 LOCKED = CallerRules(ingress_api_key=KEY)
@@ -56,10 +57,14 @@ async def test_until_the_application_has_been_ready_everything_is_503(state: str
         inner.release.set()
         await until(lambda: is_ok(client))
         assert (await client.post("/generate", content=b"{}")).status_code == 200
-        # Afterwards requests go through, whatever a probe says.
+        # Afterwards requests go through, whatever a probe says; Serve's 404 is still not shown.
         inner.state = "absent"
         assert (await client.get("/hc")).status_code == 503
-        assert (await client.get("/v1/avatar/jobs")).status_code == 404
+        for path in ("/v1/avatar/jobs", "/files/a.mp4"):
+            answer = await client.get(path)
+            assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
+            check_refusal(answer.json(), "unavailable", retryable=True)
+        assert inner.count("/v1/avatar/jobs") == inner.count("/files/a.mp4") == 1
 
 
 async def is_ok(client: Any) -> bool:
@@ -207,6 +212,44 @@ async def test_beyond_the_capacity_requests_are_asked_to_come_back() -> None:
         inner.release.set()
         assert [(await task).status_code for task in waiting] == [200, 200]
         assert (await client.post("/generate", content=b"{}")).status_code == 200
+
+
+async def test_a_request_whose_replica_ends_is_answered_in_our_shape() -> None:
+    """Serve sends nothing then, and uvicorn would answer in plain text."""
+    inner = Inner()
+
+    async def dying(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/hc":
+            await inner(scope, receive, send)
+
+    async with gated(dying) as port, caller(port) as client:
+        for method, path in (("POST", "/generate"), ("GET", "/files/a.mp4")):
+            answer = await client.request(method, path)
+            assert answer.status_code == 503
+            check_refusal(answer.json(), "unavailable", retryable=True)
+
+
+async def test_a_full_ingress_still_answers_probes() -> None:
+    """Mend 4.1: also where the gate stands before the ingress' own routes."""
+    inner = Inner()
+    gate = Gate(inner, CallerRules(), GateLimits(forwarded=1))
+    async with listening(gate) as port, caller(port) as client:
+        waiting = asyncio.create_task(client.post("/wait"))
+        await inner.arrived.wait()
+        assert (await client.get("/v1/avatar/jobs")).json()["code"] == "busy"
+        assert await is_ok(client)
+        inner.release.set()
+        await waiting
+
+
+def test_the_ingress_has_places_beyond_what_the_proxy_forwards() -> None:
+    """Mend 4.1: for probes, file pieces and the slots' own calls."""
+    from serve_app.app import MAX_HTTP
+
+    proxy, ingress = GateLimits(), INGRESS_LIMITS
+    probes, slots = 2, 64
+    assert proxy.forwarded + proxy.files.readers + probes <= ingress.forwarded
+    assert ingress.forwarded + probes + slots < MAX_HTTP
 
 
 async def test_a_client_that_does_not_read_its_answer_loses_its_place() -> None:
