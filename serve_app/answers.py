@@ -60,14 +60,15 @@ def invalid_request(message: str, **details: Any) -> Failure:
     )
 
 
-def generate_body(job_id: str, outcome: Outcome) -> dict[str, Any]:
-    """Return the body of `POST /generate`'s answer."""
+def generate_body(job_id: str, outcome: Outcome, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the body of `POST /generate`'s answer; `warnings` are those of the request."""
     if isinstance(outcome, Success):
         return {
             "status": "success",
             "output_url": outcome.output_url,
             "musetalk_job_id": job_id,
             "metrics": outcome.metrics,
+            "warnings": [*warnings, *outcome.warnings],
         }
     body: dict[str, Any] = {
         "status": "failed",
@@ -91,7 +92,7 @@ def generate_answer(job: Job) -> JSONResponse:
     """Return the whole answer of `POST /generate` for a job that has ended."""
     assert job.outcome is not None
     status = job.outcome.status_code if isinstance(job.outcome, Failure) else 200
-    return JSONResponse(generate_body(job.id, job.outcome), status)
+    return JSONResponse(generate_body(job.id, job.outcome, job.warnings), status)
 
 
 def job_body(job: Job) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "metrics": outcome.metrics if isinstance(outcome, Success) else None,
         "error": outcome.error_message if isinstance(outcome, Failure) else None,
         "failure": failure,
+        "warnings": [*job.warnings, *(outcome.warnings if isinstance(outcome, Success) else ())],
         "input": {
             # Signed query strings stay on this worker.
             "video_url": shown_url(request.video_url),

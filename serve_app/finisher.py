@@ -111,7 +111,7 @@ class Finisher:
         return sidecar(
             SidecarFacts(
                 musetalk_job_id=opened.work.job_id,
-                queue_job_id=self._env.salad_queue_job_id,
+                queue_job_id=opened.work.queue_job_id or self._env.salad_queue_job_id,
                 gpu_class=about.gpu_class,
                 aspect_ratio=request.aspect_ratio,
                 resolution=request.resolution,

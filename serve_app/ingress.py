@@ -99,6 +99,11 @@ class Ingress:
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
 
+    @property
+    def environment(self) -> Environment:
+        """The environment that this ingress was started in."""
+        return self._env
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
         return build_api(self)

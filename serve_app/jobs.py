@@ -31,7 +31,7 @@ WANTED_S = 5.0  # a waiting connection renews its wish well within this
 CLAIM_GRACE_S = 120.0
 TERMINAL = ("succeeded", "failed", "cancelled")
 
-SCHEMA_VERSION = 1  # counts up with every change of the columns
+SCHEMA_VERSION = 2  # counts up with every change of the columns
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, request TEXT NOT NULL, content_key TEXT NOT NULL, origin TEXT NOT NULL,
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     lease_until REAL, wanted_until REAL,
     cancel_requested INTEGER NOT NULL DEFAULT 0, progress TEXT NOT NULL, outcome TEXT,
     webhook_url TEXT, notified INTEGER NOT NULL DEFAULT 0, metadata TEXT,
-    idempotency_key TEXT UNIQUE
+    idempotency_key TEXT UNIQUE, warnings TEXT NOT NULL DEFAULT '[]', queue_job_id TEXT
 );
 CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (status, created);
 """
@@ -118,6 +118,8 @@ class Job:
     outcome: Outcome | None
     webhook_url: str | None
     metadata: dict[str, Any] | None
+    warnings: tuple[str, ...]  # of the ticket; a success has the run's own beside them
+    queue_job_id: str | None
 
     @property
     def is_terminal(self) -> bool:
@@ -386,8 +388,8 @@ class JobRegistry:
         now = self._clock()
         db.execute(
             "INSERT OR REPLACE INTO jobs (id, request, content_key, origin, status, created, "
-            "updated, wanted_until, progress, webhook_url, metadata, idempotency_key) "
-            "VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?)",
+            "updated, wanted_until, progress, webhook_url, metadata, idempotency_key, warnings, "
+            "queue_job_id) VALUES (?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 job_id,
                 request.model_dump_json(),
@@ -400,6 +402,8 @@ class JobRegistry:
                 ticket.webhook_url,
                 None if ticket.metadata is None else json.dumps(ticket.metadata),
                 ticket.idempotency_key,
+                json.dumps(ticket.warnings),
+                ticket.queue_job_id,
             ),
         )
 
@@ -453,6 +457,8 @@ def _job(row: sqlite3.Row) -> Job:
         outcome=_outcome(row["outcome"]),
         webhook_url=row["webhook_url"],
         metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
+        warnings=tuple(json.loads(row["warnings"])),
+        queue_job_id=row["queue_job_id"],
     )
 
 

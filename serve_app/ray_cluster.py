@@ -8,7 +8,6 @@ operator's: what the replicas need to know of ours goes along as a runtime envir
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import re
 from collections.abc import Mapping
@@ -31,10 +30,9 @@ def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
     """
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",  # no report home
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY_MIDDLEWARES,
         "RAY_DEDUP_LOGS": "0",  # or lines of different jobs are folded into one
     }
-    if importlib.util.find_spec(PROXY_MIDDLEWARES.partition(":")[0]):
-        wanted["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = PROXY_MIDDLEWARES
     if joined_cluster(environ) is None:
         wanted |= {
             "RAY_AUTH_MODE": "token",

@@ -161,6 +161,7 @@ class JobService:
             job.attempt,
             job.request,
             job.request.options(self._defaults),
+            job.queue_job_id,
         )
         self.active_jobs += 1
         drive = asyncio.create_task(self._driver.run(work, on_progress))
@@ -228,4 +229,4 @@ def _outcome(
     finished = drive.result()
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
-    return Success(finished.output_url, finished.metrics), done
+    return Success(finished.output_url, finished.metrics, finished.warnings), done

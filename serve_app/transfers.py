@@ -17,6 +17,7 @@ class Assignment:
     """One attempt at one job. `attempt_id` names its scratch folder; ours, never the caller's.
 
     `lost_attempt_id`: the attempt before, if it fell silent; its scratch may still be there.
+    `queue_job_id`: what Salad's queue calls the job, for the sidecar.
     """
 
     attempt_id: str
@@ -25,6 +26,7 @@ class Assignment:
     attempt: int
     request: JobRequest
     options: JobOptions
+    queue_job_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +60,13 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A stored output. `metrics` is what contracts.md puts under that name."""
+    """A stored output. `metrics` is what contracts.md puts under that name; `warnings` are what the
+    run itself decided.
+    """
 
     output_url: str
     metrics: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

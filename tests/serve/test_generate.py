@@ -95,7 +95,7 @@ def test_size_and_aspect_are_as_asked(app, clip, speech, tmp_path, asked, size):
 
 def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
     answer = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6))).json()
-    assert set(answer) == {"status", "output_url", "musetalk_job_id", "metrics"}
+    assert set(answer) == {"status", "output_url", "musetalk_job_id", "metrics", "warnings"}
     metrics = answer["metrics"]
     assert {"GENERATION_TIME_SEC", "SCRIPT_WALL_TIME_SEC", "PEAK_VRAM_MIB", "PEAK_RAM_KB",
             "gpu_class", "stage_times", "total_time"} <= set(metrics)  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.answers import generate_body, job_body
 from serve_app.jobs import JobConflict, JobRegistry, Origin, QueueFull, Ticket, Verdict
 from serve_app.schemas import Failure, JobRequest, Phase, Progress, Success
 
@@ -236,3 +237,17 @@ def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
     registry.submit(request(), Origin.ASYNC, 10)
     assert take(registry).id == "a"
     registry.close()
+
+
+def test_warnings_and_the_queues_own_id_stay_with_the_job(registry):
+    """Mends 1.9 and 1.17: what came with a job is in its row and in its answers."""
+    ticket = Ticket(warnings=("The aspect ratio is odd.",), queue_job_id="salad-7")
+    registry.submit(request(), Origin.SYNC, 10, ticket)
+    job = take(registry)
+    assert (job.warnings, job.queue_job_id) == (("The aspect ratio is odd.",), "salad-7")
+    done = Success(SUCCESS.output_url, SUCCESS.metrics, ("The larger of two faces speaks.",))
+    registry.finish(job, done, DONE)
+    both = ["The aspect ratio is odd.", "The larger of two faces speaks."]
+    ended = registry.get("a")
+    assert job_body(ended)["warnings"] == both
+    assert generate_body("a", ended.outcome, ended.warnings)["warnings"] == both
