@@ -44,8 +44,12 @@ class MediaFile:
         return local_input(self.path, self.container.demuxer)
 
 
-def admit(path: Path, limits: MediaLimits, refusal: Refusal) -> MediaFile:
+def admit(
+    path: Path, limits: MediaLimits, refusal: Refusal, sha256: str | None = None
+) -> MediaFile:
     """Check size, kind, streams and declared lengths of a file.
+
+    `sha256`: the digest in hex where it is known already; the file is read for it if not.
 
     Raises:
         MediaTooLarge, or `refusal`: it cannot be used, with a sentence that says why.
@@ -66,7 +70,7 @@ def admit(path: Path, limits: MediaLimits, refusal: Refusal) -> MediaFile:
         if size < limits.min_bytes and refusal is InvalidVideo:
             raise refusal(f"The file has only {size} bytes; that is too small for a video.")
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
     whole, streams = read_header(path, container, refusal)
     if len(streams) > limits.max_streams:
         raise MediaTooLarge(

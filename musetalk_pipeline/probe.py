@@ -54,14 +54,22 @@ VIDEO_CODECS = INDEXED_CODECS | {
 }
 
 
-def probe_video(path: Path, limits: MediaLimits, out_dir: Path | None = None) -> SourceVideo:
+def probe_video(
+    path: Path,
+    limits: MediaLimits,
+    out_dir: Path | None = None,
+    *,
+    sha256: str | None = None,
+) -> SourceVideo:
     """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
+
+    `sha256`: the file's digest in hex where it is known already.
 
     Raises:
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidVideo)
+    media = admit(path, limits, InvalidVideo, sha256)
     stream = _choose_video(media)
     _check_video(stream, limits)
     fps = constant_rate(stream, limits)

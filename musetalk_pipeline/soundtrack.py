@@ -48,18 +48,21 @@ def open_audio(
     limits: MediaLimits,
     bitrate_kbps: int = 128,
     check: Check = go_on,
+    *,
+    sha256: str | None = None,
 ) -> SpeechAudio:
     """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
 
     Both come from one decoding and hold the same samples from the first one on: gaps and offsets
     in the file's times are closed, as the reference's reader does. `check` is asked now and then,
-    and raises once nobody wants the result.
+    and raises once nobody wants the result. `sha256`: the file's digest in hex where it is known
+    already.
 
     Raises:
         InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidAudio)
+    media = admit(path, limits, InvalidAudio, sha256)
     stream = _choose_audio(media)
     stem = f"{path.name}.{media.sha256[:12]}"
     pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"

@@ -76,6 +76,14 @@ class OpenJob:
     plan: FramePlan
 
 
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """SHA-256, in hex, of a job's two files."""
+
+    video: str
+    audio: str
+
+
 def open_job(
     video_path: Path,
     audio_path: Path,
@@ -83,15 +91,18 @@ def open_job(
     options: JobOptions,
     limits: MediaLimits,
     detector: LandmarkDetector,
+    *,
+    digests: Digests | None = None,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
+    `digests`: those of the files where they are known already; the files are read for them if not.
     `detector` is asked about a few frames, and only if the picture is cropped around the face.
 
     Raises:
         MediaError: the input cannot be used; the sentence says why. Do not send it again.
     """
-    source, audio = _open_both(video_path, audio_path, work_dir, options, limits)
+    source, audio = _open_both(video_path, audio_path, work_dir, options, limits, digests)
     fps = playing_fps(source.fps, options.frame.fps)
     n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
     if n_output < 1:
@@ -107,7 +118,12 @@ def open_job(
 
 
 def _open_both(
-    video_path: Path, audio_path: Path, work_dir: Path, options: JobOptions, limits: MediaLimits
+    video_path: Path,
+    audio_path: Path,
+    work_dir: Path,
+    options: JobOptions,
+    limits: MediaLimits,
+    digests: Digests | None,
 ) -> tuple[SourceVideo, SpeechAudio]:
     """Check both files at a time. What is wrong with the video is said first, as if one by one."""
     is_over = threading.Event()
@@ -118,9 +134,10 @@ def _open_both(
 
     with ThreadPoolExecutor(1, thread_name_prefix="sound") as other:
         kbps = options.encode.audio_bitrate_kbps
-        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check)
+        known = (None, None) if digests is None else (digests.video, digests.audio)
+        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check, sha256=known[1])
         try:
-            source = probe_video(video_path, limits, work_dir)
+            source = probe_video(video_path, limits, work_dir, sha256=known[0])
             target_size(source.width, source.height, options.frame)
             _check_fps(options.frame.fps, limits)
             return source, sound.result()

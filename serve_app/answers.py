@@ -1,63 +1,13 @@
-"""Outcomes as contracts.md says them over HTTP: one table from error types to status codes."""
+"""Outcomes as contracts.md says them over HTTP."""
 
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from musetalk_pipeline.errors import (
-    JobCancelled,
-    MediaError,
-    PipelineError,
-    Stage,
-)
-from serve_app.jobs import Job
-from serve_app.redact import redact, shown_url
+from serve_app.job import Job
+from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
-
-# Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
-# special first.
-HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
-    (MediaError, 422),
-    (PipelineError, 500),
-)
-MAX_TRACE_CHARS = 8000
-
-
-def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
-    """Return the error's answer; the stack trace goes with 500 only."""
-    status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
-    trace = None
-    if status == 500 and not isinstance(error, JobCancelled):
-        trace = redact("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
-    return Failure(
-        error_type=error.error_type,
-        error_message=redact(error.message),
-        code=error.code,
-        stage=str(error.stage),
-        retryable=error.retryable,
-        status_code=status,
-        details=dict(error.details),
-        stage_times=stage_times,
-        stack_trace=trace,
-        cancelled=isinstance(error, JobCancelled),
-        hint=error.hint,
-        input=error.input,
-    )
-
-
-def invalid_request(message: str, **details: Any) -> Failure:
-    """Return the answer to a request that does not say what is wanted."""
-    return Failure(
-        error_type="media_error",
-        error_message=message,
-        code="invalid_request",
-        stage=str(Stage.VALIDATION),
-        retryable=False,
-        status_code=422,
-        details=details,
-    )
 
 
 def generate_body(job_id: str, outcome: Outcome, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -125,6 +75,8 @@ def job_body(job: Job) -> dict[str, Any]:
             "frames_done": job.progress.frames_done,
             "frames_total": job.progress.frames_total,
             "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
         },
         "attempt": job.attempt,
         "metadata": job.metadata,

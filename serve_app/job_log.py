@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from serve_app.jobs import Job
+from serve_app.job import Job
 from serve_app.metrics import JOBS_ENDED
 from serve_app.schemas import Failure, Outcome, Progress
 

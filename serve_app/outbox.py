@@ -23,6 +23,7 @@ from pathlib import Path
 
 from orchestrator.client import FinalReport
 from orchestrator.errors import OrchestratorError, RequestRejected
+from serve_app.private_files import create_private, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -176,19 +177,16 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, also after a power cut."""
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        part.unlink(missing_ok=True)  # what a killed writer left
+        with create_private(part) as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _to_json(report: FinalReport) -> str:

@@ -139,7 +139,7 @@ class Polling:
         return BufferClient(http, profile) if self._rules.is_buffer else MainClient(http, profile)
 
     async def _cancel(self, job_id: str) -> None:
-        self._service.void_claim(job_id)
+        await self._service.void_claim(job_id)
 
 
 def _kept_id(state: Path) -> str:

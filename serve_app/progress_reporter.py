@@ -61,7 +61,7 @@ class ProgressReporter:
         """Take the job's newest state; returns at once. Call it in the event loop's thread."""
         if progress.phase in ENDED:
             return  # the final report says so, and must be the only one that does
-        phase = Phase.PREPARING if progress.phase is Phase.QUEUED else progress.phase
+        phase = Phase.PREPARING if progress.phase is Phase.QUEUED else progress.phase.reported
         fraction = min(1.0, max(self._newest.fraction, progress.fraction))
         if phase is not self._newest.phase:
             self._new_phase.set()

@@ -7,7 +7,6 @@ nowhere else, once per process. Secrets come from the environment only and are h
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,11 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
+from musetalk_pipeline.plan import BLOCK_S
+from serve_app.downloads import DownloadLimits
+from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
+from serve_app.scratch import default_work_dir, make_root
 
 SERVICE_NAME = "lipsync-serve"
 API_VERSION = "0.1.0"
@@ -107,6 +110,17 @@ class InputSettings(Section):
     max_fps: float = Field(120.0, gt=0, description="Highest frame rate.")
     max_streams: int = Field(16, ge=1, description="Most streams in one file.")
     download_timeout_s: float = Field(600.0, gt=0, description="For all attempts at one file.")
+    min_bytes_per_s: int = Field(
+        65536, ge=0, description="Slower downloads are given up after a minute; 0: never."
+    )
+
+    def download_limits(self) -> DownloadLimits:
+        """Return what one download may cost."""
+        return DownloadLimits(
+            max_bytes=self.max_file_mb * 1024 * 1024,
+            total_s=self.download_timeout_s,
+            min_bytes_per_s=self.min_bytes_per_s,
+        )
 
     def limits(self) -> MediaLimits:
         """Return the limits for the media probe."""
@@ -138,11 +152,23 @@ class QueueSettings(Section):
     """Jobs at this ingress."""
 
     max_concurrent_jobs: int = Field(2, ge=1, le=64, description="Jobs that run at a time.")
+    downloads_ahead: int = Field(
+        4, ge=0, le=64, description="Further jobs whose inputs are fetched while they wait."
+    )
     max_queued_jobs: int = Field(100, ge=1, description="Beyond that: 429 with Retry-After.")
     max_attempts: int = Field(3, ge=1, le=10, description="Starts of one job, restarts included.")
     lease_s: float = Field(20.0, gt=1, description="Silence after which a job is taken over.")
     keep_finished: int = Field(10_000, ge=10, description="Finished jobs remembered.")
     drain_s: float = Field(1800.0, gt=0, description="A stopping replica waits that long for jobs.")
+
+
+class ResultSettings(Section):
+    """Finished videos in the local folder: how long they are kept."""
+
+    keep_days: float = Field(7.0, gt=0, le=36500, description="Older ones are removed.")
+    max_gb: float = Field(
+        50.0, gt=0, description="Beyond that the oldest are removed; 1 GB is 10^9 bytes."
+    )
 
 
 class AppArgs(Section):
@@ -173,6 +199,7 @@ class AppArgs(Section):
     inputs: InputSettings = InputSettings()
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
+    results: ResultSettings = ResultSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(None, description="Scratch; none: a folder in the temp dir.")
     result_dir: Path = Field(Path("out/files"), description="Finished videos, without B2.")
@@ -190,6 +217,18 @@ class AppArgs(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"pool names must differ: {', '.join(names)}")
         return self
+
+    def longest_silence_s(self, jobs: int) -> float:
+        """Return how long a node may hear nothing of a live attempt when `jobs` run at a time.
+
+        Every call to a stage says that its attempt lives, and ends by its deadline (driver.py). A
+        call may have been asked for `tries` times before one of them reaches this node.
+        """
+        frames = math.ceil(BLOCK_S * self.inputs.max_fps)
+        drawing_s = frames * self.driver.seconds_per_frame * self.driver.window_segments * jobs
+        calls_s = self.driver.tries * (self.driver.call_timeout_s + drawing_s)
+        opening_s = self.driver.tries * self.inputs.download_timeout_s
+        return opening_s + calls_s + self.driver.tries * self.driver.finish_timeout_s
 
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
@@ -267,6 +306,13 @@ class Environment:
         if self.is_buffer and self.buffer_orchestrator_url:
             return self.buffer_orchestrator_url
         return self.orchestrator_url
+
+
+def jobs_at_a_time(args: AppArgs, env: Environment) -> int:
+    """Return how many jobs are drawn at a time here; those that are only fetched come on top."""
+    if env.is_buffer:
+        return env.buffer_capacity
+    return env.max_concurrent_jobs or args.queue.max_concurrent_jobs
 
 
 class EnvironmentInvalid(ValueError):
@@ -375,11 +421,19 @@ class Folders:
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:
-    """Create the working folders; relative ones are taken from the working directory."""
-    work = env.work_dir or args.work_dir or Path(tempfile.gettempdir()) / "lipsync-serve"
+    """Create the working folders; relative ones are taken from the working directory.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted or made. The sentence names the setting.
+    """
+    work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
     folders = Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
-    for folder in (folders.scratch, folders.results, folders.state):
-        folder.mkdir(parents=True, exist_ok=True)
-    folders.state.chmod(0o700)  # the registry holds signed addresses
+    make_root(folders.scratch)
+    if not folders.results.is_dir():
+        # One that is there keeps its mode: the operator may share it. The files in it are private.
+        make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
+    make_folder(folders.state.parent, "state_dir")
+    # The registry holds signed addresses. A link that the operator made is followed.
+    private_folder(folders.state.resolve(), "state_dir")
     return folders

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -227,9 +227,9 @@ def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def media_server(folder: Path) -> Iterator[str]:
-    """Serve `folder` on loopback; the base address."""
-    handler = partial(_QuietHandler, directory=str(folder))
+def media_server(folder: Path, before: Callable[[str], object] | None = None) -> Iterator[str]:
+    """Serve `folder` on loopback; the base address. `before` is called with each path asked for."""
+    handler = partial(_QuietHandler, before or (lambda path: None), directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -242,6 +242,14 @@ def media_server(folder: Path) -> Iterator[str]:
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
+    def __init__(self, before: Callable[[str], object], *args: Any, **kwargs: Any) -> None:
+        self._before = before
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self) -> None:
+        self._before(self.path)
+        super().do_GET()
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 

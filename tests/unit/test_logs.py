@@ -11,8 +11,8 @@ import pytest
 
 from musetalk_pipeline.errors import InvalidVideo, JobCancelled, StageFailed
 from serve_app.console import Console
+from serve_app.job import Job, Origin
 from serve_app.job_log import log_end
-from serve_app.jobs import Job, Origin
 from serve_app.logs import PACKAGES, SERVE_LOGGER, set_up_logging
 from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress, Success
 from serve_app.settings import Environment
@@ -86,7 +86,22 @@ def end(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> logging.LogRecord
     request = JobRequest(musetalk_job_id="a1", video_url="http://x/v", audio_url="http://x/a")
     progress = Progress(Phase.COMPLETED, 1.0, 178, 178, {})
     job = Job(
-        "a1", request, Origin.SYNC, "running", 0.0, 0.0, 1, "x", None, progress, None, None, None
+        id="a1",
+        request=request,
+        origin=Origin.SYNC,
+        status="running",
+        created=0.0,
+        updated=0.0,
+        run=1,
+        attempt=1,
+        attempt_id="x",
+        lost_attempt_id=None,
+        progress=progress,
+        outcome=None,
+        metadata=None,
+        warnings=(),
+        queue_job_id=None,
+        queue_position=None,
     )
     caplog.clear()
     with caplog.at_level(logging.INFO, "serve_app.job_log"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from musetalk_pipeline.options import JobOptions
-from serve_app import service as service_module
+from serve_app import attempt as attempt_module
 from serve_app.jobs import JobRegistry, Origin
 from serve_app.schemas import JobRequest, Phase, Progress
 from serve_app.service import JobService
@@ -31,7 +31,7 @@ class SlowDriver:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(service_module, "BEAT_S", 0.02)
+    monkeypatch.setattr(attempt_module, "BEAT_S", 0.02)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, status):
     driver = SlowDriver(phase)
     service = JobService(registry, driver, QueueSettings(), JobOptions())
-    service.submit(request(), Origin.ASYNC)
+    await service.submit(request(), Origin.ASYNC)
     work = asyncio.create_task(service.work())
     await until(lambda: driver.starts == 1)
     registry.cancel("a")
@@ -70,8 +70,8 @@ async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, statu
 async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_done(registry):
     driver = SlowDriver(Phase.INFERRING)
     service = JobService(registry, driver, QueueSettings(), JobOptions())
-    service.submit(request(), Origin.SYNC)
-    registry.want("a", -1.0)
+    await service.submit(request(), Origin.SYNC)
+    registry.want(["a"], -1.0)
 
     ending = asyncio.Event()
     run = driver.run
@@ -85,11 +85,14 @@ async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_don
             raise
 
     # Taken before the sweep sees that nobody waits.
-    service._sweep = lambda: None
+    async def no_sweep():
+        pass
+
+    service._sweep = no_sweep
     driver.run = ends_slowly
     work = asyncio.create_task(service.work())
     await ending.wait()
-    service.submit(request(), Origin.SYNC)
+    await service.submit(request(), Origin.SYNC)
     await work
     assert registry.get("a").status == "queued"
     driver.go_on.set()
