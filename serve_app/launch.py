@@ -13,6 +13,7 @@ application is lost.
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
@@ -40,6 +41,7 @@ logger = logging.getLogger("serve_app.launch")
 
 DEFAULT_CONFIG = "serve_config.yaml"
 STARTING_LOOK_S = 0.1
+ANSWER_S = 5.0
 RUNNING_LOOK_S = 5.0  # a look costs some 10 ms; nothing is decided by it
 DRAIN_LOOK_S = 0.1
 LAST_WORDS_S = 3.0  # Ray's log lines come some tenths of a second late
@@ -115,7 +117,7 @@ def _start_and_stand_by(start: Start, cluster: Cluster, console: Console, wishes
     console.attach()
     if not wishes.count:
         cluster.deploy()
-    ready = _wait_until_ready(cluster, wishes)
+    ready = _wait_until_ready(start, cluster, wishes)
     console.is_ready = True
     if ready:
         logger.info("%s", ready_line(start, _facts(start)))
@@ -127,7 +129,7 @@ def _start_and_stand_by(start: Start, cluster: Cluster, console: Console, wishes
     return 0
 
 
-def _wait_until_ready(cluster: Cluster, wishes: Wishes) -> bool:
+def _wait_until_ready(start: Start, cluster: Cluster, wishes: Wishes) -> bool:
     """Wait for every deployment; False if the end was wished for meanwhile.
 
     Raises:
@@ -138,9 +140,27 @@ def _wait_until_ready(cluster: Cluster, wishes: Wishes) -> bool:
         if state.failure is not None:
             where = f" (traces: {cluster.logs})" if cluster.logs else ""
             raise StartFailed(f"{state.failure}{where}")
-        if state.is_running:
+        if state.is_running and answers(start):
             return True
     return False
+
+
+def answers(start: Start) -> bool:
+    """Whether `GET /hc` is answered with 200; taken for granted where it cannot be asked from here.
+
+    Serve calls a deployment running a moment before its proxy knows where to send requests.
+    """
+    options = start.document["http_options"]
+    if start.cluster is not None or options.get("ssl_certfile"):
+        return True
+    connection = http.client.HTTPConnection(local_host(start), start.port, timeout=ANSWER_S)
+    try:
+        connection.request("GET", "/hc")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _state(cluster: Cluster) -> State:
@@ -195,9 +215,7 @@ def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> bool:
 
 def ready_line(start: Start, facts: dict[str, str]) -> str:
     """Return the one line that says what runs where, and who may call it."""
-    host = start.host
-    if host in ("0.0.0.0", "::", ""):
-        host = "127.0.0.1"
+    host = local_host(start)
     base = f"http://{f'[{host}]' if ':' in host else host}:{start.port}"
     metrics = (
         f", metrics http://127.0.0.1:{start.metrics_port}/metrics" if not start.cluster else ""
@@ -207,6 +225,11 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
         f"ready at {base}, documentation at {base}/docs, engine {engine}, landmarks {landmarks}"
         f"{metrics}; {who_may_call(start)}"
     )
+
+
+def local_host(start: Start) -> str:
+    """Return an address of this machine that is listened on."""
+    return "127.0.0.1" if start.host in ("0.0.0.0", "::", "") else start.host
 
 
 def who_may_call(start: Start) -> str:
