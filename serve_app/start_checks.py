@@ -110,6 +110,8 @@ def _start(file: ConfigFile, place: Place, env: Environment, environ: Mapping[st
     options = dict(document.get("http_options") or {})
     if environ.get("WORKER_PORT"):
         options["port"] = env.port
+    if options.get("host") == "::" and joined_cluster(environ) is None and not has_ipv6():
+        options["host"] = "0.0.0.0"  # both families were asked for, and there is one
     host, port = options.get("host", DEFAULT_HOST), options.setdefault("port", DEFAULT_PORT)
     document["http_options"] = options
     application = document["applications"][place[1]]
@@ -232,6 +234,16 @@ def has_gpu(environ: Mapping[str, str]) -> bool:
     if environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return False
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def has_ipv6() -> bool:
+    """Say whether this machine has IPv6; some containers do not."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _port_faults(start: Start) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line, who_may_call
@@ -215,11 +216,13 @@ def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path
 def test_a_taken_port_is_said_with_who_has_it(host: str, tmp_path: Path) -> None:
     """Mend 2.2."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if ":" in host and not start_checks.has_ipv6():
+        pytest.skip("this machine has no IPv6")
     with socket.socket(family) as other:
         other.bind((host, 0))
         other.listen()
         port = other.getsockname()[1]
-        path = config(tmp_path, **{"0.0.0.0": f'"{host}"', "port: 8000": f"port: {port}"})
+        path = config(tmp_path, **{'"::"': f'"{host}"', "port: 8000": f"port: {port}"})
         [said] = faults(path)
     assert said.startswith(f"port {port} is taken by process {os.getpid()} (")
     assert "WORKER_PORT" in said
@@ -232,6 +235,17 @@ def test_worker_port_is_the_port_that_is_listened_on(tmp_path: Path) -> None:
     assert start.port == start.document["http_options"]["port"] == port
     asked = yaml.safe_load(path.read_text())["http_options"]["port"]
     assert started(path).port == asked
+
+
+@pytest.mark.parametrize(("there", "host"), [(True, "::"), (False, "0.0.0.0")])
+def test_a_machine_without_ipv6_listens_on_what_it_has(
+    there: bool, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 1.14: `::` is both families, and must not keep a container with one from starting."""
+    monkeypatch.setattr(start_checks, "has_ipv6", lambda: there)
+    monkeypatch.setattr(start_checks, "_port_faults", lambda start: [])  # one may be missing here
+    start = started(config(tmp_path))
+    assert start.host == start.document["http_options"]["host"] == host
 
 
 def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(tmp_path: Path) -> None:
