@@ -33,7 +33,9 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.plan import Block, FramePlan, Segment
 from musetalk_pipeline.stages import require_face
+from serve_app.made import MadeWatch, made_watch
 from serve_app.metrics import CALLS_RETRIED
+from serve_app.progress import ProgressMeter
 from serve_app.schemas import Phase, Progress
 from serve_app.settings import DriverSettings
 from serve_app.transfers import (
@@ -45,7 +47,6 @@ from serve_app.transfers import (
     Finished,
     Opened,
     PreviewPicture,
-    RunFacts,
 )
 
 logger = logging.getLogger(__name__)
@@ -55,8 +56,6 @@ logger = logging.getLogger(__name__)
 RETRY_PAUSES_S = (0.5, 4.0, 10.0)
 KEEP_S = 60.0  # how often the stages hear that an attempt lives
 PREVIEW_FRAMES = 9  # looked at for a face at most, and one is drawn
-# Progress at the end of the download, of the opening and of the segments.
-FETCHED_SHARE, OPEN_SHARE, DRAWN_SHARE = 0.03, 0.05, 0.95
 
 
 @dataclass(slots=True)
@@ -122,10 +121,11 @@ class JobDriver:
                 fetched = await self._fetch(attempt)
                 meter.fetched(fetched)
                 async with self._place(meter):
+                    meter.say(Phase.VALIDATING)
                     opened = await self._open(attempt, fetched)
                     meter.opened(opened)
                     pieces = await self._compose_all(opened, meter)
-                    meter.say(Phase.UPLOADING, DRAWN_SHARE)
+                    meter.uploading()
                     return await self._finish(opened, pieces, meter)
         finally:
             await asyncio.shield(self._release(work.attempt_id))
@@ -153,7 +153,7 @@ class JobDriver:
             await asyncio.shield(self._release(work.attempt_id))
 
     @contextlib.asynccontextmanager
-    async def _place(self, meter: "ProgressMeter") -> AsyncIterator[None]:
+    async def _place(self, meter: ProgressMeter) -> AsyncIterator[None]:
         """Hold one of the places. Waiting for it is no work, so the meter leaves it out."""
         asked_at = time.monotonic()
         async with self._places:
@@ -192,7 +192,7 @@ class JobDriver:
         )
         return opened
 
-    async def _compose_all(self, opened: Opened, meter: "ProgressMeter") -> list[Any]:
+    async def _compose_all(self, opened: Opened, meter: ProgressMeter) -> list[Any]:
         """Return the responses that hold the encoded pieces, in order."""
         plan = opened.job.plan
         shelf = BlockShelf(plan, lambda block: self._avatar(opened, block), self._settings)
@@ -203,18 +203,18 @@ class JobDriver:
         async def one(segment: Segment) -> None:
             nonlocal faces
             try:
-                pieces[segment.index], composed = await self._segment(opened, segment, shelf)
+                work = self._segment(opened, segment, shelf, meter, made)
+                pieces[segment.index], composed = await work
             finally:
                 window.release()
             faces += composed.frames_with_face
-            meter.composed(composed, len(segment))
+            meter.composed(segment, composed)
 
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with made_watch() as made, asyncio.TaskGroup() as tasks:
                 for segment in plan.segments:
                     await window.acquire()
                     tasks.create_task(one(segment))
-                meter.say(Phase.ENCODING)
         except BaseExceptionGroup as group:
             # The first failure cancelled the other segments; it alone is worth telling.
             raise _first(group) from None
@@ -224,7 +224,12 @@ class JobDriver:
         return pieces
 
     async def _segment(
-        self, opened: Opened, segment: Segment, shelf: "BlockShelf"
+        self,
+        opened: Opened,
+        segment: Segment,
+        shelf: "BlockShelf",
+        meter: ProgressMeter,
+        made: MadeWatch,
     ) -> tuple[Any, Composed]:
         """Compose one segment; its response (to pass on) and its value (to look at)."""
         loan: Loan | None = None
@@ -233,6 +238,7 @@ class JobDriver:
             nonlocal loan
             if loan is not None:
                 shelf.drop(loan)  # whatever failed may have been the block: make it anew
+                meter.lost(segment)
             loan = shelf.borrow(segment.block)
             graph, options = self._graph, opened.work.options
             speech = graph.preprocessor.listen.remote(opened, segment, options.speech)
@@ -240,6 +246,15 @@ class JobDriver:
             piece = graph.finisher.compose.remote(
                 opened, loan.response, drawn, segment, loan.is_first
             )
+            if loan.is_first:
+                made.watch(loan.prepared, lambda: meter.prepared(segment.block))
+            mine = loan
+
+            def is_drawn() -> None:
+                if mine is loan:  # else it failed, and another try is on its way
+                    meter.drawn(segment)
+
+            made.watch(drawn, is_drawn)
             return [speech, drawn, piece]
 
         self._segments_in_flight += 1
@@ -260,7 +275,7 @@ class JobDriver:
         prepared = self._graph.preprocessor.prepare.remote(opened, block)
         return pool, [prepared, pool.handle.encode.remote(prepared, opened.work.options.mask)]
 
-    async def _finish(self, opened: Opened, pieces: list[Any], meter: "ProgressMeter") -> Finished:
+    async def _finish(self, opened: Opened, pieces: list[Any], meter: ProgressMeter) -> Finished:
         facts, about = meter.facts(), self._describe()
         finished: Finished = await self._call(
             lambda: [self._graph.finisher.finish.remote(opened, facts, about, *pieces)],
@@ -341,6 +356,11 @@ class Loan:
         return self.entry.responses[-1]
 
     @property
+    def prepared(self) -> Any:
+        """The PreparedBlock that it is made of, by reference."""
+        return self.entry.responses[0]
+
+    @property
     def pool(self) -> Pool:
         """Where the block was encoded, and its segments are drawn."""
         return self.entry.pool
@@ -413,55 +433,6 @@ class BlockShelf:
         )
         for entry in idle[: max(0, len(self._entries) - self._keep)]:
             del self._entries[entry.block]
-
-
-class ProgressMeter:
-    """Turns what happened into Progress that never goes back, and sums up the stages' seconds."""
-
-    def __init__(self, report: Callable[[Progress], None]) -> None:
-        self._report = report
-        self._phase = Phase.QUEUED
-        self._fraction = 0.0
-        self._done = self._total = 0
-        self._seconds: dict[str, float] = {}
-        self._peak_mib: float | None = None
-        self._started = time.monotonic()
-
-    def say(self, phase: Phase, fraction: float = 0.0) -> None:
-        """Report a phase, and a fraction if it is further than the last."""
-        self._phase = phase
-        self._fraction = max(self._fraction, fraction)
-        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
-        self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
-
-    def fetched(self, fetched: Fetched) -> None:
-        """Count the download. The phase stays: an orchestrator knows no name for waiting then."""
-        self._seconds["download"] = fetched.seconds
-        self.say(Phase.DOWNLOADING, FETCHED_SHARE)
-
-    def waited(self, seconds: float) -> None:
-        """Leave seconds in which nothing was done for the job out of its time."""
-        self._started += seconds
-
-    def opened(self, opened: Opened) -> None:
-        """Count the opening."""
-        self._total = opened.job.plan.n_output
-        self._seconds |= opened.stage_seconds
-        self.say(Phase.INFERRING, OPEN_SHARE)
-
-    def composed(self, composed: Composed, frames: int) -> None:
-        """Count a finished segment."""
-        self._done += frames
-        for name, seconds in composed.stage_seconds.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        if composed.peak_memory_mib is not None:
-            self._peak_mib = max(self._peak_mib or 0.0, composed.peak_memory_mib)
-        share = OPEN_SHARE + (DRAWN_SHARE - OPEN_SHARE) * self._done / self._total
-        self.say(self._phase, share)
-
-    def facts(self) -> RunFacts:
-        """Return what the sidecar and the metrics say about the run so far."""
-        return RunFacts(dict(self._seconds), self._peak_mib, time.monotonic() - self._started)
 
 
 def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:

@@ -10,7 +10,7 @@ from contextvars import Context
 from functools import partial
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.attempt import Attempt
+from serve_app.attempt import LivingAttempt
 from serve_app.driver import JobDriver
 from serve_app.job import Followed, Job, JobConflict, Origin, Page, Ticket
 from serve_app.jobs import JobRegistry
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Tell = Callable[[Job, Callable[[Callable[[Progress], None]], Awaitable[Outcome]]], Awaitable[None]]
 
 CLAIM_LOOK_S = 1.0  # how often a claimed job that runs elsewhere is looked at
-LOOK_S = 0.5  # how often a follower looks, although nothing here changed its job
+LOOK_S = 1.0  # how often a follower looks, although nothing here changed its job
 WISH_S = 0.5  # how often jobs that callers wait for are said to be wanted; a wish is a write
 LAST_WISH_S = 1.5  # a client that left: long enough for another process to renew its wish
 SWEEP_S = 1.0
@@ -256,7 +256,7 @@ class JobService:
             job.request.options(self._defaults),
             job.queue_job_id,
         )
-        attempt = Attempt(
+        attempt = LivingAttempt(
             job,
             self.registry,
             self.threads,

@@ -20,7 +20,9 @@ T = TypeVar("T")
 
 BUSY_S = 2.0  # how long a write waits for another process's
 QUEUED_S = 4.0  # a write that waited that long for earlier ones here is not begun any more
-FRESH_S = 2.0  # how long a finding of `is_writable` is good for
+# How long a finding of `is_writable` is good for. A refused write is found at once in any case, so
+# what is good is looked at seldom: a look is a write.
+GOOD_S, BAD_S = 10.0, 2.0
 PROBE_WAIT_S = 0.5  # a probe that takes longer is waited for by the next question
 PROBE_BYTES = 16 * 1024  # about what entering a job takes; 0 would fit into any full disk
 
@@ -177,7 +179,8 @@ class StateThreads:
 
     async def is_writable(self) -> bool:
         """Return whether a job could be entered, as last found; answers soon in any case."""
-        if time.monotonic() - self._found_at > FRESH_S:
+        fresh_s = GOOD_S if self._is_writable else BAD_S
+        if time.monotonic() - self._found_at > fresh_s:
             if self._probing is None:
                 self._probing = asyncio.create_task(self._probe())
             await asyncio.wait({self._probing}, timeout=PROBE_WAIT_S)
