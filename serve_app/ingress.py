@@ -168,7 +168,11 @@ class Ingress:
     def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
         rules = report_rules(self._env)
         if rules is None:
+            if self._env.mode == "queue" and self._env.orchestrator_url is not None:
+                logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
             return None
+        # Said, because this environment may have been a poller's: WORKER_TYPE alone is missing.
+        logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
         return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
 
     def _batch_size(self) -> int | None:

@@ -180,6 +180,8 @@ def test_polling_without_a_shared_store_refuses_the_start(tmp_path: Path) -> Non
         ({"WORKER_MODE": "poll"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
         ({"BUFFER_WORKER_ID": "b"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
         (POLLING | SHARED | {"WORKER_TYPE": "buffer"}, "WORKER_TYPE must be one of"),
+        (POLLING | SHARED | {"ORCHESTRATOR_BASE_URL": "o:1"}, "ORCHESTRATOR_BASE_URL must start"),
+        (POLLING | {"WORKER_MODE": "queue", "INTERNAL_API_KEY": "two\nlines"}, "INTERNAL_API_KEY"),
     ],
 )
 def test_a_mode_that_cannot_work_refuses_the_start(
