@@ -32,7 +32,8 @@ class Preprocessor:
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
-        self._listener = build_listener(args)
+        jobs = env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+        self._listener = build_listener(args, jobs)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = Worker(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
