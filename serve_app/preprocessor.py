@@ -8,9 +8,12 @@ import logging
 import shutil
 
 from musetalk_pipeline.artifacts import PreparedBlock, Speech
+from musetalk_pipeline.confinement import missing
+from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import Glimpse, take_glimpse
+from musetalk_pipeline.sandbox import ChildLimits, run
 from musetalk_pipeline.stages import prepare_block
 from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
@@ -21,6 +24,8 @@ from serve_app.threads import Worker
 from serve_app.transfers import Assignment, Opened
 
 logger = logging.getLogger(__name__)
+
+PREFLIGHT_S = 5.0  # starting a tool takes 0.1 s
 
 
 class Preprocessor:
@@ -87,8 +92,27 @@ class Preprocessor:
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:
-        """Name the tools that opening a job needs."""
-        return {
-            tool: "ok" if shutil.which(tool) else "not found on PATH"
-            for tool in ("ffmpeg", "ffprobe", "curl")
-        }
+        """Name the tools that opening a job needs, and whether they are confined."""
+        return await asyncio.to_thread(check_tools)
+
+
+def check_tools() -> dict[str, str]:
+    """Return `ok` or what is wrong of each tool. Media tools that cannot be confined still work, so
+    that begins with `ok` too, and says what they may do.
+    """
+    lack = missing()
+    return {
+        "ffmpeg": _check_media_tool("ffmpeg"),
+        "ffprobe": _check_media_tool("ffprobe"),
+        "curl": "ok" if shutil.which("curl") else "not found on PATH",
+        "media-confinement": "ok" if lack is None else f"ok, but {lack}",
+    }
+
+
+def _check_media_tool(name: str) -> str:
+    """Start a tool as jobs do, with the rights that it then has."""
+    try:
+        done = run([name, "-version"], ChildLimits(PREFLIGHT_S))
+    except PipelineError as exc:
+        return exc.message
+    return "ok" if done.returncode == 0 else f"does not start: {done.message}"
