@@ -1,8 +1,8 @@
 """Hears for the MuseTalk engine: Whisper features around every output frame.
 
 The sound is heard in independent chunks of 30 s, as the reference does, or in chunks that overlap.
-A segment touches one or two of them; the few used last are kept, so neither sound nor features are
-ever held whole.
+A segment touches one or two of them; the few used last are kept, enough for the jobs that run at a
+time, so neither sound nor features are ever held whole.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
 STEP_SAMPLES = SAMPLE_RATE // STEPS_PER_S
 Places = NDArray[np.intp]  # (n, length) numbers of 20 ms steps, one row for each window
 
-_KEPT_CHUNKS = 3  # 11.5 MB each: two for a segment across a seam, one for a job beside it
+# Of 11.5 MB each. Two for each job, whose segments lie on both sides of a seam, and one more.
+_CHUNKS_A_JOB, _SPARE_CHUNKS = 2, 1
+_KEPT_BYTES = 512 << 20  # 46 chunks: 22 jobs at a time
 
 
 class WhisperListener:
     """The Listener of the MuseTalk engine. Any number of threads may share one."""
 
-    def __init__(self, models: Path, device: str = "cpu") -> None:
-        """Load Whisper's encoder from the models folder.
+    def __init__(self, models: Path, device: str = "cpu", jobs: int = 1) -> None:
+        """Load Whisper's encoder from the models folder. `jobs`: that are listened to at a time.
 
         Raises:
             ModelLoadFailed: `whisper/` is missing, damaged or of another network.
@@ -51,6 +53,7 @@ class WhisperListener:
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
         # One thread hears at a time; another that wants the same chunk then finds it.
         self._lock = threading.Lock()
+        self._max_chunks = _CHUNKS_A_JOB * jobs + _SPARE_CHUNKS
 
     def listen(
         self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
@@ -91,9 +94,11 @@ class WhisperListener:
             if key not in self._chunks:
                 self._chunks[key] = self._ear.hear(_read_chunk(audio.pcm_path, offset))
             self._chunks.move_to_end(key)
-            while len(self._chunks) > _KEPT_CHUNKS:
+            chunk = self._chunks[key]
+            most = min(self._max_chunks, max(1, _KEPT_BYTES // max(1, chunk.nbytes)))
+            while len(self._chunks) > most:
                 self._chunks.popitem(last=False)
-            return self._chunks[key]
+            return chunk
 
 
 def chunk_at(step: int, heard: int, overlap: int) -> tuple[int, int]:

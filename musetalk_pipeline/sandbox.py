@@ -6,7 +6,9 @@ A child
 2. gets the limits of `prlimit` (memory, CPU seconds, file size, open files, no core) and
    `--no-new-privs` and a parent-death signal from `setpriv`, both of util-linux;
 3. reads local files and pipes only, with one named demuxer and no standard input;
-4. is killed with its group, and waited for, when its deadline passes, its reader goes away or
+4. may open nothing but its own input and output and the programs, and no TCP connection, where the
+   kernel can see to that (`confinement`);
+5. is killed with its group, and waited for, when its deadline passes, its reader goes away or
    anything is raised.
 
 What it prints on standard error is kept up to `STDERR_BYTES` and never holds a path of this host
@@ -16,6 +18,7 @@ by the time it is shown.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import select
@@ -26,13 +29,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fcntl import F_SETPIPE_SZ, fcntl
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from musetalk_pipeline.confinement import confine_this_thread
 from musetalk_pipeline.errors import DeadlineExceeded, StageFailed
 
 STDERR_BYTES = 4096
@@ -123,7 +127,8 @@ class Child:
         self._notes: deque[bytes] = deque()
         self._complaints = bytearray()
         self._line = b""  # the unfinished last line of standard error
-        self._process = _spawn(_confined(command, limits))
+        self._starter = _Starter(command, limits)
+        self._process = self._starter.start()
         self._poll = select.poll()
         assert self._process.stdout is not None and self._process.stderr is not None
         self._out, self._err = self._process.stdout.fileno(), self._process.stderr.fileno()
@@ -212,6 +217,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(KILL_WAIT_S)
+        self._starter.end()
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
                 pipe.close()
@@ -258,23 +264,69 @@ class Child:
         )
 
 
-def _confined(command: Sequence[str], limits: ChildLimits) -> list[str]:
-    program = shutil.which(command[0])
-    if program is None:
-        raise StageFailed(f"{command[0]} is not installed on this worker.")
+class _Starter:
+    """The thread that starts one child, and lives as long as it does.
+
+    It gives up its rights first, which the child then never has. The parent-death signal comes when
+    the *thread* that forked ends, not the process: so it stays, whichever thread asked, and however
+    short-lived that one is.
+    """
+
+    def __init__(self, command: Sequence[str], limits: ChildLimits) -> None:
+        program = shutil.which(command[0])
+        if program is None:
+            raise StageFailed(f"{command[0]} is not installed on this worker.")
+        self._program = Path(program)
+        self._command = [*_limited(limits), program, *command[1:]]
+        self._reads, self._writes = _files_of(command)
+        self._is_over = threading.Event()
+        self._started: Future[subprocess.Popen[bytes]] = Future()
+        # It must not hold up the end of this process, which ends the child too.
+        self._thread = threading.Thread(target=self._run, name="media-starter", daemon=True)
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the child."""
+        for path in self._writes:
+            path.touch()  # the child may write into it, but make no file
+        self._thread.start()
+        return self._started.result(SPAWN_WAIT_S)
+
+    def end(self) -> None:
+        """End the thread of a child that has ended."""
+        self._is_over.set()
+        self._thread.join(KILL_WAIT_S)
+
+    def _run(self) -> None:
+        try:
+            confine_this_thread(self._program, self._reads, self._writes)
+            process = _popen(self._command)
+        except OSError as exc:
+            refusal = StageFailed(f"{self._program.name} could not be started ({exc.strerror}).")
+            refusal.__cause__ = exc
+            self._started.set_exception(refusal)
+            return
+        self._started.set_result(process)
+        self._is_over.wait()
+
+
+def _files_of(command: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Return a command's inputs (`-i file:…`) and outputs (other arguments that begin so)."""
+    reads: list[Path] = []
+    writes: list[Path] = []
+    for before, argument in itertools.pairwise(command):
+        if argument.startswith("file:"):
+            (reads if before == "-i" else writes).append(Path(argument.removeprefix("file:")))
+    return reads, writes
+
+
+def _limited(limits: ChildLimits) -> list[str]:
+    """Return what stands before a command and lowers its limits."""
     cpu_s = int(limits.seconds * 4) + 5  # a backstop behind the deadline: decoders use threads
     return [
         *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--"),
         *("prlimit", "--core=0", "--nofile=64", f"--as={limits.memory_bytes}", f"--cpu={cpu_s}"),
-        *(f"--fsize={limits.file_bytes}", "--", program, *command[1:]),
+        *(f"--fsize={limits.file_bytes}", "--"),
     ]
-
-
-def _spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    # The parent-death signal comes when the *thread* that forked ends, not the process. Children
-    # are therefore forked by one thread that lives as long as this process does, whichever thread
-    # asks, and however short-lived that one is.
-    return _spawner().submit(_popen, command).result(SPAWN_WAIT_S)
 
 
 def _popen(command: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -288,24 +340,3 @@ def _popen(command: Sequence[str]) -> subprocess.Popen[bytes]:
         env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
         start_new_session=True,
     )
-
-
-_spawner_lock = threading.Lock()
-_the_spawner: ThreadPoolExecutor | None = None
-
-
-def _spawner() -> ThreadPoolExecutor:
-    global _the_spawner
-    with _spawner_lock:
-        if _the_spawner is None:
-            _the_spawner = ThreadPoolExecutor(1, thread_name_prefix="media-spawner")
-        return _the_spawner
-
-
-def _forget_spawner() -> None:
-    global _the_spawner, _spawner_lock
-    _the_spawner, _spawner_lock = None, threading.Lock()
-
-
-# A forked copy of this process has the executor object but not its thread.
-os.register_at_fork(after_in_child=_forget_spawner)

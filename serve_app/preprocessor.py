@@ -8,9 +8,12 @@ import logging
 import shutil
 
 from musetalk_pipeline.artifacts import PreparedBlock, Speech
+from musetalk_pipeline.confinement import missing
+from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import Glimpse, take_glimpse
+from musetalk_pipeline.sandbox import ChildLimits, run
 from musetalk_pipeline.stages import prepare_block
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
@@ -22,6 +25,8 @@ from serve_app.transfers import Attempt, Fetched, Opened
 
 logger = logging.getLogger(__name__)
 
+PREFLIGHT_S = 5.0  # starting a tool takes 0.1 s
+
 
 class Preprocessor:
     """One loaded landmark detector and one listener."""
@@ -32,7 +37,8 @@ class Preprocessor:
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
-        self._listener = build_listener(args)
+        jobs = env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+        self._listener = build_listener(args, jobs)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = Worker(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
@@ -95,8 +101,27 @@ class Preprocessor:
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:
-        """Name the tools that opening a job needs."""
-        return {
-            tool: "ok" if shutil.which(tool) else "not found on PATH"
-            for tool in ("ffmpeg", "ffprobe", "curl")
-        }
+        """Name the tools that opening a job needs, and whether they are confined."""
+        return await asyncio.to_thread(check_tools)
+
+
+def check_tools() -> dict[str, str]:
+    """Return `ok` or what is wrong of each tool. Media tools that cannot be confined still work, so
+    that begins with `ok` too, and says what they may do.
+    """
+    lack = missing()
+    return {
+        "ffmpeg": _check_media_tool("ffmpeg"),
+        "ffprobe": _check_media_tool("ffprobe"),
+        "curl": "ok" if shutil.which("curl") else "not found on PATH",
+        "media-confinement": "ok" if lack is None else f"ok, but {lack}",
+    }
+
+
+def _check_media_tool(name: str) -> str:
+    """Start a tool as jobs do, with the rights that it then has."""
+    try:
+        done = run([name, "-version"], ChildLimits(PREFLIGHT_S))
+    except PipelineError as exc:
+        return exc.message
+    return "ok" if done.returncode == 0 else f"does not start: {done.message}"

@@ -47,9 +47,9 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
     )
 
 
-def build_listener(args: AppArgs) -> Listener:
-    """Load the configured engine's listener."""
-    return make_listener(_engine_of(args), args.models_dir)
+def build_listener(args: AppArgs, jobs: int = 1) -> Listener:
+    """Load the configured engine's listener. `jobs`: that may run at a time."""
+    return make_listener(_engine_of(args), args.models_dir, jobs)
 
 
 def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:

@@ -141,8 +141,8 @@ def make_engine(
     return MuseTalkEngine(_models(models_dir), options)
 
 
-def make_listener(name: EngineName, models_dir: Path | None = None) -> Listener:
-    """Load what hears for the engine `name`; always on the CPU.
+def make_listener(name: EngineName, models_dir: Path | None = None, jobs: int = 1) -> Listener:
+    """Load what hears for the engine `name`; always on the CPU. `jobs`: that it serves at a time.
 
     Raises:
         ModelLoadFailed: Whisper's files are missing or damaged.
@@ -150,10 +150,10 @@ def make_listener(name: EngineName, models_dir: Path | None = None) -> Listener:
     if name == "warp":
         from musetalk_pipeline.engines.warp import WarpListener
 
-        return WarpListener()
+        return WarpListener(jobs)
     from musetalk_pipeline.audio import WhisperListener
 
-    return WhisperListener(_models(models_dir))
+    return WhisperListener(_models(models_dir), jobs=jobs)
 
 
 def _models(models_dir: Path | None) -> Path:

@@ -42,7 +42,7 @@ ATTACK_S, RELEASE_S = 0.025, 0.05  # guesses: lips open in about 50 ms and close
 HOLD_S = 0.12  # how long `loudness` bridges the gaps inside words
 SILENT_DB = -62.0  # below this, relative to full scale, nobody speaks, however quiet the clip is
 RANGE_DB = 26.0  # from closed to wide open, below the clip's own loud passages
-CLIPS_KEPT = 4
+CLIPS_KEPT = 4  # at least; as many as jobs that are listened to at a time, and one more
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,10 @@ class WarpListener:
     teeth.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: int = 1) -> None:
+        """`jobs`: that are listened to at a time."""
         self._lock = threading.Lock()
+        self._max_clips = max(CLIPS_KEPT, jobs + 1)
         self._clips: OrderedDict[tuple[str, int], _Tracks] = OrderedDict()
 
     def listen(
@@ -85,7 +87,7 @@ class WarpListener:
         with self._lock:
             if key not in self._clips:
                 self._clips[key] = _hear(audio)
-                while len(self._clips) > CLIPS_KEPT:
+                while len(self._clips) > self._max_clips:
                     self._clips.popitem(last=False)
             self._clips.move_to_end(key)
             return self._clips[key]

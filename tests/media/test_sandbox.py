@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from musetalk_pipeline.confinement import landlock_version
 from musetalk_pipeline.errors import DeadlineExceeded, StageFailed
 from musetalk_pipeline.sandbox import Child, ChildLimits, ffmpeg, ffprobe, local_input, run
+from serve_app.preprocessor import check_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ["sh", "-c", "sleep 600 & sleep 600"]
@@ -106,12 +110,71 @@ def test_a_child_sees_no_secret_and_no_input() -> None:
     assert done.stdout.split()[-3:] == [b"/", b"0", b"64"]
 
 
+ATTEMPTS = {
+    "reads a foreign file": "cat /etc/passwd",
+    "lists a folder": "ls {folder}",
+    "reads another job's file": "cat {folder}/secret",
+    "writes beside its output": "echo x > {folder}/new",
+    "writes into a foreign file": "echo x > {folder}/secret",
+    "removes its input": "rm {folder}/input",
+    "writes into its input": "echo x >> {folder}/input",
+    "connects": "bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'",
+}
+
+
+@pytest.mark.parametrize("name", ATTEMPTS)
+def test_a_child_touches_nothing_but_its_own(name: str, tmp_path: Path) -> None:
+    """Mend 4.12: a media child had all rights of the worker. Where the kernel cannot take them,
+    the preflight says so.
+    """
+    for file in ("secret", "input"):
+        (tmp_path / file).write_text(file)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        attempt = ATTEMPTS[name].format(folder=tmp_path, port=listener.getsockname()[1])
+        files = ("-i", f"file:{tmp_path}/input", f"file:{tmp_path}/output")
+        done = run(["sh", "-c", attempt, *files], ChildLimits(20))
+        listener.setblocking(False)
+        said = check_tools()["media-confinement"]
+        if landlock_version() < (4 if name == "connects" else 1):
+            assert said.startswith("ok, but ") and "Landlock" in said
+            return
+        assert said == "ok" or landlock_version() < 4
+        assert done.returncode != 0 and "ermission denied" in done.message, done
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert (tmp_path / "secret").read_text() == "secret"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["input", "output", "secret"]
+
+
+def test_a_child_reads_its_input_and_writes_its_output(tmp_path: Path) -> None:
+    (tmp_path / "input").write_text("hello")
+    copy = 'cat "${1#file:}" > "${2#file:}"; cat "${2#file:}"'
+    files = ("-i", f"file:{tmp_path}/input", f"file:{tmp_path}/output")
+    done = run(["sh", "-c", copy, *files], ChildLimits(20, file_bytes=100))
+    assert (done.returncode, done.stdout) == (0, b"hello"), done
+    assert (tmp_path / "output").read_text() == "hello"
+
+
+def test_the_preflight_starts_the_tools_as_jobs_do() -> None:
+    found = check_tools()
+    assert (found["ffmpeg"], found["ffprobe"]) == ("ok", "ok")
+
+
+def test_threads_of_this_process_keep_their_rights(tmp_path: Path) -> None:
+    """Landlock acts on one thread: that which starts a child, and ends with it."""
+    run(["true"], ChildLimits(10))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: (tmp_path / str(i)).write_text("x"), range(8)))
+    assert not [t for t in threading.enumerate() if t.name == "media-starter" and t.is_alive()]
+
+
 def test_limits_hold_for_memory_and_files(tmp_path: Path) -> None:
     hungry = [sys.executable, "-c", "x = bytearray(3 << 30)"]
     assert run(hungry, ChildLimits(30, memory_bytes=1 << 30)).returncode != 0
     target = tmp_path / "big"
-    run(["sh", "-c", f"head -c 100000 /dev/zero > {target}"], ChildLimits(10, file_bytes=10_000))
-    assert target.stat().st_size <= 10_000
+    write = ["sh", "-c", 'head -c 100000 /dev/zero > "${0#file:}"', f"file:{target}"]
+    run(write, ChildLimits(10, file_bytes=10_000))
+    assert 0 < target.stat().st_size <= 10_000
 
 
 def test_output_and_complaints_are_bounded() -> None:

@@ -207,6 +207,14 @@ def test_memory_of_clips_is_bounded_and_right(audio_of: AudioOf, voice: Samples)
         np.testing.assert_array_equal(hear(clip, 0, 20, ear=ear).features, expected)
 
 
+def test_as_many_clips_are_kept_as_jobs_run(audio_of: AudioOf, voice: Samples) -> None:
+    """Mend 3.4: jobs that take turns must find what they have heard."""
+    ear = WarpListener(jobs=8)
+    for clip in [audio_of(voice[i * 1000 :]) for i in range(8)]:
+        hear(clip, 0, 20, ear=ear)
+    assert len(ear._clips) == 8
+
+
 def test_a_kept_clip_needs_no_file(audio_of: AudioOf, voice: Samples) -> None:
     ear, audio = WarpListener(), audio_of(voice)
     expected = hear(audio, 0, 50, ear=ear).features

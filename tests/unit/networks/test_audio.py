@@ -20,6 +20,7 @@ from musetalk_pipeline.audio import (
     window_places,
     window_starts,
 )
+from musetalk_pipeline.engines import make_listener
 from musetalk_pipeline.loudness import frame_loudness
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
 from musetalk_pipeline.options import SpeechOptions
@@ -266,6 +267,39 @@ def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
     assert len(lengths) == 5
     assert len(listener._chunks) == 3
     assert lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
+
+
+def test_jobs_at_a_time_hear_each_chunk_once(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 3.4: three chunks were kept for any number of jobs. Four jobs that took turns heard 240
+    chunks instead of 16.
+    """
+    heard: list[int] = []
+    features = np.zeros((1500, 5, 384), np.float32)
+    monkeypatch.setattr(Ear, "hear", lambda ear, samples: heard.append(len(samples)) or features)
+    listener = make_listener("musetalk", models, jobs=4)
+    sounds = [sound(tmp_path, np.zeros(120 * SAMPLE_RATE - i, np.float32)) for i in range(4)]
+    for segment in range(60):
+        for audio in sounds:
+            span = frames(50 * segment, 50 * segment + 50 - (segment == 59))
+            listener.listen(audio, Fraction(25), span, OPTIONS)
+    assert len(heard) == 16
+
+
+def test_kept_chunks_are_bounded_in_bytes(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 3.4: whatever the number of jobs, half a gigabyte of features is the most."""
+    features = np.zeros((1500, 5, 384), np.float32)
+    monkeypatch.setattr(Ear, "hear", lambda ear, samples: features)
+    listener = WhisperListener(models, jobs=64)
+    audio = sound(tmp_path, np.zeros(60 * 30 * SAMPLE_RATE, np.float32))
+    for chunk in range(60):
+        at = 750 * chunk + 100
+        listener.listen(audio, Fraction(25), frames(at, at + 1), OPTIONS)
+    assert sum(chunk.nbytes for chunk in listener._chunks.values()) <= 512 << 20
+    assert len(listener._chunks) > 40
 
 
 def test_longer_paddings_make_longer_windows(listener: WhisperListener, tmp_path: Path) -> None:
