@@ -24,6 +24,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from serve_app.config_file import ConfigInvalid
 from serve_app.console import Console
@@ -35,7 +36,7 @@ from serve_app.ray_cluster import (
     environment_before_ray,
     environment_of_replicas,
 )
-from serve_app.start_checks import Start, check_start
+from serve_app.start_checks import Start, check_start, port_fault
 
 logger = logging.getLogger("serve_app.launch")
 
@@ -44,6 +45,7 @@ STARTING_LOOK_S = 0.1
 ANSWER_S = 5.0
 RUNNING_LOOK_S = 5.0  # a look costs some 10 ms; nothing is decided by it
 DRAIN_LOOK_S = 0.1
+FREE_S, FREE_LOOK_S = 10.0, 0.05
 LAST_WORDS_S = 3.0  # Ray's log lines come some tenths of a second late
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -106,6 +108,8 @@ def run(start: Start) -> int:
         return 0
     finally:
         cluster.end()
+        if start.cluster is None:
+            _wait_until_free(start)
     logger.info("stopped")
     return status
 
@@ -210,6 +214,13 @@ def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> bool:
     return False
 
 
+def _wait_until_free(start: Start) -> None:
+    """Wait until the port can be listened on, so that the next start finds it free."""
+    until = time.monotonic() + FREE_S
+    while time.monotonic() < until and any(port_fault(start.host, start.port, "")):
+        time.sleep(FREE_LOOK_S)
+
+
 # --- what is said ---------------------------------------------------------------------------------
 
 
@@ -258,5 +269,13 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def leave(status: int) -> NoReturn:
+    """End this process. Ray's exit handlers would look for a second for what is gone already."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -159,7 +159,7 @@ class Cluster:
             if not self._is_own:
                 with contextlib.suppress(Exception):
                     self._leave(serve)
-            ray.shutdown()  # of our own cluster every process
+            ray.shutdown(wait_for_processes=self._is_own)
 
     def _leave(self, serve: Any) -> None:
         """Take our applications out of a cluster that goes on; Serve too, if it ran them alone."""

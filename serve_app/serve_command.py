@@ -27,7 +27,7 @@ def main() -> int:
     file, address = ours
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
-    return launch.main([file])
+    launch.leave(launch.main([file]))
 
 
 def run_of_ours(arguments: list[str]) -> tuple[str, str | None] | None:
