@@ -65,6 +65,16 @@ async def test_a_head_without_end_is_answered_431() -> None:
         assert (await connection.answer()).startswith(b"HTTP/1.1 431 ")
 
 
+async def test_a_head_without_end_behind_another_request_ends_the_connection() -> None:
+    """A long job's connection is no way around the limit."""
+    inner = Inner()
+    async with gated(inner, connections=HURRIED) as port, raw(port, head("GET", "/wait")) as one:
+        await inner.arrived.wait()
+        await one.send(b"GET / HTTP/1.1\r\nX-A: " + b"x" * 20_000)
+        assert await one.answer() == b""
+        inner.release.set()
+
+
 async def test_the_oldest_idle_connection_makes_room_for_a_new_one() -> None:
     """Mend 4.1: idle connections cannot use up the proxy's sockets."""
     inner = Inner()
