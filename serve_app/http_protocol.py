@@ -89,7 +89,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_between_requests():
+        if self._is_between_requests() and not self.transport.is_closing():
             self._waiting[self] = None
 
     def _should_upgrade_to_ws(self) -> bool:
