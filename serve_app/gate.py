@@ -165,7 +165,7 @@ class Gate:
                 return STARTING
         if self._files is not None and path.startswith(FILES_PREFIX) and scope["method"] == "GET":
             return await self._send_file(scope, receive, send, abort)
-        if self._is_full(path):
+        if self._is_full(scope):
             return BUSY
         try:
             body = await self._bodies.read(scope, receive)
@@ -173,16 +173,17 @@ class Gate:
             return too_large(self._limits.body.max_bytes)
         except BodyTooSlow:
             return TOO_SLOW
-        if self._is_full(path):
+        if self._is_full(scope):
             return BUSY
         answering = Answering(send, abort, self._limits.send_s)
         with self._place():
             await self._app(scope, replay(body, receive), answering)
         return None if answering.has_begun else UNAVAILABLE
 
-    def _is_full(self, path: str) -> bool:
+    def _is_full(self, scope: Scope) -> bool:
         """Whether a request has to come back; probes never have to."""
-        return self._forwarded >= self._limits.forwarded and path not in (HC, HEALTH)
+        is_probe = scope["path"] in (HC, HEALTH) and scope["method"] in ("GET", "HEAD")
+        return self._forwarded >= self._limits.forwarded and not is_probe
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         assert self._probes is not None

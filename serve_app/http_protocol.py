@@ -52,6 +52,7 @@ class GuardedProtocol(HttpToolsProtocol):
             # It would put an address from a header in the place of the peer's own.
             self.app = self.app.app
         self._head_timer: asyncio.TimerHandle | None = None
+        self._is_in_head = True
         self._head_bytes = 0
 
     # uvicorn's hooks ---------------------------------------------------------------------------
@@ -69,20 +70,26 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._head_timer is None and self._is_between_requests():
             self._expect_head()
-        if self._head_timer is not None:
+        if self._is_in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > self.limits.head_bytes:
+        if self._is_in_head and self._head_bytes > self.limits.head_bytes:
             self._close(431, b"The headers of the request are too large.")
 
+    def on_message_complete(self) -> None:
+        self._is_in_head = True
+        super().on_message_complete()
+
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = 0
         self._head_has_come()
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._is_between_requests():
+        if self._is_between_requests() and not self.transport.is_closing():
             self._waiting[self] = None
 
     def _should_upgrade_to_ws(self) -> bool:
@@ -94,7 +101,6 @@ class GuardedProtocol(HttpToolsProtocol):
         return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def _expect_head(self) -> None:
-        self._head_bytes = 0
         self._waiting[self] = None
         self._head_timer = self.loop.call_later(self.limits.head_s, self._on_head_late)
 
@@ -118,6 +124,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def _close(self, status: int, text: bytes) -> None:
         self._head_has_come()
         if self.transport.is_closing():
+            return
+        if not self._is_between_requests():
+            # The head of a second request while the first is under way: nowhere to say so.
+            self.transport.abort()
             return
         head = [b"content-type: text/plain; charset=utf-8", b"connection: close"]
         head += [b"content-length: %d" % len(text), b"", text]

@@ -17,6 +17,7 @@ from serve_app.asgi import Answer, AnswerTooLarge, ask
 HC, HEALTH = "/hc", "/health"
 _MAX_ANSWER_BYTES = 64 * 1024
 _ABANDONED_AFTER_S = 30.0
+_RETRY = [(b"retry-after", b"2")]
 
 
 class Probe:
@@ -74,10 +75,10 @@ class Probes:
         wait_s = self._wait_s if self._has_been_ready else self._first_wait_s
         answer = await self._probes[path].ask(scope, wait_s)
         if answer is None:
-            return Answer(503, [(b"retry-after", b"2")], b'{"status":"starting"}')
+            return Answer(503, _RETRY, b'{"status":"starting"}')
         if path == HC and answer.status == 200:
             self._has_been_ready = True
-        return Answer(answer.status, [], answer.body)
+        return Answer(answer.status, _RETRY if answer.status == 503 else [], answer.body)
 
     async def is_past_start(self, scope: Scope) -> bool:
         """Whether `/hc` has been answered with 200 at some time, now included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ import pytest
 import uvicorn.config
 import yaml
 
+from serve_app.gate import Gate
 from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
 from tests.hostile.edge import Inner, caller, gated, head, raw
 
@@ -63,6 +65,16 @@ async def test_a_head_without_end_is_answered_431() -> None:
         assert (await connection.answer()).startswith(b"HTTP/1.1 431 ")
 
 
+async def test_a_head_without_end_behind_another_request_ends_the_connection() -> None:
+    """A long job's connection is no way around the limit."""
+    inner = Inner()
+    async with gated(inner, connections=HURRIED) as port, raw(port, head("GET", "/wait")) as one:
+        await inner.arrived.wait()
+        await one.send(b"GET / HTTP/1.1\r\nX-A: " + b"x" * 20_000)
+        assert await one.answer() == b""
+        inner.release.set()
+
+
 async def test_the_oldest_idle_connection_makes_room_for_a_new_one() -> None:
     """Mend 4.1: idle connections cannot use up the proxy's sockets."""
     inner = Inner()
@@ -92,6 +104,7 @@ async def proxy_port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unset")
+    monkeypatch.setattr(GuardedProtocol, "limits", ConnectionLimits())
     host = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]["host"]
     variable = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
     monkeypatch.setattr(http_util, variable, "serve_app.gate:proxy_middlewares")
@@ -107,6 +120,19 @@ async def proxy_port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int
     yield port, inner
     server.should_exit = server.force_exit = True
     await task
+
+
+def test_the_image_names_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend 4.1: what Dockerfile.gpu tells Serve's proxy is there, and is a list of middlewares."""
+    from ray.serve._private.http_util import validate_http_proxy_callback_return
+    from ray.serve._private.utils import call_function_from_import_path
+
+    monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unset")
+    monkeypatch.setattr(GuardedProtocol, "limits", ConnectionLimits())
+    variable = r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=(\S+)"
+    [path] = re.findall(variable, (ROOT / "Dockerfile.gpu").read_text())
+    [middleware] = validate_http_proxy_callback_return(call_function_from_import_path(path))
+    assert middleware.cls is Gate and middleware.kwargs["is_proxy"]
 
 
 @pytest.mark.parametrize("file", ["serve_config.yaml", "serve_config.gpu.yaml"])

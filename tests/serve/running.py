@@ -90,7 +90,7 @@ class RunningApp:
         """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
         deadline = time.monotonic() + START_S
         status = 0
-        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=8.0) as visitor:
+        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=JOB_S) as visitor:
             while status != 200 and time.monotonic() < deadline and self.process.poll() is None:
                 for method, path in EARLY_CALLS:
                     try:
