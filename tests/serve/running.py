@@ -29,9 +29,6 @@ from serve_app.demo import free_port, session_processes, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0
-# What a job sends whose frames are compared bit by bit. x264's lossy modes are not quite a function
-# of their input: on some processors one encoding in a hundred of the same frames differs a little.
-LOSSLESS = {"crf": 0, "preset": "ultrafast"}
 EARLY_CALLS = (
     ("POST", "/generate"),
     ("GET", "/v1/avatar/jobs"),
@@ -39,6 +36,9 @@ EARLY_CALLS = (
     ("GET", "/health"),
     ("GET", "/hc"),
 )
+# What a job sends whose frames are compared bit by bit. x264's lossy modes are not quite a function
+# of their input: on some processors one encoding in a hundred of the same frames differs a little.
+LOSSLESS = {"crf": 0, "preset": "ultrafast"}
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
@@ -90,7 +90,7 @@ class RunningApp:
         """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
         deadline = time.monotonic() + START_S
         status = 0
-        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=JOB_S) as visitor:
+        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=8.0) as visitor:
             while status != 200 and time.monotonic() < deadline and self.process.poll() is None:
                 for method, path in EARLY_CALLS:
                     try:
