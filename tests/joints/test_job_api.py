@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from serve_app.addresses import AddressPolicy
+from serve_app.job import Origin, Ticket
 from serve_app.notifications import notify_forever
+from serve_app.transfers import Attempt
 from serve_app.webhooks import DeliveryRules, WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
-from tests.joints.job_door import Rig, body, job_door
+from tests.joints.job_door import Rig, body, job_door, request
 
 JOBS = "/v1/avatar/jobs"
 
@@ -149,3 +151,11 @@ async def test_a_list_is_given_in_pages_of_bounded_size(rig):
         if cursor is None:
             break
     assert seen == [f"job{n}" for n in reversed(range(40))]
+
+
+async def test_the_queues_own_id_travels_with_the_attempt(rig):
+    """Mend 1.17: the stages write it into the sidecar."""
+    await rig.service.submit(request(), Origin.SYNC, Ticket(queue_job_id="salad-7"))
+    await rig.service.work()
+    [work] = rig.graph.ran
+    assert Attempt.of(work).queue_job_id == "salad-7"
