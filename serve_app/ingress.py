@@ -5,7 +5,6 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 
 import asyncio
 import hashlib
-import hmac
 import json
 import logging
 import uuid
@@ -13,22 +12,29 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi import Body, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import failure_of, generate_answer, generate_body, job_body
-from serve_app.api import BadField, build_api
+from serve_app.answers import job_body, refused
+from serve_app.api import BadField, RequestRefused, build_api, generate_answer
 from serve_app.background import run_again
+from serve_app.callers import CallerRules
+from serve_app.doorkeeper import Doorkeeper
 from serve_app.driver import Graph, JobDriver, Pool
+from serve_app.fields import check_size, odd_size
 from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
+from serve_app.lenient import read_leniently
+from serve_app.links import LinkMaker, Links
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
 from serve_app.polling import Polling, polling_rules
 from serve_app.readiness import Readiness
-from serve_app.schemas import JobCreate, JobRequest
+from serve_app.schemas import JobCreate, JobRequest, PreviewRequest
 from serve_app.service import JobService
 from serve_app.settings import (
     API_VERSION,
@@ -64,7 +70,11 @@ class Ingress:
         self._env = read_environment()
         set_up_logging(self._env)
         folders = make_folders(args, self._env)
-        self._store = LocalStore(folders.results, "")
+        self._store = LocalStore(folders.results)
+        self._links = LinkMaker.of(args, self._env, folders.state)
+        rules = CallerRules.of(self._env)
+        self.doorkeeper = Doorkeeper(rules, self._links.signer)
+        logger.info(rules.in_words())
         graph = Graph(preprocessor, _pools(args, generators), finisher)
         self._readiness = Readiness(graph, app_name)
         driver = JobDriver(
@@ -72,6 +82,7 @@ class Ingress:
         )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._service = JobService(registry, driver, args.queue, args.job_defaults())
+        self._service.publish = self._links.unasked().publish
         self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
         if self._env.is_buffer:
             # One identity announces one job, so a capacity of n is n slots.
@@ -91,11 +102,6 @@ class Ingress:
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
-
-    @property
-    def environment(self) -> Environment:
-        """The environment that this ingress was started in."""
-        return self._env
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -122,7 +128,7 @@ class Ingress:
                 end = f"{job.id}:{job.created}:{job.attempt}:{job.status}"
                 digest = hashlib.sha256(end.encode()).hexdigest()[:32]
                 assert job.webhook_url is not None
-                body = job_body(job)
+                body = job_body(job, self._links.unasked())
                 kind = f"avatar.job.{job.status}"
                 await webhooks.enqueue(Event(f"evt_{digest}", kind, job.webhook_url, body))
                 registry.mark_notified(job)
@@ -154,10 +160,8 @@ class Ingress:
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
+    async def ping(self) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
-        if not self._env.ping_is_public:
-            self._check_bearer(authorization)
         facts = self._readiness.facts()
         body = {
             "status": "ok",
@@ -171,11 +175,8 @@ class Ingress:
         }
         return JSONResponse(body)
 
-    async def preflight(
-        self, authorization: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def preflight(self) -> JSONResponse:
         """Each runtime dependency and model file: `ok`, or the error that using it gave."""
-        self._check_bearer(authorization)
         checks = await self._readiness.preflight()
         ok = all(result == "ok" for result in checks.values())
         body = {"status": "ok" if ok else "failed", "checks": checks}
@@ -185,29 +186,35 @@ class Ingress:
 
     async def generate(
         self,
-        request: JobRequest,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
+        payload: Annotated[dict[str, Any], Body()],
+        salad_job_id: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
-        """Answer when the job has ended. The job ends early if every waiting client goes away."""
-        self._check_key(x_internal_api_key)
-        job = self._service.submit(request, Origin.SYNC)
+        """Answer when the job has ended. The job ends early if every waiting client goes away.
+        What is not understood becomes the default, and a sentence in `warnings`.
+        """
+        request, warnings = self._read(payload)
+        ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
+        job = self._service.submit(request, Origin.SYNC, ticket)
         job = await self._service.wait(job.id)
-        return generate_answer(job)
+        links = self._links.answering(http.scope)
+        return generate_answer(job, links, stack_traces=self._args.stack_traces)
 
-    async def preview(
-        self, request: JobRequest, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> Response:
+    def _read(self, payload: dict[str, Any]) -> tuple[JobRequest, tuple[str, ...]]:
+        ignore_size = self._env.legacy_size_source
+        try:
+            request, warnings = read_leniently(payload, legacy_size_source=ignore_size)
+        except ValidationError as exc:
+            raise RequestValidationError(exc.errors(include_url=False)) from exc
+        return request, warnings + odd_size(request.resolution)
+
+    async def preview(self, request: PreviewRequest) -> Response:
         """One composited frame (PNG) with its face box drawn in; `X-Face-Box` is x0,y0,x1,y1."""
-        self._check_key(x_internal_api_key)
+        check_size(request.aspect_ratio, request.resolution)
         if self._previews.locked():
             raise QueueFull
         async with self._previews:
-            try:
-                made = await self._service.preview(request)
-            except PipelineError as error:
-                outcome = failure_of(error, {})
-                body = generate_body(request.musetalk_job_id, outcome)
-                return JSONResponse(body, outcome.status_code)
+            made = await self._service.preview(request)
         box = made.box
         headers = {
             "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
@@ -219,67 +226,61 @@ class Ingress:
 
     async def create_job(
         self,
+        http: Request,
         create: JobCreate,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
         idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
-        self._check_key(x_internal_api_key)
+        warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
         request = JobRequest(
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
-        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
+        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
         job = self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
-        return JSONResponse(job_body(job), status_code=202, headers=location)
+        body = job_body(job, self._links.answering(http.scope))
+        return JSONResponse(body, status_code=202, headers=location)
 
     async def list_jobs(
         self,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
         status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=400)] = None,
     ) -> JSONResponse:
         """One page; `next_cursor` asks for the next."""
-        self._check_key(x_internal_api_key)
+        links = self._links.answering(http.scope)
         jobs = self._service.registry.page(status, limit, _read_cursor(cursor))
         more = f"{jobs[-1].created!r}:{jobs[-1].id}" if len(jobs) == limit else None
-        return JSONResponse({"jobs": [job_body(job) for job in jobs], "next_cursor": more})
+        bodies = [job_body(job, links) for job in jobs]
+        return JSONResponse({"jobs": bodies, "next_cursor": more})
 
-    async def get_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def get_job(self, http: Request, job_id: str) -> JSONResponse:
         """Any job of this ingress, however it came in."""
-        self._check_key(x_internal_api_key)
-        return JSONResponse(job_body(self._found(self._service.registry.get(job_id))))
+        job = self._found(self._service.registry.get(job_id))
+        return JSONResponse(job_body(job, self._links.answering(http.scope)))
 
-    async def cancel_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def cancel_job(self, job_id: str) -> JSONResponse:
         """Ask for the end of a queued or running job. One that has ended, or whose upload has
         begun, stays as it is.
         """
-        self._check_key(x_internal_api_key)
         self._found(self._service.registry.cancel(job_id))
         return JSONResponse({"detail": "Cancellation requested"})
 
-    async def job_events(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> StreamingResponse:
+    async def job_events(self, http: Request, job_id: str) -> StreamingResponse:
         """`progress` events while it waits and runs, then one `end` event."""
-        self._check_key(x_internal_api_key)
         self._found(self._service.registry.get(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = self._events(job_id)
+        events = self._events(job_id, self._links.answering(http.scope))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
-    async def _events(self, job_id: str) -> AsyncIterator[str]:
+    async def _events(self, job_id: str, links: Links) -> AsyncIterator[str]:
         last, quiet_s = "", 0.0
         while (job := self._service.registry.get(job_id)) is not None:
-            body = json.dumps(job_body(job))
+            body = json.dumps(job_body(job, links))
             if job.is_terminal:
                 yield f"event: end\ndata: {body}\n\n"
                 return
@@ -298,21 +299,10 @@ class Ingress:
         """Serve a stored video or its sidecar, with Range."""
         path = self._store.resolve(key)
         if path is None:
-            raise HTTPException(404, "There is no such file.")
+            raise RequestRefused(refused(404, "file_not_found", "There is no such file."))
         return FileResponse(path)
 
     # Rules -----------------------------------------------------------------------------------
-
-    def _check_key(self, given: str | None) -> None:
-        if self._env.internal_api_key is not None:
-            _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
-
-    def _check_bearer(self, header: str | None) -> None:
-        scheme, _, token = (header or "").partition(" ")
-        given = token if scheme.lower() == "bearer" and token else None
-        if given is not None and self._env.worker_token is None:
-            raise HTTPException(403, "This worker has no WORKER_TOKEN, so no token is right.")
-        _check_secret(given, self._env.worker_token or "", "Authorization: Bearer")
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:
@@ -324,15 +314,8 @@ class Ingress:
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
-            raise HTTPException(404, "There is no such job.")
+            raise RequestRefused(refused(404, "job_not_found", "There is no such job."))
         return job
-
-
-def _check_secret(given: str | None, expected: str, name: str) -> None:
-    if given is None:
-        raise HTTPException(401, f"Send {name}.")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(403, f"{name} is not right.")
 
 
 def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:

@@ -41,6 +41,8 @@ class JobService:
         self._queue = queue
         self._defaults = defaults
         self.active_jobs = 0
+        # Makes a link of a stored output's location, for outcomes that leave this worker unasked.
+        self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
         self._swept_at = float("-inf")
         # By job id: slots that the orchestrator gave the job to, and those that it took it from.
         self._claims: Counter[str] = Counter()
@@ -102,7 +104,7 @@ class JobService:
         job_id = request.musetalk_job_id
         self._claims[job_id] += 1
         try:
-            return await self._run_claimed(request, report)
+            return self.publish(await self._run_claimed(request, report))
         finally:
             self._claims[job_id] -= 1
             if not self._claims[job_id]:
