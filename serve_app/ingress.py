@@ -4,7 +4,6 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 """
 
 import asyncio
-import hmac
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -12,27 +11,34 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi import Body, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import generate_answer, generate_body, job_body
-from serve_app.api import BadField, build_api
+from serve_app.answers import error_body, job_body
+from serve_app.api import BadField, RequestRefused, build_api, generate_answer
 from serve_app.background import run_again
+from serve_app.callers import CallerRules
+from serve_app.doorkeeper import Doorkeeper
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.events import job_events
+from serve_app.fields import check_size, odd_size
 from serve_app.job import Job, Origin, QueueFull, Ticket
 from serve_app.jobs import JobRegistry
+from serve_app.lenient import read_leniently
+from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
 from serve_app.notifications import notify_forever
-from serve_app.outcomes import failure_of, job_ended
+from serve_app.outcomes import job_ended, refused
 from serve_app.polling import Polling, polling_rules
 from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
-from serve_app.schemas import JobCreate, JobRequest
+from serve_app.schemas import JobCreate, JobRequest, PreviewRequest
 from serve_app.selection import build_store
 from serve_app.service import JobService
 from serve_app.settings import (
@@ -66,7 +72,11 @@ class Ingress:
         self._env = read_environment()
         set_up_logging(self._env)
         folders = make_folders(args, self._env)
-        self._store = LocalStore(folders.results, "")
+        self._store = LocalStore(folders.results)
+        self._links = LinkMaker.of(args, self._env, folders.state)
+        rules = CallerRules.of(self._env)
+        self.doorkeeper = Doorkeeper(rules, self._links.signer)
+        logger.info(rules.in_words())
         graph = Graph(preprocessor, _pools(args, generators), finisher)
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
@@ -88,6 +98,7 @@ class Ingress:
             args.job_defaults(),
             self._has_output,
         )
+        self._service.publish = self._links.unasked().publish
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
@@ -100,8 +111,8 @@ class Ingress:
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
-            threads = self._service.threads
-            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks))
+            threads, links = self._service.threads, self._links.unasked
+            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks, links))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
         if self._pushed is not None:
@@ -177,10 +188,8 @@ class Ingress:
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
+    async def ping(self) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
-        if not self._env.ping_is_public:
-            self._check_bearer(authorization)
         facts = self._readiness.facts()
         body = {
             "status": "ok",
@@ -195,11 +204,8 @@ class Ingress:
         }
         return JSONResponse(body)
 
-    async def preflight(
-        self, authorization: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def preflight(self) -> JSONResponse:
         """Each runtime dependency and model file: `ok`, or the error that using it gave."""
-        self._check_bearer(authorization)
         checks = await self._readiness.preflight()
         ok = all(result == "ok" for result in checks.values())
         body = {"status": "ok" if ok else "failed", "checks": checks}
@@ -209,29 +215,35 @@ class Ingress:
 
     async def generate(
         self,
-        request: JobRequest,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
+        payload: Annotated[dict[str, Any], Body()],
+        salad_job_id: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
-        """Answer when the job has ended. The job ends early if every waiting client goes away."""
-        self._check_key(x_internal_api_key)
-        job = await self._service.submit(request, Origin.SYNC)
+        """Answer when the job has ended. The job ends early if every waiting client goes away.
+        What is not understood becomes the default, and a sentence in `warnings`.
+        """
+        request, warnings = self._read(payload)
+        ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
+        job = await self._service.submit(request, Origin.SYNC, ticket)
         job = await self._service.wait(job.id)
-        return generate_answer(job)
+        links = self._links.answering(http.scope)
+        return generate_answer(job, links, stack_traces=self._args.stack_traces)
 
-    async def preview(
-        self, request: JobRequest, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> Response:
+    def _read(self, payload: dict[str, Any]) -> tuple[JobRequest, tuple[str, ...]]:
+        ignore_size = self._env.legacy_size_source
+        try:
+            request, warnings = read_leniently(payload, legacy_size_source=ignore_size)
+        except ValidationError as exc:
+            raise RequestValidationError(exc.errors(include_url=False)) from exc
+        return request, warnings + odd_size(request.resolution)
+
+    async def preview(self, request: PreviewRequest) -> Response:
         """One composited frame (PNG) with its face box drawn in; `X-Face-Box` is x0,y0,x1,y1."""
-        self._check_key(x_internal_api_key)
+        check_size(request.aspect_ratio, request.resolution)
         if self._previews.locked():
             raise QueueFull
         async with self._previews:
-            try:
-                made = await self._service.preview(request)
-            except PipelineError as error:
-                outcome = failure_of(error, {})
-                body = generate_body(request.musetalk_job_id, outcome)
-                return JSONResponse(body, outcome.status_code)
+            made = await self._service.preview(request)
         box = made.box
         headers = {
             "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
@@ -243,73 +255,68 @@ class Ingress:
 
     async def create_job(
         self,
+        http: Request,
         create: JobCreate,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
         idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
-        self._check_key(x_internal_api_key)
+        warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
         request = JobRequest(
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
-        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
+        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
         job = await self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
-        return JSONResponse(job_body(job), status_code=202, headers=location)
+        body = job_body(job, self._links.answering(http.scope))
+        return JSONResponse(body, status_code=202, headers=location)
 
     async def list_jobs(
         self,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
         status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=400)] = None,
     ) -> JSONResponse:
         """One page; `next_cursor` asks for the next."""
-        self._check_key(x_internal_api_key)
+        links = self._links.answering(http.scope)
         page = await self._service.page(status, limit, _read_cursor(cursor))
         last = page.jobs[-1] if page.has_more else None
         more = None if last is None else f"{last.created!r}:{last.id}"
-        return JSONResponse({"jobs": [job_body(job) for job in page.jobs], "next_cursor": more})
+        bodies = [job_body(job, links) for job in page.jobs]
+        return JSONResponse({"jobs": bodies, "next_cursor": more})
 
-    async def get_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def get_job(self, http: Request, job_id: str) -> JSONResponse:
         """Any job of this ingress, however it came in."""
-        self._check_key(x_internal_api_key)
-        return JSONResponse(job_body(self._found(await self._service.get(job_id))))
+        job = self._found(await self._service.get(job_id))
+        return JSONResponse(job_body(job, self._links.answering(http.scope)))
 
-    async def cancel_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def cancel_job(self, job_id: str) -> JSONResponse:
         """Ask for the end of a queued or running job; 409 for one that has ended. One whose upload
         has begun goes on.
         """
-        self._check_key(x_internal_api_key)
         found = await self._service.cancel(job_id)
-        if found is None:
-            raise HTTPException(404, "There is no such job.")
-        job, was_live = found
-        if not was_live:
+        job = self._found(None if found is None else found[0])
+        if found is not None and not found[1]:
             failure = job_ended(job.status)
-            return JSONResponse(generate_body(job.id, failure), failure.status_code)
+            return JSONResponse(error_body(job.id, failure), failure.status_code)
         return JSONResponse({"detail": "Cancellation requested"})
 
     async def job_events(
         self,
+        http: Request,
         job_id: str,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
         """`progress` events while it waits and runs, every change of phase among them, then one
         `end` event.
         """
-        self._check_key(x_internal_api_key)
         self._found(await self._service.get(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = job_events(self._service, job_id, last_event_id)
+        links = self._links.answering(http.scope)
+        events = job_events(self._service, job_id, last_event_id, links)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     # Files -----------------------------------------------------------------------------------
@@ -318,21 +325,10 @@ class Ingress:
         """Serve a stored video or its sidecar, with Range."""
         path = self._store.resolve(key)
         if path is None:
-            raise HTTPException(404, "There is no such file.")
+            raise RequestRefused(refused(404, "file_not_found", "There is no such file."))
         return FileResponse(path)
 
     # Rules -----------------------------------------------------------------------------------
-
-    def _check_key(self, given: str | None) -> None:
-        if self._env.internal_api_key is not None:
-            _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
-
-    def _check_bearer(self, header: str | None) -> None:
-        scheme, _, token = (header or "").partition(" ")
-        given = token if scheme.lower() == "bearer" and token else None
-        if given is not None and self._env.worker_token is None:
-            raise HTTPException(403, "This worker has no WORKER_TOKEN, so no token is right.")
-        _check_secret(given, self._env.worker_token or "", "Authorization: Bearer")
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:
@@ -344,15 +340,8 @@ class Ingress:
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
-            raise HTTPException(404, "There is no such job.")
+            raise RequestRefused(refused(404, "job_not_found", "There is no such job."))
         return job
-
-
-def _check_secret(given: str | None, expected: str, name: str) -> None:
-    if given is None:
-        raise HTTPException(401, f"Send {name}.")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(403, f"{name} is not right.")
 
 
 def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:

@@ -44,17 +44,36 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
     )
 
 
+def refused(
+    status_code: int,
+    code: str,
+    message: str,
+    *,
+    hint: str | None = None,
+    error_type: str = "unknown_error",
+    retryable: bool = False,
+    **details: Any,
+) -> Failure:
+    """Return the answer to a request that is not even tried.
+
+    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
+    gives those two names to jobs that were looked at.
+    """
+    return Failure(
+        error_type=error_type,
+        error_message=message,
+        code=code,
+        stage=str(Stage.VALIDATION),
+        retryable=retryable,
+        status_code=status_code,
+        details=details,
+        hint=hint,
+    )
+
+
 def invalid_request(message: str, **details: Any) -> Failure:
     """Return the answer to a request that does not say what is wanted."""
-    return Failure(
-        error_type="media_error",
-        error_message=message,
-        code="invalid_request",
-        stage=str(Stage.VALIDATION),
-        retryable=False,
-        status_code=422,
-        details=details,
-    )
+    return refused(422, "invalid_request", message, **details)
 
 
 def state_unavailable() -> Failure:
@@ -72,15 +91,11 @@ def state_unavailable() -> Failure:
 
 def job_ended(status: str) -> Failure:
     """Return the answer to the cancellation of a job that has ended with `status`."""
-    return Failure(
-        error_type="processing_error",
-        error_message=f"The job has {_ENDED.get(status, 'ended')} already and stays as it is.",
-        code="job_ended",
-        stage=str(Stage.UNKNOWN),
-        retryable=False,
-        status_code=409,
-        details={"status": status},
-        hint="Only a job that is queued or running can be cancelled.",
+    return refused(
+        409,
+        "job_ended",
+        f"The job has {_ENDED.get(status, 'ended')} already and stays as it is.",
+        status=status,
     )
 
 

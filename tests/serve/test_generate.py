@@ -245,16 +245,17 @@ def test_every_event_of_a_job_goes_forward(app, clip, speech):
 
 def test_drawn_frames_count_before_any_is_encoded(app, clip, speech):
     """Mend 2.11: that results exist is noticed without fetching them; here nothing can encode."""
-    body = {"musetalk_job_id": "drawn", **uris(clip(frames=60), speech(3.0))}
+    # Two segments: as many as may be in flight although none of them is encoded.
+    body = {"musetalk_job_id": "drawn", **uris(clip(frames=60), speech(2.4))}
     [finisher] = app.replicas("Finisher")
     finisher.suspend()
     try:
         assert app.client.post("/v1/avatar/jobs", json=body).status_code == 202
-        app.wait_drawn("drawn", frames=75)
+        app.wait_drawn("drawn", frames=60)
         progress = app.job("drawn")["progress"]
     finally:
         finisher.resume()
-    assert (progress["phase"], progress["frames_done"]) == ("encoding", 75)
+    assert (progress["phase"], progress["frames_done"]) == ("encoding", 60)
     assert 0.8 < progress["fraction"] < 0.95
     assert app.wait_for("drawn", "succeeded", "failed")["status"] == "succeeded"
 
