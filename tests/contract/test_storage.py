@@ -467,7 +467,7 @@ def test_every_store_offers_the_same_interface(tmp_path: Path) -> None:
 
 def test_an_output_in_the_folder_is_looked_for(tmp_path: Path) -> None:
     """Mend 1.11."""
-    store = LocalStore(tmp_path / "out", "http://host")
+    store = LocalStore(tmp_path / "out")
     assert not store.has("../a job")
     video = tmp_path / "v.mp4"
     video.write_bytes(b"a video")

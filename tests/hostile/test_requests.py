@@ -247,7 +247,7 @@ async def test_a_large_body_is_refused_before_it_is_parsed(
     answer = await client.post("/v1/avatar/jobs", content=body)
     assert answer.status_code == 413 and answer.json()["code"] == "body_too_large"
     assert (await client.post("/generate", content=body[1:])).status_code == 422
-    assert doorway.registry.page(None, 10, None) == []
+    assert doorway.registry.page(None, 10).jobs == ()
 
 
 @pytest.mark.parametrize("path", ["/v1/avatar/jobs", "/v1/avatar/jobs/x", "/files/x.mp4", "/hc"])
@@ -273,7 +273,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
 ) -> None:
     """Mend 1.9, over HTTP: the job is entered, and its answer says what was not understood."""
     call = asyncio.create_task(client.post("/generate", content=BAD_BODIES[name]))
-    while not (jobs := doorway.registry.page(None, 10, None)):
+    while not (jobs := doorway.registry.page(None, 10).jobs):
         assert not call.done(), call.result().text
         await asyncio.sleep(0.01)
     assert jobs[0].request.params == Params()
