@@ -97,13 +97,15 @@ def build_api(ingress: "Ingress") -> FastAPI:
         response_model=None,
         openapi_extra=_generate_schema(),
     )
-    api.add_api_route(
-        "/files/{key:path}",
-        ingress.files,
-        methods=["GET", "HEAD"],
-        summary="A finished video of the local store",
-        response_model=None,
-    )
+    for method in ("GET", "HEAD"):
+        api.add_api_route(
+            "/files/{key:path}",
+            ingress.files,
+            methods=[method],
+            summary="A finished video of the local store",
+            response_model=None,
+            include_in_schema=method == "GET",
+        )
     return api
 
 

@@ -32,7 +32,7 @@ START_S, JOB_S = 120.0, 180.0
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
-    "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
+    "INTERNAL_API_KEY", "INGRESS_API_KEY", "ALLOW_ANONYMOUS", "LEGACY_SIZE", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
     "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
 )  # fmt: skip
 
@@ -156,7 +156,7 @@ def running_app(
         "PYTHONPATH": str(ROOT),
     }
     if key is not None:
-        own["INTERNAL_API_KEY"] = key
+        own["INTERNAL_API_KEY"] = own["INGRESS_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
