@@ -6,7 +6,6 @@ Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -19,9 +18,8 @@ from tqdm import tqdm
 from musetalk_pipeline.contact_sheet import write_contact_sheet
 from musetalk_pipeline.engines import (
     EngineChoice,
-    EngineName,
     Precision,
-    choose_engine,
+    decide_engine,
     make_engine,
     make_listener,
 )
@@ -32,8 +30,13 @@ from musetalk_pipeline.errors import (
     MediaError,
     PipelineError,
 )
-from musetalk_pipeline.faces import DetectorName, PersonBox, Presence, make_detector
-from musetalk_pipeline.faces.dwpose import WEIGHTS
+from musetalk_pipeline.faces import (
+    DetectorName,
+    PersonBox,
+    Presence,
+    best_landmarks,
+    make_detector,
+)
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import (
     Edges,
@@ -58,6 +61,7 @@ from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
 DEFAULTS = JobOptions()
+PROJECT = Path(__file__).resolve().parent.parent
 MOST_ENCODER_THREADS = 64  # guess: a frame has not enough rows for more
 
 
@@ -95,38 +99,41 @@ def _do(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace) -> Tools:
-    engine = choose_engine(args.engine, args.models, args.version)
-    landmarks = args.landmarks or _best_landmarks(engine, args.models)
+    models = find_models(args.models, Path.cwd(), PROJECT)
+    decision = decide_engine(args.engine, models, args.version)
+    engine = decision.engine
+    print(f"engine    {engine}, because {decision.reason}", flush=True)
+    landmarks = args.landmarks or best_landmarks(engine, models)
     return Tools(
         detector=make_detector(
             landmarks,
-            args.models,
+            models,
             presence=args.face_presence,
             presence_interval=args.presence_interval,
             person_box=args.person_box,
         ),
         engine=make_engine(
             engine,
-            args.models,
+            models,
             version=args.version,
             device=args.device,
             precision=args.dtype,
             batch_size=args.batch_size,
             seed=args.seed,
         ),
-        listener=make_listener(engine, args.models),
+        listener=make_listener(engine, models),
         encoder_threads=args.encoder_threads,
     )
 
 
-def _best_landmarks(engine: EngineName, models_dir: Path | None) -> DetectorName:
-    """Return the reference's detector for the reference's engine, if its files are there."""
-    if engine == "warp" or models_dir is None:
-        return "mesh"
-    if importlib.util.find_spec("mmpose") and (models_dir / WEIGHTS).is_file():
-        return "mmpose"
-    has_onnx = (models_dir / WEIGHTS.with_suffix(".onnx")).is_file()
-    return "onnx" if has_onnx else "mesh"
+def find_models(named: Path | None, working: Path, project: Path) -> Path:
+    """Return the folder of the weights: the one that is named, else `models` in the `working`
+    folder, where the application looks too, else that of the `project`.
+    """
+    if named is not None:
+        return named.absolute()
+    here = working / "models"
+    return here if here.is_dir() else project / "models"
 
 
 def _options(args: argparse.Namespace) -> JobOptions:
@@ -239,7 +246,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_tools(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--engine", choices=get_args(EngineChoice), default="auto")
-    add("--models", type=Path, metavar="DIR", help="folder of the published weights")
+    where = "folder of the published weights; models/ here or in the project unless set"
+    add("--models", type=Path, metavar="DIR", help=where)
     add("--version", choices=get_args(Version), default="v15")
     add("--device", default="auto", help="cpu, cuda, cuda:N or auto")
     add("--dtype", choices=get_args(Precision), default="float32")

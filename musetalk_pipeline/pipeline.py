@@ -30,7 +30,7 @@ from musetalk_pipeline.encode import stitch
 from musetalk_pipeline.engines.engine import Engine, Listener
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.options import JobOptions, MediaLimits
-from musetalk_pipeline.plan import Block, Segment
+from musetalk_pipeline.plan import BLOCK_S, Block, Segment
 from musetalk_pipeline.reader import RunningReader
 from musetalk_pipeline.shelf import BlockShelf
 from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
@@ -62,8 +62,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A finished job. `stage_seconds` are seconds of work; stages overlap, so they add up to more
-    than `elapsed_s`. `frames_with_face` counts output frames.
+    """A finished job. `stage_seconds` are seconds of work, under the names that the served
+    application gives them; stages overlap, so they add up to more than `elapsed_s`.
+    `frames_with_face` counts output frames.
     """
 
     path: Path
@@ -88,26 +89,37 @@ def run(
     tools: Tools,
     *,
     limits: MediaLimits | None = None,
+    block_s: float = BLOCK_S,
+    work_dir: Path | None = None,
     watch: Watch | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
     """Make the video of `video_path` speak `audio_path`; the result appears at `out_path` when it
-    is complete. Everything in between lies in one temporary folder, which is always removed.
+    is complete. Everything in between lies in one temporary folder, which is always removed; it is
+    made in `work_dir`, if that is given. `block_s`: seconds of source in one block.
 
     Raises:
         MediaError: the input is at fault; the sentence says how.
         ProcessingError: this machine is at fault.
     """
     watch = watch or Watch()
-    with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="lipsync-", dir=work_dir, ignore_cleanup_errors=True
+    ) as folder:
         scratch = Path(folder)
         tally = _Tally()
         on_progress(Progress("open"))
         started = time.monotonic()
         job = open_job(
-            video_path, audio_path, scratch, options, limits or MediaLimits(), tools.detector
+            video_path,
+            audio_path,
+            scratch,
+            options,
+            limits or MediaLimits(),
+            tools.detector,
+            block_s=block_s,
         )
-        tally.seconds["open"] = time.monotonic() - started
+        tally.seconds["validation"] = time.monotonic() - started
         shelf = BlockShelf(job.plan, scratch)
         with (
             Ahead(_prepare(job, options, tools, shelf, watch), name="prepare") as prepared,
@@ -116,9 +128,7 @@ def run(
                 _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
             ) as pieces,
         ):
-            frames = stitch(
-                (piece.data for piece in pieces), job.audio, out_path, job.picture, job.plan.fps
-            )
+            frames = _stitch(pieces, job, out_path, tally)
         return Result(
             path=out_path,
             engine=tools.engine.name,
@@ -133,6 +143,24 @@ def run(
             stage_seconds=dict(tally.seconds),
             peak_memory_mib=tools.engine.peak_memory_mib(),
         )
+
+
+def _stitch(pieces: Iterator[Piece], job: OpenJob, out_path: Path, tally: _Tally) -> int:
+    """Join the pieces as they come; the time spent waiting for them is not this stage's."""
+    started, waited = time.monotonic(), 0.0
+
+    def data() -> Iterator[NDArray[np.uint8]]:
+        nonlocal waited
+        asked = time.monotonic()
+        for piece in pieces:
+            waited += time.monotonic() - asked
+            yield piece.data
+            asked = time.monotonic()
+        waited += time.monotonic() - asked
+
+    frames = stitch(data(), job.audio, out_path, job.picture, job.plan.fps)
+    tally.seconds["stitch"] = time.monotonic() - started - waited
+    return frames
 
 
 # The frames of a segment, in order, if they have been kept since they were prepared.
@@ -212,17 +240,17 @@ def _draw(
     watch: Watch,
 ) -> Generator[_Drawn, None, None]:
     for item in prepared:
-        seconds = {"listen": item.speech.seconds}
+        seconds = {"listen": item.speech.seconds, "inference": 0.0}
         if item.block is None:
             avatar = shelf.take(item.segment.block)
         else:
             avatar = tools.engine.encode(item.block, options.mask, watch.check)
-            seconds |= {"prepare": item.block.seconds, "encode": avatar.seconds}
+            seconds |= {"prepare": item.block.seconds, "inference": avatar.seconds}
         faces = tools.engine.generate(
             avatar, item.speech, item.segment, options.speech, watch.check
         )
         shelf.done(avatar)
-        seconds |= {"generate": faces.seconds}
+        seconds["inference"] += faces.seconds
         yield _Drawn(item.segment, item.decoded, avatar, faces, seconds)
 
 

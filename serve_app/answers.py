@@ -1,87 +1,20 @@
-"""Outcomes as contracts.md says them over HTTP: one table from error types to status codes.
+"""Outcomes as contracts.md says them over HTTP.
 
 Every error of every route has the shape of `error_body`, whatever refuses the request.
 """
 
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
-from musetalk_pipeline.errors import (
-    JobCancelled,
-    MediaError,
-    PipelineError,
-    Stage,
-)
 from serve_app.callers import Refusal
 from serve_app.codes import hint_of
-from serve_app.jobs import Job
+from serve_app.job import Job
 from serve_app.links import Links
-from serve_app.redact import redact, shown_url
+from serve_app.outcomes import refused
+from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
-# Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
-# special first.
-HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
-    (MediaError, 422),
-    (PipelineError, 500),
-)
-MAX_TRACE_CHARS = 8000
 OLDER_NAMES = ("b2_bucket", "b2_file_name")
-
-
-def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
-    """Return the error's answer; the stack trace goes with 500 only."""
-    status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
-    trace = None
-    if status == 500 and not isinstance(error, JobCancelled):
-        trace = redact("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
-    return Failure(
-        error_type=error.error_type,
-        error_message=redact(error.message),
-        code=error.code,
-        stage=str(error.stage),
-        retryable=error.retryable,
-        status_code=status,
-        details=dict(error.details),
-        stage_times=stage_times,
-        stack_trace=trace,
-        cancelled=isinstance(error, JobCancelled),
-        hint=error.hint,
-        input=error.input,
-    )
-
-
-def refused(
-    status_code: int,
-    code: str,
-    message: str,
-    *,
-    hint: str | None = None,
-    error_type: str = "unknown_error",
-    retryable: bool = False,
-    **details: Any,
-) -> Failure:
-    """Return the answer to a request that is not even tried.
-
-    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
-    gives those two names to jobs that were looked at.
-    """
-    return Failure(
-        error_type=error_type,
-        error_message=message,
-        code=code,
-        stage=str(Stage.VALIDATION),
-        retryable=retryable,
-        status_code=status_code,
-        details=details,
-        hint=hint,
-    )
-
-
-def invalid_request(message: str, **details: Any) -> Failure:
-    """Return the answer to a request that does not say what is wanted."""
-    return refused(422, "invalid_request", message, **details)
 
 
 def refusal_body(refusal: Refusal) -> dict[str, Any]:
@@ -169,6 +102,8 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
             "frames_done": job.progress.frames_done,
             "frames_total": job.progress.frames_total,
             "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
         },
         "attempt": job.attempt,
         "metadata": job.metadata,

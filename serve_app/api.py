@@ -1,7 +1,5 @@
 """The HTTP side of the ingress: routes, one shape of errors, and a limit on bodies."""
 
-import logging
-import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +10,22 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musetalk_pipeline.errors import PipelineError
-from serve_app.answers import (
-    error_body,
-    failure_of,
-    generate_body,
-    invalid_request,
-    refused,
-)
+from serve_app.answers import error_body, generate_body
 from serve_app.doorkeeper import CallerCheck
 from serve_app.fields import shown_name, shown_path, unknown_field
-from serve_app.jobs import Job, JobConflict, QueueFull
+from serve_app.job import Job, JobConflict, QueueFull, TooManyJoined
 from serve_app.links import Links
+from serve_app.outcomes import busy, failure_of, invalid_request, refused, state_unavailable
 from serve_app.schemas import Failure, JobRequest
 from serve_app.settings import API_VERSION
+from serve_app.state_file import StateUnavailable
 
 if TYPE_CHECKING:
     from serve_app.ingress import Ingress
 
-logger = logging.getLogger(__name__)
-
 MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 30
+STATE_RETRY_AFTER_S = 5  # space and locks come back at any moment
 JSON_HINT = "Send one JSON object, with the header Content-Type: application/json."
 
 
@@ -64,9 +57,10 @@ def build_api(ingress: "Ingress") -> FastAPI:
             RequestRefused: _on_refused,
             JobConflict: _on_conflict,
             QueueFull: _on_full,
+            TooManyJoined: _on_too_many_joined,
+            StateUnavailable: _on_state_unavailable,
             PipelineError: _on_pipeline_error,
             HTTPException: _on_http_error,
-            sqlite3.Error: _on_registry_error,
             Exception: _on_crash,
         },
     )
@@ -189,7 +183,8 @@ async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
 async def _on_full(request: Request, exc: Exception) -> JSONResponse:
     """Ask the caller to come back."""
     message = "The queue is full. Send the job again later."
-    return failure_answer(_busy(429, "queue_full", message), headers=_come_back())
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return failure_answer(busy(429, "queue_full", message), headers=headers)
 
 
 async def _on_pipeline_error(request: Request, exc: Exception) -> JSONResponse:
@@ -217,13 +212,6 @@ async def _on_http_error(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure, headers=headers)
 
 
-async def _on_registry_error(request: Request, exc: Exception) -> JSONResponse:
-    """Ask the caller to come back when the registry can be written again."""
-    logger.error("registry failed", extra={"error": str(exc)})
-    message = "The worker's job registry cannot be used now."
-    return failure_answer(_busy(503, "unavailable", message), headers=_come_back())
-
-
 async def _on_crash(request: Request, exc: Exception) -> JSONResponse:
     """Answer for a fault of ours; the framework logs it once, with its trace."""
     text = f"The worker failed at this request ({type(exc).__name__})."
@@ -231,12 +219,16 @@ async def _on_crash(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure)
 
 
-def _busy(status: int, code: str, message: str) -> Failure:
-    return refused(status, code, message, error_type="processing_error", retryable=True)
+async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
+    """Bound what one job has to keep."""
+    message = "This job has as many webhooks or idempotency keys as one may have. Enter another."
+    return failure_answer(refused(409, "too_many_joined", message))
 
 
-def _come_back() -> dict[str, str]:
-    return {"Retry-After": str(RETRY_AFTER_S)}
+async def _on_state_unavailable(request: Request, exc: Exception) -> JSONResponse:
+    """Ask the caller to come back when the registry can be used again."""
+    headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
+    return failure_answer(state_unavailable(), headers=headers)
 
 
 class BodyLimit:

@@ -16,6 +16,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "body_too_large": "Send less; videos and sounds are sent as addresses, not as data.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
         "job_ended": "Nothing is left to cancel; look at the job for its result.",
+        "too_many_joined": "Enter another job, with an id of its own.",
         "not_found": "Compare the path with those that /docs lists.",
         "job_not_found": "Compare the id; old jobs are forgotten, so the job may be sent again.",
         "file_not_found": "Results are removed after a while; send the job again to have it anew.",
@@ -32,7 +33,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         # The worker's state.
         "queue_full": "Send it again when Retry-After seconds have passed, or to another worker.",
         "starting": "Wait until /hc answers 200, then send it again.",
-        "unavailable": "Send it again when Retry-After seconds have passed, or to another worker.",
+        "state_unavailable": "Send it again later; the operator looks at the state folder's space.",
         "internal_error": "Send it again; if it fails again, report it with the worker's log.",
         # The media.
         "media_error": "Check that both files play, then send them again.",

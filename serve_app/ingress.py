@@ -4,11 +4,11 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -20,21 +20,27 @@ from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import job_body, refused
-from serve_app.api import BadField, RequestRefused, build_api, generate_answer
+from serve_app.answers import job_body
+from serve_app.api import BadField, RequestRefused, build_api, failure_answer, generate_answer
 from serve_app.background import run_again
 from serve_app.callers import CallerRules
 from serve_app.doorkeeper import Doorkeeper
 from serve_app.driver import Graph, JobDriver, Pool
+from serve_app.events import job_events
 from serve_app.fields import check_size, odd_size
-from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
+from serve_app.job import Job, Origin, QueueFull, Ticket
+from serve_app.jobs import JobRegistry
 from serve_app.lenient import read_leniently
-from serve_app.links import LinkMaker, Links
+from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
+from serve_app.notifications import notify_forever
+from serve_app.outcomes import job_ended, refused
 from serve_app.polling import Polling, polling_rules
+from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
-from serve_app.schemas import JobCreate, JobRequest, PreviewRequest
+from serve_app.schemas import Failure, JobCreate, JobRequest, PreviewRequest
+from serve_app.selection import build_store
 from serve_app.service import JobService
 from serve_app.settings import (
     API_VERSION,
@@ -42,17 +48,14 @@ from serve_app.settings import (
     AppArgs,
     Environment,
     Folders,
+    jobs_at_a_time,
     make_folders,
     read_environment,
 )
 from serve_app.slots import Slots
-from serve_app.webhooks import Event, WebhookSender
+from serve_app.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
-
-EVENT_LOOK_S = 0.25
-NEWS_LOOK_S = 1.0
-KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 
 
 class Ingress:
@@ -66,39 +69,59 @@ class Ingress:
         finisher: Any,
         app_name: str,
     ) -> None:
-        self._args = args
         self._env = read_environment()
         set_up_logging(self._env)
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results)
-        self._links = LinkMaker.of(args, self._env, folders.state)
-        rules = CallerRules.of(self._env)
-        self.doorkeeper = Doorkeeper(rules, self._links.signer)
-        logger.info(rules.in_words())
+        self._let_in(args, folders.state)
         graph = Graph(preprocessor, _pools(args, generators), finisher)
-        self._readiness = Readiness(graph, app_name)
-        driver = JobDriver(
-            graph, args.driver, args.inputs.download_timeout_s, self._readiness.description
-        )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
-        self._service = JobService(registry, driver, args.queue, args.job_defaults())
+        self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
+        self._n_slots = jobs_at_a_time(args, self._env)
+        driver = JobDriver(
+            graph,
+            args.driver,
+            args.inputs.download_timeout_s,
+            self._readiness.description,
+            self._n_slots,
+        )
+        self._outputs = build_store(args, self._env)
+        # Threads of their own: a store that does not answer holds up nothing else.
+        self._looks = ThreadPoolExecutor(4, "outputs")
+        self._service = JobService(
+            registry,
+            driver,
+            args.queue,
+            args.job_defaults(),
+            self._has_output,
+        )
         self._service.publish = self._links.unasked().publish
-        self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
-        if self._env.is_buffer:
-            # One identity announces one job, so a capacity of n is n slots.
-            self._n_slots = self._env.buffer_capacity
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
+        self._pushed = self._make_pushed_reports(folders)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
-        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
+        # The slots beyond `_n_slots` fetch ahead; driver.py lets `_n_slots` jobs be worked on.
+        loops = range(self._n_slots + args.queue.downloads_ahead)
+        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in loops]
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
-            self._keep("notifications", lambda: self._notify_forever(webhooks))
+            threads, links = self._service.threads, self._links.unasked()
+            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks, links))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
+        if self._pushed is not None:
+            self._keep("reports", self._pushed.deliver_forever)
+
+    def _let_in(self, args: AppArgs, state: Path) -> None:
+        """Decide who may call and what links look like, and say the first in the log."""
+        self._args = args
+        rules = CallerRules.of(self._env)
+        self._links = LinkMaker.of(args, self._env, state)
+        self.doorkeeper = Doorkeeper(rules, self._links.signer)
+        logger.info(rules.in_words())
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
@@ -115,31 +138,41 @@ class Ingress:
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
-        if await self._readiness.is_ready() and await self._service.work() is not None:
+        tell = None if self._pushed is None else self._pushed.tell
+        if await self._readiness.is_ready() and await self._service.work(tell) is not None:
             return True
-        return self._polling is not None and await self._polling.work_once(slot)
+        # A job that would wait here is better claimed by another worker.
+        has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
+        return has_place and self._polling is not None and await self._polling.work_once()
 
-    async def _notify_forever(self, webhooks: WebhookSender) -> None:
-        """Queue a webhook for every job that has ended, whatever ended it."""
-        registry = self._service.registry
-        while True:
-            for job in registry.take_news(limit=100):
-                # The same end has the same event id, so queueing it twice is harmless.
-                end = f"{job.id}:{job.created}:{job.attempt}:{job.status}"
-                digest = hashlib.sha256(end.encode()).hexdigest()[:32]
-                assert job.webhook_url is not None
-                body = job_body(job, self._links.unasked())
-                kind = f"avatar.job.{job.status}"
-                await webhooks.enqueue(Event(f"evt_{digest}", kind, job.webhook_url, body))
-                registry.mark_notified(job)
-            await asyncio.sleep(NEWS_LOOK_S)
+    async def _has_output(self, job: Job) -> bool:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._looks, self._outputs.has, job.id)
 
     def _make_polling(self, folders: Folders) -> Polling | None:
         rules = polling_rules(self._env)
         if rules is None:
             return None
-        ready = self._readiness.is_ready
-        return Polling(rules, self._env, folders.state, self._service, ready, self._n_slots)
+        return Polling(
+            rules,
+            self._env,
+            folders.state,
+            self._service,
+            self._readiness.is_ready,
+            self._n_slots,
+            self._batch_size,
+        )
+
+    def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
+        rules = report_rules(self._env)
+        if rules is None:
+            return None
+        return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
+
+    def _batch_size(self) -> int | None:
+        """Return the frames that go through a network together; known from readiness on."""
+        chosen: int | None = self._env.batch_size or self._readiness.facts().get("batch_size")
+        return chosen
 
     # Probes ----------------------------------------------------------------------------------
 
@@ -167,7 +200,8 @@ class Ingress:
             "status": "ok",
             "version": API_VERSION,
             "gpu": str(facts.get("device", "cpu")).startswith("cuda"),
-            "activeJobs": self._service.active_jobs,
+            # Jobs that are only fetched, ahead of their place, are not counted.
+            "activeJobs": min(self._service.active_jobs, self._n_slots),
             "maxConcurrentJobs": self._n_slots,
             "buildCommit": self._env.build_commit,
             "buildTime": self._env.build_time,
@@ -195,7 +229,7 @@ class Ingress:
         """
         request, warnings = self._read(payload)
         ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
-        job = self._service.submit(request, Origin.SYNC, ticket)
+        job = await self._service.submit(request, Origin.SYNC, ticket)
         job = await self._service.wait(job.id)
         links = self._links.answering(http.scope)
         return generate_answer(job, links, stack_traces=self._args.stack_traces)
@@ -239,7 +273,7 @@ class Ingress:
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
         ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
-        job = self._service.submit(request, Origin.ASYNC, ticket)
+        job = await self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
         body = job_body(job, self._links.answering(http.scope))
         return JSONResponse(body, status_code=202, headers=location)
@@ -253,45 +287,43 @@ class Ingress:
     ) -> JSONResponse:
         """One page; `next_cursor` asks for the next."""
         links = self._links.answering(http.scope)
-        jobs = self._service.registry.page(status, limit, _read_cursor(cursor))
-        more = f"{jobs[-1].created!r}:{jobs[-1].id}" if len(jobs) == limit else None
-        bodies = [job_body(job, links) for job in jobs]
+        page = await self._service.page(status, limit, _read_cursor(cursor))
+        last = page.jobs[-1] if page.has_more else None
+        more = None if last is None else f"{last.created!r}:{last.id}"
+        bodies = [job_body(job, links) for job in page.jobs]
         return JSONResponse({"jobs": bodies, "next_cursor": more})
 
     async def get_job(self, http: Request, job_id: str) -> JSONResponse:
         """Any job of this ingress, however it came in."""
-        job = self._found(self._service.registry.get(job_id))
+        job = self._found(await self._service.get(job_id))
         return JSONResponse(job_body(job, self._links.answering(http.scope)))
 
     async def cancel_job(self, job_id: str) -> JSONResponse:
-        """Ask for the end of a queued or running job. One that has ended, or whose upload has
-        begun, stays as it is.
+        """Ask for the end of a queued or running job; 409 for one that has ended. One whose upload
+        has begun goes on.
         """
-        self._found(self._service.registry.cancel(job_id))
+        found = await self._service.cancel(job_id)
+        if found is None:
+            raise RequestRefused(_no_job())
+        job, was_live = found
+        if not was_live:
+            return failure_answer(job_ended(job.status), job.id)
         return JSONResponse({"detail": "Cancellation requested"})
 
-    async def job_events(self, http: Request, job_id: str) -> StreamingResponse:
-        """`progress` events while it waits and runs, then one `end` event."""
-        self._found(self._service.registry.get(job_id))
+    async def job_events(
+        self,
+        http: Request,
+        job_id: str,
+        last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    ) -> StreamingResponse:
+        """`progress` events while it waits and runs, every change of phase among them, then one
+        `end` event.
+        """
+        self._found(await self._service.get(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = self._events(job_id, self._links.answering(http.scope))
+        links = self._links.answering(http.scope)
+        events = job_events(self._service, job_id, last_event_id, links)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-    async def _events(self, job_id: str, links: Links) -> AsyncIterator[str]:
-        last, quiet_s = "", 0.0
-        while (job := self._service.registry.get(job_id)) is not None:
-            body = json.dumps(job_body(job, links))
-            if job.is_terminal:
-                yield f"event: end\ndata: {body}\n\n"
-                return
-            if body != last:
-                yield f"event: progress\ndata: {body}\n\n"
-                last, quiet_s = body, 0.0
-            elif quiet_s >= KEEP_ALIVE_S:
-                yield ": still here\n\n"
-                quiet_s = 0.0
-            await asyncio.sleep(EVENT_LOOK_S)
-            quiet_s += EVENT_LOOK_S
 
     # Files -----------------------------------------------------------------------------------
 
@@ -314,8 +346,12 @@ class Ingress:
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
-            raise RequestRefused(refused(404, "job_not_found", "There is no such job."))
+            raise RequestRefused(_no_job())
         return job
+
+
+def _no_job() -> Failure:
+    return refused(404, "job_not_found", "There is no such job.")
 
 
 def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:

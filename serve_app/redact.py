@@ -19,6 +19,8 @@ _ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_-])(?P<name>[A-Za-z0-9_-]++)=(?P<value
 _SECRET_NAME = re.compile(
     r"(?i)signature|credential|token|passw|secret|api[_-]?key|access[_-]?key|x-amz-"
 )
+# `sig` and `se` are Azure's, `hdnts` is Akamai's; `Expires` is CloudFront's and older S3's.
+_SIGNED_NAME = re.compile(r"(?i)signature|credential|token|authorization|expir|hdnts|^(sig|se)$")
 _AUTHORISATION = re.compile(
     r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*(?:b(?=[\"']))?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
 )
@@ -44,6 +46,12 @@ def _without_folders(url: str) -> str:
     host, _, path = rest.partition("/")
     folders, _, name = path.rpartition("/")
     return f"{scheme}{colon}{host}/.../{name}" if folders else url
+
+
+def is_signed(url: str) -> bool:
+    """Tell whether the query of `url` looks like a signature, a token or a time of expiry."""
+    query = url.partition("?")[2].partition("#")[0]
+    return any(_SIGNED_NAME.search(part.partition("=")[0]) for part in query.split("&"))
 
 
 def _bare(url: str) -> str:

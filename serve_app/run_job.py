@@ -3,135 +3,159 @@
     VIDEO_URL=… AUDIO_URL=… OUTPUT_URL=… python -m serve_app.run_job      (HTTP PUT of the result)
     VIDEO_URL=… AUDIO_URL=… OUTPUT_PATH=… python -m serve_app.run_job     (a file and its sidecar)
 
-No Ray: the pipeline runs in this process. `serve_config.yaml` (or the file that SERVE_CONFIG names)
-says which engine, limits and defaults; its first pool says on what. `RESOLUTION`, `ASPECT_RATIO`
-and `PARAMS` (JSON) may be set too. Exit code 0: done. 1: this machine is at fault, try elsewhere.
-2: the input is at fault, do not try again.
+No Ray: the pipeline runs in this process. `--help` lists the variables and the exit codes. In this
+order, so that nothing is done in vain:
+1. the variables, the configuration and the place of the result are checked;
+2. both inputs are fetched;
+3. engine, landmark detector and listener are loaded, and the pipeline runs;
+4. the result is stored.
+SIGTERM and Ctrl-C end it at any point, with nothing left behind.
 """
 
+import argparse
 import asyncio
+import errno
 import json
+import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from musetalk_pipeline.errors import (
-    InvalidOptions,
     MediaError,
     PipelineError,
     ProcessingError,
+    SourceUnreachable,
     Stage,
     UploadFailed,
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.addresses import AddressPolicy
-from serve_app.downloads import Downloaded, DownloadLimits, download
+from serve_app.downloads import Downloaded, download
+from serve_app.identity import detect_gpu_class, gpu_class
 from serve_app.logs import set_up_logging
+from serve_app.one_shot import VARIABLES, OneShot, first_line, make_room, read_one_shot
 from serve_app.put_store import PutStore
 from serve_app.redact import redact
 from serve_app.schemas import JobRequest
 from serve_app.selection import build_detector, build_engine, build_listener, resolve
-from serve_app.settings import AppArgs, Environment, read_environment
-from serve_app.storage import SidecarFacts, sidecar
+from serve_app.settings import AppArgs, Environment, InputSettings, read_environment
+from serve_app.stopping import SIGNALLED, Stopped, Stopping
+from serve_app.storage import SidecarFacts, peak_ram_kb, sidecar
+
+logger = logging.getLogger("serve_app.run_job")  # not `__main__`, which nobody set up
 
 DONE, OWN_FAULT, BAD_INPUT = 0, 1, 2
 CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
+EXIT_CODES = {
+    DONE: "The result is stored.",
+    OWN_FAULT: "This machine is at fault (network, disk, GPU, configuration). Try another one.",
+    BAD_INPUT: "The input or a variable of the job is at fault. Do not try again.",
+    SIGNALLED + signal.SIGINT: "Ctrl-C ended the job. Nothing is left behind.",
+    SIGNALLED + signal.SIGTERM: "SIGTERM ended the job. Nothing is left behind.",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class OneShot:
-    """What the environment asks for. Exactly one of `output_url` and `output_path` is set."""
+def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -> int:
+    """Do the job that the environment describes; return the exit code.
 
-    request: JobRequest
-    output_url: str | None
-    output_path: Path | None
-
-
-def main() -> int:
-    """Do the job that the environment describes."""
+    Raises:
+        Stopped: a signal came, and `stopping` is installed.
+    """
+    _parser().parse_args(arguments)
+    stopping = stopping or Stopping()
     try:
         env = read_environment()
         set_up_logging(env)
-        summary = _do(read_one_shot(os.environ), _read_args(os.environ), env)
-    except (PipelineError, ValueError, OSError) as exc:
+        summary = _do(read_one_shot(os.environ), _read_args(os.environ), env, stopping)
+    except Exception as exc:  # the boundary of the process: whatever it is, it is said once
         error = exc if isinstance(exc, PipelineError) else _as_pipeline_error(exc)
         print(f"error: {error.code} ({error.stage}): {redact(error.message)}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, MediaError) else OWN_FAULT
+        if error.hint is not None:
+            print(f"hint: {redact(error.hint)}", file=sys.stderr)
+        return exit_code(error)
     print(json.dumps(summary))
     return DONE
 
 
-def read_one_shot(env: Mapping[str, str]) -> OneShot:
-    """Read contracts.md §4's variables.
+def exit_code(error: PipelineError) -> int:
+    """Return contracts.md §4's exit code: whose fault it is.
 
-    Raises:
-        InvalidOptions: one is missing or cannot be read. The sentence names it.
+    A source that cannot be reached is taken for a fault of this machine's network: another machine
+    finds out, whereas a job that is given up for a broken resolver is lost.
     """
-    missing = [name for name in ("VIDEO_URL", "AUDIO_URL") if not env.get(name)]
-    if missing:
-        raise InvalidOptions(f"Set {' and '.join(missing)}.")
-    output_url, output_path = env.get("OUTPUT_URL") or None, env.get("OUTPUT_PATH") or None
-    if (output_url is None) == (output_path is None):
-        raise InvalidOptions("Set either OUTPUT_URL or OUTPUT_PATH.")
-    try:
-        request = JobRequest(
-            musetalk_job_id=env.get("JOB_ID") or "one-shot",
-            video_url=env["VIDEO_URL"],
-            audio_url=env["AUDIO_URL"],
-            resolution=env.get("RESOLUTION") or None,
-            aspect_ratio=env.get("ASPECT_RATIO") or None,
-            params=json.loads(env.get("PARAMS") or "{}"),
+    is_input = isinstance(error, MediaError) and not isinstance(error, SourceUnreachable)
+    return BAD_INPUT if is_input else OWN_FAULT
+
+
+def _parser() -> argparse.ArgumentParser:
+    def table(rows: Mapping[Any, str]) -> str:
+        indent = " " * 15
+        return "\n".join(
+            textwrap.fill(f"  {name!s:13}{text}", 88, subsequent_indent=indent)
+            for name, text in rows.items()
         )
-    except (ValidationError, json.JSONDecodeError) as exc:
-        raise InvalidOptions(f"PARAMS and the addresses must be valid: {_first_line(exc)}") from exc
-    return OneShot(request, output_url, None if output_path is None else Path(output_path))
+
+    return argparse.ArgumentParser(
+        prog="python -m serve_app.run_job",
+        description="Do the one job that the environment describes, then exit.",
+        epilog=f"variables:\n{table(VARIABLES)}\n\n"
+        "The variables of the served application (MUSETALK_…, ALLOWED_SOURCE_HOSTS,\n"
+        "LIPSYNC_ALLOWED_FOLDERS, …) mean what README.md says of them.\n\n"
+        f"exit codes:\n{table(EXIT_CODES)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
-def _do(job: OneShot, args: AppArgs, env: Environment) -> dict[str, Any]:
+def _do(job: OneShot, args: AppArgs, env: Environment, stopping: Stopping) -> dict[str, Any]:
     started = time.monotonic()
     args = resolve(args, env)
-    if job.output_path is not None and not job.output_path.parent.is_dir():
-        raise UploadFailed(f"The folder of OUTPUT_PATH does not exist: {job.output_path.parent}")
-    with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
+    if job.output_url is None:
+        make_room(job.output_path)
+    inputs = args.inputs
+    if env.max_file_mb is not None:
+        inputs = inputs.model_copy(update={"max_file_mb": env.max_file_mb})
+    with _scratch(env) as folder:
         scratch = Path(folder)
-        video, audio = asyncio.run(_fetch(job.request, scratch, args, env))
-        tools = Tools(
-            build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
-        )
-        with _Bar() as bar:
-            result = run(
-                video.path,
-                audio.path,
-                scratch / "output.mp4",
-                job.request.options(args.job_defaults()),
-                tools,
-                limits=args.inputs.limits(),
-                on_progress=bar.show,
-            )
-        elapsed_s = time.monotonic() - started
-        note = sidecar(_facts(job, result, env, video, audio, elapsed_s))
-        where = _store(job, result.path, note)
+        stopping.remove_at_end(scratch)
+        video, audio = asyncio.run(_fetch(job.request, scratch, inputs, env))
+        fetched = time.monotonic()
+        result = _draw(job.request, video, audio, scratch, args, inputs, env)
+        seconds = {"download": fetched - started, **result.stage_seconds}
+
+        def note(upload_s: float) -> bytes:
+            times = {**seconds, "upload": upload_s}
+            elapsed_s = time.monotonic() - started
+            return sidecar(_facts(job, result, env, video, audio, times, elapsed_s))
+
+        where = _store(job, result.path, note, stopping)
     return {"status": "success", "output": where, "frames": result.frames, "engine": result.engine}
 
 
-async def _fetch(
-    request: JobRequest, folder: Path, args: AppArgs, env: Environment
-) -> tuple[Downloaded, Downloaded]:
-    limits = DownloadLimits(
-        max_bytes=args.inputs.limits().max_bytes, total_s=args.inputs.download_timeout_s
+def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
+    if env.work_dir is not None:
+        env.work_dir.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(
+        prefix="lipsync-", dir=env.work_dir, ignore_cleanup_errors=True
     )
-    policy = AddressPolicy(frozenset([*args.inputs.allowed_hosts, *env.allowed_hosts]))
-    folders = [*args.inputs.allowed_folders, *env.allowed_folders]
+
+
+async def _fetch(
+    request: JobRequest, folder: Path, inputs: InputSettings, env: Environment
+) -> tuple[Downloaded, Downloaded]:
+    limits = inputs.download_limits()
+    policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
+    folders = [*inputs.allowed_folders, *env.allowed_folders]
     video, audio = [
         await download(url, folder / name, policy=policy, limits=limits, allowed_folders=folders)
         for url, name in ((request.video_url, "video"), (request.audio_url, "audio"))
@@ -139,20 +163,53 @@ async def _fetch(
     return video, audio
 
 
-def _store(job: OneShot, video: Path, note: bytes) -> str:
+def _draw(
+    request: JobRequest,
+    video: Downloaded,
+    audio: Downloaded,
+    scratch: Path,
+    args: AppArgs,
+    inputs: InputSettings,
+    env: Environment,
+) -> Result:
+    tools = Tools(
+        build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
+    )
+    logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
+    with _Bar() as bar:
+        return run(
+            video.path,
+            audio.path,
+            scratch / "output.mp4",
+            request.options(args.job_defaults()),
+            tools,
+            limits=inputs.limits(),
+            block_s=args.driver.block_s,
+            work_dir=scratch,
+            on_progress=bar.show,
+        )
+
+
+def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: Stopping) -> str:
+    """Put the result where it is wanted. `note` makes the sidecar, given the seconds of this."""
     if job.output_url is not None:
-        return PutStore(job.output_url).put(job.request.musetalk_job_id, video, note).url
-    assert job.output_path is not None
-    target = job.output_path.absolute()
-    part = target.with_name(f".{target.name}.part")
+        no_sidecar = b""  # there is one address, and it is the video's
+        return PutStore(job.output_url).put(job.request.musetalk_job_id, video, no_sidecar).url
+    started = time.monotonic()
+    target = job.output_path
+    beside = target.with_suffix(".json")
+    parts = [path.with_name(f".{path.name}.part") for path in (target, beside)]
+    stopping.remove_at_end(*parts)
     try:
-        shutil.copyfile(video, part)
-        target.with_suffix(".json").write_bytes(note)
-        part.replace(target)  # complete before it has its name
+        shutil.copyfile(video, parts[0])
+        parts[1].write_bytes(note(time.monotonic() - started))
+        parts[0].replace(target)  # complete before it has its name
+        parts[1].replace(beside)
     except OSError as exc:
         raise UploadFailed(f"OUTPUT_PATH cannot be written: {exc.strerror}.") from exc
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)
     return str(target)
 
 
@@ -162,50 +219,56 @@ def _facts(
     env: Environment,
     video: Downloaded,
     audio: Downloaded,
+    stage_times: Mapping[str, float],
     elapsed_s: float,
 ) -> SidecarFacts:
-    drawing = ("encode", "generate")
     return SidecarFacts(
         musetalk_job_id=job.request.musetalk_job_id,
         queue_job_id=env.salad_queue_job_id,
-        gpu_class=None,
+        gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
         aspect_ratio=job.request.aspect_ratio,
         resolution=job.request.resolution,
-        generation_time_sec=round(sum(result.stage_seconds.get(name, 0.0) for name in drawing), 3),
+        generation_time_sec=round(stage_times["inference"], 3),
         script_wall_time_sec=round(elapsed_s, 3),
         peak_vram_mib=result.peak_memory_mib,
-        peak_ram_kb=None,
+        peak_ram_kb=peak_ram_kb(),
         b2_bucket=None,
         b2_file_name=None,
         engine=result.engine,
         model_version=result.model_version,
         source_sha256=video.sha256,
         audio_sha256=audio.sha256,
-        stage_times={name: round(value, 3) for name, value in result.stage_seconds.items()},
+        stage_times={name: round(value, 3) for name, value in stage_times.items()},
     )
 
 
 def _read_args(env: Mapping[str, str]) -> AppArgs:
-    document = yaml.safe_load(Path(env.get("SERVE_CONFIG") or CONFIG).read_text())
-    return AppArgs.model_validate(document["applications"][0]["args"])
+    path = Path(env.get("SERVE_CONFIG") or CONFIG)
+    try:
+        args = yaml.safe_load(path.read_text())["applications"][0]["args"]
+    except (OSError, yaml.YAMLError, LookupError, TypeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "applications[0].args is not there"
+        raise ProcessingError(f"The configuration {path} cannot be read: {reason}.") from exc
+    try:
+        return AppArgs.model_validate(args)
+    except ValueError as exc:
+        raise ProcessingError(f"The configuration {path} is wrong: {first_line(exc)}.") from exc
 
 
 def _as_pipeline_error(exc: Exception) -> PipelineError:
-    return ProcessingError(f"{type(exc).__name__}: {_first_line(exc)}", stage=Stage.UNKNOWN)
-
-
-def _first_line(exc: Exception) -> str:
-    if isinstance(exc, ValidationError):
-        error = exc.errors(include_input=False)[0]
-        return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
-    return (str(exc).splitlines() or [""])[0]
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProcessingError("The disk of this machine is full.")
+    if not isinstance(exc, OSError | ValueError):
+        logger.error("unexpected", exc_info=exc)
+    return ProcessingError(f"{type(exc).__name__}: {first_line(exc)}", stage=Stage.UNKNOWN)
 
 
 class _Bar:
-    """Frames done of frames to do, on standard error."""
+    """Frames done of frames to do, on standard error: a bar, or without a terminal a few lines."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] = tqdm(unit="frame", disable=not sys.stderr.isatty())
+        self._stage = ""
 
     def __enter__(self) -> "_Bar":
         return self
@@ -218,7 +281,21 @@ class _Bar:
         self._bar.total = progress.frames_total or None
         self._bar.n = progress.frames_done
         self._bar.refresh()
+        if self._bar.disable and progress.stage != self._stage:
+            frames = {"frames": progress.frames_total} if progress.frames_total else {}
+            logger.info("stage begins", extra={"stage": progress.stage, **frames})
+        self._stage = progress.stage
+
+
+def _entry() -> None:
+    stopping = Stopping()
+    stopping.install()
+    try:
+        code = main(stopping=stopping)
+    except Stopped as stopped:
+        stopping.end(stopped)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _entry()

@@ -156,22 +156,29 @@ class JobCreate(BaseModel):
 
 
 class Phase(StrEnum):
-    """What a running job is doing; the names are the orchestrator's."""
+    """What a running job is doing; the names but one are the orchestrator's."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
     DOWNLOADING = "downloading"
+    VALIDATING = "validating"  # ours; to the orchestrator it is a part of downloading
     INFERRING = "inferring"
     ENCODING = "encoding"
     UPLOADING = "uploading"
     COMPLETED = "completed"
     FAILED = "failed"
 
+    @property
+    def reported(self) -> Phase:
+        """The phase by a name that the orchestrator knows."""
+        return Phase.DOWNLOADING if self is Phase.VALIDATING else self
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """A job's state while it runs. `fraction` 0 to 1 never goes back. `stage_seconds` are work, not
-    waiting.
+    waiting. `frames_done` are drawn. `eta_s` is what is left at the rate so far, None until it is
+    known.
     """
 
     phase: Phase
@@ -179,6 +186,7 @@ class Progress:
     frames_done: int = 0
     frames_total: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    eta_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

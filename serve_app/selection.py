@@ -1,9 +1,5 @@
 """What draws mouths, finds faces and keeps outputs: chosen once, from configuration and files."""
 
-import importlib.util
-from pathlib import Path
-from typing import Literal
-
 from musetalk_pipeline.engines import (
     Engine,
     EngineName,
@@ -12,8 +8,7 @@ from musetalk_pipeline.engines import (
     make_engine,
     make_listener,
 )
-from musetalk_pipeline.faces import LandmarkDetector, make_detector
-from musetalk_pipeline.faces.dwpose import WEIGHTS
+from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
 from serve_app.b2 import B2Settings, B2Store
 from serve_app.local_store import LocalStore
 from serve_app.settings import AppArgs, Environment, PoolSettings, make_folders
@@ -32,7 +27,7 @@ def resolve(args: AppArgs, env: Environment) -> AppArgs:
     )
     landmarks = args.landmarks
     if landmarks == "auto":
-        landmarks = "mesh" if engine == "warp" else _best_landmarks(models)
+        landmarks = best_landmarks(engine, models)
     chosen = {"engine": engine, "landmarks": landmarks, "models_dir": models}
     chosen["state_dir"] = args.state_dir.absolute()
     chosen["result_dir"] = (env.result_dir or args.result_dir).absolute()
@@ -95,13 +90,3 @@ def device_of(pool: PoolSettings) -> str:
 def _engine_of(args: AppArgs) -> EngineName:
     assert args.engine != "auto", "resolve() comes first"
     return args.engine
-
-
-def _best_landmarks(models: Path) -> Literal["mesh", "onnx", "mmpose"]:
-    """Return mmpose where it is installed with its weights, else onnx, else mesh."""
-    if importlib.util.find_spec("mmpose") and (models / WEIGHTS).is_file():
-        return "mmpose"
-    has_onnx = (models / WEIGHTS.with_suffix(".onnx")).is_file()
-    if importlib.util.find_spec("onnxruntime") and has_onnx:
-        return "onnx"
-    return "mesh"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,6 +89,10 @@ class OutputStore(Protocol):
         """Say where the video of `job_id` will be, without asking anybody."""
         ...
 
+    def has(self, job_id: str) -> bool:
+        """Tell whether the video of `job_id` can be found; True where nobody can tell."""
+        ...
+
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Store `video` and its sidecar; the file itself stays where it is.
 
@@ -127,6 +132,11 @@ def sidecar(facts: SidecarFacts, created: datetime | None = None) -> bytes:
     moment = (created or datetime.now(UTC)).astimezone(UTC)
     document = {**asdict(facts), "create_time_utc": moment.strftime("%Y-%m-%dT%H:%M:%SZ")}
     return json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
+
+
+def peak_ram_kb() -> int:
+    """Return the most memory that this process has held; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+WEB = {"fastapi", "starlette", "uvicorn"}
 
 SERVICE = ("ray", "fastapi", "pydantic", "starlette", "uvicorn")
 HEAVY = ("torch", "av", "cv2", "diffusers", "transformers", "onnxruntime", "ai_edge_litert")
@@ -69,3 +71,37 @@ def test_packages_import_along_the_arrows_only(package, forbidden):
         text = path.read_text()
         for other in forbidden:
             assert f"import {other}" not in text and f"from {other}" not in text, path
+
+
+def imported_by(path: Path) -> set[str]:
+    """Return the modules that a file names in its imports, those in functions included."""
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            named |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return named
+
+
+def reached_from(module: str) -> dict[str, set[str]]:
+    """Return what each module of ours imports that `module` reaches. The source is read, because
+    Ray itself loads a web framework.
+    """
+    found: dict[str, set[str]] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        path = ROOT / (name.replace(".", "/") + ".py")
+        if name not in found and path.is_file():
+            found[name] = imported_by(path)
+            waiting += found[name]
+    return found
+
+
+def test_the_job_service_knows_nothing_of_http():
+    """Mend 3.11: service.py said so, and imported FastAPI through answers.py."""
+    reached = reached_from("serve_app.service")
+    assert "serve_app.outcomes" in reached
+    for name, imports in reached.items():
+        assert not {module.partition(".")[0] for module in imports} & WEB, name

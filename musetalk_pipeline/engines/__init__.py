@@ -6,6 +6,7 @@ Light to import: the libraries of an engine are loaded when it is made.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +18,11 @@ from musetalk_pipeline.options import Speedup, Version
 __all__ = [
     "Engine",
     "EngineChoice",
+    "EngineDecision",
     "EngineName",
     "Listener",
     "choose_engine",
+    "decide_engine",
     "make_engine",
     "make_listener",
 ]
@@ -31,6 +34,14 @@ Precision = Literal["float32", "float16", "bfloat16"]
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineDecision:
+    """Which engine draws. `reason` completes the sentence "the engine is …, because …"."""
+
+    engine: EngineName
+    reason: str
+
+
 def choose_engine(
     choice: EngineChoice,
     models_dir: Path | None,
@@ -39,7 +50,22 @@ def choose_engine(
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> EngineName:
-    """Return the engine that `choice` means on this machine.
+    """Return the engine that `choice` means on this machine; see `decide_engine`."""
+    decision = decide_engine(
+        choice, models_dir, version, unet_weights=unet_weights, unet_config=unet_config
+    )
+    return decision.engine
+
+
+def decide_engine(
+    choice: EngineChoice,
+    models_dir: Path | None,
+    version: Version = "v15",
+    *,
+    unet_weights: Path | None = None,
+    unet_config: Path | None = None,
+) -> EngineDecision:
+    """Decide which engine `choice` means on this machine, and say why.
 
     `auto` is `musetalk` where every file of it is found, else `warp`; whether the files are sound
     is not looked at. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
@@ -47,9 +73,9 @@ def choose_engine(
     `unet_weights`, `unet_config`: the files given for these, instead of those in the models folder.
     """
     if choice != "auto":
-        return choice
+        return EngineDecision(choice, "it was asked for")
     if models_dir is None:
-        return "warp"
+        return EngineDecision("warp", "no models folder is given")
     missing, has_some = missing_files(
         models_dir,
         version,
@@ -57,7 +83,7 @@ def choose_engine(
         own_config=unet_config is not None,
     )
     if not missing:
-        return "musetalk"
+        return EngineDecision("musetalk", f"all of its files are in {models_dir}")
     if has_some:
         logger.warning(
             "The MuseTalk engine is not used, because %s is missing in %s. Fetch it with "
@@ -67,7 +93,9 @@ def choose_engine(
             version,
             models_dir,
         )
-    return "warp"
+        are = "is" if len(missing) == 1 else "are"
+        return EngineDecision("warp", f"{', '.join(missing)} {are} missing in {models_dir}")
+    return EngineDecision("warp", f"none of MuseTalk's files is in {models_dir}")
 
 
 def make_engine(

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.callers import CallerRules
 from serve_app.jobs import JobRegistry
-from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest, Params, Phase, Progress, Success
 from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
@@ -29,7 +27,6 @@ from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api import MAX_BODY_BYTES, build_api
-    from serve_app.doorkeeper import Doorkeeper
     from serve_app.ingress import Ingress
     from serve_app.service import JobService
 
@@ -119,9 +116,7 @@ class Doorway(Ingress):
         queue = QueueSettings(max_queued_jobs=100_000)
         self._service = JobService(self.registry, None, queue, JobOptions())  # type: ignore[arg-type]
         self._store = LocalStore(folder / "outputs")
-        self._args = AppArgs(pools=[PoolSettings(name="cpu")])
-        self._links = LinkMaker.of(self._args, self._env, folder)
-        self.doorkeeper = Doorkeeper(CallerRules.of(self._env), self._links.signer)
+        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
         self._webhooks = None
 
 
@@ -233,7 +228,7 @@ async def test_bad_bodies_are_answered_in_the_contracts_shape(
         assert body["stage"] == "validation" and "stack_trace" not in body
         assert 10 < len(body["error_message"]) < 1000
         assert "very-secret" not in answer.text
-    assert doorway.registry.page(None, 10, None) == []
+    assert doorway.registry.page(None, 10).jobs == ()
     good = await client.post("/v1/avatar/jobs", content=text())  # and the next good one is taken
     assert good.status_code == 202, good.text
 
@@ -244,7 +239,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
 ) -> None:
     """Mend 1.9, over HTTP: the job is entered, and its answer says what was not understood."""
     call = asyncio.create_task(client.post("/generate", content=BAD_BODIES[name]))
-    while not (jobs := doorway.registry.page(None, 10, None)):
+    while not (jobs := doorway.registry.page(None, 10).jobs):
         assert not call.done(), call.result().text
         await asyncio.sleep(0.01)
     assert jobs[0].request.params == Params()
@@ -252,6 +247,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
     assert started is not None
     done = Progress(Phase.COMPLETED, 1.0)
     assert doorway.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
+    doorway._service._changes.say(started.id)
     answer = await call
     assert answer.status_code == 200 and answer.json()["error"] is None
     # A number as an id, and `null`, are understood.
@@ -289,7 +285,7 @@ async def test_odd_job_ids_are_only_ever_data(
     assert answer.status_code == 202, answer.text
     assert answer.json()["id"] == job_id
     assert "set-cookie" not in answer.headers
-    (job,) = doorway.registry.page(None, 10, None)
+    (job,) = doorway.registry.page(None, 10).jobs
     assert job.id == job_id
     assert {entry.name for entry in tmp_path.iterdir()} - before <= {
         "jobs.sqlite3-wal", "jobs.sqlite3-shm",
@@ -316,7 +312,7 @@ async def test_without_the_key_nothing_is_read(
         answer = await client.post(path, content=text(), headers=headers)
         assert answer.status_code == status
         assert KEY not in answer.text
-    assert doorway.registry.page(None, 10, None) == []
+    assert doorway.registry.page(None, 10).jobs == ()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ KEY, SECRET = "internal-key", "whsec_" + base64.b64encode(secrets.token_bytes(32
 def guarded(tmp_path_factory, private_temp):
     """An application with keys, a tiny queue and webhooks."""
     env = {"WEBHOOK_SECRET": SECRET, "WORKER_TOKEN": "worker-token", "BUILD_COMMIT": "abc"}
-    queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2}
+    # Nothing is fetched ahead, so that what waits is `queued` and counts.
+    queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2, "downloads_ahead": 0}
     with running_app(tmp_path_factory.mktemp("guarded"), env=env, key=KEY, queue=queue) as app:
         yield app
 
@@ -99,7 +100,7 @@ def test_a_running_job_and_a_waiting_one_are_cancelled(guarded, media, long_medi
     assert (answer.status_code, answer.json()) == (200, {"detail": "Cancellation requested"})
     assert guarded.job(waiting)["status"] == "cancelled"
     guarded.client.delete(f"/v1/avatar/jobs/{running}")
-    guarded.wait_for(running, "cancelled", timeout_s=5.0)
+    guarded.wait_for(running, "cancelled")
     assert guarded.client.delete("/v1/avatar/jobs/unknown").status_code == 404
 
 
@@ -113,7 +114,7 @@ def test_a_full_queue_asks_to_come_back(guarded, long_media):
     for job_id in reversed(ids):
         guarded.client.delete(f"/v1/avatar/jobs/{job_id}")
     for job_id in ids:
-        guarded.wait_for(job_id, "cancelled", timeout_s=10.0)
+        guarded.wait_for(job_id, "cancelled")
 
 
 def test_lists_are_paged_and_filtered(guarded, media):

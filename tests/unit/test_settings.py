@@ -1,12 +1,22 @@
 """The configuration is checked strictly, and the environment is read as contracts.md says."""
 
+import ast
+import dataclasses
+import inspect
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from serve_app.settings import AppArgs, EnvironmentInvalid, read_environment
+from serve_app.settings import (
+    AppArgs,
+    Environment,
+    EnvironmentInvalid,
+    Section,
+    read_environment,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = [{"name": "cpu"}]
@@ -54,7 +64,7 @@ def test_the_environment_is_read_with_the_contracts_defaults():
     env = read_environment({})
     assert (env.worker_type, env.provider, env.poll_interval_s) == ("main", "unknown", 5.0)
     assert (env.b2_prefix, env.config_label, env.polling_url) == ("avatar/outputs", "default", None)
-    assert not env.is_buffer
+    assert (env.mode, env.is_buffer) == ("queue", False)
 
 
 def test_buffer_mode_has_its_own_orchestrator_or_the_main_one():
@@ -63,6 +73,41 @@ def test_buffer_mode_has_its_own_orchestrator_or_the_main_one():
     own = main | {"BUFFER_ORCHESTRATOR_BASE_URL": "http://buffer"}
     assert read_environment(own).polling_url == "http://buffer"
     assert read_environment({"BUFFER_WORKER_ID": "b1"}).is_buffer
+
+
+UNIFIED = {"ORCHESTRATOR_BASE_URL": "http://o", "INTERNAL_API_KEY": "k", "WORKER_TYPE": "main"}
+
+
+@pytest.mark.parametrize(
+    ("env", "mode"),
+    [
+        ({}, "queue"),
+        (UNIFIED, "poll"),
+        (UNIFIED | {"WORKER_TYPE": ""}, "queue"),
+        ({**UNIFIED, "INTERNAL_API_KEY": ""}, "queue"),
+        ({"INTERNAL_API_KEY": "k", "WORKER_TYPE": "main"}, "queue"),
+        (UNIFIED | {"WORKER_MODE": "Queue"}, "queue"),
+        (UNIFIED | {"WORKER_MODE": " "}, "poll"),
+        ({"WORKER_MODE": "POLL"}, "poll"),
+        ({"WORKER_MODE": "Buffer"}, "buffer"),
+        (UNIFIED | {"BUFFER_WORKER_ID": "b1"}, "buffer"),
+        ({"BUFFER_WORKER_ID": "b1", "WORKER_MODE": "queue"}, "buffer"),
+    ],
+)
+def test_the_mode_is_chosen_as_the_contract_says(env, mode):
+    """Mend 1.3."""
+    assert read_environment(env).mode == mode
+
+
+def test_an_unknown_mode_is_refused_with_those_there_are():
+    """Mend 1.3."""
+    with pytest.raises(EnvironmentInvalid, match="WORKER_MODE must be one of poll, buffer, queue"):
+        read_environment({"WORKER_MODE": "push"})
+
+
+def test_an_empty_prefix_is_the_buckets_root():
+    """Mend 1.17."""
+    assert read_environment({"B2_PREFIX": ""}).b2_prefix == ""
 
 
 def test_secrets_do_not_show():
@@ -82,3 +127,58 @@ def test_a_number_that_is_none_is_named():
             read_environment({"BATCH_SIZE": value})
     with pytest.raises(EnvironmentInvalid, match="BATCH_SIZE"):
         read_environment({"BATCH_SIZE": "-4"})
+
+
+# --- every setting does something -----------------------------------------------------------------
+
+# A setting that is meant to have no reader, and why. A setting without a reason is a defect.
+WITHOUT_READER = {
+    "ingress_api_key": "Named ahead of its reader, mend 1.2; to be taken out of here with it.",
+    "allow_anonymous": "Named ahead of its reader, mend 1.2; to be taken out of here with it.",
+    "allow_local_store": "Named ahead of its reader, mend 1.4; to be taken out of here with it.",
+    "legacy_size_source": "Named ahead of its reader, mend 1.9; to be taken out of here with it.",
+}
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Return the settings below a section: where each is written, and its name."""
+    found = {}
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *typing.get_args(field.annotation))
+        inner = [kind for kind in kinds if inspect.isclass(kind) and issubclass(kind, Section)]
+        if inner:
+            found |= leaves(inner[0], f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = name
+    return found
+
+
+def read_names(tree: ast.AST) -> set[str]:
+    """Return the names of the attributes that are read; a validator's looks do not count."""
+    found: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef) and any(
+            "validator" in ast.unparse(decorator) for decorator in node.decorator_list
+        ):
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        found |= read_names(node)
+    return found
+
+
+def test_every_setting_is_read_by_something():
+    """Mend 3.3: `driver.block_s` was documented and checked, and nothing looked at it."""
+    reads: set[str] = set()
+    for path in sorted((ROOT / "serve_app").rglob("*.py")):
+        reads |= read_names(ast.parse(path.read_text()))
+    asked = leaves(AppArgs) | {field.name: field.name for field in dataclasses.fields(Environment)}
+    assert {"driver.block_s", "pools.dtype", "inputs.max_fps", "internal_api_key"} <= asked.keys()
+    idle = {place for place, name in asked.items() if name not in reads}
+    assert idle - WITHOUT_READER.keys() == set()
+    assert all(WITHOUT_READER.values())
+
+
+def test_what_the_test_above_calls_a_reader():
+    code = "@model_validator()\ndef f(self): return self.a\ndef g(self): self.b = self.c"
+    assert read_names(ast.parse(code)) == {"c"}

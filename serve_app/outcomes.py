@@ -1,0 +1,97 @@
+"""What a failed job came to, as a value: one table from error types to status codes.
+
+Imports no web framework, because the job service does not know how its jobs came. `answers.py` puts
+outcomes into HTTP.
+"""
+
+import traceback
+from typing import Any
+
+from musetalk_pipeline.errors import JobCancelled, MediaError, PipelineError, Stage
+from serve_app.redact import redact
+from serve_app.schemas import Failure
+
+# Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
+# special first.
+HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
+    (MediaError, 422),
+    # A 5xx would be tried again by Salad's queue, and the cancelled job done after all.
+    (JobCancelled, 409),
+    (PipelineError, 500),
+)
+MAX_TRACE_CHARS = 8000
+
+
+def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
+    """Return the error's answer; the stack trace goes with 500 only."""
+    status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
+    trace = None
+    if status == 500:
+        trace = redact("".join(traceback.format_exception(error)))[-MAX_TRACE_CHARS:]
+    return Failure(
+        error_type=error.error_type,
+        error_message=redact(error.message),
+        code=error.code,
+        stage=str(error.stage),
+        retryable=error.retryable,
+        status_code=status,
+        details=dict(error.details),
+        stage_times=stage_times,
+        stack_trace=trace,
+        cancelled=isinstance(error, JobCancelled),
+        hint=error.hint,
+        input=error.input,
+    )
+
+
+def refused(
+    status_code: int,
+    code: str,
+    message: str,
+    *,
+    hint: str | None = None,
+    error_type: str = "unknown_error",
+    retryable: bool = False,
+    **details: Any,
+) -> Failure:
+    """Return the answer to a request that is not even tried.
+
+    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
+    gives those two names to jobs that were looked at.
+    """
+    return Failure(
+        error_type=error_type,
+        error_message=message,
+        code=code,
+        stage=str(Stage.VALIDATION),
+        retryable=retryable,
+        status_code=status_code,
+        details=details,
+        hint=hint,
+    )
+
+
+def invalid_request(message: str, **details: Any) -> Failure:
+    """Return the answer to a request that does not say what is wanted."""
+    return refused(422, "invalid_request", message, **details)
+
+
+def busy(status_code: int, code: str, message: str) -> Failure:
+    """Return the answer while this worker cannot take a request. The caller comes again."""
+    return refused(status_code, code, message, error_type="processing_error", retryable=True)
+
+
+def state_unavailable() -> Failure:
+    """Return the answer while the registry cannot be written or read. The caller comes again."""
+    message = "This worker cannot store jobs at the moment. Send the job again later."
+    return busy(503, "state_unavailable", message)
+
+
+def job_ended(status: str) -> Failure:
+    """Return the answer to the cancellation of a job that has ended with `status`."""
+    ended = _ENDED.get(status, "ended")
+    message = f"The job has {ended} already and stays as it is."
+    return refused(409, "job_ended", message, status=status)
+
+
+_ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
