@@ -18,13 +18,15 @@ OLDER_NAMES = ("b2_bucket", "b2_file_name")
 
 
 def refusal_body(refusal: Refusal) -> dict[str, Any]:
-    """Return the body of the answer to somebody who may not call."""
+    """Return the body of the answer to a request that is not let in now, or not at all."""
+    is_passing = refusal.status_code in (408, 429, 503)
     failure = refused(
         refusal.status_code,
         refusal.code,
         refusal.message,
         hint=refusal.hint,
-        retryable=refusal.status_code == 429,
+        error_type="processing_error" if refusal.status_code == 503 else "unknown_error",
+        retryable=is_passing,
     )
     return error_body("", failure)
 

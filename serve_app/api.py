@@ -1,4 +1,4 @@
-"""The HTTP side of the ingress: routes, one shape of errors, and a limit on bodies."""
+"""The HTTP side of the ingress: routes, and one shape of errors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -7,12 +7,11 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.answers import error_body, generate_body
-from serve_app.doorkeeper import CallerCheck
 from serve_app.fields import shown_name, shown_path, unknown_field
+from serve_app.gate import INGRESS_LIMITS, Gate
 from serve_app.job import Job, JobConflict, QueueFull, TooManyJoined
 from serve_app.links import Links
 from serve_app.outcomes import busy, failure_of, invalid_request, refused, state_unavailable
@@ -23,7 +22,6 @@ from serve_app.state_file import StateUnavailable
 if TYPE_CHECKING:
     from serve_app.ingress import Ingress
 
-MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 30
 STATE_RETRY_AFTER_S = 5  # space and locks come back at any moment
 JSON_HINT = "Send one JSON object, with the header Content-Type: application/json."
@@ -64,9 +62,8 @@ def build_api(ingress: "Ingress") -> FastAPI:
             Exception: _on_crash,
         },
     )
-    api.add_middleware(BodyLimit)
-    # The last one added comes first: who calls is asked before anything is read.
-    api.add_middleware(CallerCheck, doorkeeper=ingress.doorkeeper)
+    # The whole decision on who calls is made here; the proxy's gate cannot check links.
+    api.add_middleware(Gate, judge=ingress.doorkeeper, limits=INGRESS_LIMITS)
     get, post, delete = ["GET"], ["POST"], ["DELETE"]
     # `path`: an id may hold slashes, encoded or not. The longer route has to come first.
     jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id:path}"
@@ -91,15 +88,13 @@ def build_api(ingress: "Ingress") -> FastAPI:
         response_model=None,
         openapi_extra=_generate_schema(),
     )
-    for method in ("GET", "HEAD"):
-        api.add_api_route(
-            "/files/{key:path}",
-            ingress.files,
-            methods=[method],
-            summary="A finished video of the local store",
-            response_model=None,
-            include_in_schema=method == "GET",
-        )
+    files = "/files/{key:path}"
+    api.add_api_route(
+        files, ingress.files, summary="A finished video of the local store", response_model=None
+    )
+    api.add_api_route("/hc", ingress.hc, methods=["HEAD"], include_in_schema=False)
+    api.add_api_route("/health", ingress.health, methods=["HEAD"], include_in_schema=False)
+    api.add_api_route(files, ingress.files, methods=["HEAD"], include_in_schema=False)
     return api
 
 
@@ -229,34 +224,3 @@ async def _on_state_unavailable(request: Request, exc: Exception) -> JSONRespons
     """Ask the caller to come back when the registry can be used again."""
     headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
     return failure_answer(state_unavailable(), headers=headers)
-
-
-class BodyLimit:
-    """Refuses bodies that no job needs, whether they say their length or not."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
-            return
-        seen = 0
-        first: list[Message] = []
-        # Read up to the limit before the application sees anything: bodies here are small.
-        while True:
-            message = await receive()
-            first.append(message)
-            seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
-                text = f"The body is larger than {MAX_BODY_BYTES} bytes."
-                response = failure_answer(refused(422, "body_too_large", text))
-                await response(scope, receive, send)
-                return
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-
-        async def replay() -> Message:
-            return first.pop(0) if first else await receive()
-
-        await self._app(scope, replay, send)

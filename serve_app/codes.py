@@ -13,6 +13,8 @@ HINTS: Mapping[str, str] = MappingProxyType(
     {
         # The request.
         "invalid_request": "Correct the field that the message names; /docs lists all of them.",
+        "body_not_allowed": "Send it without Content-Length and Transfer-Encoding.",
+        "body_too_slow": "Send the head and the body of the request at once.",
         "body_too_large": "Send less; videos and sounds are sent as addresses, not as data.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
         "job_ended": "Nothing is left to cancel; look at the job for its result.",
@@ -32,6 +34,9 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "too_many_guesses": "Wait as long as Retry-After says, and send the right key or link.",
         # The worker's state.
         "queue_full": "Send it again when Retry-After seconds have passed, or to another worker.",
+        "busy": "Send it again when Retry-After seconds have passed, or to another worker.",
+        "too_many_readers": "Send it again when Retry-After seconds have passed.",
+        "unavailable": "Send it again when Retry-After seconds have passed; its job goes on.",
         "starting": "Wait until /hc answers 200, then send it again.",
         "state_unavailable": "Send it again later; the operator looks at the state folder's space.",
         "internal_error": "Send it again; if it fails again, report it with the worker's log.",

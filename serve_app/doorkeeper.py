@@ -1,6 +1,6 @@
-"""The door of the ingress: who may call (callers.py), links' signatures, and a limit on guesses.
+"""The door: who may call (callers.py), links' signatures, and a limit on guesses.
 
-It looks at the head of a request only and answers before anything is read of its body.
+It looks at the head of a request only, so that gate.py can ask before anything is read of its body.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
-from serve_app.answers import refusal_body
 from serve_app.callers import FILES_PREFIX, CallerRules, Refusal, route_path
 from serve_app.links import LinkSigner, LinkState
 
@@ -77,10 +75,12 @@ def _network_of(peer: str) -> str:
 
 
 class Doorkeeper:
-    """Decides about each request of one ingress."""
+    """Decides about each request of one ingress or, without a signer, of one of Serve's proxies:
+    links are passed on there, and the ingress checks them.
+    """
 
     def __init__(
-        self, rules: CallerRules, signer: LinkSigner, guesses: Guesses | None = None
+        self, rules: CallerRules, signer: LinkSigner | None, guesses: Guesses | None = None
     ) -> None:
         self._rules, self._signer = rules, signer
         self._guesses = guesses or Guesses()
@@ -99,7 +99,7 @@ class Doorkeeper:
         return refusal if wait_s == 0 else _too_many(wait_s)
 
     def _judge(self, scope: Scope) -> Refusal | None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or self._signer is None:
             return self._rules.judge(scope)
         path = route_path(scope)
         if not path.startswith(FILES_PREFIX):
@@ -137,18 +137,3 @@ def _too_many(wait_s: float) -> Refusal:
         f"Wait {seconds} s, then send the right one.",
         {"Retry-After": str(seconds)},
     )
-
-
-class CallerCheck:
-    """ASGI middleware that asks the doorkeeper and answers whom it refuses."""
-
-    def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper) -> None:
-        self._app, self._doorkeeper = app, doorkeeper
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (refusal := self._doorkeeper.judge(scope)) is not None:
-            body = refusal_body(refusal)
-            answer = JSONResponse(body, refusal.status_code, headers=refusal.headers)
-            await answer(scope, receive, send)
-            return
-        await self._app(scope, receive, send)

@@ -5,6 +5,7 @@ outcomes into HTTP.
 """
 
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from musetalk_pipeline.errors import JobCancelled, MediaError, PipelineError, Stage
@@ -78,7 +79,8 @@ def invalid_request(message: str, **details: Any) -> Failure:
 
 def busy(status_code: int, code: str, message: str) -> Failure:
     """Return the answer while this worker cannot take a request. The caller comes again."""
-    return refused(status_code, code, message, error_type="processing_error", retryable=True)
+    failure = refused(status_code, code, message, error_type="processing_error", retryable=True)
+    return replace(failure, stage=str(Stage.UNKNOWN))
 
 
 def state_unavailable() -> Failure:

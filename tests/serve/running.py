@@ -29,6 +29,13 @@ from serve_app.demo import free_port, session_processes, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0
+EARLY_CALLS = (
+    ("POST", "/generate"),
+    ("GET", "/v1/avatar/jobs"),
+    ("GET", "/files/x.mp4"),
+    ("GET", "/health"),
+    ("GET", "/hc"),
+)
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
@@ -47,6 +54,7 @@ class RunningApp:
     ray_folder: Path
     process: subprocess.Popen[bytes]
     key: str | None = None
+    early: list[tuple[str, httpx.Response]] = field(default_factory=list)
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +76,22 @@ class RunningApp:
                     return
             time.sleep(0.2)
         raise AssertionError("not ready:\n" + (self.folder / "log").read_text()[-4000:])
+
+    def watch_start(self) -> None:
+        """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
+        deadline = time.monotonic() + START_S
+        status = 0
+        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=JOB_S) as visitor:
+            while status != 200 and time.monotonic() < deadline and self.process.poll() is None:
+                for method, path in EARLY_CALLS:
+                    try:
+                        answer = visitor.request(method, path)
+                    except httpx.ConnectError:
+                        break  # the port does not listen yet
+                    self.early.append((path, answer))
+                    status = answer.status_code if path == "/hc" else status
+                time.sleep(0.05)
+        self.wait_ready()
 
     def generate(self, **body: Any) -> httpx.Response:
         """Do a job by POST /generate."""
@@ -155,6 +179,7 @@ def running_app(
         "RAY_USAGE_STATS_ENABLED": "0",
         "WORKER_PORT": str(port),
         "PYTHONPATH": str(ROOT),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gate:proxy_middlewares",
     }
     if key is not None:
         own["INTERNAL_API_KEY"] = own["INGRESS_API_KEY"] = key
@@ -170,7 +195,7 @@ def running_app(
         )
     try:
         app = RunningApp(folder, port, ray_folder, process, key)
-        app.wait_ready()
+        app.watch_start()
         yield app
         app.client.close()
     finally:
