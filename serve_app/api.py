@@ -1,6 +1,5 @@
 """The HTTP side of the ingress: routes, and one shape of errors."""
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +14,13 @@ from serve_app.fields import shown_name, shown_path, unknown_field
 from serve_app.gate import INGRESS_LIMITS, Gate
 from serve_app.job import Job, JobConflict, QueueFull, TooManyJoined
 from serve_app.links import Links
-from serve_app.outcomes import failure_of, invalid_request, refused, state_unavailable
+from serve_app.outcomes import busy, failure_of, invalid_request, refused, state_unavailable
 from serve_app.schemas import Failure, JobRequest
 from serve_app.settings import API_VERSION
 from serve_app.state_file import StateUnavailable
 
 if TYPE_CHECKING:
     from serve_app.ingress import Ingress
-
-logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 30
 STATE_RETRY_AFTER_S = 5  # space and locks come back at any moment
@@ -181,19 +178,8 @@ async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
 async def _on_full(request: Request, exc: Exception) -> JSONResponse:
     """Ask the caller to come back."""
     message = "The queue is full. Send the job again later."
-    return failure_answer(_busy(429, "queue_full", message), headers=_come_back())
-
-
-async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
-    """Bound what one job has to keep."""
-    message = "This job has as many webhooks or idempotency keys as one may have. Enter another."
-    return failure_answer(refused(409, "too_many_joined", message))
-
-
-async def _on_state_unavailable(request: Request, exc: Exception) -> JSONResponse:
-    """Ask the caller to come back when the registry can be used again."""
-    headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
-    return failure_answer(state_unavailable(), headers=headers)
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return failure_answer(busy(429, "queue_full", message), headers=headers)
 
 
 async def _on_pipeline_error(request: Request, exc: Exception) -> JSONResponse:
@@ -228,9 +214,13 @@ async def _on_crash(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure)
 
 
-def _busy(status: int, code: str, message: str) -> Failure:
-    return refused(status, code, message, error_type="processing_error", retryable=True)
+async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
+    """Bound what one job has to keep."""
+    message = "This job has as many webhooks or idempotency keys as one may have. Enter another."
+    return failure_answer(refused(409, "too_many_joined", message))
 
 
-def _come_back() -> dict[str, str]:
-    return {"Retry-After": str(RETRY_AFTER_S)}
+async def _on_state_unavailable(request: Request, exc: Exception) -> JSONResponse:
+    """Ask the caller to come back when the registry can be used again."""
+    headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
+    return failure_answer(state_unavailable(), headers=headers)

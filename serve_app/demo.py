@@ -167,7 +167,7 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
         "TMPDIR": str(ray_folder),
         "MUSETALK_WORKDIR": str(ray_folder / "work"),
         "MUSETALK_RESULT_DIR": str(ray_folder / "results"),  # fetched into out/ before the end
-        "INTERNAL_API_KEY": key,
+        "INGRESS_API_KEY": key,
         "WORKER_PORT": str(port),
         "PYTHONUNBUFFERED": "1",
     }

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 from serve_app.answers import job_body
 from serve_app.job import Job, PhaseEvent
@@ -29,10 +30,11 @@ async def job_events(
         lines = []
         if seen is not None:
             lines = [
-                _event("progress", _as_of(seen.job, event), links, event) for event in seen.events
+                _event("progress", job_body(_as_of(seen.job, event), links), _id(seen.job, event))
+                for event in seen.events
             ]
             is_over = seen.job.is_terminal
-            now = _event("end" if is_over else "progress", seen.job, links)
+            now = _event("end" if is_over else "progress", job_body(seen.job, links))
             is_told = bool(seen.events) and seen.events[-1].progress == seen.job.progress
             if is_over or (now != sampled and not is_told):
                 lines.append(now)
@@ -44,10 +46,13 @@ async def job_events(
             spoke_at = time.monotonic()
 
 
-def _event(kind: str, job: Job, links: Links | None, change: PhaseEvent | None = None) -> str:
+def _event(kind: str, body: dict[str, Any], name: str = "") -> str:
     """Return one event. Changes of phase have an id; a sample is made anew for whoever comes."""
-    name = "" if change is None else f"id: {job.run}.{change.number}\n"
-    return f"{name}event: {kind}\ndata: {json.dumps(job_body(job, links))}\n\n"
+    return f"{name}event: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def _id(job: Job, change: PhaseEvent) -> str:
+    return f"id: {job.run}.{change.number}\n"
 
 
 def _as_of(job: Job, event: PhaseEvent) -> Job:

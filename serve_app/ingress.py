@@ -8,6 +8,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -19,8 +20,8 @@ from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import error_body, job_body
-from serve_app.api import BadField, RequestRefused, build_api, generate_answer
+from serve_app.answers import job_body
+from serve_app.api import BadField, RequestRefused, build_api, failure_answer, generate_answer
 from serve_app.background import run_again
 from serve_app.callers import CallerRules
 from serve_app.doorkeeper import Doorkeeper
@@ -38,7 +39,7 @@ from serve_app.outcomes import job_ended, refused
 from serve_app.polling import Polling, polling_rules
 from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
-from serve_app.schemas import JobCreate, JobRequest, PreviewRequest
+from serve_app.schemas import Failure, JobCreate, JobRequest, PreviewRequest
 from serve_app.selection import build_store
 from serve_app.service import JobService
 from serve_app.settings import (
@@ -68,15 +69,11 @@ class Ingress:
         finisher: Any,
         app_name: str,
     ) -> None:
-        self._args = args
         self._env = read_environment()
         set_up_logging(self._env)
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results)
-        self._links = LinkMaker.of(args, self._env, folders.state)
-        rules = CallerRules.of(self._env)
-        self.doorkeeper = Doorkeeper(rules, self._links.signer)
-        logger.info(rules.in_words())
+        self._let_in(args, folders.state)
         graph = Graph(preprocessor, _pools(args, generators), finisher)
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
@@ -111,12 +108,20 @@ class Ingress:
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
-            threads, links = self._service.threads, self._links.unasked
+            threads, links = self._service.threads, self._links.unasked()
             self._keep("notifications", lambda: notify_forever(registry, threads, webhooks, links))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
         if self._pushed is not None:
             self._keep("reports", self._pushed.deliver_forever)
+
+    def _let_in(self, args: AppArgs, state: Path) -> None:
+        """Decide who may call and what links look like, and say the first in the log."""
+        self._args = args
+        rules = CallerRules.of(self._env)
+        self._links = LinkMaker.of(args, self._env, state)
+        self.doorkeeper = Doorkeeper(rules, self._links.signer)
+        logger.info(rules.in_words())
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
@@ -298,10 +303,11 @@ class Ingress:
         has begun goes on.
         """
         found = await self._service.cancel(job_id)
-        job = self._found(None if found is None else found[0])
-        if found is not None and not found[1]:
-            failure = job_ended(job.status)
-            return JSONResponse(error_body(job.id, failure), failure.status_code)
+        if found is None:
+            raise RequestRefused(_no_job())
+        job, was_live = found
+        if not was_live:
+            return failure_answer(job_ended(job.status), job.id)
         return JSONResponse({"detail": "Cancellation requested"})
 
     async def job_events(
@@ -340,8 +346,12 @@ class Ingress:
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
-            raise RequestRefused(refused(404, "job_not_found", "There is no such job."))
+            raise RequestRefused(_no_job())
         return job
+
+
+def _no_job() -> Failure:
+    return refused(404, "job_not_found", "There is no such job.")
 
 
 def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:

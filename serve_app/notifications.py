@@ -20,7 +20,7 @@ async def notify_forever(
     registry: JobRegistry,
     threads: StateThreads,
     webhooks: WebhookSender,
-    links: Callable[[], Links | None] = lambda: None,
+    links: Links | None = None,
 ) -> None:
     """Queue what has not been queued, until cancelled. `links` makes those of one event.
 
@@ -29,7 +29,7 @@ async def notify_forever(
     """
     while True:
         for news in await threads.read(registry.take_news, NEWS_AT_ONCE):
-            await webhooks.enqueue(event_of(news, links()))
+            await webhooks.enqueue(event_of(news, links))
             await threads.write(registry.mark_notified, news)
         await asyncio.sleep(NEWS_LOOK_S)
 

@@ -5,6 +5,7 @@ outcomes into HTTP.
 """
 
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from musetalk_pipeline.errors import JobCancelled, MediaError, PipelineError, Stage
@@ -76,27 +77,23 @@ def invalid_request(message: str, **details: Any) -> Failure:
     return refused(422, "invalid_request", message, **details)
 
 
+def busy(status_code: int, code: str, message: str) -> Failure:
+    """Return the answer while this worker cannot take a request. The caller comes again."""
+    failure = refused(status_code, code, message, error_type="processing_error", retryable=True)
+    return replace(failure, stage=str(Stage.UNKNOWN))
+
+
 def state_unavailable() -> Failure:
     """Return the answer while the registry cannot be written or read. The caller comes again."""
-    return Failure(
-        error_type="processing_error",
-        error_message="This worker cannot store jobs at the moment. Send the job again later.",
-        code="state_unavailable",
-        stage=str(Stage.UNKNOWN),
-        retryable=True,
-        status_code=503,
-        hint="The operator should look at the free space and the owner of the state folder.",
-    )
+    message = "This worker cannot store jobs at the moment. Send the job again later."
+    return busy(503, "state_unavailable", message)
 
 
 def job_ended(status: str) -> Failure:
     """Return the answer to the cancellation of a job that has ended with `status`."""
-    return refused(
-        409,
-        "job_ended",
-        f"The job has {_ENDED.get(status, 'ended')} already and stays as it is.",
-        status=status,
-    )
+    ended = _ENDED.get(status, "ended")
+    message = f"The job has {ended} already and stays as it is."
+    return refused(409, "job_ended", message, status=status)
 
 
 _ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}

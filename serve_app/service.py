@@ -55,6 +55,8 @@ class JobService:
         self._driver = driver
         self._queue = queue
         self._defaults = defaults
+        # Makes a link of a stored output's location, for outcomes that leave this worker unasked.
+        self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
         self._has_output = has_output
         self._living: set[str] = set()  # jobs with an attempt in this process
         self._changes = Changes()
@@ -62,8 +64,6 @@ class JobService:
         self._wishing: asyncio.Task[None] | None = None
         self._may_have_work = True
         self._had_none_at = self._swept_at = self._said_at = float("-inf")
-        # Makes a link of a stored output's location, for outcomes that leave this worker unasked.
-        self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
         # By job id: slots that the orchestrator gave the job to, and those that it took it from.
         self._claims: Counter[str] = Counter()
         self._void_claims: Counter[str] = Counter()

@@ -166,15 +166,6 @@ class QueueSettings(Section):
     drain_s: float = Field(1800.0, gt=0, description="A stopping replica waits that long for jobs.")
 
 
-class ResultSettings(Section):
-    """Finished videos in the local folder: how long they are kept."""
-
-    keep_days: float = Field(7.0, gt=0, le=36500, description="Older ones are removed.")
-    max_gb: float = Field(
-        50.0, gt=0, description="Beyond that the oldest are removed; 1 GB is 10^9 bytes."
-    )
-
-
 class LinkSettings(Section):
     """Links to finished videos of the local folder."""
 
@@ -193,6 +184,15 @@ class LinkSettings(Section):
             except ValueError:
                 raise ValueError(f"{text!r} is neither an address nor a network") from None
         return texts
+
+
+class ResultSettings(Section):
+    """Finished videos in the local folder: how long they are kept."""
+
+    keep_days: float = Field(7.0, gt=0, le=36500, description="Older ones are removed.")
+    max_gb: float = Field(
+        50.0, gt=0, description="Beyond that the oldest are removed; 1 GB is 10^9 bytes."
+    )
 
 
 class AppArgs(Section):

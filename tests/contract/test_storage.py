@@ -450,7 +450,7 @@ def test_the_signature_is_in_no_log(video: Path, status: int) -> None:
         root.setLevel(level)
         root.removeHandler(handler)
     text += stream.getvalue()
-    assert "/bucket/job.mp4" in text
+    assert "/.../job.mp4" in text
     assert "AKIA-one" not in text and "0123abcdef" not in text
 
 

@@ -18,9 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.callers import CallerRules
 from serve_app.jobs import JobRegistry
-from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest, Params, Phase, Progress, Success
 from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
@@ -29,7 +27,6 @@ from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api import build_api
-    from serve_app.doorkeeper import Doorkeeper
     from serve_app.ingress import Ingress
     from serve_app.service import JobService
 
@@ -119,9 +116,7 @@ class Doorway(Ingress):
         queue = QueueSettings(max_queued_jobs=100_000)
         self._service = JobService(self.registry, None, queue, JobOptions())  # type: ignore[arg-type]
         self._store = LocalStore(folder / "outputs")
-        self._args = AppArgs(pools=[PoolSettings(name="cpu")])
-        self._links = LinkMaker.of(self._args, self._env, folder)
-        self.doorkeeper = Doorkeeper(CallerRules.of(self._env), self._links.signer)
+        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
         self._webhooks = None
 
 
@@ -281,6 +276,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
     assert started is not None
     done = Progress(Phase.COMPLETED, 1.0)
     assert doorway.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
+    doorway._service._changes.say(started.id)
     answer = await call
     assert answer.status_code == 200 and answer.json()["error"] is None
     # A number as an id, and `null`, are understood.

@@ -78,6 +78,7 @@ class JobDoor(Ingress):
         self._env = read_environment({})
         self.path = folder / "jobs.sqlite3"
         self.registry = JobRegistry(self.path)
+        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
         self._store = store = LocalStore(graph.results)
 
         async def has_output(job: Job) -> bool:

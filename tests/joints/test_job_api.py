@@ -136,8 +136,8 @@ async def test_a_job_says_its_place_and_the_time_that_is_left(rig):
 
 async def test_a_list_is_given_in_pages_of_bounded_size(rig):
     """Mend 4.3: whatever callers stored, an answer stays about a megabyte."""
-    metadata = {str(n): "x" * 1000 for n in range(15)}
-    for n in range(100):
+    metadata = {str(n): "x" * 250 for n in range(60)}  # nearly as much as one job may have
+    for n in range(90):
         answer = await rig.client.post(JOBS, json=body(f"job{n}", metadata=metadata))
         assert answer.status_code == 202, answer.text
     seen: list[str] = []
@@ -150,12 +150,4 @@ async def test_a_list_is_given_in_pages_of_bounded_size(rig):
         cursor = answer.json()["next_cursor"]
         if cursor is None:
             break
-    assert seen == [f"job{n}" for n in reversed(range(100))]
-
-
-async def test_the_queues_own_id_travels_with_the_attempt(rig):
-    """Mend 1.17: the stages write it into the sidecar."""
-    await rig.service.submit(request(), Origin.SYNC, Ticket(queue_job_id="salad-7"))
-    await rig.service.work()
-    [work] = rig.graph.ran
-    assert Attempt.of(work).queue_job_id == "salad-7"
+    assert seen == [f"job{n}" for n in reversed(range(90))]

@@ -39,6 +39,7 @@ EARLY_CALLS = (
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
+    "INGRESS_API_KEY", "ALLOW_ANONYMOUS", "LEGACY_SIZE",
     "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
     "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
 )  # fmt: skip
@@ -181,7 +182,7 @@ def running_app(
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.gate:proxy_middlewares",
     }
     if key is not None:
-        own["INTERNAL_API_KEY"] = key
+        own["INTERNAL_API_KEY"] = own["INGRESS_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", str(config)],
