@@ -1,62 +1,91 @@
-"""Outcomes as contracts.md says them over HTTP."""
+"""Outcomes as contracts.md says them over HTTP.
+
+Every error of every route has the shape of `error_body`, whatever refuses the request.
+"""
 
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi.responses import JSONResponse
-
+from serve_app.callers import Refusal
+from serve_app.codes import hint_of
 from serve_app.job import Job
+from serve_app.links import Links
+from serve_app.outcomes import refused
 from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
+OLDER_NAMES = ("b2_bucket", "b2_file_name")
 
-def generate_body(job_id: str, outcome: Outcome, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the body of `POST /generate`'s answer; `warnings` are those of the request."""
-    if isinstance(outcome, Success):
-        return {
-            "status": "success",
-            "output_url": outcome.output_url,
-            "musetalk_job_id": job_id,
-            "metrics": outcome.metrics,
-            "warnings": [*warnings, *outcome.warnings],
-        }
+
+def refusal_body(refusal: Refusal) -> dict[str, Any]:
+    """Return the body of the answer to a request that is not let in now, or not at all."""
+    is_passing = refusal.status_code in (408, 429, 503)
+    failure = refused(
+        refusal.status_code,
+        refusal.code,
+        refusal.message,
+        hint=refusal.hint,
+        error_type="processing_error" if refusal.status_code == 503 else "unknown_error",
+        retryable=is_passing,
+    )
+    return error_body("", failure)
+
+
+def generate_body(
+    job_id: str, outcome: Outcome, warnings: tuple[str, ...] = (), links: Links | None = None
+) -> dict[str, Any]:
+    """Return the body of `POST /generate`'s answer; `warnings` are those of the request.
+
+    Without `links` the output is named as its store named it.
+    """
+    if isinstance(outcome, Failure):
+        return error_body(job_id, outcome)
+    # An older form of the answer, which some clients still read, has these at the top.
+    older = {name: outcome.metrics[name] for name in OLDER_NAMES if name in outcome.metrics}
+    return {
+        "status": "success",
+        "output_url": _output_url(outcome, links),
+        "musetalk_job_id": job_id,
+        "metrics": outcome.metrics,
+        "error": None,
+        "warnings": [*warnings, *outcome.warnings],
+        **older,
+    }
+
+
+def error_body(job_id: str, failure: Failure, *, stack_trace: bool = False) -> dict[str, Any]:
+    """Return the body of an error; `stack_trace`: with the trace, if the failure has one."""
     body: dict[str, Any] = {
         "status": "failed",
-        "error_type": outcome.error_type,
-        "error_message": outcome.error_message,
-        "code": outcome.code,
-        "hint": outcome.hint,
-        "input": outcome.input,
-        "stage": outcome.stage,
-        "details": outcome.details,
-        "retryable": outcome.retryable,
-        "stage_times": outcome.stage_times,
+        "error_type": failure.error_type,
+        "error_message": failure.error_message,
+        "code": failure.code,
+        "hint": failure.hint or hint_of(failure.code),
+        "input": failure.input,
+        "stage": failure.stage,
+        "details": failure.details,
+        "retryable": failure.retryable,
+        "stage_times": failure.stage_times,
         "musetalk_job_id": job_id,
     }
-    if outcome.stack_trace is not None:
-        body["stack_trace"] = outcome.stack_trace
+    if stack_trace and failure.stack_trace is not None:
+        body["stack_trace"] = failure.stack_trace
     return body
 
 
-def generate_answer(job: Job) -> JSONResponse:
-    """Return the whole answer of `POST /generate` for a job that has ended."""
-    assert job.outcome is not None
-    status = job.outcome.status_code if isinstance(job.outcome, Failure) else 200
-    return JSONResponse(generate_body(job.id, job.outcome, job.warnings), status)
-
-
-def job_body(job: Job) -> dict[str, Any]:
+def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
     """Return contracts.md §3's shape, and the progress."""
     outcome = job.outcome
     failure = None
     if isinstance(outcome, Failure):
-        names = ("error_type", "code", "stage", "details", "retryable")
+        names = ("error_type", "code", "input", "stage", "details", "retryable")
         failure = {name: getattr(outcome, name) for name in names}
+        failure["hint"] = outcome.hint or hint_of(outcome.code)
     request = job.request
     return {
         "id": job.id,
         "status": job.status,
-        "output_url": outcome.output_url if isinstance(outcome, Success) else None,
+        "output_url": _output_url(outcome, links),
         "metrics": outcome.metrics if isinstance(outcome, Success) else None,
         "error": outcome.error_message if isinstance(outcome, Failure) else None,
         "failure": failure,
@@ -83,6 +112,12 @@ def job_body(job: Job) -> dict[str, Any]:
         "created_at": _utc(job.created),
         "updated_at": _utc(job.updated),
     }
+
+
+def _output_url(outcome: Outcome | None, links: Links | None) -> str | None:
+    if not isinstance(outcome, Success):
+        return None
+    return links.link(outcome.output_url) if links else outcome.output_url
 
 
 def _utc(seconds: float) -> str:

@@ -74,7 +74,7 @@ class CallerRules:
 
     def judge_keys(self, scope: Scope) -> Refusal | None:
         """As `judge`, but a link's signature counts for nothing."""
-        path = _path(scope)
+        path = route_path(scope)
         if path in OPEN_PATHS or (path == "/v1/ping" and self.ping_is_public):
             return None
         if path in TOKEN_PATHS:
@@ -86,6 +86,25 @@ class CallerRules:
         if self.internal_api_key is not None:
             return _judge_key(scope, self.internal_api_key, "INTERNAL_API_KEY")
         return None if self.allow_anonymous else _LOCAL_ONLY
+
+    def in_words(self) -> str:
+        """Return a sentence for the log on who may call."""
+        if self.ingress_api_key is not None:
+            return "Callers need INGRESS_API_KEY."
+        if self.internal_api_key is not None:
+            return "Callers on this machine need no key, all others need INTERNAL_API_KEY."
+        if self.allow_anonymous:
+            return "Everybody may call without a key, because ALLOW_ANONYMOUS is set."
+        return (
+            "Only this machine may call, because there is no key. Set INGRESS_API_KEY, or "
+            "ALLOW_ANONYMOUS=true, to let others in."
+        )
+
+    def has_right_key(self, scope: Scope) -> bool:
+        """Whether the request carries a key that opens this worker, whatever else it carries."""
+        given = list(_keys(scope))
+        expected = self.ingress_api_key or self.internal_api_key
+        return _is_among(expected, given)
 
     def _judge_token(self, scope: Scope) -> Refusal | None:
         """Judge a call of the fleet's own checks."""
@@ -151,13 +170,13 @@ def _judge_key(scope: Scope, expected: str, setting: str) -> Refusal | None:
 
 def has_signature(scope: Scope) -> bool:
     """Whether the request is for a file and its link carries a signature, right or wrong."""
-    if not _path(scope).startswith(FILES_PREFIX):
+    if not route_path(scope).startswith(FILES_PREFIX):
         return False
     query = scope.get("query_string", b"").decode("latin-1")
     return "signature" in parse_qs(query, keep_blank_values=True)
 
 
-def _path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """Return the path as the routes see it: without the prefix that the application is under."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and path.startswith(root + "/") else path
@@ -201,15 +220,17 @@ def _is_of_another_site(scope: Scope) -> bool:
     `Origin` with what a page merely reads. A link that a user follows to here is that user's call,
     and no other site sees its answer.
     """
-    origins = [value.decode("latin-1") for value in _values(scope, b"origin")]
+    origins = [value.decode("latin-1") for value in header_values(scope, b"origin")]
     if any(not _is_local_origin(origin) for origin in origins):
         return True
-    if any(agent.startswith(b"Mozilla/") for agent in _values(scope, b"user-agent")):
-        hosts = [value.decode("latin-1") for value in _values(scope, b"host")]
+    if any(agent.startswith(b"Mozilla/") for agent in header_values(scope, b"user-agent")):
+        hosts = [value.decode("latin-1") for value in header_values(scope, b"host")]
         if any(not _is_local_origin(f"http://{host}") for host in hosts):
             return True
-    is_visit = scope.get("method") == "GET" and b"navigate" in _values(scope, b"sec-fetch-mode")
-    return b"cross-site" in _values(scope, b"sec-fetch-site") and not is_visit
+    is_visit = scope.get("method") == "GET" and b"navigate" in header_values(
+        scope, b"sec-fetch-mode"
+    )
+    return b"cross-site" in header_values(scope, b"sec-fetch-site") and not is_visit
 
 
 def _is_local_origin(origin: str) -> bool:
@@ -230,13 +251,13 @@ def _is_among(expected: str | None, given: Iterator[str] | list[str]) -> bool:
 
 
 def _keys(scope: Scope) -> Iterator[str]:
-    for value in _values(scope, b"x-internal-api-key"):
+    for value in header_values(scope, b"x-internal-api-key"):
         yield _text(value)
     yield from _bearer_tokens(scope)
 
 
 def _bearer_tokens(scope: Scope) -> Iterator[str]:
-    for value in _values(scope, b"authorization"):
+    for value in header_values(scope, b"authorization"):
         scheme, _, token = _text(value).partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             yield token.strip()
@@ -250,7 +271,8 @@ def _text(value: bytes) -> str:
         return value.decode("latin-1")
 
 
-def _values(scope: Scope, name: bytes) -> list[bytes]:
+def header_values(scope: Scope, name: bytes) -> list[bytes]:
+    """Return the values of a header (lower case), a few of them if there are many."""
     return [value for each, value in _headers(scope) if each == name][:_MAX_KEYS_READ]
 
 

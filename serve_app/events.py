@@ -8,26 +8,33 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 from serve_app.answers import job_body
 from serve_app.job import Job, PhaseEvent
+from serve_app.links import Links
 from serve_app.service import JobService
 
 KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 
 
-async def job_events(service: JobService, job_id: str, last_id: str | None) -> AsyncIterator[str]:
+async def job_events(
+    service: JobService, job_id: str, last_id: str | None, links: Links | None = None
+) -> AsyncIterator[str]:
     """Yield `progress` events while the job waits and runs, then one `end` event.
 
-    `last_id` is the id of the last event that the reader has seen, if any.
+    `last_id` is the id of the last event that the reader has seen, if any. `links`: see `job_body`.
     """
     sampled, spoke_at = "", time.monotonic()
     async for seen in service.follow(job_id, *_read_id(last_id)):
         lines = []
         if seen is not None:
-            lines = [_event("progress", _as_of(seen.job, event), event) for event in seen.events]
+            lines = [
+                _event("progress", job_body(_as_of(seen.job, event), links), _id(seen.job, event))
+                for event in seen.events
+            ]
             is_over = seen.job.is_terminal
-            now = _event("end" if is_over else "progress", seen.job)
+            now = _event("end" if is_over else "progress", job_body(seen.job, links))
             is_told = bool(seen.events) and seen.events[-1].progress == seen.job.progress
             if is_over or (now != sampled and not is_told):
                 lines.append(now)
@@ -39,10 +46,13 @@ async def job_events(service: JobService, job_id: str, last_id: str | None) -> A
             spoke_at = time.monotonic()
 
 
-def _event(kind: str, job: Job, change: PhaseEvent | None = None) -> str:
+def _event(kind: str, body: dict[str, Any], name: str = "") -> str:
     """Return one event. Changes of phase have an id; a sample is made anew for whoever comes."""
-    name = "" if change is None else f"id: {job.run}.{change.number}\n"
-    return f"{name}event: {kind}\ndata: {json.dumps(job_body(job))}\n\n"
+    return f"{name}event: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def _id(job: Job, change: PhaseEvent) -> str:
+    return f"id: {job.run}.{change.number}\n"
 
 
 def _as_of(job: Job, event: PhaseEvent) -> Job:

@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.answers import refusal_body
 from serve_app.bodies import (
     WITH_BODY,
     Bodies,
@@ -33,7 +34,8 @@ from serve_app.bodies import (
     has_body,
     replay,
 )
-from serve_app.callers import FILES_PREFIX, CallerRules, Refusal
+from serve_app.callers import FILES_PREFIX, CallerRules, Refusal, route_path
+from serve_app.doorkeeper import Doorkeeper
 from serve_app.file_pieces import FileLimits, FilePieces, Unanswered
 from serve_app.forwarding import Answering
 from serve_app.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
@@ -45,7 +47,6 @@ from serve_app.refusals import (
     TOO_MANY_READERS,
     TOO_SLOW,
     UNAVAILABLE,
-    body_of,
     too_large,
 )
 from serve_app.settings import read_environment
@@ -88,7 +89,7 @@ INGRESS_LIMITS = GateLimits(forwarded=900)
 
 
 class Judge(Protocol):
-    """Who says whether a caller is let in: `CallerRules`, or what counts guesses on top."""
+    """Who says whether a caller is let in: `Doorkeeper`, or `CallerRules` alone."""
 
     def judge(self, scope: Scope) -> Refusal | None:
         """Return why a request is refused, from its head alone; None if it may go on."""
@@ -101,8 +102,8 @@ def proxy_middlewares() -> list[Middleware]:
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
-    rules = CallerRules.of(read_environment())
-    return [Middleware(Gate, judge=rules, is_proxy=True)]
+    doorkeeper = Doorkeeper(CallerRules.of(read_environment()), signer=None)
+    return [Middleware(Gate, judge=doorkeeper, is_proxy=True)]
 
 
 class Gate:
@@ -156,7 +157,7 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
     ) -> Refusal | None:
         """Answer or forward the request, or return why neither was done."""
-        path, is_read = scope["path"], scope["method"] in ("GET", "HEAD")
+        path, is_read = route_path(scope), scope["method"] in ("GET", "HEAD")
         if self._probes is not None and not path.startswith(SERVES_OWN):
             if path in self._probes and is_read:
                 await self._probe(path, scope, receive, send)
@@ -182,7 +183,7 @@ class Gate:
 
     def _is_full(self, scope: Scope) -> bool:
         """Whether a request has to come back; probes never have to."""
-        is_probe = scope["path"] in (HC, HEALTH) and scope["method"] in ("GET", "HEAD")
+        is_probe = route_path(scope) in (HC, HEALTH) and scope["method"] in ("GET", "HEAD")
         return self._forwarded >= self._limits.forwarded and not is_probe
 
     async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -213,7 +214,7 @@ class Gate:
             self._forwarded -= 1
 
     async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        response = JSONResponse(body_of(refusal), refusal.status_code, refusal.headers)
+        response = JSONResponse(refusal_body(refusal), refusal.status_code, refusal.headers)
         if not has_body(scope):
             await response(scope, receive, send)
             return

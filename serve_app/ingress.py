@@ -4,37 +4,44 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 """
 
 import asyncio
-import hmac
 import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
-from fastapi import FastAPI, Header, HTTPException, Query
+from fastapi import Body, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from pydantic import ValidationError
 from ray import serve
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.answers import generate_answer, generate_body, job_body
-from serve_app.api import BadField, build_api
+from serve_app.answers import job_body
+from serve_app.api import BadField, RequestRefused, build_api, failure_answer, generate_answer
 from serve_app.background import run_again
+from serve_app.callers import CallerRules
 from serve_app.console import LAST_WORDS
+from serve_app.doorkeeper import Doorkeeper
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.events import job_events
+from serve_app.fields import check_size, odd_size
 from serve_app.job import Job, Origin, QueueFull, Ticket
 from serve_app.jobs import JobRegistry
+from serve_app.lenient import read_leniently
+from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.notifications import notify_forever
-from serve_app.outcomes import failure_of, job_ended
+from serve_app.outcomes import busy, job_ended, refused
 from serve_app.polling import Polling, polling_rules
 from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
 from serve_app.replica_setup import set_up_replica
-from serve_app.schemas import JobCreate, JobRequest
+from serve_app.schemas import Failure, JobCreate, JobRequest, PreviewRequest
 from serve_app.selection import build_store
 from serve_app.service import JobService
 from serve_app.settings import (
@@ -70,11 +77,11 @@ class Ingress:
         finisher: Any,
         app_name: str,
     ) -> None:
-        self._args = args
         self._env = read_environment()
         set_up_replica(self._env)
         folders = make_folders(args, self._env)
-        self._store = LocalStore(folders.results, "")
+        self._store = LocalStore(folders.results)
+        self._let_in(args, folders.state)
         graph = Graph(preprocessor, _pools(args, generators), finisher)
         registry = JobRegistry(folders.state / "jobs.sqlite3")
         self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
@@ -96,6 +103,7 @@ class Ingress:
             args.job_defaults(),
             self._has_output,
         )
+        self._service.publish = self._links.unasked().publish
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
@@ -108,20 +116,23 @@ class Ingress:
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
-            threads = self._service.threads
-            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks))
+            threads, links = self._service.threads, self._links.unasked()
+            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks, links))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
         if self._pushed is not None:
             self._keep("reports", self._pushed.deliver_forever)
 
+    def _let_in(self, args: AppArgs, state: Path) -> None:
+        """Decide who may call and what links look like, and say the first in the log."""
+        self._args = args
+        rules = CallerRules.of(self._env)
+        self._links = LinkMaker.of(args, self._env, state)
+        self.doorkeeper = Doorkeeper(rules, self._links.signer)
+        logger.info(rules.in_words())
+
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
-
-    @property
-    def environment(self) -> Environment:
-        """The environment that this ingress was started in."""
-        return self._env
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
@@ -211,10 +222,8 @@ class Ingress:
         ready = await self._readiness.is_ready()
         return ready, "ok" if ready else "starting"
 
-    async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
+    async def ping(self) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
-        if not self._env.ping_is_public:
-            self._check_bearer(authorization)
         facts = self._readiness.facts()
         body = {
             "status": "ok",
@@ -229,11 +238,8 @@ class Ingress:
         }
         return JSONResponse(body)
 
-    async def preflight(
-        self, authorization: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def preflight(self) -> JSONResponse:
         """Each runtime dependency and model file: `ok`, or the error that using it gave."""
-        self._check_bearer(authorization)
         checks = await self._readiness.preflight()
         # "ok, but …" works, with something that whoever runs the worker should know.
         ok = all(result == "ok" or result.startswith("ok, but ") for result in checks.values())
@@ -244,34 +250,40 @@ class Ingress:
 
     async def generate(
         self,
-        request: JobRequest,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
+        payload: Annotated[dict[str, Any], Body()],
+        salad_job_id: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
-        """Answer when the job has ended. The job ends early if every waiting client goes away."""
-        self._check_key(x_internal_api_key)
+        """Answer when the job has ended. The job ends early if every waiting client goes away.
+        What is not understood becomes the default, and a sentence in `warnings`.
+        """
         self._refuse_while_stopping()
-        job = await self._service.submit(request, Origin.SYNC)
+        request, warnings = self._read(payload)
+        ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
+        job = await self._service.submit(request, Origin.SYNC, ticket)
         self._waiting += 1
         try:
             job = await self._service.wait(job.id)
         finally:
             self._waiting -= 1
-        return generate_answer(job)
+        links = self._links.answering(http.scope)
+        return generate_answer(job, links, stack_traces=self._args.stack_traces)
 
-    async def preview(
-        self, request: JobRequest, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> Response:
+    def _read(self, payload: dict[str, Any]) -> tuple[JobRequest, tuple[str, ...]]:
+        ignore_size = self._env.legacy_size_source
+        try:
+            request, warnings = read_leniently(payload, legacy_size_source=ignore_size)
+        except ValidationError as exc:
+            raise RequestValidationError(exc.errors(include_url=False)) from exc
+        return request, warnings + odd_size(request.resolution)
+
+    async def preview(self, request: PreviewRequest) -> Response:
         """One composited frame (PNG) with its face box drawn in; `X-Face-Box` is x0,y0,x1,y1."""
-        self._check_key(x_internal_api_key)
+        check_size(request.aspect_ratio, request.resolution)
         if self._previews.locked():
             raise QueueFull
         async with self._previews:
-            try:
-                made = await self._service.preview(request)
-            except PipelineError as error:
-                outcome = failure_of(error, {})
-                body = generate_body(request.musetalk_job_id, outcome)
-                return JSONResponse(body, outcome.status_code)
+            made = await self._service.preview(request)
         box = made.box
         headers = {
             "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
@@ -283,74 +295,70 @@ class Ingress:
 
     async def create_job(
         self,
+        http: Request,
         create: JobCreate,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
         idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
-        self._check_key(x_internal_api_key)
         self._refuse_while_stopping()
+        warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
         request = JobRequest(
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
-        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
+        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
         job = await self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
-        return JSONResponse(job_body(job), status_code=202, headers=location)
+        body = job_body(job, self._links.answering(http.scope))
+        return JSONResponse(body, status_code=202, headers=location)
 
     async def list_jobs(
         self,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
+        http: Request,
         status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
         cursor: Annotated[str | None, Query(max_length=400)] = None,
     ) -> JSONResponse:
         """One page; `next_cursor` asks for the next."""
-        self._check_key(x_internal_api_key)
+        links = self._links.answering(http.scope)
         page = await self._service.page(status, limit, _read_cursor(cursor))
         last = page.jobs[-1] if page.has_more else None
         more = None if last is None else f"{last.created!r}:{last.id}"
-        return JSONResponse({"jobs": [job_body(job) for job in page.jobs], "next_cursor": more})
+        bodies = [job_body(job, links) for job in page.jobs]
+        return JSONResponse({"jobs": bodies, "next_cursor": more})
 
-    async def get_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def get_job(self, http: Request, job_id: str) -> JSONResponse:
         """Any job of this ingress, however it came in."""
-        self._check_key(x_internal_api_key)
-        return JSONResponse(job_body(self._found(await self._service.get(job_id))))
+        job = self._found(await self._service.get(job_id))
+        return JSONResponse(job_body(job, self._links.answering(http.scope)))
 
-    async def cancel_job(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
-    ) -> JSONResponse:
+    async def cancel_job(self, job_id: str) -> JSONResponse:
         """Ask for the end of a queued or running job; 409 for one that has ended. One whose upload
         has begun goes on.
         """
-        self._check_key(x_internal_api_key)
         found = await self._service.cancel(job_id)
         if found is None:
-            raise HTTPException(404, "There is no such job.")
+            raise RequestRefused(_no_job())
         job, was_live = found
         if not was_live:
-            failure = job_ended(job.status)
-            return JSONResponse(generate_body(job.id, failure), failure.status_code)
+            return failure_answer(job_ended(job.status), job.id)
         return JSONResponse({"detail": "Cancellation requested"})
 
     async def job_events(
         self,
+        http: Request,
         job_id: str,
-        x_internal_api_key: Annotated[str | None, Header()] = None,
         last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
         """`progress` events while it waits and runs, every change of phase among them, then one
         `end` event.
         """
-        self._check_key(x_internal_api_key)
         self._found(await self._service.get(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = job_events(self._service, job_id, last_event_id)
+        links = self._links.answering(http.scope)
+        events = job_events(self._service, job_id, last_event_id, links)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
     # Files -----------------------------------------------------------------------------------
@@ -359,26 +367,17 @@ class Ingress:
         """Serve a stored video or its sidecar, with Range."""
         path = self._store.resolve(key)
         if path is None:
-            raise HTTPException(404, "There is no such file.")
+            raise RequestRefused(refused(404, "file_not_found", "There is no such file."))
         return FileResponse(path)
 
     # Rules -----------------------------------------------------------------------------------
 
-    def _check_key(self, given: str | None) -> None:
-        if self._env.internal_api_key is not None:
-            _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
-
     def _refuse_while_stopping(self) -> None:
         if self._is_stopping:
-            later = {"Retry-After": str(STOPPING_RETRY_S)}
-            raise HTTPException(503, "This worker is stopping and takes no new job.", later)
-
-    def _check_bearer(self, header: str | None) -> None:
-        scheme, _, token = (header or "").partition(" ")
-        given = token if scheme.lower() == "bearer" and token else None
-        if given is not None and self._env.worker_token is None:
-            raise HTTPException(403, "This worker has no WORKER_TOKEN, so no token is right.")
-        _check_secret(given, self._env.worker_token or "", "Authorization: Bearer")
+            text = "This worker is stopping and takes no new job."
+            raise RequestRefused(
+                busy(503, "stopping", text), {"Retry-After": str(STOPPING_RETRY_S)}
+            )
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:
@@ -390,15 +389,12 @@ class Ingress:
 
     def _found(self, job: Job | None) -> Job:
         if job is None:
-            raise HTTPException(404, "There is no such job.")
+            raise RequestRefused(_no_job())
         return job
 
 
-def _check_secret(given: str | None, expected: str, name: str) -> None:
-    if given is None:
-        raise HTTPException(401, f"Send {name}.")
-    if not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(403, f"{name} is not right.")
+def _no_job() -> Failure:
+    return refused(404, "job_not_found", "There is no such job.")
 
 
 def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:

@@ -31,13 +31,15 @@ _OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 class LocalStore:
-    """Keeps outputs in a folder that the ingress serves under `/files/{key}`."""
+    """Keeps outputs in a folder that the ingress serves under `/files/{key}`.
+
+    The address of an output is that path alone: the ingress makes a link of it in each answer.
+    """
 
     name = "local"
 
-    def __init__(self, folder: Path, base_url: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._base_url = base_url.rstrip("/")
 
     def check(self) -> None:
         """Create the folder, write to it once, and remove what killed writers left half-done."""
@@ -83,8 +85,8 @@ class LocalStore:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-        url = f"{self._base_url}/files/{quote(name + VIDEO_SUFFIX)}"
-        return StoredOutput(url, None, None, size_bytes, digest)
+        location = f"/files/{quote(name + VIDEO_SUFFIX)}"
+        return StoredOutput(location, None, None, size_bytes, digest)
 
     def resolve(self, key: str) -> Path | None:
         """Return the file that `GET /files/{key}` may serve; None for everything else.

@@ -5,6 +5,7 @@ outcomes into HTTP.
 """
 
 import traceback
+from dataclasses import replace
 from typing import Any
 
 from musetalk_pipeline.errors import JobCancelled, MediaError, PipelineError, Stage
@@ -44,44 +45,55 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
     )
 
 
+def refused(
+    status_code: int,
+    code: str,
+    message: str,
+    *,
+    hint: str | None = None,
+    error_type: str = "unknown_error",
+    retryable: bool = False,
+    **details: Any,
+) -> Failure:
+    """Return the answer to a request that is not even tried.
+
+    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
+    gives those two names to jobs that were looked at.
+    """
+    return Failure(
+        error_type=error_type,
+        error_message=message,
+        code=code,
+        stage=str(Stage.VALIDATION),
+        retryable=retryable,
+        status_code=status_code,
+        details=details,
+        hint=hint,
+    )
+
+
 def invalid_request(message: str, **details: Any) -> Failure:
     """Return the answer to a request that does not say what is wanted."""
-    return Failure(
-        error_type="media_error",
-        error_message=message,
-        code="invalid_request",
-        stage=str(Stage.VALIDATION),
-        retryable=False,
-        status_code=422,
-        details=details,
-    )
+    return refused(422, "invalid_request", message, **details)
+
+
+def busy(status_code: int, code: str, message: str) -> Failure:
+    """Return the answer while this worker cannot take a request. The caller comes again."""
+    failure = refused(status_code, code, message, error_type="processing_error", retryable=True)
+    return replace(failure, stage=str(Stage.UNKNOWN))
 
 
 def state_unavailable() -> Failure:
     """Return the answer while the registry cannot be written or read. The caller comes again."""
-    return Failure(
-        error_type="processing_error",
-        error_message="This worker cannot store jobs at the moment. Send the job again later.",
-        code="state_unavailable",
-        stage=str(Stage.UNKNOWN),
-        retryable=True,
-        status_code=503,
-        hint="The operator should look at the free space and the owner of the state folder.",
-    )
+    message = "This worker cannot store jobs at the moment. Send the job again later."
+    return busy(503, "state_unavailable", message)
 
 
 def job_ended(status: str) -> Failure:
     """Return the answer to the cancellation of a job that has ended with `status`."""
-    return Failure(
-        error_type="processing_error",
-        error_message=f"The job has {_ENDED.get(status, 'ended')} already and stays as it is.",
-        code="job_ended",
-        stage=str(Stage.UNKNOWN),
-        retryable=False,
-        status_code=409,
-        details={"status": status},
-        hint="Only a job that is queued or running can be cancelled.",
-    )
+    ended = _ENDED.get(status, "ended")
+    message = f"The job has {ended} already and stays as it is."
+    return refused(409, "job_ended", message, status=status)
 
 
 _ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}

@@ -109,7 +109,7 @@ class PushedReports:
             return
         report = self._client.final_report(
             named,
-            end_of(ended.outcome, ended.progress.fraction),
+            end_of(self._service.publish(ended.outcome), ended.progress.fraction),
             config_label=self._options.config_label,
             batch_size=self._batch_size(),
         )

@@ -27,15 +27,25 @@ _AUTHORISATION = re.compile(
 
 
 def shown_url(url: str) -> str:
-    """Return scheme, host and path of `url`, the only parts that may be shown to anybody.
+    """Return scheme, host and last path element of `url`, the parts that may be shown to anybody.
 
+    Some services put a secret into the path instead of the query, so the middle of it is left out.
     Works on any text, however malformed, and never raises; control characters and non-ASCII
-    characters come out percent-encoded, long paths cut.
+    characters come out percent-encoded, long names cut.
     """
-    text = _bare(url)
+    text = _without_folders(_bare(url))
     # JSON can carry half a surrogate pair, which UTF-8 cannot.
     shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
     return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+
+
+def _without_folders(url: str) -> str:
+    scheme, colon, rest = url.partition("://")
+    if not colon:
+        scheme, rest = "", url
+    host, _, path = rest.partition("/")
+    folders, _, name = path.rpartition("/")
+    return f"{scheme}{colon}{host}/.../{name}" if folders else url
 
 
 def is_signed(url: str) -> bool:

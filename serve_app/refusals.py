@@ -1,29 +1,8 @@
-"""Why the gate sends a request back, and how it says so."""
+"""Why the gate sends a request back."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from musetalk_pipeline.errors import Stage
-from serve_app.answers import generate_body
 from serve_app.callers import Refusal
-from serve_app.schemas import Failure
-
-
-def body_of(refusal: Refusal) -> dict[str, Any]:
-    """Return the refusal in the shape of every error."""
-    is_passing = refusal.status_code in (408, 429, 503)
-    failure = Failure(
-        error_type="processing_error" if is_passing else "unknown_error",
-        error_message=refusal.message,
-        code=refusal.code,
-        stage=str(Stage.UNKNOWN),
-        retryable=is_passing,
-        status_code=refusal.status_code,
-        hint=refusal.hint,
-    )
-    return generate_body("", failure)
-
 
 _RETRY = {"Retry-After": "5"}
 NO_BODY = Refusal(

@@ -5,11 +5,12 @@ Pydantic at the edge (unknown fields of `params` are refused), frozen dataclasse
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
 
 from musetalk_pipeline.errors import InputName
 from musetalk_pipeline.options import (
@@ -31,6 +32,7 @@ from musetalk_pipeline.options import (
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
+MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
 # The bound also makes pydantic look at the characters: half a surrogate pair cannot be sent back.
 MetadataText = Annotated[str, Field(max_length=4096)]
 
@@ -113,10 +115,18 @@ class JobRequest(BaseModel):
         return JobOptions(frame, face, mask, speech, encode)
 
 
-class JobCreate(BaseModel):
-    """`POST /v1/avatar/jobs`."""
+class PreviewRequest(JobRequest):
+    """`POST /v1/avatar/preview`: a job, strictly read; nothing is stored under its id."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
+
+
+class JobCreate(BaseModel):
+    """`POST /v1/avatar/jobs`. A field that is not here is refused: it would be dropped silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     video_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
     audio_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
@@ -128,8 +138,23 @@ class JobCreate(BaseModel):
     )
     webhook_url: str | None = Field(None, max_length=MAX_URL_CHARS, repr=False)
     metadata: dict[MetadataText, MetadataText | int | FiniteFloat | bool | None] | None = Field(
-        None, max_length=64
+        None, description="Given back with the job; at most 64 entries and 16 KiB."
     )
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _has_few_entries(cls, value: Any) -> Any:
+        """Count before the entries are looked at: each one costs an error of its own."""
+        if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
+            raise ValueError(f"at most {MAX_METADATA_ENTRIES} entries are kept")
+        return value
+
+    @field_validator("metadata", mode="after")
+    @classmethod
+    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+            raise ValueError(f"at most {MAX_METADATA_BYTES} bytes are kept, as JSON and in all")
+        return value
 
 
 class Phase(StrEnum):

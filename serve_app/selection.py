@@ -79,12 +79,7 @@ def build_store(args: AppArgs, env: Environment) -> OutputStore:
     """Return B2 where its key is set, else the local folder that the ingress serves."""
     if env.b2_key_id and env.b2_app_key and env.b2_bucket:
         return B2Store(B2Settings(env.b2_key_id, env.b2_app_key, env.b2_bucket, env.b2_prefix))
-    return LocalStore(make_folders(args, env).results, public_base(args, env))
-
-
-def public_base(args: AppArgs, env: Environment) -> str:
-    """Return what links to this worker begin with."""
-    return (args.public_base_url or f"http://127.0.0.1:{env.port}").rstrip("/")
+    return LocalStore(make_folders(args, env).results)
 
 
 def device_of(pool: PoolSettings) -> str:

@@ -55,6 +55,8 @@ class JobService:
         self._driver = driver
         self._queue = queue
         self._defaults = defaults
+        # Makes a link of a stored output's location, for outcomes that leave this worker unasked.
+        self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
         self._has_output = has_output
         self._living: set[str] = set()  # jobs with an attempt in this process
         self._changes = Changes()
@@ -161,7 +163,7 @@ class JobService:
         if job is None:
             return None
         if tell is not None and job.origin is Origin.SYNC:
-            await tell(job, partial(self._run, job))
+            await tell(job, partial(self._run_published, job))
         else:
             await self._run(job, lambda progress: None)
         await self._forget()
@@ -189,7 +191,7 @@ class JobService:
         job_id = request.musetalk_job_id
         self._claims[job_id] += 1
         try:
-            return await self._run_claimed(request, report, ticket)
+            return self.publish(await self._run_claimed(request, report, ticket))
         finally:
             self._claims[job_id] -= 1
             if not self._claims[job_id]:
@@ -244,6 +246,9 @@ class JobService:
                     if job.outcome is not None:
                         return job.outcome
                 await change.wait(CLAIM_LOOK_S)
+
+    async def _run_published(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
+        return self.publish(await self._run(job, report))
 
     async def _run(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
         """Drive one attempt to its outcome and store it."""

@@ -6,6 +6,7 @@ is read here, once per process; who this worker is (identity.py) and what a one-
 environment only and are hidden from `repr`.
 """
 
+import ipaddress
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from musetalk_pipeline.options import (
     EncodeOptions,
@@ -167,6 +168,26 @@ class QueueSettings(Section):
     drain_s: float = Field(1800.0, gt=0, description="A stopping replica waits that long for jobs.")
 
 
+class LinkSettings(Section):
+    """Links to finished videos of the local folder."""
+
+    lifetime_days: float = Field(7.0, gt=0, le=36500, description="How long a new link is valid.")
+    trusted_proxies: list[str] = Field(
+        default_factory=list,
+        description="Addresses, networks whose X-Forwarded-Proto, -Host and -Prefix count.",
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, texts: list[str]) -> list[str]:
+        for text in texts:
+            try:
+                ipaddress.ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError(f"{text!r} is neither an address nor a network") from None
+        return texts
+
+
 class ResultSettings(Section):
     """Finished videos in the local folder: how long they are kept."""
 
@@ -213,8 +234,17 @@ class AppArgs(Section):
         9464, ge=0, le=65535, description="Prometheus metrics, on 127.0.0.1; 0: any free port."
     )
     public_base_url: str | None = Field(
-        None, description="What /files/ links begin with; none: http://<host>:<port>."
+        None, description="What links begin with; none: what the request came by."
     )
+    links: LinkSettings = LinkSettings()
+    stack_traces: bool = Field(False, description="Put the stack trace into 500 answers.")
+
+    @field_validator("public_base_url")
+    @classmethod
+    def _is_a_base(cls, text: str | None) -> str | None:
+        if text is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+            raise ValueError("use http:// or https://, a host and at most a path")
+        return text
 
     @model_validator(mode="after")
     def _pool_names_differ(self) -> "AppArgs":

@@ -50,7 +50,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StoredOutput:
-    """A stored video. `bucket` and `file_name` are set where the output went to B2."""
+    """A stored video. `bucket` and `file_name` are set where the output went to B2.
+
+    `url` is the output's address; of a local file it is the path under this worker (`/files/…`).
+    """
 
     url: str
     bucket: str | None

@@ -33,7 +33,7 @@ def add(folder: Path, tmp_path: Path) -> Callable[..., str]:
         video = tmp_path / "made.mp4"
         video.write_bytes(b"v" * size)
         sidecar = f'{{"musetalk_job_id": "{job_id}"}}'.encode()
-        LocalStore(folder, "http://h").put(job_id, video, sidecar)
+        LocalStore(folder).put(job_id, video, sidecar)
         name = object_name(job_id)
         for suffix in (".mp4", ".json"):
             os.utime(folder / (name + suffix), (NOW - age_s, NOW - age_s))
@@ -69,7 +69,7 @@ def test_what_was_written_or_asked_for_just_now_stays(folder, add):
     add("read", 8 * DAY_S)
     add("noted", 8 * DAY_S)
     add("idle", 8 * DAY_S)
-    store = LocalStore(folder, "")
+    store = LocalStore(folder)
     assert store.resolve("read.mp4") and store.resolve("noted.json")
     for name in ("read.mp4", "noted.mp4"):  # the store goes by the real clock
         path = folder / name
@@ -81,7 +81,7 @@ def test_what_was_written_or_asked_for_just_now_stays(folder, add):
 def test_asking_for_a_file_marks_its_video_as_used(folder, add):
     add("job", 40 * 365 * DAY_S)
     before = (folder / "job.mp4").stat()
-    LocalStore(folder, "").resolve("job.json")
+    LocalStore(folder).resolve("job.json")
     after = (folder / "job.mp4").stat()
     assert after.st_atime > before.st_atime and after.st_mtime == before.st_mtime
 

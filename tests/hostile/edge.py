@@ -16,7 +16,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.callers import CallerRules
-from serve_app.gate import Gate, GateLimits
+from serve_app.gate import Gate, GateLimits, Judge
 from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
 
 
@@ -95,7 +95,7 @@ async def gated(
     inner: ASGIApp,
     limits: GateLimits | None = None,
     connections: ConnectionLimits | None = None,
-    rules: CallerRules | None = None,
+    rules: Judge | None = None,
 ) -> AsyncIterator[int]:
     """Serve `inner` behind the proxy's gate; the port."""
     gate = Gate(inner, rules or CallerRules(), limits, is_proxy=True)

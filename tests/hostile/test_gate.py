@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.bodies import BodyLimits
 from serve_app.callers import CallerRules
+from serve_app.doorkeeper import Doorkeeper, Guesses
 from serve_app.gate import INGRESS_LIMITS, Gate, GateLimits
 from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
 
@@ -158,6 +159,19 @@ async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
         assert status == 401
         check_refusal(body, "key_missing", retryable=False)
     assert inner.seen == []
+
+
+async def test_guesses_are_limited_where_clients_connect() -> None:
+    """Mend 4.4, in the proxy: wrong keys never reach the ingress, which counts them too."""
+    door = Doorkeeper(LOCKED, None, Guesses(burst=2, pause_s=1000.0))
+    async with gated(Inner(), rules=door) as port, caller(port) as client:
+
+        async def status(key: str) -> int:
+            answer = await client.get("/v1/avatar/jobs", headers={"X-Internal-API-Key": key})
+            return answer.status_code
+
+        assert [await status("wrong") for _ in range(4)] == [403, 403, 429, 429]
+        assert await status(KEY) == 200
 
 
 @pytest.mark.parametrize("is_chunked", [False, True])

@@ -17,22 +17,25 @@ KEY = "K005-not-a-real-key-42"
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://h.example/a/b.mp4?X-Amz-Signature=abc#f", "https://h.example/a/b.mp4"),
+        ("https://h.example/a/b.mp4?X-Amz-Signature=abc#f", "https://h.example/.../b.mp4"),
+        ("https://h.example/t0ken/a/b.mp4", "https://h.example/.../b.mp4"),
+        ("h.example/t0ken/b.mp4", "h.example/.../b.mp4"),
         ("https://user:pw@h.example/a", "https://h.example/a"),
         ("https://user:p@w@h.example/a", "https://h.example/a"),
         ("https://user:p?w@h.example/a", "https://[hidden]"),
         ("https://user:p#w@h.example/a", "https://[hidden]"),
         ("https://h.example?sig=a/b", "https://h.example"),
         ("https://h.example?sig=a@b", "https://[hidden]"),
-        ("https://user:pw@h.example/a/@b", "https://h.example/a/@b"),
+        ("https://user:pw@h.example/a/@b", "https://h.example/.../@b"),
         ("http://[::1/x?sig=abc", "http://[::1/x"),
         ("http://user:pw@[::1/x", "http://[::1/x"),
         ("user:pw@host/path", "host/path"),
-        ("file:///data/clip.mp4", "file:///data/clip.mp4"),
+        ("file:///data/clip.mp4", "file:///.../clip.mp4"),
         ("http://h.example/\r\n\ud800", "http://h.example/%0D%0A%3F"),
     ],
 )
-def test_only_scheme_host_and_path_are_shown(url: str, shown: str) -> None:
+def test_only_scheme_host_and_name_are_shown(url: str, shown: str) -> None:
+    """Mend 4.10: a secret may be in the path too, so its middle is not shown."""
     assert shown_url(url) == shown
 
 

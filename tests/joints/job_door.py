@@ -15,11 +15,14 @@ import httpx
 import uvicorn
 
 from musetalk_pipeline.options import JobOptions
+from serve_app.callers import CallerRules
+from serve_app.doorkeeper import Doorkeeper
 from serve_app.job import Job
 from serve_app.jobs import JobRegistry
+from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest, Phase, Progress
-from serve_app.settings import QueueSettings, read_environment
+from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
 from serve_app.transfers import Assignment, Finished
 from serve_app.webhooks import WebhookSender
 
@@ -75,7 +78,8 @@ class JobDoor(Ingress):
         self._env = read_environment({})
         self.path = folder / "jobs.sqlite3"
         self.registry = JobRegistry(self.path)
-        self._store = store = LocalStore(graph.results, "")
+        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
+        self._store = store = LocalStore(graph.results)
 
         async def has_output(job: Job) -> bool:
             return await asyncio.to_thread(store.has, job.id)
@@ -87,6 +91,9 @@ class JobDoor(Ingress):
             JobOptions(),
             has_output,  # type: ignore[arg-type]
         )
+        self._args = AppArgs(pools=[PoolSettings(name="cpu")])
+        self._links = LinkMaker.of(self._args, self._env, folder)
+        self.doorkeeper = Doorkeeper(CallerRules.of(self._env), self._links.signer)
         self._webhooks = None
 
     @property

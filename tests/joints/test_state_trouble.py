@@ -92,7 +92,7 @@ async def test_a_full_disk_refuses_new_jobs_and_loses_no_running_one(rig):
     await rig.graph.inferring.wait()
     assert await rig.service.threads.is_writable()
     with disk_full(rig.door.registry):
-        large = {"metadata": {str(n): "x" * 1000 for n in range(60)}}
+        large = {"metadata": {str(n): "x" * 250 for n in range(60)}}
         assert_asks_to_come_back(await rig.client.post("/v1/avatar/jobs", json=body("b", **large)))
         assert not await rig.service.threads.is_writable()
         assert (await rig.client.get("/v1/avatar/jobs/a")).status_code == 200
