@@ -30,6 +30,7 @@ from serve_app.local_store import LocalStore
 from serve_app.notifications import notify_forever
 from serve_app.outcomes import failure_of, job_ended
 from serve_app.polling import Polling, polling_rules
+from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
 from serve_app.replica_setup import set_up_replica
 from serve_app.schemas import JobCreate, JobRequest
@@ -95,6 +96,7 @@ class Ingress:
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
+        self._pushed = self._make_pushed_reports(folders)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
         # The slots beyond `_n_slots` fetch ahead; driver.py lets `_n_slots` jobs be worked on.
@@ -107,6 +109,8 @@ class Ingress:
             self._keep("notifications", lambda: notify_forever(registry, threads, webhooks))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
+        if self._pushed is not None:
+            self._keep("reports", self._pushed.deliver_forever)
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
@@ -140,18 +144,41 @@ class Ingress:
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
-        if await self._readiness.is_ready() and await self._service.work() is not None:
+        tell = None if self._pushed is None else self._pushed.tell
+        if await self._readiness.is_ready() and await self._service.work(tell) is not None:
             return True
         # A job that would wait here is better claimed by another worker.
         has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
-        return has_place and self._polling is not None and await self._polling.work_once(slot)
+        return has_place and self._polling is not None and await self._polling.work_once()
 
     def _make_polling(self, folders: Folders) -> Polling | None:
         rules = polling_rules(self._env)
         if rules is None:
             return None
-        ready = self._readiness.is_ready
-        return Polling(rules, self._env, folders.state, self._service, ready, self._n_slots)
+        return Polling(
+            rules,
+            self._env,
+            folders.state,
+            self._service,
+            self._readiness.is_ready,
+            self._n_slots,
+            self._batch_size,
+        )
+
+    def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
+        rules = report_rules(self._env)
+        if rules is None:
+            if self._env.mode == "queue" and self._env.orchestrator_url is not None:
+                logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
+            return None
+        # Said, because this environment may have been a poller's: WORKER_TYPE alone is missing.
+        logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
+        return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
+
+    def _batch_size(self) -> int | None:
+        """Return the frames that go through a network together; known from readiness on."""
+        chosen: int | None = self._env.batch_size or self._readiness.facts().get("batch_size")
+        return chosen
 
     # Probes ----------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ _ASPECT = re.compile(rf"{_NUMBER}[:x×*/_-]{_NUMBER}")
 _SIZE = re.compile(r"(\d{1,5})[x×*:/_-](\d{1,5})")
 _SHORT_SIDE = re.compile(r"(\d{1,5})(?:p|i|px)?")
 
-# Any source will do: the sizes that are judged here do not depend on it.
-_SOURCE = (1920, 1080)
+# Only the shape of the source matters to what is judged here, so it is a common one, and small.
+_SOURCE = (320, 180)
 
 
 def read_leniently(
@@ -155,7 +155,9 @@ def _params(given: object, warnings: list[str]) -> Params:
     if unknown:
         warnings.append(f"params: {_listed(unknown)} not known here and ignored.")
     good: dict[str, Any] = {}
-    for name in Params.model_fields.keys() & given.keys():
+    for name in Params.model_fields:
+        if name not in given:
+            continue
         try:
             Params.model_validate({name: given[name]})
         except ValidationError as exc:

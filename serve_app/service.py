@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import Context
+from functools import partial
 
 from musetalk_pipeline.options import JobOptions
 from serve_app.attempt import LivingAttempt
@@ -21,6 +22,9 @@ from serve_app.transfers import Assignment, PreviewPicture
 from serve_app.waiting import Changes, Waiting
 
 logger = logging.getLogger(__name__)
+
+# Runs an attempt by calling the second argument with where its progress goes.
+Tell = Callable[[Job, Callable[[Callable[[Progress], None]], Awaitable[Outcome]]], Awaitable[None]]
 
 CLAIM_LOOK_S = 1.0  # how often a claimed job that runs elsewhere is looked at
 LOOK_S = 1.0  # how often a follower looks, although nothing here changed its job
@@ -142,8 +146,11 @@ class JobService:
 
     # Running ---------------------------------------------------------------------------------
 
-    async def work(self) -> Job | None:
-        """Run the next job that waits, to its end; None if there is none."""
+    async def work(self, tell: Tell | None = None) -> Job | None:
+        """Run the next job that waits, to its end; None if there is none.
+
+        `tell`: runs an attempt at a job that was pushed here, and tells others of it.
+        """
         try:
             await self._sweep()
             job = await self._take()
@@ -152,7 +159,10 @@ class JobService:
             return None
         if job is None:
             return None
-        await self._run(job, lambda progress: None)
+        if tell is not None and job.origin is Origin.SYNC:
+            await tell(job, partial(self._run, job))
+        else:
+            await self._run(job, lambda progress: None)
         await self._forget()
         return job
 

@@ -30,6 +30,10 @@ from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
 from serve_app.scratch import default_work_dir, make_root
 
+# Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
+Mode = Literal["poll", "buffer", "queue"]
+MODES: tuple[Mode, ...] = ("poll", "buffer", "queue")
+
 SERVICE_NAME = "lipsync-serve"
 API_VERSION = "0.1.0"
 
@@ -266,8 +270,7 @@ class Environment:
     ping_is_public: bool = False
     orchestrator_url: str | None = None
     buffer_orchestrator_url: str | None = None
-    worker_mode: str | None = None
-    buffer_worker_id: str | None = None
+    mode: Mode = "queue"
     worker_type: str = "main"
     provider: str = "unknown"
     buffer_capacity: int = 1
@@ -298,11 +301,13 @@ class Environment:
     @property
     def is_buffer(self) -> bool:
         """Whether this worker speaks the buffer protocol."""
-        return self.worker_mode == "buffer" or self.buffer_worker_id is not None
+        return self.mode == "buffer"
 
     @property
     def polling_url(self) -> str | None:
-        """The orchestrator to poll, None if polling is off."""
+        """The orchestrator to poll; None in queue mode, or if there is none."""
+        if self.mode == "queue":
+            return None
         if self.is_buffer and self.buffer_orchestrator_url:
             return self.buffer_orchestrator_url
         return self.orchestrator_url
@@ -380,8 +385,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
         buffer_orchestrator_url=text("BUFFER_ORCHESTRATOR_BASE_URL"),
-        worker_mode=text("WORKER_MODE"),
-        buffer_worker_id=text("BUFFER_WORKER_ID"),
+        mode=_mode(variables),
         worker_type=text("WORKER_TYPE") or "main",
         provider=text("PROVIDER") or "unknown",
         buffer_capacity=count("BUFFER_CAPACITY") or 1,
@@ -406,9 +410,27 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         b2_key_id=text("B2_KEY_ID"),
         b2_app_key=text("B2_APP_KEY"),
         b2_bucket=text("B2_BUCKET_NAME"),
-        b2_prefix=text("B2_PREFIX") or "avatar/outputs",
+        b2_prefix=env.get("B2_PREFIX", "avatar/outputs"),  # empty: the bucket's root
         salad_queue_job_id=text("SALAD_QUEUE_JOB_ID"),
     )
+
+
+def _mode(variables: _Variables) -> Mode:
+    """Return where jobs come from (contracts.md §2, "Modes").
+
+    Raises:
+        EnvironmentInvalid: `WORKER_MODE` names no mode.
+    """
+    named = (variables.text("WORKER_MODE") or "").strip().lower()
+    if named and named not in MODES:
+        raise EnvironmentInvalid(f"WORKER_MODE must be one of {', '.join(MODES)}")
+    if named == "buffer" or variables.text("BUFFER_WORKER_ID"):
+        return "buffer"
+    if named:
+        return "poll" if named == "poll" else "queue"
+    # The environment of the worker that was poller and server in one.
+    unified = ("ORCHESTRATOR_BASE_URL", "INTERNAL_API_KEY", "WORKER_TYPE")
+    return "poll" if all(variables.text(name) for name in unified) else "queue"
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,19 +143,21 @@ def environment_faults(env: Environment) -> Iterator[str]:
             f"{_listed(given)} set, but {_listed(missing)} not: set all three to upload to B2, "
             "or none of them to keep outputs on this machine"
         )
-    if env.polling_url is not None:
+    if env.orchestrator_url is not None or env.mode != "queue":
         from serve_app.polling import polling_rules  # takes a second to import
+        from serve_app.pushed import report_rules
 
         try:
             polling_rules(env)
+            report_rules(env)
         except EnvironmentInvalid as exc:
             yield str(exc)
-        if not given and not env.allow_local_store:
-            yield (
-                "this worker is to poll an orchestrator, but its outputs would stay on this "
-                f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
-                "whoever reads them can reach this worker"
-            )
+    if env.mode != "queue" and not given and not env.allow_local_store:
+        yield (
+            "this worker is to poll an orchestrator, but its outputs would stay on this "
+            f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
+            "whoever reads them can reach this worker"
+        )
 
 
 def _listed(names: list[str]) -> str:

@@ -138,3 +138,4 @@ class Description:
     landmarks: str
     device: str
     gpu_class: str
+    batch_size: int  # frames in one pass; 1 where the engine draws one by one

@@ -23,7 +23,11 @@ from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
 SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}
-POLLING = {"ORCHESTRATOR_BASE_URL": "http://127.0.0.1:9", "INTERNAL_API_KEY": "k" * 20}
+POLLING = {
+    "ORCHESTRATOR_BASE_URL": "http://127.0.0.1:9",
+    "INTERNAL_API_KEY": "k" * 20,
+    "WORKER_TYPE": "main",
+}
 
 
 def config(folder: Path, text: str = "", **changes: str) -> Path:
@@ -167,6 +171,25 @@ def test_polling_without_a_shared_store_refuses_the_start(tmp_path: Path) -> Non
     assert started(path, POLLING | {"ALLOW_LOCAL_STORE": "true"}).env.polling_url
     assert started(path, POLLING | SHARED).env.polling_url
     assert started(path, {}).env.polling_url is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"WORKER_MODE": "push"}, "WORKER_MODE must be one of poll, buffer, queue"),
+        ({"WORKER_MODE": "poll"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
+        ({"BUFFER_WORKER_ID": "b"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
+        (POLLING | SHARED | {"WORKER_TYPE": "buffer"}, "WORKER_TYPE must be one of"),
+        (POLLING | SHARED | {"ORCHESTRATOR_BASE_URL": "o:1"}, "ORCHESTRATOR_BASE_URL must start"),
+        (POLLING | {"WORKER_MODE": "queue", "INTERNAL_API_KEY": "two\nlines"}, "INTERNAL_API_KEY"),
+    ],
+)
+def test_a_mode_that_cannot_work_refuses_the_start(
+    tmp_path: Path, environ: dict[str, str], said: str
+) -> None:
+    """Mend 1.3."""
+    [fault] = faults(config(tmp_path), environ)
+    assert said in fault
 
 
 def test_a_variable_that_is_no_number_refuses_the_start(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from serve_app.driver import Graph, Pool
 from serve_app.readiness import Readiness
 from serve_app.transfers import Description
 
-ABOUT = Description("warp", "1", "mesh", "cpu", "cpu")
+ABOUT = Description("warp", "1", "mesh", "cpu", "cpu", 1)
 
 
 class Describing:
