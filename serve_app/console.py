@@ -50,6 +50,10 @@ class Console:
 
         dispatcher.remove_handler("ray_print_logs")
         dispatcher.add_handler("lipsync", self.print_batch)
+        if self._is_json:
+            for name in ("ray", "ray.serve"):
+                for handler in logging.getLogger(name).handlers:
+                    handler.setFormatter(self._formatter)
 
     def print_batch(self, batch: dict[str, Any]) -> None:
         """Print what is worth it of some lines that one process wrote."""

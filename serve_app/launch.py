@@ -43,7 +43,9 @@ logger = logging.getLogger("serve_app.launch")
 DEFAULT_CONFIG = "serve_config.yaml"
 STARTING_LOOK_S = 0.1
 ANSWER_S = 5.0
-RUNNING_LOOK_S = 5.0  # a look costs some 10 ms; nothing is decided by it
+RUNNING_LOOK_S = 5.0  # a look costs some 10 ms
+LOST_S = 60.0  # Serve silent for that long is gone
+STANDING_LOOK_S = 1.0
 DRAIN_LOOK_S = 0.1
 FREE_S, FREE_LOOK_S = 10.0, 0.05
 LAST_WORDS_S = 3.0  # Ray's log lines come some tenths of a second late
@@ -176,21 +178,57 @@ def _state(cluster: Cluster) -> State:
         ) from exc
 
 
+class Watch(threading.Thread):
+    """Looks at the running application now and then, and says what changes.
+
+    In a thread of its own: Serve's controller may hang, and a signal has to be heard then too.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(daemon=True)
+        self._cluster = cluster
+        self._unhealthy: tuple[str, ...] = ()
+        self._over = threading.Event()
+        self.is_lost = False
+
+    def end(self) -> None:
+        """Look no more; a look that is under way says nothing."""
+        self._over.set()
+
+    def run(self) -> None:
+        """Look until the cluster is lost. A controller that died is back within seconds."""
+        seen = time.monotonic()
+        while not self.is_lost and not self._over.wait(RUNNING_LOOK_S):
+            try:
+                self._compare(self._cluster.state().unhealthy)
+            except Exception as exc:
+                if self._over.is_set():
+                    return
+                silent_s = time.monotonic() - seen
+                logger.warning(
+                    "Serve has not answered for %.0f s (%s)", silent_s, type(exc).__name__
+                )
+                self.is_lost = silent_s > LOST_S
+            else:
+                seen = time.monotonic()
+
+    def _compare(self, now: tuple[str, ...]) -> None:
+        if now != self._unhealthy:
+            logger.warning("deployments that are not healthy: %s", ", ".join(now) or "none now")
+            self._unhealthy = now
+
+
 def _stand_by(cluster: Cluster, wishes: Wishes) -> bool:
     """Wait for the wish to end; False if the cluster is lost before."""
-    unhealthy: tuple[str, ...] = ()
-    while not wishes.wait(RUNNING_LOOK_S):
-        try:
-            now = cluster.state().unhealthy
-        except Exception:
-            logger.exception("Serve does not answer")
-            return False
-        if now != unhealthy:
-            logger.warning(
-                "deployments that are not healthy: %s", ", ".join(now) or "none any more"
-            )
-            unhealthy = now
-    return True
+    watch = Watch(cluster)
+    watch.start()
+    try:
+        while not wishes.wait(STANDING_LOOK_S):
+            if watch.is_lost:
+                return False
+        return True
+    finally:
+        watch.end()
 
 
 def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> bool:

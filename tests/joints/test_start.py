@@ -297,11 +297,11 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
     line = ready_line(start, facts)
     base = f"http://127.0.0.1:{start.port}"
     assert f"ready at {base}, documentation at {base}/docs, engine warp, landmarks mesh" in line
-    assert "only this machine may call: set INGRESS_API_KEY" in line
+    assert "only this machine may call" in line.lower() and "INGRESS_API_KEY" in line
     for environ, words in (
-        ({"INGRESS_API_KEY": "a" * 20}, "callers need INGRESS_API_KEY"),
-        ({"INTERNAL_API_KEY": "a" * 20}, "on this machine need no key, others need INTERNAL_API"),
-        ({"ALLOW_ANONYMOUS": "true"}, "anybody who reaches this port"),
+        ({"INGRESS_API_KEY": "a" * 20}, "need INGRESS_API_KEY"),
+        ({"INTERNAL_API_KEY": "a" * 20}, "on this machine need no key"),
+        ({"ALLOW_ANONYMOUS": "true"}, "ALLOW_ANONYMOUS"),
     ):
         said = who_may_call(started(config(tmp_path), environ))
         assert words in said and "a" * 20 not in said
