@@ -139,7 +139,7 @@ def transcode(
 
 
 def known_faces(video: Path, folder: Path) -> list[Landmarks | None]:
-    from musetalk_pipeline.stages import BgrFrames
+    from musetalk_pipeline.colour import BgrFrames
 
     source = probe_video(video, MediaLimits(), folder)
     picture = fit_picture(source, FrameOptions(), ())

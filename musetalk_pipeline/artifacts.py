@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.options import Surround
 from musetalk_pipeline.plan import Block, Segment
 
 
@@ -83,8 +84,9 @@ class Picture:
     block.
 
     First `crop` (in displayed source pixels; None: all), then scale to `scaled_width x
-    scaled_height`, then put at `pad_x, pad_y` in a black `width x height`. All sizes and offsets
-    are even. Stages see only the fitted frames.
+    scaled_height`, then put at `pad_x, pad_y` in `width x height`, which is black around it or
+    (`surround`) shows the picture itself, enlarged and blurred. There are bars on two opposite
+    sides or on none. All sizes and offsets are even. Stages see only the fitted frames.
     """
 
     width: int
@@ -95,6 +97,7 @@ class Picture:
     pad_y: int
     crop: Box | None
     colour: ColourTags
+    surround: Surround = "black"
 
 
 @dataclass(frozen=True, slots=True)

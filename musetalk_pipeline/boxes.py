@@ -36,6 +36,21 @@ class Box:
     def is_empty(self) -> bool:
         return self.width <= 0 or self.height <= 0
 
+    @property
+    def area(self) -> int:
+        return self.width * self.height
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
+
+    def is_around_middle_of(self, other: Box) -> bool:
+        """Whether the middle of either lies in the other, as of two boxes of one face."""
+        return self._holds(other.middle) or other._holds(self.middle)
+
+    def _holds(self, point: tuple[float, float]) -> bool:
+        return self.x0 <= point[0] < self.x1 and self.y0 <= point[1] < self.y1
+
     def clipped(self, width_px: int, height_px: int) -> Box:
         """Return the part inside a frame of that size; may be empty."""
         return Box(

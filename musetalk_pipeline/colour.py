@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import overload
+
 import cv2
 import numpy as np
 from av import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import ColourTags
+from musetalk_pipeline.artifacts import ColourTags, Picture
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.watch import Check, go_on
 
 MAX_BIAS = 3  # measured: swscale 5.1 and 9.5 are 0 to 2 levels off, rounding adds one
 
@@ -146,3 +150,31 @@ def _matrices(colour: ColourTags) -> tuple[NDArray[np.float64], NDArray[np.float
         np.array([[*(luma * y_scale), y_offset]]),
         np.array([[*(u * c_scale), 128.0], [*(v * c_scale), 128.0]]),
     )
+
+
+class BgrFrames(Sequence[NDArray[np.uint8]]):
+    """Frames as a detector wants them, converted when they are asked for and not kept."""
+
+    def __init__(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        picture: Picture,
+        check: Check = go_on,
+    ) -> None:
+        self._frames = frames
+        self._picture = picture
+        self._check = check
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, place: slice) -> BgrFrames: ...
+    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | BgrFrames:
+        if isinstance(place, slice):
+            return BgrFrames(self._frames[place], self._picture, self._check)
+        self._check()
+        picture = self._picture
+        return to_bgr(self._frames[place], picture.width, picture.height, picture.colour)

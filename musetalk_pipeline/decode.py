@@ -32,6 +32,9 @@ SCALER = "bicubic+accurate_rnd+full_chroma_inp"
 DAMAGE = (b"concealing", b"error while decoding", b"Invalid data found")
 _NOTES = re.compile(rb"(?<=pts:) *-?\d{1,19}(?= pts_time)|" + b"|".join(DAMAGE))
 
+# Bars of `fit: blur`: made at this fraction of the picture's size, where the blur is this wide.
+BLUR_SCALE, BLUR_SIGMA = 16, 2  # by eye: shapes are gone, colours and movement stay
+
 RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
 
 
@@ -201,8 +204,50 @@ def picture_filters(source: SourceVideo, picture: Picture) -> list[str]:
     keeps_format = source.pixel_format in ("yuv420p", "yuvj420p")
     pixels = source.pixel_format if keeps_format else "yuv420p"
     filters += [f"scale={size}:flags={SCALER}:{levels}", f"format={pixels}"]
-    if (picture.width, picture.height) != (picture.scaled_width, picture.scaled_height):
-        filters.append(
-            f"pad={picture.width}:{picture.height}:{picture.pad_x}:{picture.pad_y}:color=black"
+    if (picture.width, picture.height) == (picture.scaled_width, picture.scaled_height):
+        return filters
+    if picture.surround == "blur":
+        return [*filters, _blurred_bars(picture, f"in_range={light}:out_range={light}")]
+    place = f"{picture.width}:{picture.height}:{picture.pad_x}:{picture.pad_y}"
+    return [*filters, f"pad={place}:color=black"]
+
+
+def _blurred_bars(picture: Picture, levels: str) -> str:
+    """Return the graph that puts bars of the enlarged, blurred picture on two sides of it.
+
+    The picture itself is stacked between them, not overlaid: its pixels stay as they are. Each bar
+    is cut out and blurred at a sixteenth of the size, so that it costs little.
+    """
+    wide, tall = picture.scaled_width, picture.scaled_height
+    has_side_bars = wide < picture.width
+    if has_side_bars:
+        covering = wide, _even_part(wide * picture.height, picture.width)
+        sizes = (picture.pad_x, picture.width - wide - picture.pad_x)
+    else:
+        covering = _even_part(tall * picture.width, picture.height), tall
+        sizes = (picture.pad_y, picture.height - tall - picture.pad_y)
+    small = [_even_part(side, BLUR_SCALE) for side in (picture.width, picture.height)]
+    blurred = (
+        f"crop={covering[0]}:{covering[1]},scale={small[0]}:{small[1]}:flags=area:{levels},"
+        f"gblur=sigma={BLUR_SIGMA}"
+    )
+    ends = ("0:0", f"{small[0]}-out_w:{small[1]}-out_h")
+    bars = [(size, end) for size, end in zip(sizes, ends, strict=True) if size]
+    graph = [f"split={len(bars) + 1}[whole]" + "".join(f"[to{i}]" for i in range(len(bars)))]
+    for i, (size, end) in enumerate(bars):
+        if has_side_bars:
+            cut, full = f"{_even_part(size, BLUR_SCALE)}:{small[1]}", f"{size}:{tall}"
+        else:
+            cut, full = f"{small[0]}:{_even_part(size, BLUR_SCALE)}", f"{wide}:{size}"
+        graph.append(
+            f"[to{i}]{blurred},crop={cut}:{end},scale={full}:flags=bicubic:{levels}[bar{i}]"
         )
-    return filters
+    order = [f"[bar{i}]" for i in range(len(bars))]
+    order.insert(1 if sizes[0] else 0, "[whole]")
+    stack = "hstack" if has_side_bars else "vstack"
+    return ";".join([*graph, f"{''.join(order)}{stack}=inputs={len(order)}"])
+
+
+def _even_part(length: int, divisor: int) -> int:
+    """Return an even share of a length, at least 2."""
+    return max(2, 2 * round(length / divisor / 2))

@@ -26,6 +26,8 @@ job. Messages and details never hold secrets, signed query strings or stack trac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
@@ -50,15 +52,20 @@ class PipelineError(Exception):
 
     Args:
         message: one sentence for the person who sent the job.
-        hint: what to do about it, where the message does not say so itself.
+        hint: what to do about it; the type's own unless it is given.
         input: the input that is at fault, where it is one of the two.
         details: facts for programs, such as a status code or a limit.
+
+    `stage_seconds`: what had been done for the job by then, in seconds by stage; whoever measured
+    it adds it.
     """
 
     code: ClassVar[str] = "unknown"
     error_type: ClassVar[str] = "unknown_error"
     default_stage: ClassVar[Stage] = Stage.UNKNOWN
     retryable: ClassVar[bool] = False
+    default_hint: ClassVar[str | None] = None
+    default_input: ClassVar[InputName | None] = None
 
     def __init__(
         self,
@@ -72,9 +79,10 @@ class PipelineError(Exception):
         super().__init__(message)
         self.message = message
         self.stage = stage or self.default_stage
-        self.hint = hint
-        self.input = input
+        self.hint = hint or self.default_hint
+        self.input = input or self.default_input
         self.details = details
+        self.stage_seconds: dict[str, float] = {}
 
     def about(self, input: InputName) -> Self:
         """Say which input is at fault, unless that is said already; returns the error itself."""
@@ -83,11 +91,21 @@ class PipelineError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         said = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
-        return _rebuild, (type(self), self.message, said)
+        return _rebuild, (type(self), self.message, said), {"stage_seconds": self.stage_seconds}
 
 
 def _rebuild(kind: type[PipelineError], message: str, said: dict[str, Any]) -> PipelineError:
     return kind(message, **said)
+
+
+@contextmanager
+def at_fault(input: InputName) -> Iterator[None]:
+    """Say of every MediaError raised inside that it is about this input, unless it says already."""
+    try:
+        yield
+    except MediaError as error:
+        error.about(input)
+        raise
 
 
 class MediaError(PipelineError):
@@ -125,6 +143,7 @@ class MediaTooLarge(MediaError):
     """More bytes, seconds, pixels, frames a second or streams than the configured limits."""
 
     code = "media_too_large"
+    default_hint = "Shorten the file, or scale it down; the operator sets the limits (`inputs:`)."
 
 
 class InvalidVideo(MediaError):
@@ -133,18 +152,24 @@ class InvalidVideo(MediaError):
     """
 
     code = "invalid_video"
+    default_hint = "Send a video that plays to its end in a browser, such as H.264 in MP4."
+    default_input = "video"
 
 
 class InvalidAudio(MediaError):
     """Not audio, truncated, or without samples."""
 
     code = "invalid_audio"
+    default_hint = "Send sound that plays to its end in a browser, such as WAV, MP3 or M4A."
+    default_input = "audio"
 
 
 class AudioTooShort(MediaError):
     """Less than 80 ms of sound, or less than one video frame."""
 
     code = "audio_too_short"
+    default_hint = "Send longer audio: the video that is made lasts as long as the audio does."
+    default_input = "audio"
 
 
 class InvalidOptions(MediaError):
@@ -158,6 +183,8 @@ class NoFaceFound(MediaError):
 
     code = "no_face"
     default_stage = Stage.PREPROCESSING
+    default_hint = "Send a video in which one face is large, well lit and turned to the camera."
+    default_input = "video"
 
 
 class ProcessingError(PipelineError):

@@ -23,6 +23,7 @@ from musetalk_pipeline.sandbox import ChildLimits, ffprobe, local_input, run
 HEADER_S = 60.0  # guess: a header takes 0.1 s; the rest is for a machine under load
 
 Refusal = type[InvalidVideo] | type[InvalidAudio]
+WHOLE_FILE = "Make sure that the file was written and uploaded to its end, then send it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,45 +45,62 @@ class MediaFile:
         return local_input(self.path, self.container.demuxer)
 
 
-def admit(path: Path, limits: MediaLimits, refusal: Refusal) -> MediaFile:
+def admit(
+    path: Path, limits: MediaLimits, refusal: Refusal, sha256: str | None = None
+) -> MediaFile:
     """Check size, kind, streams and declared lengths of a file.
+
+    `sha256`: the digest in hex where it is known already; the file is read for it if not.
 
     Raises:
         MediaTooLarge, or `refusal`: it cannot be used, with a sentence that says why.
     """
-    size = path.stat().st_size
+    size, name = path.stat().st_size, _name(refusal)
     if size == 0:
-        raise refusal("The file is empty (0 bytes).")
+        raise refusal(f"{name} is empty (0 bytes).", hint=WHOLE_FILE, size_bytes=0)
     if size > limits.max_bytes:
         raise MediaTooLarge(
-            f"The file has {size / 1e6:.0f} MB; at most {limits.max_bytes / 1e6:.0f} MB are "
-            "accepted."
+            f"{name} has {size / 1e6:.0f} MB; at most {limits.max_bytes / 1e6:.0f} MB are "
+            "accepted.",
+            size_bytes=size,
+            max_bytes=limits.max_bytes,
         )
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
         container = recognise(head)
         if container is None:
-            raise refusal(_what_instead(head, "a video" if refusal is InvalidVideo else "sound"))
+            raise refusal(_what_instead(head, refusal))
         if size < limits.min_bytes and refusal is InvalidVideo:
-            raise refusal(f"The file has only {size} bytes; that is too small for a video.")
+            raise refusal(
+                f"{name} has only {size} bytes; that is too small for a video.",
+                hint=WHOLE_FILE,
+                size_bytes=size,
+            )
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
     whole, streams = read_header(path, container, refusal)
     if len(streams) > limits.max_streams:
         raise MediaTooLarge(
-            f"The file holds {len(streams)} streams; at most {limits.max_streams} are accepted."
+            f"{name} holds {len(streams)} streams; at most {limits.max_streams} are accepted.",
+            hint="Send a file with one picture and one sound track.",
+            streams=len(streams),
         )
     duration = seconds(whole.get("duration"))
     if container is WAV:
         duration = max(duration, wav_length_s(head))
     longest = max([duration, *(seconds(stream.get("duration")) for stream in streams)])
     if longest > limits.max_duration_s:
-        raise too_long(longest, limits)
+        raise too_long(name, longest, limits)
     start = Fraction(whole.get("start_time") or 0)
     return MediaFile(path, container, digest, size, start, duration, tuple(streams))
 
 
-def _what_instead(head: bytes, wanted: str) -> str:
+def _name(refusal: Refusal) -> str:
+    return f"The {refusal.default_input} file"
+
+
+def _what_instead(head: bytes, refusal: Refusal) -> str:
+    name, wanted = _name(refusal), "a video" if refusal is InvalidVideo else "sound"
     kinds: tuple[tuple[bool, str], ...] = (
         (b"#EXTM3U" in head[:64], "a playlist"),
         (head[:4] in (b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"Rar!", b"7z\xbc\xaf"), "an archive"),
@@ -92,10 +110,10 @@ def _what_instead(head: bytes, wanted: str) -> str:
         (head.lstrip()[:1] in (b"<", b"{", b"["), "a web page, an XML or a JSON document"),
         (b"\0" not in head[:512], "text"),
     )
-    for is_so, name in kinds:
+    for is_so, kind in kinds:
         if is_so:
-            return f"The file is {name}, not {wanted}. Playlists, images and documents are refused."
-    return f"The file is not {wanted} in a format that is known here (MP4, MOV, MKV, WAV, MP3, …)."
+            return f"{name} is {kind}, not {wanted}. Playlists, images and documents are refused."
+    return f"{name} is not {wanted} in a format that is known here (MP4, MOV, MKV, WAV, MP3, …)."
 
 
 _FIELDS = (
@@ -119,14 +137,17 @@ def read_header(
     except ValueError:
         header = {}
     if not header.get("streams"):
-        raise refusal(f"The file cannot be read: {done.message or 'it holds nothing'}.")
+        said = done.message or "it holds nothing"
+        raise refusal(f"{_name(refusal)} cannot be read: {said}.", hint=WHOLE_FILE, ffprobe=said)
     return header.get("format", {}), header["streams"]
 
 
-def too_long(length_s: float, limits: MediaLimits) -> MediaTooLarge:
-    """Return the refusal of a file that lasts `length_s` seconds."""
+def too_long(name: str, length_s: float, limits: MediaLimits) -> MediaTooLarge:
+    """Return the refusal of a file that lasts `length_s` seconds; `name` begins the sentence."""
     return MediaTooLarge(
-        f"The file lasts {length_s:.0f} s; at most {limits.max_duration_s:.0f} s are accepted."
+        f"{name} lasts {length_s:.0f} s; at most {limits.max_duration_s:.0f} s are accepted.",
+        duration_s=round(length_s, 3),
+        max_duration_s=limits.max_duration_s,
     )
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
-Fit = Literal["pad", "crop"]
+Fit = Literal["pad", "blur", "crop"]
+Surround = Literal["black", "blur"]
 Edges = Literal["clip", "stretch"]
 Faceless = Literal["pass", "refuse"]
 FrameRate = Literal["exact", "whole"]
@@ -26,7 +27,9 @@ class FrameOptions:
     """The picture that is asked for.
 
     `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
-    `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's.
+    `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's. `fit`: a source of
+    another shape gets black bars (`pad`), bars that show the picture itself, enlarged and blurred
+    (`blur`), or is cut to the shape around the face (`crop`).
     `fps`: frames a second at which the source's frames are played, every one of them; None: as the
     source. The reference's realtime script plays every source at 25.
     """

@@ -10,11 +10,12 @@ from statistics import median
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import InvalidOptions
-from musetalk_pipeline.options import FrameOptions
+from musetalk_pipeline.options import FrameOptions, Surround
 
 MIN_SIDE_PX = 16
 MAX_SIDE_PX = 4096
 MAX_PIXELS = 4096 * 2304  # as MediaLimits.max_pixels: what H.264 level 5.1 decoders take
+LEAVE_OUT = "Leave the option out to get the video's own size and shape."
 MAX_ASPECT = 4  # guess: beyond 4:1 it is a typing error
 
 _SHORT_SIDE = re.compile(r"(\d{1,5})p")
@@ -35,7 +36,39 @@ def fit_picture(source: SourceVideo, options: FrameOptions, faces: Sequence[Box]
     width, height = target_size(source.width, source.height, options)
     if options.fit == "crop" or (width, height) == (_even(source.width), _even(source.height)):
         return _cropped(source, width, height, faces)
-    return _padded(source, width, height)
+    return _padded(source, width, height, "blur" if options.fit == "blur" else "black")
+
+
+def whole_picture(source: SourceVideo) -> Picture:
+    """Return the source at its own size, but for the last column or row of an odd one."""
+    return _cropped(source, _even(source.width), _even(source.height), ())
+
+
+def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]:
+    """Return a sentence if the output cannot have the size that was asked for, or the source's."""
+    width, height = target_size(source.width, source.height, options)
+    literal, made = _parse_size(options.resolution), f"{width}x{height}"
+    if literal is not None:
+        asked = f"A picture of {literal[0]}x{literal[1]} was asked for"
+        if literal == (width, height):
+            return ()
+        if _parse_aspect(options.aspect_ratio) is None:
+            return (f"{asked}; H.264 needs even sides, so it is {made}.",)
+        shape = f"the aspect ratio {_word(options.aspect_ratio)}"
+        return (f"{asked}, and {shape}; it is {made}, the largest of that shape in it.",)
+    short = _parse_short_side(options.resolution)
+    if short is not None and short % 2:
+        return (f"A picture of {short}p was asked for; H.264 needs even sides, so it is {made}.",)
+    if short is None and (source.width % 2 or source.height % 2):
+        size = f"{source.width}x{source.height}"
+        lost = {(1, 0): "column is", (0, 1): "row is"}.get(
+            (source.width % 2, source.height % 2), "column and row are"
+        )
+        return (
+            f"The video is {size}; H.264 needs even sides, so its last {lost} left out, and the "
+            f"picture is {made}.",
+        )
+    return ()
 
 
 def target_size(source_width: int, source_height: int, options: FrameOptions) -> tuple[int, int]:
@@ -97,7 +130,7 @@ def _cropped(source: SourceVideo, width: int, height: int, faces: Sequence[Box])
     return Picture(width, height, width, height, 0, 0, None if is_whole else crop, source.colour)
 
 
-def _padded(source: SourceVideo, width: int, height: int) -> Picture:
+def _padded(source: SourceVideo, width: int, height: int, surround: Surround) -> Picture:
     even = Box(0, 0, _even(source.width), _even(source.height))
     crop = None if even == Box(0, 0, source.width, source.height) else even
     scaled_width, scaled_height = width, height
@@ -110,7 +143,8 @@ def _padded(source: SourceVideo, width: int, height: int) -> Picture:
     else:
         scaled_width = min(width, _nearest_even(Fraction(height * even.width, even.height)))
     pad_x, pad_y = _even((width - scaled_width) // 2), _even((height - scaled_height) // 2)
-    return Picture(width, height, scaled_width, scaled_height, pad_x, pad_y, crop, source.colour)
+    size = width, height, scaled_width, scaled_height
+    return Picture(*size, pad_x, pad_y, crop, source.colour, surround)
 
 
 def _face_centre(source: SourceVideo, faces: Sequence[Box]) -> tuple[float, float]:
@@ -135,7 +169,8 @@ def _parse_short_side(text: str | None) -> int | None:
     if match is None:
         raise InvalidOptions(
             f"The resolution {_quoted(text)} is not understood. Send `720p` (the short side), "
-            "`640x360` (width x height), or `source`."
+            "`640x360` (width x height), or `source`.",
+            hint=LEAVE_OUT,
         )
     return int(match[1])
 
@@ -148,13 +183,15 @@ def _parse_aspect(text: str | None) -> Fraction | None:
     if match is None or 0 in (int(match[1]), int(match[2])):
         raise InvalidOptions(
             f"The aspect ratio {_quoted(text)} is not understood. Send `9:16`, `16:9`, `1:1`, "
-            "`4:5` or another pair of whole numbers, or `source`."
+            "`4:5` or another pair of whole numbers, or `source`.",
+            hint=LEAVE_OUT,
         )
     shape = Fraction(int(match[1]), int(match[2]))
     if not Fraction(1, MAX_ASPECT) <= shape <= MAX_ASPECT:
         raise InvalidOptions(
             f"The aspect ratio {_quoted(text)} is too extreme; 1:{MAX_ASPECT} to {MAX_ASPECT}:1 "
-            "are accepted."
+            "are accepted.",
+            hint=LEAVE_OUT,
         )
     return shape
 
@@ -172,12 +209,17 @@ def _checked(width: int, height: int, options: FrameOptions) -> tuple[int, int]:
     is_large = max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS
     if is_large and options.resolution is None and options.aspect_ratio is None:
         raise InvalidOptions(
-            f"The video is {width}x{height}, larger than can be made; ask for `1080p`."
+            f"The video is {width}x{height}, larger than can be made; ask for `1080p`.",
+            hint="Send `resolution: 1080p`, or a smaller video.",
+            input="video",
         )
     if is_large or min(width, height) < MIN_SIDE_PX:
         raise InvalidOptions(
             f"A picture of {width}x{height} cannot be made; {MIN_SIDE_PX} to {MAX_SIDE_PX} pixels "
-            f"a side and at most {MAX_PIXELS / 1e6:.1f} megapixels are accepted."
+            f"a side and at most {MAX_PIXELS / 1e6:.1f} megapixels are accepted.",
+            hint=LEAVE_OUT,
+            width=width,
+            height=height,
         )
     return width, height
 

@@ -20,10 +20,11 @@ from typing import Any
 from musetalk_pipeline.artifacts import ColourTags, SourceVideo
 from musetalk_pipeline.containers import MOV
 from musetalk_pipeline.decode import RGB_FORMATS
-from musetalk_pipeline.errors import InvalidVideo, MediaTooLarge
+from musetalk_pipeline.errors import InvalidVideo, MediaTooLarge, at_fault
 from musetalk_pipeline.frame_index import FrameIndex, constant_rate_order, frame_times
 from musetalk_pipeline.media_file import (
     HEADER_S,
+    WHOLE_FILE,
     MediaFile,
     admit,
     read_header,
@@ -54,14 +55,23 @@ VIDEO_CODECS = INDEXED_CODECS | {
 }
 
 
-def probe_video(path: Path, limits: MediaLimits, out_dir: Path | None = None) -> SourceVideo:
+@at_fault("video")
+def probe_video(
+    path: Path,
+    limits: MediaLimits,
+    out_dir: Path | None = None,
+    *,
+    sha256: str | None = None,
+) -> SourceVideo:
     """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
+
+    `sha256`: the file's digest in hex where it is known already.
 
     Raises:
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidVideo)
+    media = admit(path, limits, InvalidVideo, sha256)
     stream = _choose_video(media)
     _check_video(stream, limits)
     fps = constant_rate(stream, limits)
@@ -101,11 +111,15 @@ def constant_rate(stream: Mapping[str, Any], limits: MediaLimits) -> Fraction:
     if not base:
         raise InvalidVideo("The video does not say how many frames a second it has.")
     if base < MIN_FPS:
-        raise InvalidVideo(f"The video has less than {MIN_FPS} frame a second: too few to speak.")
+        raise InvalidVideo(
+            f"The video has less than {MIN_FPS} frame a second: too few to speak.", fps=float(base)
+        )
     if base > limits.max_fps:
         raise MediaTooLarge(
             f"The video has {float(base):.0f} frames a second; at most {limits.max_fps:.0f} are "
-            "accepted."
+            "accepted.",
+            fps=float(base),
+            max_fps=limits.max_fps,
         )
     return base
 
@@ -130,7 +144,11 @@ def _choose_video(media: MediaFile) -> dict[str, Any]:
     moving = [s for s in videos if not _is_still(s)]
     if not moving:
         what = "only a cover picture" if videos else "no picture"
-        raise InvalidVideo(f"The file holds {what}. Send a video with a face in it.")
+        raise InvalidVideo(
+            f"The video file holds {what}. Send a video with a face in it.",
+            hint="Send a file with moving pictures, and make sure that the two are not swapped.",
+            streams=len(media.streams),
+        )
 
     def rank(stream: dict[str, Any]) -> int:
         bonus = DEFAULT_STREAM_BONUS * int(stream.get("disposition", {}).get("default", 0))
@@ -149,13 +167,17 @@ def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
     if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
         raise MediaTooLarge(
             f"The picture is {width}x{height}; at most {limits.max_side_px} pixels a side and "
-            f"{limits.max_pixels / 1e6:.1f} megapixels are accepted."
+            f"{limits.max_pixels / 1e6:.1f} megapixels are accepted.",
+            width=width,
+            height=height,
         )
     codec = stream.get("codec_name", "unknown")
     if codec not in VIDEO_CODECS:
-        raise InvalidVideo(f"The video's codec ({codec}) is not accepted. H.264 in MP4 always is.")
+        raise InvalidVideo(
+            f"The video's codec ({codec}) is not accepted. H.264 in MP4 always is.", codec=codec
+        )
     if width < 2 or height < 2 or stream.get("pix_fmt") is None:
-        raise InvalidVideo("The video holds no picture that can be decoded.")
+        raise InvalidVideo("The video holds no picture that can be decoded.", codec=codec)
 
 
 def _colour_of(stream: Mapping[str, Any]) -> ColourTags:
@@ -179,12 +201,13 @@ def _colour_of(stream: Mapping[str, Any]) -> ColourTags:
 @dataclass(frozen=True, slots=True)
 class _Times:
     """One entry per frame, in display order, in ticks. `keys`: where decoding can begin, empty if
-    only at the start.
+    only at the start. `complaint`: ffprobe's, empty if it had none.
     """
 
     pts: list[int]
     durations: list[int]
     keys: list[int]
+    complaint: str
 
 
 def _index_frames(
@@ -203,7 +226,7 @@ def _index_frames(
         is_only_stream=len(media.streams) == 1,
     )
     if not shown:
-        raise InvalidVideo("The video holds no frames.")
+        raise _no_frames(times)
     copy = None
     if times.keys and not media.container.is_exact:
         copied = _copy_exactly(media, stream, limits, out_dir)
@@ -216,10 +239,19 @@ def _index_frames(
 
 def _check_times(times: _Times, base: Fraction, limits: MediaLimits) -> None:
     if not times.pts:
-        raise InvalidVideo("The video holds no frames.")
+        raise _no_frames(times)
     length_s = (max(times.pts) - min(times.pts)) * base
     if length_s > limits.max_duration_s:
-        raise too_long(float(length_s), limits)
+        raise too_long("The video file", float(length_s), limits)
+
+
+def _no_frames(times: _Times) -> InvalidVideo:
+    return InvalidVideo("The video holds no frames.", **_said(times.complaint))
+
+
+def _said(complaint: str) -> dict[str, Any]:
+    """Return ffprobe's complaint as a detail of an error, if it had one."""
+    return {"ffprobe": complaint} if complaint else {}
 
 
 def _times_from_packets(
@@ -243,13 +275,14 @@ def _times_from_packets(
                 keys.append(time)
             if "D" not in flags:  # discarded: before an edit list's start
                 frames.append((time, _whole(row.get("duration")) or 0))
-        _refuse_if_cut_off(media, stream, n_packets, child.message)
+        complaint = child.message
+        _refuse_if_cut_off(media, stream, n_packets, complaint)
     frames.sort()
     pts = [time for time, _ in frames]
     is_reliable &= bool(keys) and len(set(pts)) == len(pts) and min(pts, default=0) >= min(keys)
     if not is_reliable:
         return None
-    return _Times(pts, [duration for _, duration in frames], sorted(keys))
+    return _Times(pts, [duration for _, duration in frames], sorted(keys), complaint)
 
 
 def _times_from_frames(media: MediaFile, stream: dict[str, Any], limits: MediaLimits) -> _Times:
@@ -264,7 +297,8 @@ def _times_from_frames(media: MediaFile, stream: dict[str, Any], limits: MediaLi
                 time = pts[-1] + (durations[-1] or 1) if pts else 0
             pts.append(time)
             durations.append(_whole(row.get("pkt_duration")) or _whole(row.get("duration")) or 0)
-    return _Times(pts, durations, [])
+        complaint = child.message
+    return _Times(pts, durations, [], complaint)
 
 
 def _probing(
@@ -285,7 +319,7 @@ def _rows(child: Child, section: bytes, limits: MediaLimits) -> Iterator[dict[st
             continue
         n_rows += 1
         if n_rows > most:
-            raise MediaTooLarge("The video holds more frames than are accepted.")
+            raise MediaTooLarge("The video holds more frames than are accepted.", max_frames=most)
         items = line.decode("ascii", "replace").split("|")
         yield dict(item.split("=", 1) for item in items if "=" in item)
 
@@ -308,7 +342,12 @@ def _refuse_if_cut_off(
     """
     declared = 0 if media.container is MOV else _whole(stream.get("nb_frames")) or 0
     if n_packets < declared or "partial file" in message or "ended prematurely" in message:
-        raise InvalidVideo("The video is cut off: its end is missing. Send the whole file.")
+        raise InvalidVideo(
+            "The video is cut off: its end is missing. Send the whole file.",
+            hint=WHOLE_FILE,
+            packets=n_packets,
+            **_said(message),
+        )
 
 
 def _copy_exactly(

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.containers import WAV
-from musetalk_pipeline.errors import AudioTooShort, InvalidAudio
+from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
 from musetalk_pipeline.media_file import (
     HEADER_S,
+    WHOLE_FILE,
     MediaFile,
     admit,
     seconds,
@@ -42,24 +43,28 @@ AUDIO_CODECS = frozenset(
 )
 
 
+@at_fault("audio")
 def open_audio(
     path: Path,
     out_dir: Path,
     limits: MediaLimits,
     bitrate_kbps: int = 128,
     check: Check = go_on,
+    *,
+    sha256: str | None = None,
 ) -> SpeechAudio:
     """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
 
     Both come from one decoding and hold the same samples from the first one on: gaps and offsets
     in the file's times are closed, as the reference's reader does. `check` is asked now and then,
-    and raises once nobody wants the result.
+    and raises once nobody wants the result. `sha256`: the file's digest in hex where it is known
+    already.
 
     Raises:
         InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidAudio)
+    media = admit(path, limits, InvalidAudio, sha256)
     stream = _choose_audio(media)
     stem = f"{path.name}.{media.sha256[:12]}"
     pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"
@@ -90,28 +95,42 @@ def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, foun
     if media.container.declares_length and is_cut:
         raise InvalidAudio(
             f"The audio is cut off: its header announces {declared_s:.1f} s but only "
-            f"{found_s:.1f} s are there. Send the whole file."
+            f"{found_s:.1f} s are there. Send the whole file.",
+            hint=WHOLE_FILE,
+            declared_s=round(declared_s, 3),
+            found_s=round(found_s, 3),
         )
     if n_samples == 0:
         raise InvalidAudio("The audio holds no samples that can be decoded.")
     if n_samples < MIN_SAMPLES:
         length_ms = n_samples * 1000 // SAMPLE_RATE
-        raise AudioTooShort(f"The audio is {length_ms} ms long; at least 80 ms are needed.")
+        raise AudioTooShort(
+            f"The audio is {length_ms} ms long; at least 80 ms are needed.",
+            duration_s=length_ms / 1000,
+        )
 
 
 def _choose_audio(media: MediaFile) -> dict[str, Any]:
     sounds = [s for s in media.streams if s.get("codec_type") == "audio"]
     if not sounds:
-        raise InvalidAudio("The file holds no sound.")
+        raise InvalidAudio(
+            "The audio file holds no sound.",
+            hint="Send sound, or a video with some; make sure that the two are not swapped.",
+            streams=len(media.streams),
+        )
     stream: dict[str, Any] = max(sounds, key=lambda s: s.get("disposition", {}).get("default", 0))
     codec = stream.get("codec_name", "unknown")
     if codec not in AUDIO_CODECS and not codec.startswith("pcm_"):
-        raise InvalidAudio(f"The audio's codec ({codec}) is not accepted. WAV, MP3 and AAC are.")
+        raise InvalidAudio(
+            f"The audio's codec ({codec}) is not accepted. WAV, MP3 and AAC are.", codec=codec
+        )
     rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
     if not MIN_RATE <= rate <= MAX_RATE or not 1 <= channels <= MAX_CHANNELS:
         raise InvalidAudio(
             f"The audio has {channels} channels at {rate} Hz; 1 to {MAX_CHANNELS} at "
-            f"{MIN_RATE // 1000} to {MAX_RATE // 1000} kHz are accepted."
+            f"{MIN_RATE // 1000} to {MAX_RATE // 1000} kHz are accepted.",
+            channels=channels,
+            sample_rate=rate,
         )
     return stream
 
@@ -154,7 +173,7 @@ def _decode(
             sound = np.frombuffer(block, np.float32, got // (4 * channels) * channels)
             n_read += len(sound) // channels
             if n_read > limits.max_duration_s * rate:
-                raise too_long(n_read / rate, limits)
+                raise too_long("The audio file", n_read / rate, limits)
             mono = _mean_of_channels(sound.reshape(-1, channels))
             is_last = got < len(block)
             if rate != SAMPLE_RATE:
@@ -163,7 +182,8 @@ def _decode(
         n_samples = math.ceil(n_read * (SAMPLE_RATE / rate))  # librosa's, cut or filled with zeros
         file.truncate(4 * n_samples)
         if child.wait() != 0:
-            raise InvalidAudio(f"The audio cannot be decoded: {child.message or 'it is damaged'}.")
+            said = child.message or "it is damaged"
+            raise InvalidAudio(f"The audio cannot be decoded: {said}.", ffmpeg=said)
     return n_samples, n_read / rate
 
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +35,22 @@ from musetalk_pipeline.artifacts import (
     SpeechAudio,
 )
 from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
-from musetalk_pipeline.boxes import Box, crop_box, face_box
-from musetalk_pipeline.colour import to_bgr, write_bgr
+from musetalk_pipeline.boxes import Box, crop_box
+from musetalk_pipeline.colour import BgrFrames, to_bgr, write_bgr
 from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 from musetalk_pipeline.decode import frame_bytes, read_frames
 from musetalk_pipeline.encode import PieceEncoder
-from musetalk_pipeline.errors import AudioTooShort, InvalidOptions, JobCancelled, NoFaceFound
+from musetalk_pipeline.errors import (
+    AudioTooShort,
+    InvalidOptions,
+    JobCancelled,
+    ModelLoadFailed,
+    NoFaceFound,
+)
+from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
-from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture, target_size
+from musetalk_pipeline.options import JobOptions, MediaLimits
+from musetalk_pipeline.picture import fit_picture, size_warnings, target_size, whole_picture
 from musetalk_pipeline.plan import (
     BLOCK_S,
     Block,
@@ -58,22 +64,34 @@ from musetalk_pipeline.plan import (
 from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.reader import Frames, ReadFrames
 from musetalk_pipeline.soundtrack import open_audio
+from musetalk_pipeline.survey import Crowd, survey
 from musetalk_pipeline.tracks import face_of, smooth
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
 MIN_FPS = 1  # of the option `fps`; fewer are no video
-FACE_SAMPLES = 5  # frames looked at to place the window of `fit=crop`
 
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
-    """A job whose media have been checked: everything that is decided before the first block."""
+    """A job whose media have been checked: everything that is decided before the first block.
+
+    `warnings`: sentences for whoever sent the job, about what was decided for them.
+    """
 
     source: SourceVideo
     audio: SpeechAudio
     picture: Picture
     plan: FramePlan
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """SHA-256, in hex, of a job's two files."""
+
+    video: str
+    audio: str
 
 
 def open_job(
@@ -84,17 +102,19 @@ def open_job(
     limits: MediaLimits,
     detector: LandmarkDetector,
     *,
+    digests: Digests | None = None,
     block_s: float = BLOCK_S,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
-    `detector` is asked about a few frames, and only if the picture is cropped around the face.
+    `digests`: those of the files where they are known already; the files are read for them if not.
+    `detector` is asked about a few frames, so that a video without any face is refused here.
     `block_s`: seconds of source in one block; less, where large pictures would not fit.
 
     Raises:
         MediaError: the input cannot be used; the sentence says why. Do not send it again.
     """
-    source, audio = _open_both(video_path, audio_path, work_dir, options, limits)
+    source, audio = _open_both(video_path, audio_path, work_dir, options, limits, digests)
     fps = playing_fps(source.fps, options.frame.fps)
     n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
     if n_output < 1:
@@ -103,14 +123,31 @@ def open_job(
             f"with {float(fps):.3g} frames a second. Send longer audio.",
             duration_s=audio.duration_s,
         )
-    faces = _sample_faces(source, n_output, options.frame, detector)
-    picture = fit_picture(source, options.frame, faces)
+    reached, is_cropped = min(source.n_frames, n_output), options.frame.fit == "crop"
+    # As the run will see the frames; only where the face decides that, in the source's own size.
+    looked_at = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
+    seen = survey(source, looked_at, reached, fps, detector, _crowd(), is_cropped)
+    picture = fit_picture(source, options.frame, seen.faces)
     plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_s))
-    return OpenJob(source, audio, picture, plan)
+    warnings = (*size_warnings(source, options.frame), *seen.warnings)
+    return OpenJob(source, audio, picture, plan, warnings)
+
+
+def _crowd() -> Crowd | None:
+    """Return what counts faces. A worker with another detector may come without its networks."""
+    try:
+        return shared_mesh()
+    except ModelLoadFailed:
+        return None
 
 
 def _open_both(
-    video_path: Path, audio_path: Path, work_dir: Path, options: JobOptions, limits: MediaLimits
+    video_path: Path,
+    audio_path: Path,
+    work_dir: Path,
+    options: JobOptions,
+    limits: MediaLimits,
+    digests: Digests | None,
 ) -> tuple[SourceVideo, SpeechAudio]:
     """Check both files at a time. What is wrong with the video is said first, as if one by one."""
     is_over = threading.Event()
@@ -121,9 +158,10 @@ def _open_both(
 
     with ThreadPoolExecutor(1, thread_name_prefix="sound") as other:
         kbps = options.encode.audio_bitrate_kbps
-        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check)
+        known = (None, None) if digests is None else (digests.video, digests.audio)
+        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check, sha256=known[1])
         try:
-            source = probe_video(video_path, limits, work_dir)
+            source = probe_video(video_path, limits, work_dir, sha256=known[0])
             target_size(source.width, source.height, options.frame)
             _check_fps(options.frame.fps, limits)
             return source, sound.result()
@@ -134,7 +172,9 @@ def _open_both(
 def _check_fps(fps: float | None, limits: MediaLimits) -> None:
     if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
         raise InvalidOptions(
-            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are accepted."
+            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are "
+            "accepted.",
+            hint="Leave `fps` out to play the video at its own rate.",
         )
 
 
@@ -277,56 +317,10 @@ def _require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face 
                 f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
                 "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
                 "as they are.",
+                hint="Cut the video there, or leave `faceless` out.",
                 frame=frame,
                 at_s=round(at_s, 3),
             )
-
-
-class BgrFrames(Sequence[NDArray[np.uint8]]):
-    """Frames as a detector wants them, converted when they are asked for and not kept."""
-
-    def __init__(
-        self,
-        frames: Sequence[NDArray[np.uint8]],
-        picture: Picture,
-        check: Check = go_on,
-    ) -> None:
-        self._frames = frames
-        self._picture = picture
-        self._check = check
-
-    def __len__(self) -> int:
-        return len(self._frames)
-
-    @overload
-    def __getitem__(self, place: int) -> NDArray[np.uint8]: ...
-    @overload
-    def __getitem__(self, place: slice) -> BgrFrames: ...
-    def __getitem__(self, place: int | slice) -> NDArray[np.uint8] | BgrFrames:
-        if isinstance(place, slice):
-            return BgrFrames(self._frames[place], self._picture, self._check)
-        self._check()
-        picture = self._picture
-        return to_bgr(self._frames[place], picture.width, picture.height, picture.colour)
-
-
-def _sample_faces(
-    source: SourceVideo, n_output: int, options: FrameOptions, detector: LandmarkDetector
-) -> list[Box]:
-    """Return face boxes of a few frames in displayed source pixels, if the picture needs them."""
-    if options.fit != "crop":
-        return []
-    whole = fit_picture(source, FrameOptions(), ())
-    left, top = (whole.crop.x0, whole.crop.y0) if whole.crop is not None else (0, 0)
-    reached = min(source.n_frames, n_output)
-    boxes = []
-    for place in sorted({reached * k // FACE_SAMPLES for k in range(FACE_SAMPLES)}):
-        frames = list(read_frames(source, whole, place, place + 1))
-        [found] = detector.detect(BgrFrames(frames, whole))
-        box = None if found is None else face_box(found.points) or found.box
-        if box is not None:
-            boxes.append(Box(box.x0 + left, box.y0 + top, box.x1 + left, box.y1 + top))
-    return boxes
 
 
 def _cut_out(

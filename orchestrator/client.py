@@ -1,26 +1,36 @@
 """The worker's half of the orchestrator protocol (contracts.md, section 2).
 
-`MainClient` and `BufferClient` know the paths and fields of the two worker kinds and share one
-interface, `WorkerClient`. What they say is in `messages`, how it is sent in `transport`. A client
-belongs to the event loop that first used it.
+`MainClient`, `PushedClient` and `BufferClient` know the paths and fields of their kinds of worker
+and share one interface, `WorkerClient`. What they say is in `messages`, what their requests are
+made of in `calls`, how they are sent in `transport`. A client belongs to the event loop that first
+used it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
-from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
-from pydantic_core import to_json
+from pydantic import JsonValue
 
-from orchestrator.errors import JobGone, MalformedAnswer, RequestRejected
+from orchestrator.calls import (
+    encode,
+    post_about_job,
+    progress_body,
+    progress_path,
+    read_claim,
+    read_heartbeat,
+    report_body,
+    running_jobs,
+    segment,
+)
 from orchestrator.messages import (
     Claim,
     ClaimedJob,
     Failed,
     FinalReport,
+    HeartbeatAnswer,
     JobProgress,
     Status,
     Succeeded,
@@ -29,7 +39,7 @@ from orchestrator.messages import (
 )
 from orchestrator.transport import OrchestratorHttp, checked_base_url
 
-GONE_STATUSES = frozenset({404, 409, 410})
+DOWNLOADING_SHARE, INFERENCE_SHARE = 0.05, 0.1  # what the predecessor's first two reports said
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +62,28 @@ class WorkerClient(Protocol):
         """Introduce the worker. Optional in the protocol: a refusal is no reason to stop."""
 
     async def heartbeat(
-        self, status: Status, current_job_id: str | None, error: str | None
-    ) -> None:
-        """Say that the worker is alive. Returns only when the orchestrator accepted it."""
+        self,
+        status: Status,
+        current_job_id: str | None,
+        error: str | None,
+        jobs: Sequence[ClaimedJob] = (),
+    ) -> HeartbeatAnswer:
+        """Say that the worker is alive, and which jobs run here. Returns only when the orchestrator
+        accepted it.
+        """
 
     async def claim(self) -> Claim:
         """Ask for one job, once."""
 
+    def worded(self, progress: JobProgress) -> JobProgress:
+        """Return the progress as this kind of worker says it; a phase of its own may result."""
+
     async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
-        """Report a running job. Raises `JobGone` when it is not this worker's any more."""
+        """Report a running job.
+
+        Raises:
+            JobGone, JobUnknown: see `orchestrator.errors`.
+        """
 
     def final_report(
         self,
@@ -79,8 +102,8 @@ class WorkerClient(Protocol):
         """Close the connections."""
 
 
-class MainClient:
-    """The protocol of main, transient and expensive workers."""
+class _Client:
+    """What all kinds do alike: report a job by its `musetalk_job_id`, and send its end."""
 
     def __init__(
         self, http: OrchestratorHttp, profile: WorkerProfile, timeouts: Timeouts | None = None
@@ -88,6 +111,27 @@ class MainClient:
         self._http = http
         self._profile = profile
         self._timeouts = timeouts or Timeouts()
+
+    async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
+        """See `WorkerClient`."""
+        body = progress_body(self._profile.worker_id, job, progress)
+        await post_about_job(
+            self._http, progress_path(job), body, timeout_s=self._timeouts.progress_s
+        )
+
+    async def send_report(self, report: FinalReport) -> None:
+        """See `WorkerClient`."""
+        await post_about_job(
+            self._http, report.path, report.body, timeout_s=self._timeouts.report_s
+        )
+
+    async def aclose(self) -> None:
+        """See `WorkerClient`."""
+        await self._http.aclose()
+
+
+class MainClient(_Client):
+    """The protocol of main, transient and expensive workers."""
 
     async def register(self) -> None:
         """See `WorkerClient`."""
@@ -97,12 +141,16 @@ class MainClient:
             "provider": self._profile.provider,
             "capacity": self._profile.capacity,
         }
-        path = f"/internal/main/workers/{_segment(self._profile.worker_id)}/register"
-        await self._http.post(path, _encode(body), timeout_s=self._timeouts.register_s)
+        path = f"/internal/main/workers/{segment(self._profile.worker_id)}/register"
+        await self._http.post(path, encode(body), timeout_s=self._timeouts.register_s)
 
     async def heartbeat(
-        self, status: Status, current_job_id: str | None, error: str | None
-    ) -> None:
+        self,
+        status: Status,
+        current_job_id: str | None,
+        error: str | None,
+        jobs: Sequence[ClaimedJob] = (),
+    ) -> HeartbeatAnswer:
         """See `WorkerClient`. A main worker's heartbeat has no place for `error`."""
         body = {
             "status": status,
@@ -111,9 +159,11 @@ class MainClient:
             "gpu_class": self._profile.gpu_class,
             "worker_type": self._profile.worker_type,
             "system_info": dict(self._profile.system_info),
+            "jobs": running_jobs(jobs),
         }
-        path = f"/internal/main/workers/{_segment(self._profile.worker_id)}/heartbeat"
-        await self._http.post(path, _encode(body), timeout_s=self._timeouts.heartbeat_s)
+        path = f"/internal/main/workers/{segment(self._profile.worker_id)}/heartbeat"
+        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.heartbeat_s)
+        return read_heartbeat(answer.body)
 
     async def claim(self) -> Claim:
         """See `WorkerClient`."""
@@ -123,23 +173,13 @@ class MainClient:
             "gpu_class": self._profile.gpu_class,
         }
         answer = await self._http.post(
-            "/internal/main/jobs/claim", _encode(body), timeout_s=self._timeouts.claim_s
+            "/internal/main/jobs/claim", encode(body), timeout_s=self._timeouts.claim_s
         )
-        return _read_claim(self._http, answer, id_field="musetalk_job_id")
+        return read_claim(self._http, answer.status, answer.body, id_field="musetalk_job_id")
 
-    async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
+    def worded(self, progress: JobProgress) -> JobProgress:
         """See `WorkerClient`."""
-        body = self._report_body(
-            status="running",
-            progress=progress.fraction,
-            phase=progress.phase,
-            metrics=progress.metrics,
-            config_label=progress.config_label,
-            batch_size=progress.batch_size,
-        )
-        await _post_about_job(
-            self._http, _progress_path(job), body, timeout_s=self._timeouts.progress_s
-        )
+        return progress
 
     def final_report(
         self,
@@ -150,8 +190,11 @@ class MainClient:
         batch_size: int | None,
     ) -> FinalReport:
         """See `WorkerClient`."""
+        worker_id = self._profile.worker_id
         if isinstance(end, Succeeded):
-            body = self._report_body(
+            body = report_body(
+                worker_id,
+                job,
                 status="succeeded",
                 progress=1.0,
                 phase="completed",
@@ -161,7 +204,9 @@ class MainClient:
                 batch_size=batch_size,
             )
         else:
-            body = self._report_body(
+            body = report_body(
+                worker_id,
+                job,
                 status="failed",
                 progress=end.fraction,
                 phase="failed",
@@ -169,78 +214,57 @@ class MainClient:
                 config_label=config_label,
                 batch_size=batch_size,
             )
-        return FinalReport(job.job_id, _progress_path(job), body)
+        return FinalReport(job.job_id, progress_path(job), body)
 
-    async def send_report(self, report: FinalReport) -> None:
+
+class PushedClient(MainClient):
+    """Reports jobs that were pushed to this worker: a main worker's form, the predecessor's words.
+
+    Such a worker neither registers nor beats nor claims; Salad's queue knows whether it is there.
+    """
+
+    def worded(self, progress: JobProgress) -> JobProgress:
         """See `WorkerClient`."""
-        await _post_about_job(
-            self._http, report.path, report.body, timeout_s=self._timeouts.report_s
-        )
-
-    async def aclose(self) -> None:
-        """See `WorkerClient`."""
-        await self._http.aclose()
-
-    def _report_body(
-        self,
-        *,
-        status: str,
-        progress: float,
-        phase: str,
-        metrics: Mapping[str, JsonValue] | None = None,
-        error: str | None = None,
-        **optional: JsonValue,
-    ) -> str:
-        """Return the body of a progress call; the protocol's optional fields only when known."""
-        body: dict[str, JsonValue] = {
-            "status": status,
-            "progress": progress,
-            "phase": phase,
-            "worker_id": self._profile.worker_id,
-            "metrics": None if metrics is None else dict(metrics),
-            "error": error,
-        }
-        body.update({name: value for name, value in optional.items() if value is not None})
-        return _encode(body)
+        return in_the_predecessors_words(progress)
 
 
-class BufferClient:
-    """The protocol of buffer workers. It knows no registration and no progress."""
-
-    def __init__(
-        self, http: OrchestratorHttp, profile: WorkerProfile, timeouts: Timeouts | None = None
-    ) -> None:
-        self._http = http
-        self._profile = profile
-        self._timeouts = timeouts or Timeouts()
+class BufferClient(_Client):
+    """The protocol of buffer workers. It knows no registration."""
 
     async def register(self) -> None:
         """Do nothing: a buffer worker introduces itself with its first heartbeat."""
 
     async def heartbeat(
-        self, status: Status, current_job_id: str | None, error: str | None
-    ) -> None:
-        """See `WorkerClient`. A buffer worker's heartbeat has no place for the job."""
+        self,
+        status: Status,
+        current_job_id: str | None,
+        error: str | None,
+        jobs: Sequence[ClaimedJob] = (),
+    ) -> HeartbeatAnswer:
+        """See `WorkerClient`. A buffer worker's heartbeat has no place for one current job."""
         body = {
             "status": status,
             "gpu_class": self._profile.gpu_class,
             "capacity": self._profile.capacity,
             "error": error,
+            "jobs": running_jobs(jobs),
         }
-        path = f"/internal/buffer/workers/{_segment(self._profile.worker_id)}/heartbeat"
-        await self._http.post(path, _encode(body), timeout_s=self._timeouts.heartbeat_s)
+        path = f"/internal/buffer/workers/{segment(self._profile.worker_id)}/heartbeat"
+        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.heartbeat_s)
+        return read_heartbeat(answer.body)
 
     async def claim(self) -> Claim:
         """See `WorkerClient`."""
         answer = await self._http.post(
             "/internal/buffer/jobs/claim",
-            _encode({"worker_id": self._profile.worker_id}),
+            encode({"worker_id": self._profile.worker_id}),
             timeout_s=self._timeouts.claim_s,
         )
-        return _read_claim(self._http, answer, id_field="buffer_job_id")
+        return read_claim(self._http, answer.status, answer.body, id_field="buffer_job_id")
 
-    async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
-        """Do nothing: only the end of a buffer job is reported."""
+    def worded(self, progress: JobProgress) -> JobProgress:
+        """See `WorkerClient`."""
+        return in_the_predecessors_words(progress)
 
     def final_report(
         self,
@@ -258,74 +282,24 @@ class BufferClient:
             "output_url": succeeded.output_url if succeeded else None,
             "metrics": dict(succeeded.metrics) if succeeded else None,
         }
-        path = f"/internal/buffer/jobs/{_segment(job.job_id)}/status"
-        return FinalReport(job.job_id, path, _encode(body))
-
-    async def send_report(self, report: FinalReport) -> None:
-        """See `WorkerClient`."""
-        await _post_about_job(
-            self._http, report.path, report.body, timeout_s=self._timeouts.report_s
+        if job.attempt is not None:
+            body["attempt"] = job.attempt
+        return FinalReport(
+            job.job_id, f"/internal/buffer/jobs/{segment(job.job_id)}/status", encode(body)
         )
 
-    async def aclose(self) -> None:
-        """See `WorkerClient`."""
-        await self._http.aclose()
 
-
-async def _post_about_job(
-    http: OrchestratorHttp, path: str, body: str, *, timeout_s: float
-) -> None:
-    try:
-        await http.post(path, body, timeout_s=timeout_s)
-    except RequestRejected as exc:
-        if exc.status_code in GONE_STATUSES:
-            raise JobGone(exc.message, status_code=exc.status_code) from exc
-        raise
-
-
-def _progress_path(job: ClaimedJob) -> str:
-    return f"/internal/jobs/{_segment(job.job_id)}/progress"
-
-
-def _segment(identifier: str) -> str:
-    """Return `identifier` as one path segment. Ids are untrusted: `..` must not climb, and dots
-    are not touched by `quote`.
+def in_the_predecessors_words(progress: JobProgress) -> JobProgress:
+    """Return progress as the predecessor's `/generate` said it: 0.05 `downloading` first, 0.1
+    `inference` when that begins, and `inferring` with the frames once there are some.
     """
-    if set(identifier) <= {"."}:
-        return identifier.replace(".", "%2E")
-    return quote(identifier, safe="")
-
-
-def _encode(body: Mapping[str, object]) -> str:
-    """Return compact JSON. NaN and infinity, which JSON lacks, become null."""
-    return to_json(body, inf_nan_mode="null").decode()
-
-
-def _read_claim(http: OrchestratorHttp, answer: bytes, *, id_field: str) -> Claim:
-    try:
-        fields = _ClaimAnswer.model_validate_json(answer)
-    except ValidationError as exc:
-        # `from None`: the validation error would quote the answer, signed addresses and all.
-        kinds = sorted({error["type"] for error in exc.errors(include_input=False)})
-        raise MalformedAnswer(f"the answer to a claim cannot be read: {', '.join(kinds)}") from None
-    error = http.without_secrets(fields.error) if fields.error else None
-    if fields.job is None:
-        return Claim(None, error)
-    job_id = fields.job.get(id_field)
-    if isinstance(job_id, int) and not isinstance(job_id, bool):
-        job_id = str(job_id)
-    if not isinstance(job_id, str) or not job_id:
-        raise MalformedAnswer(f"a claimed job has no usable {id_field}, so nothing can be reported")
-    return Claim(ClaimedJob(job_id, fields.job), error)
-
-
-class _ClaimAnswer(BaseModel):
-    """The answer to either claim; fields that a newer orchestrator adds are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    job: dict[str, JsonValue] | None
-    error: str | None = None
+    if progress.phase in ("preparing", "downloading"):
+        share = max(DOWNLOADING_SHARE, progress.fraction)
+        return replace(progress, phase="downloading", fraction=share, metrics=None)
+    fraction = max(INFERENCE_SHARE, progress.fraction)
+    if progress.phase == "inferring" and not (progress.metrics or {}).get("frames_done"):
+        return replace(progress, phase="inference", fraction=fraction, metrics=None)
+    return replace(progress, fraction=fraction)
 
 
 __all__ = [
@@ -334,9 +308,11 @@ __all__ = [
     "ClaimedJob",
     "Failed",
     "FinalReport",
+    "HeartbeatAnswer",
     "JobProgress",
     "MainClient",
     "OrchestratorHttp",
+    "PushedClient",
     "Status",
     "Succeeded",
     "Timeouts",

@@ -4,7 +4,8 @@
     ├── ServiceUnavailable     no answer, or 408, 425, 429, 5xx; retryable
     ├── MalformedAnswer        2xx, but not what the protocol says; retryable
     └── RequestRejected        any other status; repeating the request cannot help
-        └── JobGone            404, 409 or 410 about a job: cancelled, or given to somebody else
+        ├── JobGone            409 or 410 about a job: cancelled, or given to somebody else
+        └── JobUnknown         404 about a job: perhaps for a moment only
 
 Messages name the call and what came back. They never hold the API key, addresses with their query
 strings, or the request.
@@ -51,6 +52,14 @@ class RequestRejected(OrchestratorError):
 
 
 class JobGone(RequestRejected):
-    """The job is cancelled, unknown or another worker's by now. Stop working on it."""
+    """The job is cancelled, or another worker's by now. Stop working on it."""
 
     code = "job_gone"
+
+
+class JobUnknown(RequestRejected):
+    """The orchestrator does not know the job. It has been seen to say so of a live one: go on, and
+    believe it only when it goes on saying so.
+    """
+
+    code = "job_unknown"

@@ -28,12 +28,26 @@ class WorkerProfile:
 class ClaimedJob:
     """A job that was handed out, as it came.
 
-    `job_id` is what reports are addressed to: `buffer_job_id` for a buffer worker. `payload` is
+    `job_id` is what its end is reported to: `buffer_job_id` for a buffer worker. `payload` is
     not validated beyond having that id; its addresses may be signed, so it stays out of `repr`.
     """
 
     job_id: str
     payload: Mapping[str, JsonValue] = field(repr=False)
+
+    @property
+    def musetalk_job_id(self) -> str:
+        """The id that progress is reported to, and that the job has here."""
+        named = self.payload.get("musetalk_job_id")
+        if isinstance(named, int) and not isinstance(named, bool):
+            named = str(named)
+        return named if isinstance(named, str) and named else self.job_id
+
+    @property
+    def attempt(self) -> int | None:
+        """Which handing-out of the job this is; None where the orchestrator does not count."""
+        number = self.payload.get("attempt")
+        return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,17 @@ class Claim:
 
     job: ClaimedJob | None
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatAnswer:
+    """What an orchestrator asks for in its answer to a heartbeat.
+
+    `cancel`: ids of jobs that are to be stopped. `drain`: claim nothing more.
+    """
+
+    cancel: frozenset[str] = frozenset()
+    drain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,14 @@ _JSON = TypeAdapter(dict[str, JsonValue])
 _QUERY = re.compile(r"\?[^\s\"'<>]*")
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A 2xx answer."""
+
+    status: int
+    body: bytes
+
+
 @dataclass(slots=True)
 class _Pool:
     """An `httpx` client and the number of requests in it, so that a replaced one is closed by the
@@ -62,8 +70,8 @@ class OrchestratorHttp:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._base_url.host!r})"
 
-    async def post(self, path: str, body: str, *, timeout_s: float) -> bytes:
-        """Return the body of a 2xx answer.
+    async def post(self, path: str, body: str, *, timeout_s: float) -> Answer:
+        """Return a 2xx answer.
 
         Raises:
             ServiceUnavailable: no answer within `timeout_s`, a transport fault, or a status that
@@ -72,7 +80,7 @@ class OrchestratorHttp:
         """
         status, answer = await self._exchange(path, body, timeout_s)
         if 200 <= status < 300:
-            return answer
+            return Answer(status, answer)
         message = f"POST {path} was answered {status}{self._detail(answer)}"
         if status >= 500 or status in TRY_AGAIN_STATUSES:
             raise ServiceUnavailable(message, status_code=status)

@@ -85,6 +85,8 @@ _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # A last label of this form makes resolvers read the whole name as an IPv4 number (inet_aton).
 _NUMERIC_LABEL = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 _FORBIDDEN_CHARS = re.compile(r"[\x00-\x20\x7f-\x9f\\\u2028\u2029\ud800-\udfff]")
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
+_MAX_EXAMPLE_CHARS = 200
 _PATH_SAFE = "/:@!$&'()*+,;=-._~%"
 _QUERY_SAFE = _PATH_SAFE + "?[]"
 
@@ -158,6 +160,7 @@ def parse_location(url: str) -> Location:
             host that is neither a DNS name nor a plainly written address (`2130706433`,
             `0x7f.1`, `127.1` and the like are read differently by different software).
     """
+    _refuse_path(url)
     _refuse_forbidden_chars(url)
     try:
         parts = urlsplit(url)
@@ -166,7 +169,11 @@ def parse_location(url: str) -> Location:
         raise _refused("The address is malformed.", url) from exc
     scheme = parts.scheme.lower()
     if scheme not in DEFAULT_PORTS:
-        raise _refused("Only http and https addresses can be fetched.", url)
+        raise SourceRefused(
+            "Source refused: Only http and https addresses can be fetched.",
+            hint="Send an address that begins with https:// or http://.",
+            url=shown_url(url),
+        )
     if "@" in parts.netloc:
         raise _refused("Addresses with a user name or password are not accepted.", url)
     if port == 0 or parts.netloc.endswith(":"):
@@ -176,6 +183,25 @@ def parse_location(url: str) -> Location:
     if parts.query:
         target += "?" + quote(parts.query, safe=_QUERY_SAFE)
     return Location(scheme, host, port or DEFAULT_PORTS[scheme], target, ip)
+
+
+def _refuse_path(text: str) -> None:
+    """Tell somebody who sent a path of a file how to write it as an address."""
+    is_windows = _WINDOWS_PATH.match(text) is not None
+    is_path = text.startswith(("/", "./", "../", "~/")) and not text.startswith("//")
+    if not is_windows and not is_path:
+        return
+    if is_windows:
+        example = "/" + text.replace("\\", "/")
+    else:
+        example = text if text.startswith("/") else "/folder/" + text.rpartition("/")[2]
+    written = quote(example[:_MAX_EXAMPLE_CHARS], safe=_PATH_SAFE, errors="replace")
+    raise SourceRefused(
+        "Source refused: this is a path, not an address.",
+        hint=f"Write it as file://{written} (read on the worker itself, from folders that its "
+        "operator allows), or send an http or https address.",
+        url=shown_url(text),
+    )
 
 
 def _refuse_forbidden_chars(url: str) -> None:
@@ -272,6 +298,8 @@ class AddressPolicy:
                 raise SourceRefused(
                     f"Source refused: the host is at a {kind} address, which this worker does not "
                     "fetch from.",
+                    hint="Send an address on the public internet. If this worker is yours and "
+                    "trusts that host, name it in ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts.",
                     url=location.shown,
                 )
 

@@ -5,19 +5,20 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from serve_app.jobs import Job
+from serve_app.job import Job
 from serve_app.redact import shown_url
 from serve_app.schemas import Failure, Outcome, Success
 
 
-def generate_body(job_id: str, outcome: Outcome) -> dict[str, Any]:
-    """Return the body of `POST /generate`'s answer."""
+def generate_body(job_id: str, outcome: Outcome, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the body of `POST /generate`'s answer; `warnings` are those of the request."""
     if isinstance(outcome, Success):
         return {
             "status": "success",
             "output_url": outcome.output_url,
             "musetalk_job_id": job_id,
             "metrics": outcome.metrics,
+            "warnings": [*warnings, *outcome.warnings],
         }
     body: dict[str, Any] = {
         "status": "failed",
@@ -41,7 +42,7 @@ def generate_answer(job: Job) -> JSONResponse:
     """Return the whole answer of `POST /generate` for a job that has ended."""
     assert job.outcome is not None
     status = job.outcome.status_code if isinstance(job.outcome, Failure) else 200
-    return JSONResponse(generate_body(job.id, job.outcome), status)
+    return JSONResponse(generate_body(job.id, job.outcome, job.warnings), status)
 
 
 def job_body(job: Job) -> dict[str, Any]:
@@ -59,6 +60,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "metrics": outcome.metrics if isinstance(outcome, Success) else None,
         "error": outcome.error_message if isinstance(outcome, Failure) else None,
         "failure": failure,
+        "warnings": [*job.warnings, *(outcome.warnings if isinstance(outcome, Success) else ())],
         "input": {
             # Signed query strings stay on this worker.
             "video_url": shown_url(request.video_url),
@@ -73,6 +75,8 @@ def job_body(job: Job) -> dict[str, Any]:
             "frames_done": job.progress.frames_done,
             "frames_total": job.progress.frames_total,
             "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
         },
         "attempt": job.attempt,
         "metadata": job.metadata,

@@ -9,15 +9,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.answers import generate_body
-from serve_app.jobs import JobConflict, QueueFull
-from serve_app.outcomes import invalid_request
+from serve_app.job import JobConflict, QueueFull, TooManyJoined
+from serve_app.outcomes import invalid_request, state_unavailable
 from serve_app.settings import API_VERSION
+from serve_app.state_file import StateUnavailable
 
 if TYPE_CHECKING:
     from serve_app.ingress import Ingress
 
 MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 30
+STATE_RETRY_AFTER_S = 5  # space and locks come back at any moment
 
 
 class BadField(Exception):
@@ -39,6 +41,8 @@ def build_api(ingress: "Ingress") -> FastAPI:
             BadField: _on_bad_field,
             JobConflict: _on_conflict,
             QueueFull: _on_full,
+            TooManyJoined: _on_too_many_joined,
+            StateUnavailable: _on_state_unavailable,
             400: _on_unreadable,
         },
     )
@@ -98,6 +102,20 @@ async def _on_full(request: Request, exc: Exception) -> JSONResponse:
     body = generate_body("", invalid_request("The queue is full. Send the job again later."))
     body |= {"code": "queue_full", "error_type": "processing_error", "retryable": True}
     return JSONResponse(body, 429, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
+    """Bound what one job has to keep."""
+    message = "This job has as many webhooks or idempotency keys as one may have. Enter another."
+    body = generate_body("", invalid_request(message))
+    return JSONResponse(body | {"code": "too_many_joined"}, 409)
+
+
+async def _on_state_unavailable(request: Request, exc: Exception) -> JSONResponse:
+    """Ask the caller to come back when the registry can be used again."""
+    failure = state_unavailable()
+    headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
+    return JSONResponse(generate_body("", failure), failure.status_code, headers=headers)
 
 
 class BodyLimit:

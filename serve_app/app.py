@@ -15,7 +15,13 @@ from serve_app.generator import Generator
 from serve_app.ingress import Ingress
 from serve_app.preprocessor import Preprocessor
 from serve_app.selection import resolve
-from serve_app.settings import AppArgs, PoolSettings, StageSettings, read_environment
+from serve_app.settings import (
+    AppArgs,
+    PoolSettings,
+    StageSettings,
+    jobs_at_a_time,
+    read_environment,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -34,7 +40,16 @@ def build_app(args: AppArgs) -> Application:
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
     gpus = args.preprocessor.num_gpus
-    preprocessor = _bind(Preprocessor, "Preprocessor", args.preprocessor, args, num_gpus=gpus)
+    # Every job that runs, is fetched ahead or previewed may fetch at a time; that takes no thread.
+    jobs = jobs_at_a_time(args, env)
+    preprocessor = _bind(
+        Preprocessor,
+        "Preprocessor",
+        args.preprocessor,
+        args,
+        num_gpus=gpus,
+        fetches=2 * jobs + args.queue.downloads_ahead,
+    )
     finisher = _bind(Finisher, "Finisher", args.finisher, args)
     generators = {pool.name: _bind_pool(pool, args) for pool in args.pools}
     ingress = serve.deployment(
@@ -49,14 +64,21 @@ def build_app(args: AppArgs) -> Application:
     return ingress.bind(args, preprocessor, generators, finisher, APP_NAME)
 
 
-def _bind(kind: type, name: str, stage: StageSettings, args: AppArgs, num_gpus: float = 0.0) -> Any:
+def _bind(
+    kind: type,
+    name: str,
+    stage: StageSettings,
+    args: AppArgs,
+    num_gpus: float = 0.0,
+    fetches: int = 0,
+) -> Any:
     options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
     if stage.label_selector:
         options["label_selector"] = stage.label_selector
     return serve.deployment(
         kind,
         name=name,
-        max_ongoing_requests=stage.threads + CALLS_AHEAD,
+        max_ongoing_requests=stage.threads + CALLS_AHEAD + fetches,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,
         **_scaling(stage.replicas, stage.max_replicas, stage.threads),

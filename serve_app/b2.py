@@ -35,6 +35,7 @@ from b2sdk.v3 import (
 from b2sdk.v3.exception import (
     B2Error,
     CapExceeded,
+    FileNotPresent,
     MaxRetriesExceeded,
     NonExistentBucket,
     NotAllowedByAppKeyError,
@@ -102,6 +103,23 @@ class B2Store:
 
     def place(self, job_id: str) -> Place:
         return Place(self._settings.bucket, self._key(job_id, VIDEO_SUFFIX))
+
+    def has(self, job_id: str) -> bool:
+        """Ask by name, once. A service, or a key, that does not say leaves it as it is believed."""
+
+        def look(bucket: Bucket) -> bool:
+            try:
+                bucket.get_file_info_by_name(self._key(job_id, VIDEO_SUFFIX))
+            except FileNotPresent:
+                return False
+            return True
+
+        try:
+            return self._within(self._settings.control_s, look)
+        except Exception as exc:
+            # The SDK raises bare types too; whatever it is, it does not say that the file is gone.
+            logger.warning("B2 cannot be asked for an output", extra={"fault": type(exc).__name__})
+            return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Upload the video, then its sidecar. Uploading again adds a version that replaces it."""

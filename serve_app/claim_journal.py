@@ -1,4 +1,4 @@
-"""Which job a worker identity holds, on disk, and which process speaks for that identity.
+"""Which jobs a worker identity holds, on disk, and which process speaks for that identity.
 
 A replica that is killed in mid-job comes back within seconds under the same identity. Its
 heartbeats go on, so the orchestrator does not notice and waits for ever, unless the new process
@@ -18,9 +18,11 @@ import hashlib
 import json
 import logging
 import os
+import random
 import threading
 import time
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.client import ClaimedJob
@@ -31,24 +33,31 @@ logger = logging.getLogger(__name__)
 WANTED_S = 30.0  # a process that waits tries at every heartbeat
 
 
+def _new_key() -> str:
+    return f"{time.time_ns():020d}-{random.getrandbits(32):08x}"
+
+
 @dataclass(frozen=True, slots=True)
 class HeldJob:
-    """A claimed job. `starts`: how often a process has begun to work on it."""
+    """A claimed job. `starts`: how often a process has begun to work on it. `key`: of this claim,
+    since the same job may be handed out twice; keys sort by age.
+    """
 
     job: ClaimedJob
     starts: int = 0
+    key: str = field(default_factory=_new_key)
 
 
 class ClaimJournal:
-    """The one held job of one worker identity, in `folder`."""
+    """The held jobs of one worker identity, a file each, in `folder`."""
 
     def __init__(self, folder: Path, worker_id: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # Identities come from the environment; a digest is a safe file name for any of them.
-        stem = hashlib.sha256(worker_id.encode()).hexdigest()[:24]
-        self._path = folder / f"{stem}.held"
-        self._lock_path = folder / f"{stem}.lock"
-        self._wanted_path = folder / f"{stem}.wanted"
+        self._stem = hashlib.sha256(worker_id.encode()).hexdigest()[:24]
+        self._folder = folder
+        self._lock_path = folder / f"{self._stem}.lock"
+        self._wanted_path = folder / f"{self._stem}.wanted"
         self._lock_fd: int | None = None
         self._guard = threading.Lock()
 
@@ -65,7 +74,7 @@ class ClaimJournal:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(fd)
-                self._wanted_path.touch()
+                self._wanted_path.touch(mode=0o600)
                 return False
             self._lock_fd = fd
             return True
@@ -84,17 +93,10 @@ class ClaimJournal:
             if fd is not None:
                 os.close(fd)
 
-    def read(self) -> HeldJob | None:
-        """Return the job that an earlier process left unfinished, if any."""
-        try:
-            fields = json.loads(self._path.read_text())
-            return HeldJob(ClaimedJob(fields["job_id"], fields["payload"]), fields["starts"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError):
-            # Without it the orchestrator's own lease still returns the job to the queue.
-            logger.exception("claim journal unreadable")
-            return None
+    def read(self) -> tuple[HeldJob, ...]:
+        """Return the jobs that are stored, the oldest first. May be called from any thread."""
+        found = (self._read(path) for path in sorted(self._folder.glob(f"{self._stem}*.held")))
+        return tuple(held for held in found if held is not None)
 
     async def start(self, held: HeldJob) -> HeldJob:
         """Store that work on `held` begins once more. A full disk does not stop the job."""
@@ -107,11 +109,32 @@ class ClaimJournal:
             }
         )
         try:
-            await asyncio.to_thread(write_atomically, self._path, text)
+            await asyncio.to_thread(write_atomically, self._path(held.key), text)
         except OSError as exc:
             logger.error("claim not stored", extra={"error": str(exc)})
         return started
 
-    async def clear(self) -> None:
-        """Forget the job: its end is in the outbox, or it is somebody else's."""
-        await asyncio.to_thread(self._path.unlink, missing_ok=True)
+    async def clear(self, held: HeldJob) -> None:
+        """Forget a job: its end is in the outbox, or it is somebody else's."""
+        await asyncio.to_thread(self._path(held.key).unlink, missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / (f"{self._stem}.{key}.held" if key else f"{self._stem}.held")
+
+    def _read(self, path: Path) -> HeldJob | None:
+        # Without a key: what an older release stored, which knew one job at a time.
+        key = path.name.removeprefix(self._stem).removesuffix(".held").strip(".")
+        try:
+            fields = json.loads(path.read_text())
+            return HeldJob(ClaimedJob(fields["job_id"], fields["payload"]), fields["starts"], key)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            logger.exception("claim journal unreadable")
+            return None
+        except (ValueError, KeyError, TypeError):
+            # Without it the orchestrator's own lease still returns the job to the queue.
+            logger.exception("claim journal unreadable, set aside")
+            with suppress(OSError):
+                path.rename(path.with_suffix(".unreadable"))
+            return None

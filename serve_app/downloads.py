@@ -7,6 +7,8 @@ The life of a download:
 3. A redirect goes back to 1, a limited number of times.
 4. The body streams to a temporary file beside the target, counted and hashed, and is renamed when
    it is complete. Whatever happens, the temporary file is gone afterwards.
+5. An attempt that is slower on average than the least pace is given up, whatever it spends the time
+   on: connecting, redirects, headers or the body.
 
 Some servers break HTTP in ways that curl survives. After a protocol fault the same hop is tried
 with curl, pinned to the same addresses, following no redirects, its output read and counted by the
@@ -49,7 +51,8 @@ from serve_app.connections import (
     judged_addresses,
 )
 from serve_app.file_sources import open_allowed_file
-from serve_app.redact import shown_url
+from serve_app.pace import Pace
+from serve_app.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,8 @@ class DownloadLimits:
     attempt_s: float = 600.0
     connect_s: float = 15.0
     stall_s: float = 30.0
+    min_bytes_per_s: float = 65536.0  # guess: half a megabit; 0: any pace will do
+    slow_s: float = 60.0  # over which that average is taken, and how long a start may take
     attempts: int = 3
     backoff_s: float = 0.5  # before the second attempt; doubles, with jitter
     max_redirects: int = 5
@@ -163,6 +168,7 @@ class _Body:
         self._digest = hashlib.sha256()
         self._pending = bytearray()
         self._size_bytes = 0
+        self._pacing: tuple[Pace, asyncio.Timeout] | None = None
 
     def __enter__(self) -> _Body:
         return self
@@ -178,6 +184,27 @@ class _Body:
         self._pending.clear()
         self._size_bytes = 0
 
+    @contextlib.asynccontextmanager
+    async def paced(self) -> AsyncIterator[None]:
+        """Give up what the block does if bytes are added more slowly than the limits want.
+
+        Raises:
+            _TryAgainError: they were.
+        """
+        now = asyncio.get_running_loop().time()
+        pace = Pace(self._limits.min_bytes_per_s, self._limits.slow_s, now)
+        timer = asyncio.timeout_at(pace.deadline)
+        try:
+            async with timer:
+                self._pacing = pace, timer
+                yield
+        except TimeoutError as exc:
+            if not timer.expired():
+                raise
+            raise _TryAgainError(self._too_slow()) from exc
+        finally:
+            self._pacing = None
+
     def expect(self, size_bytes: int) -> None:
         """Refuse a declared size before its first byte is read."""
         if size_bytes > self._limits.max_bytes:
@@ -187,6 +214,10 @@ class _Body:
         self._size_bytes += len(chunk)
         if self._size_bytes > self._limits.max_bytes:
             raise self._too_large()
+        if self._pacing is not None:
+            pace, timer = self._pacing
+            pace.came(len(chunk), asyncio.get_running_loop().time())
+            timer.reschedule(pace.deadline)
         self._pending += chunk
         if len(self._pending) >= WRITE_BLOCK_BYTES:
             await self._flush()
@@ -209,11 +240,30 @@ class _Body:
 
     async def _flush(self) -> None:
         block, self._pending = bytes(self._pending), bytearray()
+        if self._pacing is None:
+            await asyncio.to_thread(self._write, block)
+            return
+        # A slow disk is not the server's fault.
+        pace, timer = self._pacing
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        timer.reschedule(None)
         await asyncio.to_thread(self._write, block)
+        pace.pause(loop.time() - began)
+        timer.reschedule(pace.deadline)
 
     def _write(self, block: bytes) -> None:
         self._digest.update(block)
         self._file.write(block)
+
+    def _too_slow(self) -> DownloadFailed:
+        least = self._limits.min_bytes_per_s / 1024
+        return DownloadFailed(
+            f"Download failed: the server sends too slowly, less than {least:g} KiB a second.",
+            hint="Send an address on a faster server. The operator of this worker can lower "
+            "inputs.min_bytes_per_s.",
+            url=self._shown,
+        )
 
     def _too_large(self) -> MediaTooLarge:
         limit_mb = self._limits.max_bytes / (1 << 20)
@@ -260,7 +310,8 @@ class _Fetch:
                     body.restart()
                 try:
                     async with asyncio.timeout(self._limits.attempt_s):
-                        await self._attempt(body)
+                        async with body.paced():
+                            await self._attempt(body)
                         return await body.complete(target)
                 except TimeoutError:
                     failure = _timed_out(self._start.url, self._limits.attempt_s)
@@ -428,9 +479,23 @@ def _judge_status(location: Location, status: int, redirect: str) -> str | None:
     except ValueError:
         reason = "Unknown Status"
     error = DownloadFailed(
-        f"Download failed: {status} {reason}", url=location.shown, status_code=status
+        f"Download failed: {status} {reason}",
+        hint=_hint_for(location, status),
+        url=location.shown,
+        status_code=status,
     )
     raise _TryAgainError(error) if status in _RETRYABLE_STATUSES else error
+
+
+def _hint_for(location: Location, status: int) -> str | None:
+    """Say what a caller can do about a status that means: not there, or not for you."""
+    if status in (401, 403, 404, 410) and is_signed(location.url):
+        return "The link is signed and may have expired: sign it anew and send the job again."
+    if status in (401, 403):
+        return "The server wants permission that this worker has not: send a signed link."
+    if status in (404, 410):
+        return "Check the address: the server has nothing there."
+    return None
 
 
 def _refuse_compressed(location: Location, content_encoding: str) -> None:

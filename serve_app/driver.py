@@ -1,8 +1,11 @@
 """One job, driven through the graph by the ingress.
 
-    open ─► for each segment, a few at a time:  prepare ─► encode ─┐
-                                                listen ────────────┴► generate ─► compose
-         ─► finish (stitch, upload)
+    fetch ─► a place ─► open ─► for each segment, a few at a time:
+                                prepare ─► encode ─┐
+                                listen ────────────┴► generate ─► compose
+                             ─► finish (stitch, upload)
+
+More jobs are fetched than have a place, so a slow server holds up its own job only.
 
 Results pass from stage to stage by reference; only encoded pieces and small facts come by here.
 Serve retries nothing that a replica has accepted, so a segment whose replica dies is asked for
@@ -15,7 +18,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,17 +33,20 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.plan import Block, FramePlan, Segment
 from musetalk_pipeline.stages import require_face
+from serve_app.made import MadeWatch, made_watch
 from serve_app.metrics import CALLS_RETRIED
+from serve_app.progress import ProgressMeter
 from serve_app.schemas import Phase, Progress
 from serve_app.settings import DriverSettings
 from serve_app.transfers import (
     Assignment,
+    Attempt,
     Composed,
     Description,
+    Fetched,
     Finished,
     Opened,
     PreviewPicture,
-    RunFacts,
 )
 
 logger = logging.getLogger(__name__)
@@ -48,8 +54,8 @@ logger = logging.getLogger(__name__)
 # A dead replica's replacement serves after 4.4 s on a quiet machine (measured); other replicas of
 # the stage are asked after the first pause already.
 RETRY_PAUSES_S = (0.5, 4.0, 10.0)
+KEEP_S = 60.0  # how often the stages hear that an attempt lives
 PREVIEW_FRAMES = 9  # looked at for a face at most, and one is drawn
-OPEN_SHARE, DRAWN_SHARE = 0.05, 0.95  # progress at the end of the opening and of the segments
 
 
 @dataclass(slots=True)
@@ -88,13 +94,16 @@ class JobDriver:
         settings: DriverSettings,
         open_timeout_s: float,
         describe: Callable[[], Description],
+        places: int,
     ) -> None:
+        """Make a driver that works on at most `places` jobs at a time, and fetches for more."""
         self._graph = graph
         self._settings = settings
         self._open_timeout_s = open_timeout_s
         self._describe = describe
         self._frame_s = settings.seconds_per_frame
         self._segments_in_flight = 0
+        self._places = asyncio.Semaphore(places)  # first come, first served
 
     async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
         """Do one job and return what became of it.
@@ -106,12 +115,20 @@ class JobDriver:
         meter.say(Phase.DOWNLOADING, 0.0)
         if work.lost_attempt_id is not None:
             await self._release(work.lost_attempt_id)
+        attempt = Attempt.of(work)
         try:
-            opened = await self._open(work)
-            meter.opened(opened)
-            pieces = await self._compose_all(opened, meter)
-            meter.say(Phase.UPLOADING, DRAWN_SHARE)
-            return await self._finish(opened, pieces, meter)
+            async with self._kept(attempt.attempt_id):
+                with meter.spending():
+                    fetched = await self._fetch(attempt)
+                meter.fetched(fetched)
+                async with self._place(meter):
+                    meter.say(Phase.VALIDATING)
+                    with meter.spending():
+                        opened = await self._open(attempt, fetched)
+                    meter.opened(opened)
+                    pieces = await self._compose_all(opened, meter)
+                    meter.uploading()
+                    return await self._finish(opened, pieces, meter)
         finally:
             await asyncio.shield(self._release(work.attempt_id))
 
@@ -121,9 +138,9 @@ class JobDriver:
         Raises:
             PipelineError: as `run`.
         """
-        graph = self._graph
+        graph, attempt = self._graph, Attempt.of(work)
         try:
-            opened = await self._open(work)
+            opened = await self._open(attempt, await self._fetch(attempt))
             handle = graph.pick_pool().handle
 
             def chain() -> list[Any]:
@@ -137,15 +154,50 @@ class JobDriver:
         finally:
             await asyncio.shield(self._release(work.attempt_id))
 
-    async def _open(self, work: Assignment) -> Opened:
-        opened: Opened = await self._call(
-            lambda: [self._graph.preprocessor.open.remote(work)],
+    @contextlib.asynccontextmanager
+    async def _place(self, meter: ProgressMeter) -> AsyncIterator[None]:
+        """Hold one of the places. Waiting for it is no work, so the meter leaves it out."""
+        asked_at = time.monotonic()
+        async with self._places:
+            meter.waited(time.monotonic() - asked_at)
+            yield
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, attempt_id: str) -> AsyncIterator[None]:
+        """Say now and then that the attempt lives: a job may wait for its place for hours."""
+
+        async def keep() -> None:
+            while True:
+                await asyncio.sleep(KEEP_S)
+                try:
+                    await self._tell_stages("keep", attempt_id)
+                except Exception:  # Ray raises anything for a call that cannot be sent
+                    logger.exception("keeping an attempt failed", extra={"attempt": attempt_id})
+
+        keeper = asyncio.create_task(keep())
+        try:
+            yield
+        finally:
+            keeper.cancel()
+
+    async def _fetch(self, attempt: Attempt) -> Fetched:
+        fetched: Fetched = await self._call(
+            lambda: [self._graph.preprocessor.fetch.remote(attempt)],
             self._open_timeout_s + self._settings.call_timeout_s,
             Stage.DOWNLOAD,
         )
+        return fetched
+
+    async def _open(self, attempt: Attempt, fetched: Fetched) -> Opened:
+        opened: Opened = await self._call(
+            lambda: [self._graph.preprocessor.open.remote(attempt, fetched)],
+            # A node that has not the files yet fetches them.
+            self._open_timeout_s + self._settings.call_timeout_s,
+            Stage.VALIDATION,
+        )
         return opened
 
-    async def _compose_all(self, opened: Opened, meter: "ProgressMeter") -> list[Any]:
+    async def _compose_all(self, opened: Opened, meter: ProgressMeter) -> list[Any]:
         """Return the responses that hold the encoded pieces, in order."""
         plan = opened.job.plan
         shelf = BlockShelf(plan, lambda block: self._avatar(opened, block), self._settings)
@@ -156,18 +208,18 @@ class JobDriver:
         async def one(segment: Segment) -> None:
             nonlocal faces
             try:
-                pieces[segment.index], composed = await self._segment(opened, segment, shelf)
+                work = self._segment(opened, segment, shelf, meter, made)
+                pieces[segment.index], composed = await work
             finally:
                 window.release()
             faces += composed.frames_with_face
-            meter.composed(composed, len(segment))
+            meter.composed(segment, composed)
 
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with made_watch() as made, asyncio.TaskGroup() as tasks:
                 for segment in plan.segments:
                     await window.acquire()
                     tasks.create_task(one(segment))
-                meter.say(Phase.ENCODING)
         except BaseExceptionGroup as group:
             # The first failure cancelled the other segments; it alone is worth telling.
             raise _first(group) from None
@@ -177,7 +229,12 @@ class JobDriver:
         return pieces
 
     async def _segment(
-        self, opened: Opened, segment: Segment, shelf: "BlockShelf"
+        self,
+        opened: Opened,
+        segment: Segment,
+        shelf: "BlockShelf",
+        meter: ProgressMeter,
+        made: MadeWatch,
     ) -> tuple[Any, Composed]:
         """Compose one segment; its response (to pass on) and its value (to look at)."""
         loan: Loan | None = None
@@ -186,6 +243,7 @@ class JobDriver:
             nonlocal loan
             if loan is not None:
                 shelf.drop(loan)  # whatever failed may have been the block: make it anew
+                meter.lost(segment)
             loan = shelf.borrow(segment.block)
             graph, options = self._graph, opened.work.options
             speech = graph.preprocessor.listen.remote(opened, segment, options.speech)
@@ -193,6 +251,15 @@ class JobDriver:
             piece = graph.finisher.compose.remote(
                 opened, loan.response, drawn, segment, loan.is_first
             )
+            if loan.is_first:
+                made.watch(loan.prepared, lambda: meter.prepared(segment.block))
+            mine = loan
+
+            def is_drawn() -> None:
+                if mine is loan:  # else it failed, and another try is on its way
+                    meter.drawn(segment)
+
+            made.watch(drawn, is_drawn)
             return [speech, drawn, piece]
 
         self._segments_in_flight += 1
@@ -213,7 +280,7 @@ class JobDriver:
         prepared = self._graph.preprocessor.prepare.remote(opened, block)
         return pool, [prepared, pool.handle.encode.remote(prepared, opened.work.options.mask)]
 
-    async def _finish(self, opened: Opened, pieces: list[Any], meter: "ProgressMeter") -> Finished:
+    async def _finish(self, opened: Opened, pieces: list[Any], meter: ProgressMeter) -> Finished:
         facts, about = meter.facts(), self._describe()
         finished: Finished = await self._call(
             lambda: [self._graph.finisher.finish.remote(opened, facts, about, *pieces)],
@@ -264,16 +331,21 @@ class JobDriver:
 
     async def _release(self, attempt_id: str) -> None:
         """Remove the attempt's scratch. What this misses, the janitors of the stages find."""
+        await self._tell_stages("release", attempt_id)
+
+    async def _tell_stages(self, method: str, attempt_id: str) -> None:
+        """Call a method of both stages that keep scratch. A call that fails is only logged."""
         calls: list[Awaitable[None]] = [
-            self._graph.preprocessor.release.remote(attempt_id),
-            self._graph.finisher.release.remote(attempt_id),
+            getattr(stage, method).remote(attempt_id)
+            for stage in (self._graph.preprocessor, self._graph.finisher)
         ]
         for call in calls:
             try:
                 async with asyncio.timeout(10.0):
                     await call
             except (TimeoutError, RayError, RayServeException):
-                logger.warning("scratch not released", extra={"attempt": attempt_id})
+                extra = {"attempt": attempt_id, "call": method}
+                logger.warning("a stage was not told about an attempt's scratch", extra=extra)
 
 
 @dataclass(slots=True)
@@ -287,6 +359,11 @@ class Loan:
     def response(self) -> Any:
         """The AvatarBlock, by reference."""
         return self.entry.responses[-1]
+
+    @property
+    def prepared(self) -> Any:
+        """The PreparedBlock that it is made of, by reference."""
+        return self.entry.responses[0]
 
     @property
     def pool(self) -> Pool:
@@ -361,46 +438,6 @@ class BlockShelf:
         )
         for entry in idle[: max(0, len(self._entries) - self._keep)]:
             del self._entries[entry.block]
-
-
-class ProgressMeter:
-    """Turns what happened into Progress that never goes back, and sums up the stages' seconds."""
-
-    def __init__(self, report: Callable[[Progress], None]) -> None:
-        self._report = report
-        self._phase = Phase.QUEUED
-        self._fraction = 0.0
-        self._done = self._total = 0
-        self._seconds: dict[str, float] = {}
-        self._peak_mib: float | None = None
-        self._started = time.monotonic()
-
-    def say(self, phase: Phase, fraction: float = 0.0) -> None:
-        """Report a phase, and a fraction if it is further than the last."""
-        self._phase = phase
-        self._fraction = max(self._fraction, fraction)
-        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
-        self._report(Progress(phase, self._fraction, self._done, self._total, seconds))
-
-    def opened(self, opened: Opened) -> None:
-        """Count the opening."""
-        self._total = opened.job.plan.n_output
-        self._seconds |= opened.stage_seconds
-        self.say(Phase.INFERRING, OPEN_SHARE)
-
-    def composed(self, composed: Composed, frames: int) -> None:
-        """Count a finished segment."""
-        self._done += frames
-        for name, seconds in composed.stage_seconds.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        if composed.peak_memory_mib is not None:
-            self._peak_mib = max(self._peak_mib or 0.0, composed.peak_memory_mib)
-        share = OPEN_SHARE + (DRAWN_SHARE - OPEN_SHARE) * self._done / self._total
-        self.say(self._phase, share)
-
-    def facts(self) -> RunFacts:
-        """Return what the sidecar and the metrics say about the run so far."""
-        return RunFacts(dict(self._seconds), self._peak_mib, time.monotonic() - self._started)
 
 
 def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:

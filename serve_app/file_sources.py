@@ -26,10 +26,14 @@ def open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
     refused = SourceRefused(
         "Source refused: file:// addresses are only read from the folders that the operator "
         "allows.",
+        hint="If this worker is yours, name the folder in LIPSYNC_ALLOWED_FOLDERS or "
+        "inputs.allowed_folders.",
         url=shown_url(url),
     )
     path = _path_of_file_url(url)
     folders = [folder.resolve() for folder in allowed_folders]
+    if path is None:
+        refused.hint = "Write it as file:///folder/name: three slashes, no host and no query."
     if path is None or not _is_below(Path(os.path.realpath(path)), folders):
         raise refused
     try:

@@ -17,8 +17,9 @@ from musetalk_pipeline.stages import compose_segment
 from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
+from serve_app.retention import retention
 from serve_app.selection import build_store
-from serve_app.settings import AppArgs, read_environment
+from serve_app.settings import AppArgs, make_folders, read_environment
 from serve_app.storage import SidecarFacts, StoredOutput, peak_ram_kb, sidecar
 from serve_app.threads import Worker
 from serve_app.transfers import Composed, Description, Finished, Opened, PreviewPicture, RunFacts
@@ -36,6 +37,8 @@ class Finisher:
         self._media.scratch.start_janitor()
         self._store = build_store(args, self._env)
         self._store.check()
+        # Also where outputs go elsewhere: the folder may hold what was made before.
+        retention(args, make_folders(args, self._env).results).start()
         self._threads = Worker(args.finisher.threads, "finish")
         logger.info("finisher ready", extra={"store": self._store.name})
 
@@ -81,7 +84,8 @@ class Finisher:
         for stage in ("stitch", "upload"):
             STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
         total_s = facts.elapsed_s + time.monotonic() - started
-        return Finished(stored.url, _metrics(stored, facts, about, seconds, total_s))
+        metrics = _metrics(stored, facts, about, seconds, total_s)
+        return Finished(stored.url, metrics, job.warnings)
 
     async def show(
         self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
@@ -89,6 +93,10 @@ class Finisher:
         """Paste a preview's face and write the PNG."""
         preview = await self._threads.run(show_glimpse, glimpse, drawn, options)
         return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+
+    async def keep(self, attempt_id: str) -> None:
+        """Say that an attempt lives, though nothing of it is worked on here just now."""
+        await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""
@@ -105,15 +113,15 @@ class Finisher:
     def _sidecar(
         self, opened: Opened, facts: RunFacts, about: Description, seconds: dict[str, float]
     ) -> bytes:
-        request, job = opened.work.request, opened.job
-        place = self._store.place(opened.work.job_id)
+        work, job = opened.work, opened.job
+        place = self._store.place(work.job_id)
         return sidecar(
             SidecarFacts(
-                musetalk_job_id=opened.work.job_id,
-                queue_job_id=self._env.salad_queue_job_id,
+                musetalk_job_id=work.job_id,
+                queue_job_id=work.queue_job_id or self._env.salad_queue_job_id,
                 gpu_class=about.gpu_class,
-                aspect_ratio=request.aspect_ratio,
-                resolution=request.resolution,
+                aspect_ratio=work.aspect_ratio,
+                resolution=work.resolution,
                 generation_time_sec=round(seconds.get("inference", 0.0), 3),
                 script_wall_time_sec=round(facts.elapsed_s, 3),
                 peak_vram_mib=facts.peak_memory_mib,

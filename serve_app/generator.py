@@ -37,7 +37,8 @@ class Generator:
             model_version=self._engine.model_version,
             landmarks=args.landmarks,
             device=device_of(pool),
-            gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
+            gpu_class=gpu_class(os.environ, detected=detect_gpu_class(), is_buffer=env.is_buffer),
+            batch_size=getattr(self._engine, "batch_size", 1),
         )
         logger.info(
             "engine ready",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orchestrator.client import Status, WorkerClient
+from orchestrator.client import ClaimedJob, HeartbeatAnswer, Status, WorkerClient
 from orchestrator.errors import OrchestratorError
 
 logger = logging.getLogger(__name__)
@@ -23,18 +23,22 @@ JOIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What the next heartbeat says. `error`: why the worker cannot work at present."""
+    """What the next heartbeat says. `error`: why the worker cannot work at present. `jobs`: all
+    that it holds, the oldest first.
+    """
 
     status: Status
     current_job_id: str | None = None
     error: str | None = None
+    jobs: tuple[ClaimedJob, ...] = ()
 
 
 class Heartbeats:
     """Sends one heartbeat every `interval_s` from `start` to `stop`, the first at once.
 
     `connect` makes the thread's own client. `pulse` is called in the thread, before each beat; None
-    means that another process speaks for this worker, and nothing is sent.
+    means that another process speaks for this worker, and nothing is sent. `heard` is called in the
+    thread with each answer.
     """
 
     def __init__(
@@ -42,9 +46,12 @@ class Heartbeats:
         connect: Callable[[], WorkerClient],
         pulse: Callable[[], Pulse | None],
         interval_s: float,
+        *,
+        heard: Callable[[HeartbeatAnswer], None],
     ) -> None:
         self._connect = connect
         self._pulse = pulse
+        self._heard = heard
         self._interval_s = interval_s
         self._thread: threading.Thread | None = None
         self._cancel: Callable[[], None] | None = None
@@ -96,7 +103,9 @@ class Heartbeats:
                 return introduced
             if not introduced:
                 await self._introduce(client)
-            await client.heartbeat(pulse.status, pulse.current_job_id, pulse.error)
+            self._heard(
+                await client.heartbeat(pulse.status, pulse.current_job_id, pulse.error, pulse.jobs)
+            )
         except OrchestratorError as exc:
             logger.warning(
                 "heartbeat not accepted", extra={"error": exc.message, "status": exc.status_code}

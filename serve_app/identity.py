@@ -1,4 +1,4 @@
-"""Who this worker is to an orchestrator: its identity, one per job slot, and its GPU class.
+"""Who this worker is to an orchestrator: its identity, one per machine, and its GPU class.
 
 Environment and detection are arguments, so that all of it can be tested without either.
 """
@@ -9,6 +9,7 @@ import re
 import subprocess
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 
 ID_VARIABLES = ("SALAD_MACHINE_ID", "VAST_CONTAINERLABEL", "OCTASPACE_NODE_ID", "WORKER_ID")
 GPU_CLASS_VARIABLES = ("GPU_CLASS_NAME", "GPU_CLASS")
@@ -26,32 +27,45 @@ _HAS_MEMORY = re.compile(r"\d ?GB\b", re.IGNORECASE)
 
 
 def new_worker_id() -> str:
-    """Return a random identity. Call once per process and keep it."""
+    """Return a random identity. Call once and keep it: see `kept_id`."""
     return f"worker-{uuid.uuid4().hex[:16]}"
 
 
-def worker_id(env: Mapping[str, str], *, fallback: str, is_buffer: bool = False) -> str:
+def kept_id(state: Path) -> str:
+    """Return a random identity that survives restarts: a claim in progress is found by it."""
+    path = state / "worker_id"
+    try:
+        kept = path.read_text().strip()
+    except FileNotFoundError:
+        kept = ""
+    if kept:
+        return kept
+    fresh = new_worker_id()
+    path.touch(mode=0o600)
+    path.write_text(fresh)
+    return fresh
+
+
+def worker_id(env: Mapping[str, str], *, fallback: str) -> str:
     """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
-    A buffer worker is named by `BUFFER_WORKER_ID` before all others. `fallback` is the random one.
+    One machine is one worker, however many jobs it runs at a time. `fallback` is the random one.
     """
-    names = ("BUFFER_WORKER_ID", *ID_VARIABLES) if is_buffer else ID_VARIABLES
-    return _first_set(env, names) or fallback
+    return _first_set(env, ID_VARIABLES) or fallback
 
 
-def slot_id(machine: str, slot: int) -> str:
-    """Return the identity of job slot `slot` on worker `machine`.
+def buffer_worker_id(env: Mapping[str, str], *, host: str) -> str:
+    """Return the identity of a buffer worker: `BUFFER_WORKER_ID`, else `buffer-<hostname>`."""
+    return _first_set(env, ("BUFFER_WORKER_ID",)) or f"buffer-{host}"
 
-    Heartbeat and claim carry one job at most, so a worker that runs several at a time is several
-    workers to the orchestrator. Slot 0 keeps the plain identity: with one slot, which is the
-    default, the orchestrator sees what it has always seen.
+
+def gpu_class(env: Mapping[str, str], *, detected: str | None, is_buffer: bool = False) -> str:
+    """Return the GPU class that is set, else the one that was detected, else `cpu`.
+
+    Of the two variables that name it a buffer worker asks the shorter one first.
     """
-    return machine if slot == 0 else f"{machine}-slot{slot}"
-
-
-def gpu_class(env: Mapping[str, str], *, detected: str | None) -> str:
-    """Return the GPU class that is set, else the one that was detected, else `cpu`."""
-    return _first_set(env, GPU_CLASS_VARIABLES) or detected or NO_GPU
+    names = GPU_CLASS_VARIABLES[::-1] if is_buffer else GPU_CLASS_VARIABLES
+    return _first_set(env, names) or detected or NO_GPU
 
 
 def detect_gpu_class() -> str | None:

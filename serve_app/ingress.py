@@ -4,12 +4,10 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 """
 
 import asyncio
-import hashlib
 import hmac
-import json
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -23,13 +21,18 @@ from serve_app.answers import generate_answer, generate_body, job_body
 from serve_app.api import BadField, build_api
 from serve_app.background import run_again
 from serve_app.driver import Graph, JobDriver, Pool
-from serve_app.jobs import Job, JobRegistry, Origin, QueueFull, Ticket
+from serve_app.events import job_events
+from serve_app.job import Job, Origin, QueueFull, Ticket
+from serve_app.jobs import JobRegistry
 from serve_app.local_store import LocalStore
 from serve_app.logs import set_up_logging
-from serve_app.outcomes import failure_of
+from serve_app.notifications import notify_forever
+from serve_app.outcomes import failure_of, job_ended
 from serve_app.polling import Polling, polling_rules
+from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
 from serve_app.schemas import JobCreate, JobRequest
+from serve_app.selection import build_store
 from serve_app.service import JobService
 from serve_app.settings import (
     API_VERSION,
@@ -37,17 +40,14 @@ from serve_app.settings import (
     AppArgs,
     Environment,
     Folders,
+    jobs_at_a_time,
     make_folders,
     read_environment,
 )
 from serve_app.slots import Slots
-from serve_app.webhooks import Event, WebhookSender
+from serve_app.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
-
-EVENT_LOOK_S = 0.25
-NEWS_LOOK_S = 1.0
-KEEP_ALIVE_S = 15.0  # a comment line, so that proxies keep a quiet stream open
 
 
 class Ingress:
@@ -67,28 +67,42 @@ class Ingress:
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
         graph = Graph(preprocessor, _pools(args, generators), finisher)
-        self._readiness = Readiness(graph, app_name)
-        driver = JobDriver(
-            graph, args.driver, args.inputs.download_timeout_s, self._readiness.description
-        )
         registry = JobRegistry(folders.state / "jobs.sqlite3")
-        self._service = JobService(registry, driver, args.queue, args.job_defaults())
-        self._n_slots = self._env.max_concurrent_jobs or args.queue.max_concurrent_jobs
-        if self._env.is_buffer:
-            # One identity announces one job, so a capacity of n is n slots.
-            self._n_slots = self._env.buffer_capacity
+        self._readiness = Readiness(graph, app_name, lambda: self._service.threads.is_writable())
+        self._n_slots = jobs_at_a_time(args, self._env)
+        driver = JobDriver(
+            graph,
+            args.driver,
+            args.inputs.download_timeout_s,
+            self._readiness.description,
+            self._n_slots,
+        )
+        outputs = build_store(args, self._env)
+        self._service = JobService(
+            registry,
+            driver,
+            args.queue,
+            args.job_defaults(),
+            lambda job: asyncio.to_thread(outputs.has, job.id),
+        )
         self._previews = asyncio.Semaphore(self._n_slots)
         self._webhooks = _webhooks(args, self._env, folders)
         self._polling = self._make_polling(folders)
+        self._pushed = self._make_pushed_reports(folders)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._slots = Slots(lambda slot: handle.work.remote(slot), self._do_next)
-        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in range(self._n_slots)]
+        # The slots beyond `_n_slots` fetch ahead; driver.py lets `_n_slots` jobs be worked on.
+        loops = range(self._n_slots + args.queue.downloads_ahead)
+        self._tasks = [asyncio.create_task(self._slots.keep(slot)) for slot in loops]
         if self._webhooks is not None:
             webhooks = self._webhooks
             self._keep("webhooks", webhooks.deliver_forever)
-            self._keep("notifications", lambda: self._notify_forever(webhooks))
+            threads = self._service.threads
+            self._keep("notifications", lambda: notify_forever(registry, threads, webhooks))
         if self._polling is not None:
             self._keep("polling", self._polling.start)
+        if self._pushed is not None:
+            self._keep("reports", self._pushed.deliver_forever)
 
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
@@ -105,31 +119,37 @@ class Ingress:
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
-        if await self._readiness.is_ready() and await self._service.work() is not None:
+        tell = None if self._pushed is None else self._pushed.tell
+        if await self._readiness.is_ready() and await self._service.work(tell) is not None:
             return True
-        return self._polling is not None and await self._polling.work_once(slot)
-
-    async def _notify_forever(self, webhooks: WebhookSender) -> None:
-        """Queue a webhook for every job that has ended, whatever ended it."""
-        registry = self._service.registry
-        while True:
-            for job in registry.take_news(limit=100):
-                # The same end has the same event id, so queueing it twice is harmless.
-                end = f"{job.id}:{job.created}:{job.attempt}:{job.status}"
-                digest = hashlib.sha256(end.encode()).hexdigest()[:32]
-                assert job.webhook_url is not None
-                body = job_body(job)
-                kind = f"avatar.job.{job.status}"
-                await webhooks.enqueue(Event(f"evt_{digest}", kind, job.webhook_url, body))
-                registry.mark_notified(job)
-            await asyncio.sleep(NEWS_LOOK_S)
+        # A job that would wait here is better claimed by another worker.
+        has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
+        return has_place and self._polling is not None and await self._polling.work_once()
 
     def _make_polling(self, folders: Folders) -> Polling | None:
         rules = polling_rules(self._env)
         if rules is None:
             return None
-        ready = self._readiness.is_ready
-        return Polling(rules, self._env, folders.state, self._service, ready, self._n_slots)
+        return Polling(
+            rules,
+            self._env,
+            folders.state,
+            self._service,
+            self._readiness.is_ready,
+            self._n_slots,
+            self._batch_size,
+        )
+
+    def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
+        rules = report_rules(self._env)
+        if rules is None:
+            return None
+        return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
+
+    def _batch_size(self) -> int | None:
+        """Return the frames that go through a network together; known from readiness on."""
+        chosen: int | None = self._env.batch_size or self._readiness.facts().get("batch_size")
+        return chosen
 
     # Probes ----------------------------------------------------------------------------------
 
@@ -159,7 +179,8 @@ class Ingress:
             "status": "ok",
             "version": API_VERSION,
             "gpu": str(facts.get("device", "cpu")).startswith("cuda"),
-            "activeJobs": self._service.active_jobs,
+            # Jobs that are only fetched, ahead of their place, are not counted.
+            "activeJobs": min(self._service.active_jobs, self._n_slots),
             "maxConcurrentJobs": self._n_slots,
             "buildCommit": self._env.build_commit,
             "buildTime": self._env.build_time,
@@ -186,7 +207,7 @@ class Ingress:
     ) -> JSONResponse:
         """Answer when the job has ended. The job ends early if every waiting client goes away."""
         self._check_key(x_internal_api_key)
-        job = self._service.submit(request, Origin.SYNC)
+        job = await self._service.submit(request, Origin.SYNC)
         job = await self._service.wait(job.id)
         return generate_answer(job)
 
@@ -228,7 +249,7 @@ class Ingress:
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
         ticket = Ticket(create.webhook_url, create.metadata, idempotency_key)
-        job = self._service.submit(request, Origin.ASYNC, ticket)
+        job = await self._service.submit(request, Origin.ASYNC, ticket)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
         return JSONResponse(job_body(job), status_code=202, headers=location)
 
@@ -241,52 +262,48 @@ class Ingress:
     ) -> JSONResponse:
         """One page; `next_cursor` asks for the next."""
         self._check_key(x_internal_api_key)
-        jobs = self._service.registry.page(status, limit, _read_cursor(cursor))
-        more = f"{jobs[-1].created!r}:{jobs[-1].id}" if len(jobs) == limit else None
-        return JSONResponse({"jobs": [job_body(job) for job in jobs], "next_cursor": more})
+        page = await self._service.page(status, limit, _read_cursor(cursor))
+        last = page.jobs[-1] if page.has_more else None
+        more = None if last is None else f"{last.created!r}:{last.id}"
+        return JSONResponse({"jobs": [job_body(job) for job in page.jobs], "next_cursor": more})
 
     async def get_job(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
         """Any job of this ingress, however it came in."""
         self._check_key(x_internal_api_key)
-        return JSONResponse(job_body(self._found(self._service.registry.get(job_id))))
+        return JSONResponse(job_body(self._found(await self._service.get(job_id))))
 
     async def cancel_job(
         self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
     ) -> JSONResponse:
-        """Ask for the end of a queued or running job. One that has ended, or whose upload has
-        begun, stays as it is.
+        """Ask for the end of a queued or running job; 409 for one that has ended. One whose upload
+        has begun goes on.
         """
         self._check_key(x_internal_api_key)
-        self._found(self._service.registry.cancel(job_id))
+        found = await self._service.cancel(job_id)
+        if found is None:
+            raise HTTPException(404, "There is no such job.")
+        job, was_live = found
+        if not was_live:
+            failure = job_ended(job.status)
+            return JSONResponse(generate_body(job.id, failure), failure.status_code)
         return JSONResponse({"detail": "Cancellation requested"})
 
     async def job_events(
-        self, job_id: str, x_internal_api_key: Annotated[str | None, Header()] = None
+        self,
+        job_id: str,
+        x_internal_api_key: Annotated[str | None, Header()] = None,
+        last_event_id: Annotated[str | None, Header(max_length=64)] = None,
     ) -> StreamingResponse:
-        """`progress` events while it waits and runs, then one `end` event."""
+        """`progress` events while it waits and runs, every change of phase among them, then one
+        `end` event.
+        """
         self._check_key(x_internal_api_key)
-        self._found(self._service.registry.get(job_id))
+        self._found(await self._service.get(job_id))
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        events = self._events(job_id)
+        events = job_events(self._service, job_id, last_event_id)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-
-    async def _events(self, job_id: str) -> AsyncIterator[str]:
-        last, quiet_s = "", 0.0
-        while (job := self._service.registry.get(job_id)) is not None:
-            body = json.dumps(job_body(job))
-            if job.is_terminal:
-                yield f"event: end\ndata: {body}\n\n"
-                return
-            if body != last:
-                yield f"event: progress\ndata: {body}\n\n"
-                last, quiet_s = body, 0.0
-            elif quiet_s >= KEEP_ALIVE_S:
-                yield ": still here\n\n"
-                quiet_s = 0.0
-            await asyncio.sleep(EVENT_LOOK_S)
-            quiet_s += EVENT_LOOK_S
 
     # Files -----------------------------------------------------------------------------------
 

@@ -1,4 +1,9 @@
-"""Outputs in a folder of this machine, served by the ingress."""
+"""Outputs in a folder of this machine, served by the ingress.
+
+Who puts an output in its place, who is about to read one and who removes an old one (retention.py)
+hold a lock on the folder itself for a moment. So nothing that was just written or asked for is
+removed, whatever process does which.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from musetalk_pipeline.errors import UploadFailed
+from serve_app.private_files import FOLDER_MODE, create_private, sync_folder
 from serve_app.storage import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
 
 _READ_BLOCK_BYTES = 1 << 20
@@ -37,8 +43,9 @@ class LocalStore:
         """Create the folder, write to it once, and remove what killed writers left half-done."""
         probe = self._folder / f".check-{secrets.token_hex(6)}.part"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"ok")
+            self._make_folder()
+            with create_private(probe) as file:
+                file.write(b"ok")
             self._remove_abandoned()
         except OSError as exc:
             raise UploadFailed(
@@ -52,18 +59,25 @@ class LocalStore:
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
+    def has(self, job_id: str) -> bool:
+        """Look for the file."""
+        return self.resolve(object_name(job_id) + VIDEO_SUFFIX) is not None
+
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Copy the video, then the sidecar, each complete before it gets its name."""
         name = object_name(job_id)
         part = self._folder / f".{name}.{secrets.token_hex(6)}.part"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             with _durable(part) as writer:
                 size_bytes, digest = _copy(video, writer)
-            os.replace(part, self._folder / (name + VIDEO_SUFFIX))
-            with _durable(part) as writer:
-                writer.write(sidecar)
-            os.replace(part, self._folder / (name + SIDECAR_SUFFIX))
+            with folder_lock(self._folder, fcntl.LOCK_SH):
+                os.replace(part, self._folder / (name + VIDEO_SUFFIX))
+                with _durable(part) as writer:
+                    writer.write(sidecar)
+                os.replace(part, self._folder / (name + SIDECAR_SUFFIX))
+            # The bytes are on the disk; without this the names might not be after a crash.
+            sync_folder(self._folder)
         except OSError as exc:
             raise _folder_failed(exc) from exc
         finally:
@@ -75,13 +89,26 @@ class LocalStore:
     def resolve(self, key: str) -> Path | None:
         """Return the file that `GET /files/{key}` may serve; None for everything else.
 
-        Only names that `put` makes are looked up, and links are not followed.
+        Only names that `put` makes are looked up, and links are not followed. The video's time of
+        access becomes now, so that retention.py leaves the result alone for a while.
         """
         stem, suffix = os.path.splitext(key)
         if suffix not in (VIDEO_SUFFIX, SIDECAR_SUFFIX) or not _OBJECT_NAME.fullmatch(stem):
             return None
         path = self._folder / key
-        return path if path.is_file() and not path.is_symlink() else None
+        with contextlib.suppress(OSError), folder_lock(self._folder, fcntl.LOCK_SH):
+            if path.is_file() and not path.is_symlink():
+                with contextlib.suppress(OSError):  # a sidecar may be left alone
+                    video = path.with_suffix(VIDEO_SUFFIX)
+                    os.utime(video, ns=(time.time_ns(), video.stat().st_mtime_ns))
+                return path
+        return None
+
+    def _make_folder(self) -> None:
+        # Only a new folder gets our mode: what the operator made may be meant for others too. The
+        # files in it are private either way.
+        if not self._folder.is_dir():
+            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
     def _remove_abandoned(self) -> None:
         """Remove half-written files whose writer, in whatever process, has died."""
@@ -102,9 +129,24 @@ def _folder_failed(exc: OSError) -> UploadFailed:
 
 
 @contextlib.contextmanager
+def folder_lock(folder: Path, kind: int) -> Iterator[None]:
+    """Hold `fcntl.LOCK_SH` or `LOCK_EX` on `folder`; the kernel frees it if its holder dies.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def _durable(target: Path) -> Iterator[BinaryIO]:
     """Open a new file that is locked while it is written and on the disk itself afterwards."""
-    with target.open("xb") as writer:
+    with create_private(target) as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
         yield writer
         writer.flush()

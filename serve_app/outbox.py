@@ -3,6 +3,8 @@
     put ─► file ─► sent ─► accepted, or refused for good ─► file gone
                      └── anything else: kept, tried again, also after a restart
 
+404 is believed only after some time: the orchestrator has been seen to answer it for a live job.
+
 One file per report, written under a temporary name and renamed, so that a report is there whole or
 not at all. Several processes may share the folder (a draining replica and its successor): a report
 is then sent twice at worst, and the second time answered with 409.
@@ -23,13 +25,16 @@ from pathlib import Path
 
 from orchestrator.client import FinalReport
 from orchestrator.errors import OrchestratorError, RequestRejected
+from serve_app.private_files import create_private, sync_folder
 
 logger = logging.getLogger(__name__)
 
 Send = Callable[[FinalReport], Awaitable[None]]
 
-# The job is unknown, settled or not this worker's: the same report can never be accepted.
-FINAL_REFUSALS = frozenset({404, 409, 410, 422})
+# The job is settled or not this worker's: the same report can never be accepted.
+FINAL_REFUSALS = frozenset({409, 410, 422})
+UNKNOWN_STATUS = 404
+UNKNOWN_S = 600.0  # guess: many times what progress has to wait for before it believes a 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +44,20 @@ class _Stored:
     name: str
     report: FinalReport
 
+    @property
+    def stored_at(self) -> float:
+        """Unix seconds; names that are not ours are as old as can be."""
+        head = self.name.partition("-")[0]
+        return int(head) / 1e9 if head.isdigit() else 0.0
+
 
 class Outbox:
     """A folder of unsent final reports.
 
     `capacity`: when that many wait, `is_full` tells the workers to claim nothing more; no report is
     ever dropped to make room. After a round that left something, the next begins with the next
-    report, or after a pause that doubles from `first_pause_s` to `longest_pause_s`.
+    report, or after a pause that doubles from `first_pause_s` to `longest_pause_s`. A report that
+    is answered 404 is given up when it is `unknown_s` old. `clock`: Unix seconds.
     """
 
     def __init__(
@@ -55,12 +67,16 @@ class Outbox:
         capacity: int = 1000,
         first_pause_s: float = 1.0,
         longest_pause_s: float = 60.0,
+        unknown_s: float = UNKNOWN_S,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._capacity = capacity
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
+        self._unknown_s = unknown_s
+        self._clock = clock
         # Reports that the disk did not take. They are sent like the others but die with us.
         self._unsaved: dict[str, FinalReport] = {}
         self._written = asyncio.Event()
@@ -77,7 +93,7 @@ class Outbox:
 
     async def put(self, report: FinalReport) -> str:
         """Store a report and have it sent; the name to wait for it by."""
-        name = f"{time.time_ns():020d}-{os.getpid()}-{random.getrandbits(32):08x}.json"
+        name = f"{int(self._clock() * 1e9):020d}-{os.getpid()}-{random.getrandbits(32):08x}.json"
         self._settled[name] = asyncio.Event()
         try:
             await asyncio.to_thread(write_atomically, self._folder / name, _to_json(report))
@@ -113,11 +129,11 @@ class Outbox:
     async def deliver_round(self, send: Send) -> bool:
         """Try each waiting report once; True if none is left."""
         clean = True
-        for stored in await asyncio.to_thread(self._load):
+        for stored in await asyncio.to_thread(self._load, dict(self._unsaved)):
             try:
                 await send(stored.report)
             except OrchestratorError as exc:
-                if not _is_final(exc):
+                if not self._is_final(exc, stored):
                     clean = False
                     _log(logging.WARNING, "final report not accepted yet", stored, exc)
                     if exc.status_code is None:
@@ -153,11 +169,19 @@ class Outbox:
         if settled is not None:
             settled.set()
 
+    def _is_final(self, exc: OrchestratorError, stored: _Stored) -> bool:
+        if not isinstance(exc, RequestRejected):
+            return False
+        if exc.status_code == UNKNOWN_STATUS:
+            return self._clock() - stored.stored_at > self._unknown_s
+        return exc.status_code in FINAL_REFUSALS
+
     def _names(self) -> list[str]:
         return sorted(path.name for path in self._folder.glob("*.json"))
 
-    def _load(self) -> list[_Stored]:
-        found = [_Stored(name, report) for name, report in self._unsaved.items()]
+    def _load(self, unsaved: dict[str, FinalReport]) -> list[_Stored]:
+        """Return what waits, oldest first. Runs in a thread: `unsaved` is a copy, `put` goes on."""
+        found = [_Stored(name, report) for name, report in unsaved.items()]
         for name in self._names():
             try:
                 text = (self._folder / name).read_text()
@@ -176,27 +200,20 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all, also after a power cut."""
     part = path.with_name(f"{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        part.unlink(missing_ok=True)  # what a killed writer left
+        with create_private(part) as file:
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         part.rename(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _to_json(report: FinalReport) -> str:
     return json.dumps(asdict(report))
-
-
-def _is_final(exc: OrchestratorError) -> bool:
-    return isinstance(exc, RequestRejected) and exc.status_code in FINAL_REFUSALS
 
 
 def _log(level: int, text: str, stored: _Stored, exc: OrchestratorError) -> None:

@@ -18,7 +18,7 @@ from serve_app.node_media import NodeMedia
 from serve_app.selection import build_detector, build_listener, needs_parse_inputs
 from serve_app.settings import AppArgs, read_environment
 from serve_app.threads import Worker
-from serve_app.transfers import Assignment, Opened
+from serve_app.transfers import Attempt, Fetched, Opened
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,16 @@ class Preprocessor:
         self._threads = Worker(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
-    async def open(self, work: Assignment) -> Opened:
-        """Download and check a job's media and plan its frames."""
-        opened = await self._media.open(work, self._detector, self._threads)
-        for stage, seconds in opened.stage_seconds.items():
-            STAGE_SECONDS.observe(seconds, {"stage": stage})
+    async def fetch(self, work: Attempt) -> Fetched:
+        """Download a job's media. Takes no thread, so slow servers do not hold up other calls."""
+        fetched = await self._media.fetch(work)
+        STAGE_SECONDS.observe(fetched.seconds, {"stage": "download"})
+        return fetched
+
+    async def open(self, work: Attempt, fetched: Fetched) -> Opened:
+        """Check a job's media and plan its frames."""
+        opened = await self._media.open(work, fetched, self._detector, self._threads)
+        STAGE_SECONDS.observe(opened.stage_seconds["validation"], {"stage": "validation"})
         return opened
 
     async def prepare(self, opened: Opened, block: Block) -> PreparedBlock:
@@ -80,6 +85,10 @@ class Preprocessor:
             self._listener,
             self._needs_parse_inputs,
         )
+
+    async def keep(self, attempt_id: str) -> None:
+        """Say that an attempt lives, though nothing of it is worked on here just now."""
+        await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""

@@ -75,6 +75,10 @@ class PutStore:
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
+    def has(self, job_id: str) -> bool:
+        """An address that takes a PUT cannot be asked."""
+        return True
+
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Send the video, up to `limits.tries` times. A redirect is not followed."""
         # An event loop of its own gives every try a deadline that holds whatever the server does.

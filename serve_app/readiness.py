@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import asdict
 from typing import Any
@@ -23,9 +24,18 @@ _UNANSWERED = (TimeoutError, RayError, RayServeException)
 
 
 class Readiness:
-    """Asks Serve's controller which deployments have a running replica."""
+    """Asks Serve's controller which deployments have a running replica.
 
-    def __init__(self, graph: Graph, app_name: str) -> None:
+    `can_store`: whether jobs can be stored now; without that nothing can be taken either.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        app_name: str,
+        can_store: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._can_store = can_store
         self._graph = graph
         self._app_name = app_name
         self._looked_at = float("-inf")
@@ -35,7 +45,8 @@ class Readiness:
         self._asking: asyncio.Task[set[str]] | None = None
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running, and
+        whether jobs can be stored.
 
         Looking it up is no part of the request that asks: a client that goes away would have Ray
         cancel the calls within, from another thread than that of their event loop.
@@ -44,7 +55,7 @@ class Readiness:
             if self._looking is None:
                 self._looking = asyncio.create_task(self._refresh(), context=Context())
             await asyncio.wait({self._looking})
-        return self._ready
+        return self._ready and (self._can_store is None or await self._can_store())
 
     def facts(self) -> dict[str, Any]:
         """Return engine, model version, landmarks and device; empty before the first readiness."""

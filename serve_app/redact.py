@@ -19,6 +19,8 @@ _ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_-])(?P<name>[A-Za-z0-9_-]++)=(?P<value
 _SECRET_NAME = re.compile(
     r"(?i)signature|credential|token|passw|secret|api[_-]?key|access[_-]?key|x-amz-"
 )
+# `sig` and `se` are Azure's, `hdnts` is Akamai's; `Expires` is CloudFront's and older S3's.
+_SIGNED_NAME = re.compile(r"(?i)signature|credential|token|authorization|expir|hdnts|^(sig|se)$")
 _AUTHORISATION = re.compile(
     r"(?i)(?P<name>authorization[\"']?\s*[:=,]\s*(?:b(?=[\"']))?[\"']?)(?:(?:basic|bearer)\s+)?[^\s\"',)}\]]+"
 )
@@ -34,6 +36,12 @@ def shown_url(url: str) -> str:
     # JSON can carry half a surrogate pair, which UTF-8 cannot.
     shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
     return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+
+
+def is_signed(url: str) -> bool:
+    """Tell whether the query of `url` looks like a signature, a token or a time of expiry."""
+    query = url.partition("?")[2].partition("#")[0]
+    return any(_SIGNED_NAME.search(part.partition("=")[0]) for part in query.split("&"))
 
 
 def _bare(url: str) -> str:

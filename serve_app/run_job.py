@@ -41,7 +41,7 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.addresses import AddressPolicy
-from serve_app.downloads import Downloaded, DownloadLimits, download
+from serve_app.downloads import Downloaded, download
 from serve_app.identity import detect_gpu_class, gpu_class
 from serve_app.logs import set_up_logging
 from serve_app.one_shot import VARIABLES, OneShot, first_line, make_room, read_one_shot
@@ -153,7 +153,7 @@ def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
 async def _fetch(
     request: JobRequest, folder: Path, inputs: InputSettings, env: Environment
 ) -> tuple[Downloaded, Downloaded]:
-    limits = DownloadLimits(max_bytes=inputs.limits().max_bytes, total_s=inputs.download_timeout_s)
+    limits = inputs.download_limits()
     policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
     folders = [*inputs.allowed_folders, *env.allowed_folders]
     video, audio = [

@@ -42,7 +42,9 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fit: Fit | None = Field(None, description="`pad` with black or `crop` around the face.")
+    fit: Fit | None = Field(
+        None, description="Black bars, bars of the `blur`red picture, or `crop` around the face."
+    )
     fps: float | None = Field(
         None, ge=1, le=120, description="Plays the source's frames at it; none: as the source."
     )
@@ -131,22 +133,29 @@ class JobCreate(BaseModel):
 
 
 class Phase(StrEnum):
-    """What a running job is doing; the names are the orchestrator's."""
+    """What a running job is doing; the names but one are the orchestrator's."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
     DOWNLOADING = "downloading"
+    VALIDATING = "validating"  # ours; to the orchestrator it is a part of downloading
     INFERRING = "inferring"
     ENCODING = "encoding"
     UPLOADING = "uploading"
     COMPLETED = "completed"
     FAILED = "failed"
 
+    @property
+    def reported(self) -> Phase:
+        """The phase by a name that the orchestrator knows."""
+        return Phase.DOWNLOADING if self is Phase.VALIDATING else self
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """A job's state while it runs. `fraction` 0 to 1 never goes back. `stage_seconds` are work, not
-    waiting.
+    waiting. `frames_done` are drawn. `eta_s` is what is left at the rate so far, None until it is
+    known.
     """
 
     phase: Phase
@@ -154,6 +163,7 @@ class Progress:
     frames_done: int = 0
     frames_total: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    eta_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,35 +2,61 @@
 
 The driver releases an attempt's folder when the attempt ends, however it ends. A janitor in every
 stage replica removes what a killed ingress or another node left: folders that no stage has touched
-for a while.
+for longer than a live attempt can be silent (`AppArgs.longest_silence_s`).
+
+The root lies in a place that other users and cleaners of temporary files may reach. It is trusted
+only if it is a real folder of this user's with mode 0700, it is made again when somebody has
+removed it, and nothing in it is removed that has not the form of an attempt's folder.
 """
 
 import logging
 import os
+import re
 import shutil
+import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
 
+from musetalk_pipeline.errors import StageFailed
+from serve_app.private_files import FOLDER_MODE, FolderRefused, make_folder, private_folder
+
 logger = logging.getLogger(__name__)
 
-STALE_S = 1800.0  # longer than any one call may take without touching its attempt's folder
 SWEEP_S = 60.0
+SETTING = "work_dir (MUSETALK_WORKDIR)"
+_ATTEMPT_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Scratch:
-    """The scratch root of this node, shared by its replicas."""
+    """The scratch root of this node, shared by its replicas.
 
-    def __init__(self, root: Path, stale_s: float = STALE_S) -> None:
+    Raises:
+        FolderRefused: the root cannot be trusted or made.
+    """
+
+    def __init__(self, root: Path, stale_s: float) -> None:
         self._root = root
         self._stale_s = stale_s
-        root.mkdir(parents=True, exist_ok=True)
+        make_root(root)
 
     def folder(self, attempt_id: str) -> Path:
-        """Return the attempt's folder, made if need be, and say that it is in use."""
+        """Return the attempt's folder, made if need be, and say that it is in use.
+
+        Raises:
+            StageFailed: this machine's disk is at fault, or somebody has put something else there.
+        """
         path = self._path(attempt_id)
-        path.mkdir(exist_ok=True, mode=0o700)
-        os.utime(path)
+        try:
+            if not self._root.exists():
+                logger.warning("the scratch root was removed by somebody, making it again")
+            make_root(self._root)  # looked at every time: somebody else may have made it since
+            path.mkdir(exist_ok=True, mode=FOLDER_MODE)
+            os.utime(path)
+        except (OSError, FolderRefused) as exc:
+            logger.error("scratch cannot be used", extra={"error": str(exc)})
+            raise StageFailed("This worker cannot write to its scratch folder.") from exc
         return path
 
     def touch(self, attempt_id: str) -> bool:
@@ -46,14 +72,21 @@ class Scratch:
         shutil.rmtree(self._path(attempt_id), ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove folders that nothing has touched for `stale_s`."""
+        """Remove attempts' folders that nothing has touched for `stale_s`.
+
+        The root is made again if it is gone, and touched, so that cleaners of temporary files see
+        that it is in use.
+
+        Raises:
+            FolderRefused, OSError: the root cannot be used now.
+        """
+        make_root(self._root)
+        for folder in (self._root, self._root.parent):
+            if folder.stat().st_uid == os.geteuid():
+                os.utime(folder)
         oldest = time.time() - self._stale_s
         for path in self._root.iterdir():
-            try:
-                stale = path.stat().st_mtime < oldest
-            except FileNotFoundError:
-                continue
-            if stale:
+            if _ATTEMPT_ID.fullmatch(path.name) and _is_stale_folder(path, oldest):
                 logger.warning("stale scratch removed", extra={"attempt": path.name})
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -62,12 +95,47 @@ class Scratch:
 
         def loop() -> None:
             while True:
-                self.sweep()
+                self._sweep_or_log()
                 time.sleep(SWEEP_S)
 
         threading.Thread(target=loop, name="scratch-janitor", daemon=True).start()
 
+    def _sweep_or_log(self) -> None:
+        try:
+            self.sweep()
+        except Exception as exc:  # the janitor outlives whatever becomes of the disk
+            logger.error("scratch not swept", extra={"error": str(exc)})
+
     def _path(self, attempt_id: str) -> Path:
-        if not attempt_id.isalnum():
-            raise ValueError("an attempt id is hexadecimal")
+        if not _ATTEMPT_ID.fullmatch(attempt_id):
+            raise ValueError("an attempt id is 32 hexadecimal digits")
         return self._root / attempt_id
+
+
+def default_work_dir() -> Path:
+    """Return this user's own folder among the temporary files."""
+    return Path(tempfile.gettempdir()).absolute() / f"lipsync-serve-{os.geteuid()}"
+
+
+def make_root(root: Path) -> None:
+    """Make the scratch root, and the folder above it if need be.
+
+    The default parent lies in the folder for temporary files and is made private too; another one
+    is the operator's, and may be shared.
+
+    Raises:
+        FolderRefused: the root, or the default parent, is a link or somebody else's.
+    """
+    if root.parent == default_work_dir():
+        private_folder(root.parent, SETTING)
+    else:
+        make_folder(root.parent, SETTING)
+    private_folder(root, SETTING)
+
+
+def _is_stale_folder(path: Path, oldest: float) -> bool:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and found.st_mtime < oldest

@@ -9,7 +9,6 @@ environment only and are hidden from `repr`.
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +26,14 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
+from serve_app.downloads import DownloadLimits
+from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
+from serve_app.scratch import default_work_dir, make_root
+
+# Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
+Mode = Literal["poll", "buffer", "queue"]
+MODES: tuple[Mode, ...] = ("poll", "buffer", "queue")
 
 SERVICE_NAME = "lipsync-serve"
 API_VERSION = "0.1.0"
@@ -109,6 +115,17 @@ class InputSettings(Section):
     max_fps: float = Field(120.0, gt=0, description="Highest frame rate.")
     max_streams: int = Field(16, ge=1, description="Most streams in one file.")
     download_timeout_s: float = Field(600.0, gt=0, description="For all attempts at one file.")
+    min_bytes_per_s: int = Field(
+        65536, ge=0, description="Slower downloads are given up after a minute; 0: never."
+    )
+
+    def download_limits(self) -> DownloadLimits:
+        """Return what one download may cost."""
+        return DownloadLimits(
+            max_bytes=self.max_file_mb * 1024 * 1024,
+            total_s=self.download_timeout_s,
+            min_bytes_per_s=self.min_bytes_per_s,
+        )
 
     def limits(self) -> MediaLimits:
         """Return the limits for the media probe."""
@@ -140,11 +157,23 @@ class QueueSettings(Section):
     """Jobs at this ingress."""
 
     max_concurrent_jobs: int = Field(2, ge=1, le=64, description="Jobs that run at a time.")
+    downloads_ahead: int = Field(
+        4, ge=0, le=64, description="Further jobs whose inputs are fetched while they wait."
+    )
     max_queued_jobs: int = Field(100, ge=1, description="Beyond that: 429 with Retry-After.")
     max_attempts: int = Field(3, ge=1, le=10, description="Starts of one job, restarts included.")
     lease_s: float = Field(20.0, gt=1, description="Silence after which a job is taken over.")
     keep_finished: int = Field(10_000, ge=10, description="Finished jobs remembered.")
     drain_s: float = Field(1800.0, gt=0, description="A stopping replica waits that long for jobs.")
+
+
+class ResultSettings(Section):
+    """Finished videos in the local folder: how long they are kept."""
+
+    keep_days: float = Field(7.0, gt=0, le=36500, description="Older ones are removed.")
+    max_gb: float = Field(
+        50.0, gt=0, description="Beyond that the oldest are removed; 1 GB is 10^9 bytes."
+    )
 
 
 class AppArgs(Section):
@@ -175,6 +204,7 @@ class AppArgs(Section):
     inputs: InputSettings = InputSettings()
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
+    results: ResultSettings = ResultSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(None, description="Scratch; none: a folder in the temp dir.")
     result_dir: Path = Field(Path("out/files"), description="Finished videos, without B2.")
@@ -189,6 +219,18 @@ class AppArgs(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"pool names must differ: {', '.join(names)}")
         return self
+
+    def longest_silence_s(self, jobs: int) -> float:
+        """Return how long a node may hear nothing of a live attempt when `jobs` run at a time.
+
+        Every call to a stage says that its attempt lives, and ends by its deadline (driver.py). A
+        call may have been asked for `tries` times before one of them reaches this node.
+        """
+        frames = math.ceil(self.driver.block_s * self.inputs.max_fps)
+        drawing_s = frames * self.driver.seconds_per_frame * self.driver.window_segments * jobs
+        calls_s = self.driver.tries * (self.driver.call_timeout_s + drawing_s)
+        opening_s = self.driver.tries * self.inputs.download_timeout_s
+        return opening_s + calls_s + self.driver.tries * self.driver.finish_timeout_s
 
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
@@ -225,8 +267,7 @@ class Environment:
     ping_is_public: bool = False
     orchestrator_url: str | None = None
     buffer_orchestrator_url: str | None = None
-    worker_mode: str | None = None
-    buffer_worker_id: str | None = None
+    mode: Mode = "queue"
     worker_type: str = "main"
     provider: str = "unknown"
     buffer_capacity: int = 1
@@ -257,14 +298,23 @@ class Environment:
     @property
     def is_buffer(self) -> bool:
         """Whether this worker speaks the buffer protocol."""
-        return self.worker_mode == "buffer" or self.buffer_worker_id is not None
+        return self.mode == "buffer"
 
     @property
     def polling_url(self) -> str | None:
-        """The orchestrator to poll, None if polling is off."""
+        """The orchestrator to poll; None in queue mode, or if there is none."""
+        if self.mode == "queue":
+            return None
         if self.is_buffer and self.buffer_orchestrator_url:
             return self.buffer_orchestrator_url
         return self.orchestrator_url
+
+
+def jobs_at_a_time(args: AppArgs, env: Environment) -> int:
+    """Return how many jobs are drawn at a time here; those that are only fetched come on top."""
+    if env.is_buffer:
+        return env.buffer_capacity
+    return env.max_concurrent_jobs or args.queue.max_concurrent_jobs
 
 
 class EnvironmentInvalid(ValueError):
@@ -331,8 +381,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
         buffer_orchestrator_url=text("BUFFER_ORCHESTRATOR_BASE_URL"),
-        worker_mode=text("WORKER_MODE"),
-        buffer_worker_id=text("BUFFER_WORKER_ID"),
+        mode=_mode(variables),
         worker_type=text("WORKER_TYPE") or "main",
         provider=text("PROVIDER") or "unknown",
         buffer_capacity=count("BUFFER_CAPACITY") or 1,
@@ -357,9 +406,27 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         b2_key_id=text("B2_KEY_ID"),
         b2_app_key=text("B2_APP_KEY"),
         b2_bucket=text("B2_BUCKET_NAME"),
-        b2_prefix=text("B2_PREFIX") or "avatar/outputs",
+        b2_prefix=env.get("B2_PREFIX", "avatar/outputs"),  # empty: the bucket's root
         salad_queue_job_id=text("SALAD_QUEUE_JOB_ID"),
     )
+
+
+def _mode(variables: _Variables) -> Mode:
+    """Return where jobs come from (contracts.md §2, "Modes").
+
+    Raises:
+        EnvironmentInvalid: `WORKER_MODE` names no mode.
+    """
+    named = (variables.text("WORKER_MODE") or "").strip().lower()
+    if named and named not in MODES:
+        raise EnvironmentInvalid(f"WORKER_MODE must be one of {', '.join(MODES)}")
+    if named == "buffer" or variables.text("BUFFER_WORKER_ID"):
+        return "buffer"
+    if named:
+        return "poll" if named == "poll" else "queue"
+    # The environment of the worker that was poller and server in one.
+    unified = ("ORCHESTRATOR_BASE_URL", "INTERNAL_API_KEY", "WORKER_TYPE")
+    return "poll" if all(variables.text(name) for name in unified) else "queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,11 +439,19 @@ class Folders:
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:
-    """Create the working folders; relative ones are taken from the working directory."""
-    work = env.work_dir or args.work_dir or Path(tempfile.gettempdir()) / "lipsync-serve"
+    """Create the working folders; relative ones are taken from the working directory.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted or made. The sentence names the setting.
+    """
+    work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
     folders = Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
-    for folder in (folders.scratch, folders.results, folders.state):
-        folder.mkdir(parents=True, exist_ok=True)
-    folders.state.chmod(0o700)  # the registry holds signed addresses
+    make_root(folders.scratch)
+    if not folders.results.is_dir():
+        # One that is there keeps its mode: the operator may share it. The files in it are private.
+        make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
+    make_folder(folders.state.parent, "state_dir")
+    # The registry holds signed addresses. A link that the operator made is followed.
+    private_folder(folders.state.resolve(), "state_dir")
     return folders

@@ -86,6 +86,10 @@ class OutputStore(Protocol):
         """Say where the video of `job_id` will be, without asking anybody."""
         ...
 
+    def has(self, job_id: str) -> bool:
+        """Tell whether the video of `job_id` can be found; True where nobody can tell."""
+        ...
+
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Store `video` and its sidecar; the file itself stays where it is.
 

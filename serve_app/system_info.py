@@ -23,16 +23,18 @@ MIN_BYTES = 100_000  # fewer say more about latency than about the line
 
 @dataclass(frozen=True, slots=True)
 class SystemInfo:
-    """The fields of `system_info`. GB are 2^30 bytes; `download_mbit_s` is None if not measured."""
+    """The fields of `system_info`, named as contracts.md names them. GB are 2^30 bytes;
+    `download_speed_mbps` is in Mbit/s, None if not measured.
+    """
 
-    cpu_physical_cores: int
-    cpu_logical_cores: int
+    cpu_cores_physical: int
+    cpu_cores_logical: int
     cpu_model: str
     ram_total_gb: float
     ram_available_gb: float
     disk_total_gb: float
     disk_free_gb: float
-    download_mbit_s: float | None = None
+    download_speed_mbps: float | None = None
 
     def as_fields(self) -> dict[str, JsonValue]:
         """Return the JSON object."""
@@ -46,14 +48,14 @@ def collect_system_info(disk: Path, *, download_mbit_s: float | None = None) -> 
     usage = psutil.disk_usage(str(disk))
     return SystemInfo(
         # Some virtual machines and ARM kernels do not tell their physical cores.
-        cpu_physical_cores=psutil.cpu_count(logical=False) or logical,
-        cpu_logical_cores=logical,
+        cpu_cores_physical=psutil.cpu_count(logical=False) or logical,
+        cpu_cores_logical=logical,
         cpu_model=read_cpu_model(_cpuinfo()) or platform.processor() or platform.machine(),
         ram_total_gb=_gb(memory.total),
         ram_available_gb=_gb(memory.available),
         disk_total_gb=_gb(usage.total),
         disk_free_gb=_gb(usage.free),
-        download_mbit_s=download_mbit_s,
+        download_speed_mbps=download_mbit_s,
     )
 
 

@@ -215,12 +215,24 @@ class WebhookSender:
 
     async def _deliver_in_slot(self, taken: _Taken, slots: asyncio.Semaphore) -> None:
         try:
-            await self._deliver(taken)
+            await self._deliver_or_count(taken)
         except Exception:
             # The boundary of the delivery loop; the lease lets the event be tried again.
-            logger.exception("webhook failed", extra={"event_id": taken.id})
+            logger.exception("webhook not settled", extra={"event_id": taken.id})
         finally:
             slots.release()
+
+    async def _deliver_or_count(self, taken: _Taken) -> None:
+        """Make one try. Whatever it raises is a failed try like any other."""
+        if taken.tries > len(self._rules.pauses_s) + 1:
+            # Earlier tries ended with their process, or could not be settled.
+            await self._give_up(taken, "its tries were interrupted again and again")
+            return
+        try:
+            await self._deliver(taken)
+        except Exception as exc:
+            logger.exception("webhook failed", extra={"event_id": taken.id})
+            await self._failed(taken, _Refused(f"failed unexpectedly ({type(exc).__name__})"))
 
     async def _deliver(self, taken: _Taken) -> None:
         """Make one try and settle what becomes of the event."""

@@ -17,13 +17,8 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Face, PreparedB
 from musetalk_pipeline.blend import MASK_SIDE
 from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.crops import FACE_SIDE
-from musetalk_pipeline.engines.mouth_drawing import (
-    MouthMap,
-    MouthShape,
-    draw_mouth,
-    map_mouth,
-    moving_region,
-)
+from musetalk_pipeline.engines.mouth_drawing import MouthShape, draw_mouth
+from musetalk_pipeline.engines.mouth_map import MouthMap, map_mouth, moving_region
 from musetalk_pipeline.engines.mouth_shapes import WarpListener
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment, plan_frames
@@ -43,7 +38,7 @@ class WarpEngine:
     @property
     def model_version(self) -> str:
         """Return the version of the drawing; raised whenever its pictures change."""
-        return "1"
+        return "2"
 
     @property
     def needs_parse_inputs(self) -> bool:

@@ -5,13 +5,17 @@ Light to import: the libraries of a detector are loaded when it is made.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.choice import DetectorName, best_landmarks
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES, ByS3fd, ByScore
+
+if TYPE_CHECKING:
+    from musetalk_pipeline.faces.mesh import MeshDetector
 
 __all__ = [
     "DetectorName",
@@ -21,6 +25,7 @@ __all__ = [
     "Presence",
     "best_landmarks",
     "make_detector",
+    "shared_mesh",
 ]
 
 Presence = Literal["landmarks", "s3fd"]
@@ -48,7 +53,7 @@ def make_detector(
     Raises:
         ModelLoadFailed: a file or package is missing; the message names the command that helps.
     """
-    faces = _load_mesh() if person_box == "face" and name != "mesh" else None
+    faces = shared_mesh() if person_box == "face" and name != "mesh" else None
     detector = _load_detector(name, models_dir, threads, device, faces)
     if presence == "s3fd":
         from musetalk_pipeline.networks.s3fd import FILE, FaceFinder
@@ -59,7 +64,13 @@ def make_detector(
     return detector if name == "mesh" else ByScore(detector)
 
 
-def _load_mesh() -> LandmarkDetector:
+@cache
+def shared_mesh() -> MeshDetector:
+    """Return this process's `mesh` detector, loaded once; any number of threads may use it.
+
+    Raises:
+        ModelLoadFailed: its networks are not installed.
+    """
     from musetalk_pipeline.faces.mesh import MeshDetector
 
     return MeshDetector()
@@ -73,7 +84,7 @@ def _load_detector(
     faces: LandmarkDetector | None,
 ) -> LandmarkDetector:
     if name == "mesh":
-        return _load_mesh()
+        return shared_mesh()
     if name == "onnx":
         from musetalk_pipeline.faces.onnx import MODEL, OnnxDetector
 

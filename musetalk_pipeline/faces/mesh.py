@@ -14,6 +14,7 @@ mediapipe/modules: face_detection/*.pbtxt and face_landmark/*.pbtxt.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from musetalk_pipeline.boxes import Box, face_box
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces.detector import Landmarks
 
@@ -49,6 +51,7 @@ SETTLED = 0.04  # of the cut-out's side: it moved and grew less than this, so it
 NMS_IOU = 0.3  # NonMaxSuppressionCalculator.min_suppression_threshold
 TILE_LEVELS = (1, 2)  # tile side = short side of the frame / level
 MAX_TILES = 32  # over all levels of one frame: bounds the work on a very wide frame without a face
+CROWD = 8  # boxes that are shown to the mesh network to count faces; each costs 3 ms
 CANDIDATES = 3  # boxes of one look that are shown to the mesh network before looking closer
 
 
@@ -146,6 +149,22 @@ class MeshDetector:
         `frames`: (H, W, 3) uint8 BGR each. The largest face wins, then the most central one.
         """
         return [self._detect_one(frame) for frame in frames]
+
+    def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
+        """Return the boxes of all faces that stand out in a frame, the largest first.
+
+        The frame is looked at as a whole only: faces that need a closer look are background.
+        """
+        boxes: list[Box] = []
+        with self._lock:
+            whole = itertools.islice(self._looks(frame), 2)
+            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:CROWD]:
+                landmarks = self._landmarks(frame, detection)
+                box = None if landmarks is None else face_box(landmarks.points)
+                # Both networks see the same faces, so most boxes come twice.
+                if box is not None and not any(box.is_around_middle_of(seen) for seen in boxes):
+                    boxes.append(box)
+        return sorted(boxes, key=lambda box: -box.area)
 
     def _detect_one(self, frame: NDArray[np.uint8]) -> Landmarks | None:
         with self._lock:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 KEY_ID = "0051234567890ab0000000001"
 APP_KEY = "K005aVerySecretApplicationKey01"
@@ -63,6 +63,7 @@ class FakeB2(ThreadingHTTPServer):
         self.numbers = itertools.count(1)
         self.capabilities = ["listBuckets", "listFiles", "readFiles", "writeFiles"]
         self.name_prefix: str | None = None
+        self.download_url = "https://f005.example.com"
         self.tokens: set[str] = set()
         self.all_tokens: set[str] = set()
         self.files: dict[str, Stored] = {}
@@ -119,6 +120,28 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.answer(200, answer)
 
+    def do_HEAD(self) -> None:
+        """Tell of a file by its name, below the download address."""
+        name = unquote(self.path).removeprefix(f"/file/{BUCKET}/")
+        with self.server.lock:
+            self.server.calls.append("head_file")
+            faults = self.server.faults["head_file"]
+            fault = faults.pop(0) if faults else None
+            stored = self.server.files.get(name)
+        if fault is not None:
+            fault(self, b"")
+            return
+        self.send_response(404 if stored is None else 200)
+        if stored is not None:
+            self.send_header("Content-Type", stored.content_type)
+            self.send_header("Content-Length", str(len(stored.content)))
+            self.send_header("X-Bz-File-Id", "id-of-" + name)
+            self.send_header("X-Bz-File-Name", quote(name))
+            self.send_header("X-Bz-Content-Sha1", hashlib.sha1(stored.content).hexdigest())
+            self.send_header("X-Bz-Upload-Timestamp", "1700000000000")
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
     def refuse(self, refused: RefusedError) -> None:
         document = {
             "status": refused.status,
@@ -148,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(401, "unauthorized")
         storage = {
             "apiUrl": self.server.url,
-            "downloadUrl": "https://f005.example.com",
+            "downloadUrl": self.server.download_url,
             "s3ApiUrl": "https://s3.example.com",
             "absoluteMinimumPartSize": MIN_PART_BYTES,
             "recommendedPartSize": PART_BYTES,

@@ -63,14 +63,19 @@ class Register(_Strict):
 
 
 class SystemInfo(_Strict):
-    cpu_physical_cores: Annotated[int, Field(ge=1)]
-    cpu_logical_cores: Annotated[int, Field(ge=1)]
+    cpu_cores_physical: Annotated[int, Field(ge=1)]
+    cpu_cores_logical: Annotated[int, Field(ge=1)]
     cpu_model: Text
     ram_total_gb: Annotated[float, Field(gt=0)]
     ram_available_gb: Annotated[float, Field(gt=0)]
     disk_total_gb: Annotated[float, Field(gt=0)]
     disk_free_gb: Annotated[float, Field(ge=0)]
-    download_mbit_s: float | None
+    download_speed_mbps: float | None
+
+
+class RunningJob(_Strict):
+    musetalk_job_id: Text
+    attempt: int | None
 
 
 class Heartbeat(_Strict):
@@ -80,6 +85,7 @@ class Heartbeat(_Strict):
     gpu_class: Text
     worker_type: WorkerType
     system_info: SystemInfo
+    jobs: list[RunningJob]  # contracts.md §9
 
 
 class Claim(_Strict):
@@ -92,7 +98,14 @@ class Progress(_Strict):
     status: Literal["running", "succeeded", "failed"]
     progress: Annotated[float, Field(ge=0.0, le=1.0)]
     phase: Literal[
-        "preparing", "downloading", "inferring", "encoding", "uploading", "completed", "failed"
+        "preparing",
+        "downloading",
+        "inference",
+        "inferring",
+        "encoding",
+        "uploading",
+        "completed",
+        "failed",
     ]
     worker_id: Text
     metrics: dict[str, Any] | None
@@ -100,6 +113,7 @@ class Progress(_Strict):
     output_url: Text = "absent"
     config_label: Text = "absent"
     batch_size: Annotated[int, Field(ge=1)] = 1
+    attempt: int = 0  # contracts.md §9, where the claim had one
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""
@@ -128,6 +142,7 @@ class BufferHeartbeat(_Strict):
     gpu_class: Text
     capacity: Annotated[int, Field(ge=1)]
     error: str | None
+    jobs: list[RunningJob]  # contracts.md §9
 
 
 class BufferClaim(_Strict):
@@ -139,6 +154,7 @@ class BufferStatus(_Strict):
     error: str | None
     output_url: str | None
     metrics: dict[str, Any] | None
+    attempt: int = 0
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""
@@ -263,8 +279,11 @@ class FakeOrchestrator:
         api_key: str = "test-internal-key",
         offline_after_s: float = 30.0,
         tls: TlsFiles | None = None,
+        counts_attempts: bool = False,
     ) -> None:
         self.api_key = api_key
+        self.counts_attempts = counts_attempts
+        self.heartbeat_answer: dict[str, Any] = {"detail": "ok"}
         self.offline_after_s = offline_after_s
         self.jobs: dict[str, Job] = {}
         self.calls: list[Call] = []
@@ -482,6 +501,8 @@ class FakeOrchestrator:
             return 200, _json({"job": self._hand_out(body["worker_id"])})
         if route in ("progress", "buffer status"):
             return self._take_report(identifier, body)
+        if route in ("heartbeat", "buffer heartbeat"):
+            return 200, _json(self.heartbeat_answer)
         return 200, _json({"detail": "ok"})
 
     def _hand_out(self, worker_id: str) -> dict[str, Any] | None:
@@ -491,7 +512,7 @@ class FakeOrchestrator:
         job = self.jobs[self._queue.popleft()]
         job.status, job.worker_id, job.claimed_at = "running", worker_id, time.monotonic()
         job.claims += 1
-        return job.payload
+        return job.payload | ({"attempt": job.claims} if self.counts_attempts else {})
 
     def _requeue_silent(self) -> None:
         for job in self.jobs.values():
@@ -503,10 +524,17 @@ class FakeOrchestrator:
                 job.requeues += 1
                 self._queue.append(job.id)
 
+    def _job(self, job_id: str) -> Job | None:
+        """Return a job by its id; progress of a buffer worker names it by its `musetalk_job_id`."""
+        same = (each for each in self.jobs.values() if each.payload["musetalk_job_id"] == job_id)
+        return self.jobs.get(job_id) or next(same, None)
+
     def _take_report(self, job_id: str, body: dict[str, Any]) -> tuple[int, bytes]:
-        job = self.jobs.get(job_id)
+        job = self._job(job_id)
         if job is None:
             return 404, _json({"detail": "no such job"})
+        if self.counts_attempts and body.get("attempt") != job.claims:
+            return 409, _json({"detail": "that attempt is no longer the job's"})
         if job.status != "running" and job.accepted and body == job.accepted[-1]:
             job.accepted.append(body)  # sent again because the answer was lost
             return 200, _json({"detail": "ok"})

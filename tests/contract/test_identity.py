@@ -1,4 +1,4 @@
-"""Who a worker is: the documented order, one identity per slot, the GPU's class."""
+"""Who a worker is: the documented order, one identity a machine, the GPU's class."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from serve_app.identity import (
     ID_VARIABLES,
+    buffer_worker_id,
     detect_gpu_class,
     gpu_class,
+    kept_id,
     new_worker_id,
     read_gpu_class,
-    slot_id,
     worker_id,
 )
 
@@ -42,24 +41,22 @@ def test_empty_variables_count_as_unset(env: dict[str, str]) -> None:
 
 def test_a_buffer_worker_is_named_by_its_own_variable() -> None:
     env = {"BUFFER_WORKER_ID": "shelf-1", "SALAD_MACHINE_ID": "m-1"}
-    assert worker_id(env, fallback="random", is_buffer=True) == "shelf-1"
-    assert worker_id(env, fallback="random", is_buffer=False) == "m-1"
+    assert buffer_worker_id(env, host="box") == "shelf-1"
+    assert worker_id(env, fallback="random") == "m-1"
 
 
-def test_a_buffer_worker_without_it_follows_the_usual_order() -> None:
-    assert worker_id({"WORKER_ID": "w-1"}, fallback="random", is_buffer=True) == "w-1"
+@pytest.mark.parametrize("env", [{}, {"WORKER_ID": "w-1"}, {"BUFFER_WORKER_ID": " "}])
+def test_a_buffer_worker_without_it_is_named_by_its_host(env: dict[str, str]) -> None:
+    """Mend 1.17: as the predecessor named itself."""
+    assert buffer_worker_id(env, host="box") == "buffer-box"
+
+
+def test_a_random_identity_is_kept(tmp_path: Path) -> None:
+    assert kept_id(tmp_path) == kept_id(tmp_path)
 
 
 def test_random_identities_differ() -> None:
     assert len({new_worker_id() for _ in range(100)}) == 100
-
-
-@given(st.text(min_size=1), st.integers(0, 64))
-def test_slots_of_a_machine_differ_and_the_first_keeps_its_name(machine: str, slot: int) -> None:
-    names = {slot_id(machine, number) for number in range(slot + 1)}
-    assert len(names) == slot + 1
-    assert machine in names
-    assert slot_id(machine, 0) == machine
 
 
 @pytest.mark.parametrize(
@@ -96,6 +93,13 @@ def test_a_set_class_goes_before_the_detected_one(
     env: dict[str, str], detected: str | None, name: str
 ) -> None:
     assert gpu_class(env, detected=detected) == name
+
+
+def test_a_buffer_worker_asks_the_shorter_name_of_the_class_first() -> None:
+    """Mend 1.17."""
+    env = {"GPU_CLASS_NAME": "A", "GPU_CLASS": "B"}
+    assert gpu_class(env, detected="C", is_buffer=True) == "B"
+    assert gpu_class({"GPU_CLASS_NAME": "A"}, detected="C", is_buffer=True) == "A"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ async def test_5_a_job_longer_than_every_timeout_runs_once_to_its_end(tmp_path: 
 async def test_6_an_upload_that_hangs_ends_with_its_deadline_and_is_reported(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """The deadline is the storage's; here: its error becomes the report, and the slot goes on."""
+    """The deadline is the storage's; here: its error becomes the report, and the worker goes on."""
 
     async def upload_that_hangs() -> None:
         await asyncio.Event().wait()
@@ -187,7 +187,7 @@ async def test_6_an_upload_that_hangs_ends_with_its_deadline_and_is_reported(
     assert fake.jobs["job-2"].status == "succeeded"
 
 
-async def test_6_a_report_that_hangs_does_not_hold_the_slot_for_ever(
+async def test_6_a_report_that_hangs_does_not_hold_the_worker_for_ever(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     fake.always("final", stall(60.0))

@@ -24,6 +24,7 @@ from orchestrator.client import (
 )
 from orchestrator.errors import (
     JobGone,
+    JobUnknown,
     MalformedAnswer,
     OrchestratorError,
     RequestRejected,
@@ -43,14 +44,14 @@ from tests.contract.fake_orchestrator import (
 
 KEY = "test-internal-key"
 SYSTEM_INFO: dict[str, Any] = {
-    "cpu_physical_cores": 4,
-    "cpu_logical_cores": 8,
+    "cpu_cores_physical": 4,
+    "cpu_cores_logical": 8,
     "cpu_model": "Test CPU",
     "ram_total_gb": 16.0,
     "ram_available_gb": 9.5,
     "disk_total_gb": 100.0,
     "disk_free_gb": 40.0,
-    "download_mbit_s": None,
+    "download_speed_mbps": None,
 }
 PROFILE = WorkerProfile(
     "worker-1", "RTX-5060Ti-16GB", "transient", "vast", capacity=1, system_info=SYSTEM_INFO
@@ -99,9 +100,9 @@ async def test_idle_heartbeat_is_byte_exact(fake: FakeOrchestrator, main: MainCl
     assert only(fake) == (
         "/internal/main/workers/worker-1/heartbeat",
         '{"status":"idle","current_job_id":null,"provider":"vast","gpu_class":"RTX-5060Ti-16GB",'
-        '"worker_type":"transient","system_info":{"cpu_physical_cores":4,"cpu_logical_cores":8,'
+        '"worker_type":"transient","system_info":{"cpu_cores_physical":4,"cpu_cores_logical":8,'
         '"cpu_model":"Test CPU","ram_total_gb":16.0,"ram_available_gb":9.5,"disk_total_gb":100.0,'
-        '"disk_free_gb":40.0,"download_mbit_s":null}}',
+        '"disk_free_gb":40.0,"download_speed_mbps":null},"jobs":[]}',
     )
 
 
@@ -204,7 +205,7 @@ async def test_buffer_heartbeat_is_byte_exact(fake: FakeOrchestrator, buffer: Bu
     await buffer.heartbeat("busy", "buf-1", None)
     assert only(fake) == (
         "/internal/buffer/workers/worker-1/heartbeat",
-        '{"status":"busy","gpu_class":"RTX-5060Ti-16GB","capacity":1,"error":null}',
+        '{"status":"busy","gpu_class":"RTX-5060Ti-16GB","capacity":1,"error":null,"jobs":[]}',
     )
 
 
@@ -250,12 +251,64 @@ async def test_buffer_status_is_byte_exact(
     assert only(fake) == ("/internal/buffer/jobs/buf-1/status", body)
 
 
-async def test_a_buffer_worker_neither_registers_nor_reports_progress(
+async def test_a_buffer_worker_does_not_register(
     fake: FakeOrchestrator, buffer: BufferClient
 ) -> None:
     await buffer.register()
-    await buffer.progress(BUFFER_JOB, JobProgress(0.5, "inferring"))
     assert fake.calls == []
+
+
+async def test_progress_of_a_buffer_job_is_byte_exact(
+    fake: FakeOrchestrator, buffer: BufferClient
+) -> None:
+    """Mend 1.7: by the id that main workers know the job by, and in their form."""
+    fake.add_job("job-1", buffer_job_id="buf-1")
+    await buffer.claim()
+    fake.calls.clear()
+    counts = {"frames_done": 50, "frames_total": 125}
+    await buffer.progress(BUFFER_JOB, JobProgress(0.4, "inferring", counts, "default", 8))
+    assert only(fake) == (
+        "/internal/jobs/job-1/progress",
+        '{"status":"running","progress":0.4,"phase":"inferring","worker_id":"worker-1",'
+        '"metrics":{"frames_done":50,"frames_total":125},"error":null,"config_label":"default",'
+        '"batch_size":8}',
+    )
+
+
+async def test_the_number_of_an_attempt_comes_back_in_every_report(
+    fake: FakeOrchestrator, main: MainClient, buffer: BufferClient
+) -> None:
+    """contracts.md §9: only where the claim had one."""
+    job = ClaimedJob("job-1", {"musetalk_job_id": "job-1", "attempt": 3})
+    for client in (main, buffer):
+        fake.always("progress", answer(200))
+        await client.progress(job, JobProgress(0.0, "preparing"))
+        report = client.final_report(job, Failed("x"), config_label=None, batch_size=None)
+        assert json.loads(report.body)["attempt"] == 3
+        await client.heartbeat("busy", "job-1", None, [job])
+        named = json.loads(fake.calls[-1].raw)["jobs"]
+        assert named == [{"musetalk_job_id": "job-1", "attempt": 3}]
+    assert {json.loads(call.raw)["attempt"] for call in fake.of("progress")} == {3}
+
+
+@pytest.mark.parametrize(
+    ("body", "cancel", "drain"),
+    [
+        (b'{"detail":"ok"}', set(), False),
+        (b'{"cancel":["job-1","job-2"],"drain":true}', {"job-1", "job-2"}, True),
+        (b'{"cancel":null,"drain":"yes"}', set(), False),
+        (b'{"cancel":[1,null,"a"]}', {"a"}, False),
+        (b"<html>", set(), False),
+        (b"[]", set(), False),
+        (b"", set(), False),
+    ],
+)
+async def test_the_answer_to_a_heartbeat_asks_for_what_can_be_read(
+    fake: FakeOrchestrator, main: MainClient, body: bytes, cancel: set[str], drain: bool
+) -> None:
+    fake.plan("heartbeat", answer(200, body))
+    heard = await main.heartbeat("idle", None, None)
+    assert (heard.cancel, heard.drain) == (cancel, drain)
 
 
 async def test_every_request_carries_the_key_as_json(
@@ -319,6 +372,22 @@ def test_success_without_output_or_metrics_cannot_be_built(
         Succeeded(url, metrics)
 
 
+@pytest.mark.parametrize("client", ["main", "buffer"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"{}"), (200, b'{"job":{}}'), (200, b"null"), (200, b'{"job":null}'), (204, b"")],
+)
+async def test_every_way_of_having_no_job_is_understood(
+    fake: FakeOrchestrator, http: OrchestratorHttp, client: str, status: int, body: bytes
+) -> None:
+    """Mend 1.17: no retry, no error, no job."""
+    fake.plan("claim", answer(status, body))
+    kind = MainClient if client == "main" else BufferClient
+    claim = await kind(http, PROFILE).claim()
+    assert (claim.job, claim.error) == (None, None)
+    assert len(fake.calls) == 1
+
+
 # Answers that are none ---------------------------------------------------------------------------
 
 
@@ -329,7 +398,6 @@ def test_success_without_output_or_metrics_cannot_be_built(
         b"<html>welcome to the hotel wifi</html>",
         b'{"job": ',
         b"[]",
-        b"{}",
         b'{"job": "job-1"}',
         b'{"job": {"video_url": "https://a.example/v?signature=abc123"}}',
         b'{"job": {"musetalk_job_id": ""}}',
@@ -338,7 +406,7 @@ def test_success_without_output_or_metrics_cannot_be_built(
         b"[" * 100_000,
         b'{"job": null, "filler": "' + b"x" * (1024 * 1024) + b'"}',
     ],
-    ids=range(12),
+    ids=range(11),
 )
 async def test_a_malformed_claim_is_an_error_that_may_be_tried_again(
     fake: FakeOrchestrator, main: MainClient, body: bytes
@@ -373,13 +441,19 @@ async def test_other_statuses_are_rejections(
     assert len(fake.calls) == 1  # a redirect is not followed: the key would travel with it
 
 
-@pytest.mark.parametrize("status", [404, 409, 410])
+@pytest.mark.parametrize(
+    ("status", "error"), [(404, JobUnknown), (409, JobGone), (410, JobGone)], ids=[404, 409, 410]
+)
 @pytest.mark.parametrize("kind", ["progress", "final"])
-async def test_jobs_that_are_gone_have_a_type_of_their_own(
-    fake: FakeOrchestrator, main: MainClient, status: int, kind: Kind
+async def test_jobs_that_are_gone_or_unknown_have_types_of_their_own(
+    fake: FakeOrchestrator,
+    main: MainClient,
+    status: int,
+    error: type[OrchestratorError],
+    kind: Kind,
 ) -> None:
     fake.plan(kind, answer(status))
-    with pytest.raises(JobGone):
+    with pytest.raises(error):
         if kind == "progress":
             await main.progress(JOB, JobProgress(0.0, "preparing"))
         else:

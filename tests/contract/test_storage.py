@@ -463,3 +463,15 @@ def test_every_store_offers_the_same_interface(tmp_path: Path) -> None:
     assert [store.name for store in stores] == ["local", "put", "b2"]
     places = [store.place("job").file_name for store in stores]
     assert places == [None, None, "avatar/outputs/job.mp4"]
+
+
+def test_an_output_in_the_folder_is_looked_for(tmp_path: Path) -> None:
+    """Mend 1.11."""
+    store = LocalStore(tmp_path / "out", "http://host")
+    assert not store.has("../a job")
+    video = tmp_path / "v.mp4"
+    video.write_bytes(b"a video")
+    store.put("../a job", video, b"{}")
+    assert store.has("../a job")
+    next((tmp_path / "out").glob("*.mp4")).unlink()
+    assert not store.has("../a job")

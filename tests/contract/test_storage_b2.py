@@ -92,6 +92,21 @@ def test_video_and_sidecar_are_stored(b2: FakeB2, tmp_path: Path, size_bytes: in
     assert path.exists()
 
 
+def test_an_output_is_looked_for_by_name(b2: FakeB2, tmp_path: Path) -> None:
+    """Mend 1.11: gone only where the service says so; a fault of its says nothing."""
+    b2.download_url = b2.url
+    store = B2Store(settings(b2))
+    assert not store.has("job-123")
+    store.put("job-123", video(tmp_path, SMALL), SIDECAR)
+    assert store.has("job-123")
+    assert not store.has("../job 124")
+    b2.files.clear()
+    b2.faults["head_file"] = [fake_b2.refuse(403, "access_denied")]
+    assert store.has("job-123")
+    assert not store.has("job-123")
+    assert b2.calls.count("head_file") == 5
+
+
 def test_the_sidecar_appears_after_the_video(b2: FakeB2, tmp_path: Path) -> None:
     B2Store(settings(b2)).put("job-123", video(tmp_path, LARGE), SIDECAR)
     assert b2.calls.index("b2_finish_large_file") < b2.calls.index("upload_file")

@@ -23,7 +23,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from musetalk_pipeline.errors import SourceRefused
 from serve_app.addresses import AddressPolicy, IpAddress
 from serve_app.connections import Network
-from serve_app.webhooks import DeliveryRules, Event, WebhookSender, signing_key
+from serve_app.webhooks import DeliveryRules, Event, WebhookSender, _EventStore, signing_key
 from tests.contract.fake_orchestrator import TlsFiles
 
 # The secret of the scheme's own examples.
@@ -267,6 +267,44 @@ async def test_tries_are_bounded_in_time(target: Target, path: Path) -> None:
         await sender.enqueue(event(target.url))
         await until(lambda: sender.pending() == 0)
     assert len(target.got) == 1
+
+
+async def test_a_try_that_fails_unexpectedly_counts_like_any_other(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Mend 3.8: here the certificates are missing, which no part of a delivery expects."""
+    network = Network(ca_file=path.with_name("missing.pem"))
+    async with delivering(path, network=network) as sender:
+        await sender.enqueue(event("https://127.0.0.1:9/hook"))
+        await until(lambda: sender.pending() == 0)
+    tries = [record for record in caplog.records if record.getMessage() == "webhook failed"]
+    assert len(tries) == 1 + len(QUICK.pauses_s)
+    assert "webhook given up" in caplog.text
+
+
+async def test_an_unexpected_failure_obeys_the_age_of_its_event(path: Path) -> None:
+    """Mend 3.8."""
+    rules = replace(QUICK, pauses_s=(10.0,) * 100, max_age_s=5.0)
+    network = Network(ca_file=path.with_name("missing.pem"))
+    async with delivering(path, rules, network=network) as sender:
+        await sender.enqueue(event("https://127.0.0.1:9/hook"))
+        await until(lambda: sender.pending() == 0)
+
+
+async def test_tries_that_end_with_their_process_are_counted_too(
+    target: Target, path: Path
+) -> None:
+    """Mend 3.8."""
+    now = [1000.0]
+    store = _EventStore(path, QUICK, lambda: now[0])
+    assert store.add("evt_1", target.url, "{}")
+    for _ in range(1 + len(QUICK.pauses_s)):
+        assert store.take() is not None  # and the process dies
+        now[0] += QUICK.lease_s + 1
+    store.close()
+    async with delivering(path, clock=lambda: now[0]) as sender:
+        await until(lambda: sender.pending() == 0)
+    assert target.got == []
 
 
 async def test_410_ends_the_tries_at_once(target: Target, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One worker slot against an orchestrator over real sockets: claim, run, report, survive."""
+"""One worker against an orchestrator over real sockets: claim, run, report, survive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from serve_app.claim_journal import ClaimJournal, HeldJob
 from serve_app.heartbeat import next_due
 from serve_app.outbox import Outbox
 from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress
-from serve_app.worker import MAX_STARTS, WorkerOptions
+from serve_app.worker import MAX_STARTS
+from serve_app.worker_options import WorkerOptions
 from tests.contract.fake_orchestrator import (
     PASS,
     FakeOrchestrator,
@@ -272,10 +273,9 @@ async def test_unencodable_and_endless_errors_are_still_reported(
         ({"video_url": None}, "video_url"),
         ({"audio_url": 7}, "audio_url"),
         ({"video_url": "x" * 10_000}, "video_url"),
-        ({"resolution": ["720p"]}, "resolution"),
-        ({"params": {"unknown": 1}}, "params.unknown"),
+        ({"musetalk_job_id": "x" * 300}, "musetalk_job_id"),
     ],
-    ids=["missing", "number", "long", "list", "params"],
+    ids=["missing", "number", "long", "id"],
 )
 async def test_an_invalid_job_is_reported_failed_with_the_field(
     fake: FakeOrchestrator, tmp_path: Path, fields: dict[str, object], word: str
@@ -289,6 +289,32 @@ async def test_an_invalid_job_is_reported_failed_with_the_field(
     assert word in error
     assert "secret" not in error
     assert fake.violations == []
+
+
+async def test_what_a_claim_says_oddly_is_a_warning_and_never_a_failure(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Mend 1.9: from sizes that the predecessor ignored to params that nobody knows."""
+    odd = {"aspect_ratio": "9x16", "resolution": ["720p"], "params": {"unknown": 1, "crf": 30}}
+    fake.add_job("job-1", **odd)
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        (request,), (ticket,) = rig.desk.ran, rig.desk.tickets
+    assert (request.aspect_ratio, request.resolution, request.params.crf) == ("9:16", None, 30)
+    assert len(ticket.warnings) == 3
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_the_sizes_of_claims_are_ignored_where_that_is_asked_for(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Mend 1.9: `LEGACY_SIZE=source`."""
+    fake.add_job("job-1", aspect_ratio="1:1", resolution="512x512")
+    options = replace(OPTIONS, legacy_size_source=True)
+    async with worker_rig(fake, tmp_path, options=options) as rig:
+        assert await rig.worker.work_once()
+        (request,) = rig.desk.ran
+    assert (request.aspect_ratio, request.resolution) == (None, None)
 
 
 # Claims ------------------------------------------------------------------------------------------
@@ -392,7 +418,7 @@ async def test_a_full_outbox_stops_claiming(fake: FakeOrchestrator, tmp_path: Pa
 # Cancelled and reassigned jobs -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [404, 409])
+@pytest.mark.parametrize("status", [409, 410])
 async def test_a_job_that_is_gone_is_stopped_and_not_reported(
     fake: FakeOrchestrator, tmp_path: Path, status: int
 ) -> None:
@@ -494,7 +520,7 @@ async def test_the_final_report_outlives_every_way_of_not_answering(
     assert fake.jobs["job-1"].status == "succeeded"
 
 
-@pytest.mark.parametrize("status", [404, 409, 410, 422])
+@pytest.mark.parametrize("status", [409, 410, 422])
 async def test_a_final_refusal_ends_the_sending_and_is_logged(
     fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
@@ -648,7 +674,7 @@ async def test_storing_the_final_report_is_not_interrupted(
             await work
         assert rig.outbox.pending() == 1
         assert rig.worker.current_job_id is None
-        assert ClaimJournal(tmp_path / "claims", WORKER_ID).read() is None
+        assert ClaimJournal(tmp_path / "claims", WORKER_ID).read() == ()
 
 
 async def test_the_wait_for_acceptance_ends_with_the_call(
@@ -829,6 +855,7 @@ async def test_a_buffer_worker_beats_claims_and_reports(
     assert {call.path for call in fake.calls} == {
         f"/internal/buffer/workers/{WORKER_ID}/heartbeat",
         "/internal/buffer/jobs/claim",
+        "/internal/jobs/job-1/progress",
         "/internal/buffer/jobs/buf-1/status",
     }
 
@@ -997,7 +1024,7 @@ async def test_no_secret_reaches_the_logs(
 async def test_every_job_ends_once_whatever_the_network_does(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """Two slots, 30 jobs, a third of all calls spoilt at random, jobs that fail, crash, repeat."""
+    """Two workers, 30 jobs, a third of all calls spoilt at random; jobs fail, crash, repeat."""
     chance = random.Random(1)
     faults = [answer(500), answer(429), close(), cut_off(), lost_answer(), answer(200, b"junk")]
     for kind in ("claim", "progress", "final", "heartbeat"):
@@ -1020,7 +1047,7 @@ async def test_every_job_ends_once_whatever_the_network_does(
     async with (
         worker_rig(fake, tmp_path, desk=Desk(job), is_beating=True) as first,
         worker_rig(
-            fake, tmp_path, desk=Desk(job), is_beating=True, worker_id=f"{WORKER_ID}-slot1"
+            fake, tmp_path, desk=Desk(job), is_beating=True, worker_id="machine-8"
         ) as second,
     ):
 

@@ -1,9 +1,10 @@
-"""A whole worker slot against the fake orchestrator, wired as the ingress wires it."""
+"""A whole worker against the fake orchestrator, wired as the ingress wires it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,21 +18,23 @@ from orchestrator.client import (
     WorkerProfile,
 )
 from serve_app.claim_journal import ClaimJournal
+from serve_app.job import Ticket
 from serve_app.outbox import Outbox
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
-from serve_app.worker import Worker, WorkerOptions
+from serve_app.worker import Worker
+from serve_app.worker_options import WorkerOptions
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles
 
 WORKER_ID = "machine-7"
 SYSTEM_INFO: dict[str, Any] = {
-    "cpu_physical_cores": 4,
-    "cpu_logical_cores": 8,
+    "cpu_cores_physical": 4,
+    "cpu_cores_logical": 8,
     "cpu_model": "Test CPU",
     "ram_total_gb": 16.0,
     "ram_available_gb": 9.5,
     "disk_total_gb": 100.0,
     "disk_free_gb": 40.0,
-    "download_mbit_s": None,
+    "download_speed_mbps": None,
 }
 DONE = Success("https://files.example/avatar/outputs/job.mp4", {"total_time": 1.5})
 # Generous, so that a busy machine fails no test; those that stall on purpose shorten their own.
@@ -53,12 +56,14 @@ class Desk:
 
     job: Callable[[JobRequest, Note], Awaitable[Outcome]] | None = None
     ran: list[JobRequest] = field(default_factory=list)
+    tickets: list[Ticket] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     tasks: dict[str, asyncio.Task[Outcome]] = field(default_factory=dict)
     is_able: bool = True
 
-    async def run(self, request: JobRequest, note: Note) -> Outcome:
+    async def run(self, request: JobRequest, note: Note, ticket: Ticket) -> Outcome:
         self.ran.append(request)
+        self.tickets.append(ticket)
         if self.job is None:
             return DONE
         return await self.job(request, note)
@@ -72,7 +77,7 @@ class Desk:
 
 @dataclass
 class Rig:
-    """One worker slot. `pauses`: what it slept between claims instead of sleeping."""
+    """One worker. `pauses`: what it slept between claims instead of sleeping."""
 
     fake: FakeOrchestrator
     worker: Worker
@@ -105,12 +110,19 @@ async def worker_rig(
     tls: TlsFiles | None = None,
     worker_id: str = WORKER_ID,
     outbox_capacity: int = 1000,
+    clock: Callable[[], float] = time.monotonic,
+    system_info: dict[str, Any] = SYSTEM_INFO,
 ) -> AsyncIterator[Rig]:
-    """Run a slot with its background tasks; end and close everything afterwards."""
+    """Run a worker with its background tasks; end and close everything afterwards."""
     desk = desk or Desk()
     pauses: list[float] = []
     profile = WorkerProfile(
-        worker_id, "RTX-3090-24GB", "main", "salad", capacity=1, system_info=SYSTEM_INFO
+        worker_id,
+        "RTX-3090-24GB",
+        "main",
+        "salad",
+        capacity=options.capacity,
+        system_info=system_info,
     )
 
     def connect() -> MainClient | BufferClient:
@@ -133,7 +145,9 @@ async def worker_rig(
         cancel=desk.cancel,
         can_work=desk.can_work,
         options=options,
+        batch_size=lambda: 8,
         sleep=sleep,
+        clock=clock,
     )
     sender = connect()
     background = []

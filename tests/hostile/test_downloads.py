@@ -299,6 +299,83 @@ async def test_a_trickle_does_not_outlast_the_attempt(target: Path, start: str) 
     assert len(server.exchanges) == 2
 
 
+# Wants 1000 bytes a second on average; the trickles below send at most 50 on any machine.
+PACED = replace(QUICK, attempts=2, stall_s=20, slow_s=0.3, min_bytes_per_s=1000)
+
+
+async def trickle(e: Exchange) -> None:
+    while True:
+        await e.send("a")
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["HTTP/1.1 200 ", "HTTP/1.1 200 OK\r\nX-Long: ", "HTTP/1.0 200 OK\r\n\r\n",
+     "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"],
+)  # fmt: skip
+async def test_a_trickle_is_too_slow(target: Path, start: str) -> None:
+    """Mend 4.5: whether the status, the headers or the body come drop by drop."""
+
+    async def script(e: Exchange) -> None:
+        await e.send(start)
+        await trickle(e)
+
+    result, server = await fetch(script, target, PACED)
+    assert_failed(result, DownloadFailed, "too slowly")
+    assert isinstance(result, DownloadFailed) and "min_bytes_per_s" in str(result.hint)
+    assert len(server.exchanges) == 2
+
+
+async def test_a_trickle_behind_a_redirect_is_too_slow(target: Path) -> None:
+    """Mend 4.5."""
+
+    async def script(e: Exchange) -> None:
+        if e.path == "/clip.mp4":
+            await e.answer("302 Found", b"", "Location: /slow")
+        else:
+            await e.send("HTTP/1.0 200 OK\r\n\r\n")
+            await trickle(e)
+
+    result, _ = await fetch(script, target, replace(PACED, attempts=1))
+    assert_failed(result, DownloadFailed, "too slowly")
+
+
+@needs_curl
+async def test_a_trickle_through_curl_is_too_slow(target: Path) -> None:
+    """Mend 4.5: curl is given up and dead afterwards, as the fixture checks."""
+
+    async def script(e: Exchange) -> None:
+        await e.send("HTTP/1.1 200 OK\r\nBad Name: x\r\nContent-Length: 100000\r\n\r\n")
+        await trickle(e)
+
+    result, _ = await fetch(script, target, replace(PACED, attempts=1, slow_s=1.0), Network())
+    assert_failed(result, DownloadFailed, "too slowly")
+
+
+async def test_a_slow_disk_is_not_the_servers_fault(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 4.5: the time that writing takes is left out. The loop's clock jumps while it does."""
+    body = os.urandom(3 << 20)
+    loop = asyncio.get_running_loop()
+    time, to_thread, skipped = loop.time, asyncio.to_thread, [0.0]
+
+    async def slowly(*call: object) -> object:
+        skipped[0] += 100.0
+        await asyncio.sleep(0)  # timers that are due go off
+        return await to_thread(*call)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "time", lambda: time() + skipped[0])
+    monkeypatch.setattr(asyncio, "to_thread", slowly)
+    limits = replace(
+        QUICK, max_bytes=4 << 20, total_s=1e4, attempt_s=1e4, slow_s=60, min_bytes_per_s=1
+    )
+    result, server = await fetch(lambda e: e.answer("200 OK", body), target, limits)
+    assert_is_body(result, body)
+    assert len(server.exchanges) == 1 and skipped[0] >= 300.0
+
+
 async def test_all_attempts_together_have_a_deadline(target: Path) -> None:
     async def script(e: Exchange) -> None:
         await asyncio.Event().wait()
@@ -1058,3 +1135,77 @@ async def test_own_log_lines_hold_no_query_even_without_the_filter(
     ]
     assert len(records) == 2
     assert not any("0123abcdef" in record for record in records)
+
+
+# --- what to do about it --------------------------------------------------------------------------
+
+
+def hint_of(error: BaseException) -> str:
+    assert isinstance(error, PipelineError) and error.hint is not None
+    return error.hint
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "404 Not Found"])
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("?X-Amz-Signature=abc&X-Amz-Expires=60", "sign it anew"),
+        ("?se=2026-01-01&sp=r&sig=abc", "sign it anew"),
+        ("?Expires=1&Key-Pair-Id=x", "sign it anew"),
+        ("?Authorization=x", "sign it anew"),
+        ("?design=2&assigned=3", ""),
+        ("", ""),
+    ],
+)
+async def test_a_signed_link_may_have_expired(
+    target: Path, status: str, query: str, said: str
+) -> None:
+    """Mend 2.6: the message stays the contract's, the hint says what to do."""
+    async with serve(lambda e: e.answer(status)) as server:
+        with pytest.raises(DownloadFailed) as failed:
+            await download(
+                server.url("/clip.mp4" + query), target, policy=LOOPBACK, limits=QUICK,
+                network=NO_CURL,
+            )  # fmt: skip
+    assert failed.value.message == f"Download failed: {status}"
+    hint = hint_of(failed.value)
+    assert said in hint and ("sign it anew" in hint) == bool(said)
+
+
+async def test_a_private_address_names_the_setting(target: Path) -> None:
+    """Mend 2.6."""
+    with pytest.raises(SourceRefused) as refused:
+        await download("http://10.0.0.1/a", target, policy=AddressPolicy(), limits=QUICK)
+    hint = hint_of(refused.value)
+    assert "ALLOWED_SOURCE_HOSTS" in hint and "inputs.allowed_hosts" in hint
+
+
+async def test_a_file_outside_names_the_setting(target: Path) -> None:
+    """Mend 2.6."""
+    for url, said in (
+        ("file:///etc/hostname", "LIPSYNC_ALLOWED_FOLDERS"),
+        ("file:///etc/hostname", "inputs.allowed_folders"),
+        ("file://tmp/a.mp4", "three slashes"),
+    ):
+        with pytest.raises(SourceRefused) as refused:
+            await download(url, target, policy=AddressPolicy(), limits=QUICK)
+        assert said in hint_of(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/tmp/a.mp4", "file:///tmp/a.mp4"),
+        ("C:\\a.mp4", "file:///C:/a.mp4"),
+        ("c:/my clips/a.mp4", "file:///c:/my%20clips/a.mp4"),
+        ("~/a.mp4", "file:///folder/a.mp4"),
+        ("./clips/a.mp4", "file:///folder/a.mp4"),
+        ("a.mp4", "https://"),
+        ("ftp://host/a.mp4", "https://"),
+    ],
+)
+async def test_a_plain_path_is_told_how_to_write_it(target: Path, path: str, said: str) -> None:
+    """Mend 2.6."""
+    with pytest.raises(SourceRefused) as refused:
+        await download(path, target, policy=AddressPolicy(), limits=QUICK)
+    assert said in hint_of(refused.value)

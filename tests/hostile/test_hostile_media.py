@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import struct
 import subprocess
 import tempfile
@@ -307,9 +308,11 @@ def refusal(tmp_path: Path, data: bytes, wanted: str) -> MediaError:
             open_audio(path, tmp_path / "out", LIMITS)
     error = caught.value
     assert error.stage is Stage.VALIDATION
+    # Mend 2.6: which of the two files it is, and what to do.
+    assert error.input == wanted and error.hint and error.hint.endswith(".")
     assert error.message.endswith(".") and len(error.message) < 500
     for secret in (str(tmp_path), "/etc/", "input'"):
-        assert secret not in error.message
+        assert all(secret not in str(said) for said in (error.message, *error.details.values()))
     return error
 
 
@@ -337,6 +340,29 @@ def test_bad_sounds(name: str, tmp_path: Path, nothing_left: Callable[[], None])
     error = refusal(tmp_path, make(), "audio")
     assert isinstance(error, expected), error
     nothing_left()
+
+
+@pytest.mark.parametrize("wanted", ["video", "audio"])
+def test_the_details_carry_what_ffprobe_said(tmp_path: Path, wanted: str) -> None:
+    """Mend 1.17: `details` were empty where ffprobe had said why."""
+    data = made(".mp4", *PICTURE, *TONE, *H264, "-c:a", "aac")  # its index comes last
+    error = refusal(tmp_path, data[: data.index(b"moov")], wanted)
+    assert "moov atom not found" in str(error.details["ffprobe"])
+    assert len(str(error.details["ffprobe"])) <= 300
+
+
+def test_swapped_files_are_named(tmp_path: Path) -> None:
+    """Mend 2.6: "The file holds no sound." did not say which of the two."""
+    assert "The audio file holds no sound" in refusal(tmp_path, silent(), "audio").message
+
+
+def test_an_error_crosses_processes_with_all_that_it_says() -> None:
+    """Mend 1.17: what was done before a refusal is known where the job is driven."""
+    error = AudioTooShort("Too short.", duration_s=0.02)
+    error.stage_seconds = {"download": 0.5}
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is AudioTooShort and copy.stage_seconds == {"download": 0.5}
+    assert (copy.input, copy.hint, copy.details) == ("audio", error.hint, {"duration_s": 0.02})
 
 
 def test_too_many_bytes_are_refused_before_they_are_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from media_clips import CLIPS, ffmpeg, make_clip, reference_frames, rotated
+from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
@@ -106,6 +107,48 @@ def test_scaling_and_padding_keep_the_range(clips: Path, tmp_path: Path) -> None
         assert (frame[:20] == black).all() and (frame[108:128] == black).all(), name
         assert (planes[:, :10] == 128).all()
         assert frame[24:104].std() > 20
+
+
+@pytest.mark.parametrize("name", ["bframes.mp4", "full_range.mp4", "ten_bits.mp4"])
+@pytest.mark.parametrize("size", ["128x128", "192x64", "96x66", "98x64"])
+def test_bars_show_the_blurred_picture(clips: Path, tmp_path: Path, name: str, size: str) -> None:
+    """Mend 2.14: `fit: blur`. The picture itself keeps every pixel that `pad` gives it."""
+    source, _ = opened(make_clip(clips, name), tmp_path)
+    black, blurred = (
+        fit_picture(source, FrameOptions(size, None, fit), []) for fit in ("pad", "blur")
+    )
+    assert replace(blurred, surround="black") == black
+    (frame,), (other,) = frames(source, black, 3, 4), frames(source, blurred, 3, 4)
+    rows = slice(black.pad_y, black.pad_y + black.scaled_height)
+    columns = slice(black.pad_x, black.pad_x + black.scaled_width)
+    luma, other_luma = frame[: black.height], other[: black.height]
+    assert np.array_equal(luma[rows, columns], other_luma[rows, columns])
+    assert np.array_equal(*(chroma_inside(f, black) for f in (frame, other)))
+    bars = np.ones(luma.shape, bool)
+    bars[rows, columns] = False
+    whole, seen = luma[rows, columns].astype(float), other_luma[bars].astype(float)
+    assert abs(seen.mean() - whole.mean()) < 2 * whole.std()  # as bright as the picture, not black
+    assert seen.min() > luma[bars].max() + 5
+    assert np.abs(np.diff(other_luma.astype(int), axis=0))[bars[1:] & bars[:-1]].max(initial=0) < 30
+
+
+def chroma_inside(frame: NDArray[np.uint8], picture: Picture) -> NDArray[np.uint8]:
+    """Both chroma planes of the picture within its bars."""
+    planes = frame[picture.height :].reshape(2, picture.height // 2, picture.width // 2)
+    top, left = picture.pad_y // 2, picture.pad_x // 2
+    return planes[
+        :, top : top + picture.scaled_height // 2, left : left + picture.scaled_width // 2
+    ]
+
+
+def test_blurred_bars_follow_every_frame_from_everywhere(clips: Path, tmp_path: Path) -> None:
+    source, _ = opened(make_clip(clips, "uneven.mp4"), tmp_path)
+    picture = fit_picture(source, FrameOptions("128x128", None, "blur"), [])
+    whole = frames(source, picture, 0, source.n_frames)
+    assert len(whole) == source.n_frames
+    for start, end in ((0, 5), (17, 31), (source.n_frames - 1, source.n_frames)):
+        assert np.array_equal(frames(source, picture, start, end), whole[start:end])
+    assert not np.array_equal(whole[0][:16], whole[-1][:16])
 
 
 def test_cropping_takes_the_window_asked_for(clips: Path, tmp_path: Path) -> None:

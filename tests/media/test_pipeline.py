@@ -264,6 +264,7 @@ def test_any_common_sound_is_taken(job, clip, speech, rate, channels):
         (FrameOptions("200x200"), (200, 200)),
         (FrameOptions(None, "9:16"), (320, 568)),
         (FrameOptions("240p", "1:1", "crop"), (240, 240)),
+        (FrameOptions("240p", "16:9", "blur"), (426, 240)),
     ],
 )
 def test_the_size_asked_for_is_made(job, clip, speech, frame, size):

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +32,7 @@ START_S, JOB_S = 120.0, 180.0
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
+    "WORKER_TYPE",
     "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
     "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
 )  # fmt: skip
@@ -197,9 +198,9 @@ def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, 
 
 
 @contextlib.contextmanager
-def media_server(folder: Path) -> Iterator[str]:
-    """Serve `folder` on loopback; the base address."""
-    handler = partial(_QuietHandler, directory=str(folder))
+def media_server(folder: Path, before: Callable[[str], object] | None = None) -> Iterator[str]:
+    """Serve `folder` on loopback; the base address. `before` is called with each path asked for."""
+    handler = partial(_QuietHandler, before or (lambda path: None), directory=str(folder))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -212,6 +213,14 @@ def media_server(folder: Path) -> Iterator[str]:
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
+    def __init__(self, before: Callable[[str], object], *args: Any, **kwargs: Any) -> None:
+        self._before = before
+        super().__init__(*args, **kwargs)
+
+    def do_GET(self) -> None:
+        self._before(self.path)
+        super().do_GET()
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 

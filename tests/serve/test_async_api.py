@@ -18,7 +18,8 @@ KEY, SECRET = "internal-key", "whsec_" + base64.b64encode(secrets.token_bytes(32
 def guarded(tmp_path_factory, private_temp):
     """An application with keys, a tiny queue and webhooks."""
     env = {"WEBHOOK_SECRET": SECRET, "WORKER_TOKEN": "worker-token", "BUILD_COMMIT": "abc"}
-    queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2}
+    # Nothing is fetched ahead, so that what waits is `queued` and counts.
+    queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2, "downloads_ahead": 0}
     with running_app(tmp_path_factory.mktemp("guarded"), env=env, key=KEY, queue=queue) as app:
         yield app
 

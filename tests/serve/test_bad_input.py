@@ -77,6 +77,11 @@ def test_a_bad_video_is_the_callers(app, clip, speech, tmp_path, kind, stage, co
         "failed", "media_error", False,
     )  # fmt: skip
     assert "stack_trace" not in body
+    # Mends 1.17 and 2.6: what was done until then, which input it is, and what to do.
+    assert "download" in body["stage_times"]
+    assert ("validation" in body["stage_times"]) == (stage != "download")
+    if stage != "download":
+        assert body["input"] == "video" and body["hint"]
     assert str(tmp_path) not in body["error_message"]
     assert not (app.folder / "results" / f"{job_id}.mp4").exists()
 
@@ -103,6 +108,7 @@ def test_bad_audio_is_the_callers(app, clip, tmp_path, kind, stage, code):
     )
     body = response.json()
     assert (response.status_code, body["stage"], body["code"]) == (422, stage, code), body
+    assert body["input"] == "audio" and body["hint"] and "download" in body["stage_times"]
 
 
 @pytest.mark.parametrize(

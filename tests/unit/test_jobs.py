@@ -5,11 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.jobs import JobConflict, JobRegistry, Origin, QueueFull, Ticket, Verdict
+from serve_app.answers import generate_body, job_body
+from serve_app.job import (
+    CANCELLED,
+    JobConflict,
+    Origin,
+    QueueFull,
+    Ticket,
+    TooManyJoined,
+    Verdict,
+)
+from serve_app.jobs import MAX_PHASES, JobRegistry
+from serve_app.joining import MAX_KEYS, MAX_SUBSCRIBERS
+from serve_app.notifications import event_of
 from serve_app.schemas import Failure, JobRequest, Phase, Progress, Success
 
 DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
 RUNNING = Progress(Phase.INFERRING, 0.5, 5, 10)
+FAILURE = Failure("media_error", "no", "no_face", "preprocessing", False, 422)
 SUCCESS = Success("http://host/files/a.mp4", {"GENERATION_TIME_SEC": 1.0})
 
 
@@ -64,20 +77,63 @@ def test_the_same_content_gets_the_finished_result(registry):
     assert (job.outcome, is_new) == (SUCCESS, False)
 
 
-def test_other_content_under_the_same_id_is_a_conflict(registry):
+@pytest.mark.parametrize("status", ["queued", "running", "succeeded"])
+def test_other_content_under_the_same_id_is_a_conflict(registry, status):
     registry.submit(request(), Origin.ASYNC, 10)
+    if status != "queued":
+        job = take(registry)
+    if status == "succeeded":
+        registry.finish(job, SUCCESS, DONE)
     with pytest.raises(JobConflict):
         registry.submit(request(video="https://h/other.mp4"), Origin.ASYNC, 10)
 
 
-def test_a_failed_job_that_comes_again_is_started_again(registry):
+def test_the_same_files_under_a_new_signature_are_the_same_job(registry):
+    """Mend 1.1: query and fragment are no part of a job's identity; the rest of it is."""
+    registry.submit(request(video="https://Host.example/v.mp4?X-Sig=1#t=1"), Origin.ASYNC, 10)
+    same = request(video="https://host.EXAMPLE/v.mp4?X-Sig=2")
+    assert not registry.submit(same, Origin.ASYNC, 10)[1]
+    for other in ("http://host.example/v.mp4", "https://host.example/V.mp4", "https://h/v.mp4"):
+        with pytest.raises(JobConflict):
+            registry.submit(request(video=other), Origin.ASYNC, 10)
+    with pytest.raises(JobConflict):
+        registry.submit(same.model_copy(update={"resolution": "720p"}), Origin.ASYNC, 10)
+
+
+def test_a_queued_job_is_started_with_the_newest_signature(registry):
+    """Mend 1.1: by the time that it starts, the first one may have expired."""
+    registry.submit(request(video="https://h/v.mp4?sig=old"), Origin.ASYNC, 10)
+    registry.submit(request(video="https://h/v.mp4?sig=new"), Origin.ASYNC, 10)
+    assert take(registry).request.video_url == "https://h/v.mp4?sig=new"
+
+
+def end(registry: JobRegistry, status: str) -> None:
+    """Give the running job of the id `a` an end."""
+    outcome = {"failed": FAILURE, "cancelled": CANCELLED, "succeeded": SUCCESS}[status]
+    registry.finish(take(registry), outcome, RUNNING)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_failed_or_cancelled_job_may_come_again_with_any_content(registry, status):
+    """Mend 1.1."""
     registry.submit(request(), Origin.ASYNC, 10)
-    failure = Failure("media_error", "no", "no_face", "preprocessing", False, 422)
-    registry.finish(take(registry), failure, RUNNING)
-    assert registry.get("a").outcome == failure
-    _, is_new = registry.submit(request(), Origin.ASYNC, 10)
-    assert is_new
+    end(registry, status)
+    assert registry.get("a").status == status
+    other = request(video="https://elsewhere/other.mp4")
+    job, is_new = registry.submit(other, Origin.SYNC, 10)
+    assert (is_new, job.status, job.run, job.request) == (True, "queued", 2, other)
     assert take(registry).attempt == 1
+
+
+def test_a_success_whose_output_is_gone_is_done_again(registry):
+    """Mend 1.11: but only that success; one that came since is not thrown away."""
+    registry.submit(request(), Origin.ASYNC, 10)
+    end(registry, "succeeded")
+    gone = registry.find("a", None)
+    assert registry.submit(request(), Origin.SYNC, 10, gone=gone)[1]
+    end(registry, "succeeded")
+    job, is_new = registry.submit(request(), Origin.SYNC, 10, gone=gone)
+    assert (is_new, job.status, job.run) == (False, "succeeded", 2)
 
 
 def test_an_idempotency_key_gives_the_first_job_whatever_the_id(registry):
@@ -129,14 +185,15 @@ def test_a_job_that_kills_its_worker_ends_after_the_allowed_starts(registry, clo
 
 def test_cancelling_a_waiting_job_ends_it_at_once(registry):
     registry.submit(request(), Origin.ASYNC, 10)
-    assert registry.cancel("a").status == "cancelled"
+    job, was_live = registry.cancel("a")
+    assert (job.status, was_live) == ("cancelled", True)
     assert take(registry) is None
 
 
 def test_cancelling_a_running_job_ends_it_at_its_next_beat(registry):
     registry.submit(request(), Origin.ASYNC, 10)
     job = take(registry)
-    assert registry.cancel("a").status == "running"
+    assert registry.cancel("a")[0].status == "running"
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
@@ -144,7 +201,7 @@ def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     job = take(registry)
     clock.now += 4
-    registry.want("a")
+    registry.want(["a"])
     clock.now += 4
     assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
     clock.now += 6
@@ -207,9 +264,9 @@ def test_pages_hold_every_job_once_newest_first(registry, clock):
         registry.submit(request(f"job{n}"), Origin.ASYNC, 10)
         clock.now += n % 2  # some share an instant
     seen, before = [], None
-    while page := registry.page(None, 3, before):
-        seen += [job.id for job in page]
-        before = (page[-1].created, page[-1].id)
+    while (page := registry.page(None, 3, before)).jobs:
+        seen += [job.id for job in page.jobs]
+        before = (page.jobs[-1].created, page.jobs[-1].id)
     assert sorted(seen) == sorted(f"job{n}" for n in range(7))
     assert len(set(seen)) == 7
 
@@ -220,7 +277,7 @@ def test_old_finished_jobs_are_forgotten(registry, clock):
         registry.finish(take(registry), SUCCESS, DONE)
         clock.now += 1
     registry.forget(keep=2)
-    assert [job.id for job in registry.page(None, 10, None)] == ["job4", "job3"]
+    assert [job.id for job in registry.page(None, 10).jobs] == ["job4", "job3"]
 
 
 def test_the_file_is_for_its_owner_alone(registry, tmp_path):
@@ -236,3 +293,207 @@ def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
     registry.submit(request(), Origin.ASYNC, 10)
     assert take(registry).id == "a"
     registry.close()
+
+
+def test_warnings_and_the_queues_own_id_stay_with_the_job(registry):
+    """Mends 1.9 and 1.17: what came with a job is in its row and in its answers."""
+    ticket = Ticket(warnings=("The aspect ratio is odd.",), queue_job_id="salad-7")
+    registry.submit(request(), Origin.SYNC, 10, ticket)
+    job = take(registry)
+    assert (job.warnings, job.queue_job_id) == (("The aspect ratio is odd.",), "salad-7")
+    done = Success(SUCCESS.output_url, SUCCESS.metrics, ("The larger of two faces speaks.",))
+    registry.finish(job, done, DONE)
+    both = ["The aspect ratio is odd.", "The larger of two faces speaks."]
+    ended = registry.get("a")
+    assert job_body(ended)["warnings"] == both
+    assert generate_body("a", ended.outcome, ended.warnings)["warnings"] == both
+
+
+def test_cancelling_what_has_ended_says_so(registry):
+    """Mend 2.10."""
+    registry.submit(request(), Origin.ASYNC, 10)
+    end(registry, "succeeded")
+    job, was_live = registry.cancel("a")
+    assert (job.status, was_live) == ("succeeded", False)
+    assert registry.cancel("unknown") is None
+
+
+# Joining -----------------------------------------------------------------------------------------
+
+
+def test_who_joins_a_job_leaves_webhook_metadata_and_key_with_it(registry):
+    """Mend 3.1: the joiner's webhook comes, and its key finds the job later."""
+    registry.submit(request(), Origin.SYNC, 10)
+    first = Ticket("https://hook/1", {"who": "one", "only": 1}, "key-1")
+    second = Ticket("https://hook/2", {"who": "two", "also": 2}, "key-2")
+    registry.submit(request(), Origin.ASYNC, 10, first)
+    job, _ = registry.submit(request(), Origin.ASYNC, 10, second)
+    assert job.metadata == {"who": "one", "only": 1, "also": 2}
+    assert registry.take_news(10) == []
+    end(registry, "succeeded")
+    news = {item.webhook_url: item for item in registry.take_news(10)}
+    assert {url: item.metadata for url, item in news.items()} == {
+        "https://hook/1": first.metadata,
+        "https://hook/2": second.metadata,
+    }
+    registry.mark_notified(news["https://hook/1"])
+    assert [item.webhook_url for item in registry.take_news(10)] == ["https://hook/2"]
+    for key in ("key-1", "key-2"):
+        again = registry.submit(request("other-id"), Origin.ASYNC, 10, Ticket(idempotency_key=key))
+        assert (again[0].id, again[1]) == ("a", False)
+
+
+def test_who_joins_a_job_that_has_ended_is_told_too_and_once(registry):
+    """Mend 3.1."""
+    registry.submit(request(), Origin.ASYNC, 10)
+    end(registry, "succeeded")
+    for _ in range(2):
+        registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+        for news in registry.take_news(10):
+            registry.mark_notified(news)
+            assert news.webhook_url == "https://hook/1"
+    assert registry.take_news(10) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "ticket"),
+    [
+        (MAX_SUBSCRIBERS, lambda n: Ticket(f"https://hook/{n}")),
+        (MAX_KEYS, lambda n: Ticket(idempotency_key=f"key-{n}")),
+    ],
+)
+def test_what_one_job_keeps_of_its_callers_is_bounded(registry, limit, ticket):
+    """Mend 3.1."""
+    for n in range(limit):
+        registry.submit(request(), Origin.ASYNC, 10, ticket(n))
+    with pytest.raises(TooManyJoined):
+        registry.submit(request(), Origin.ASYNC, 10, ticket(limit))
+    registry.submit(request(), Origin.ASYNC, 10, ticket(0))  # what is known is welcome
+
+
+def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
+    """Mend 3.8: marking the first end as told does not lose the second one."""
+    ticket = Ticket("https://hook/1")
+    registry.submit(request(), Origin.ASYNC, 10, ticket)
+    end(registry, "failed")
+    [failed] = registry.take_news(10)
+    registry.submit(request(), Origin.ASYNC, 10, ticket)  # while the webhook is being queued
+    registry.mark_notified(failed)
+    end(registry, "succeeded")
+    [succeeded] = registry.take_news(10)
+    assert (succeeded.job.status, succeeded.job.run) == ("succeeded", 2)
+    registry.mark_notified(succeeded)
+    assert registry.take_news(10) == []
+    assert event_of(failed).id != event_of(succeeded).id
+
+
+# Phases ------------------------------------------------------------------------------------------
+
+
+def phases_after(registry: JobRegistry, run: int = 0, number: int = 0) -> list[tuple[int, str]]:
+    return [
+        (event.number, str(event.progress.phase))
+        for event in registry.follow("a", run, number).events
+    ]
+
+
+def at(phase: Phase) -> Progress:
+    return Progress(phase, 0.5)
+
+
+def test_every_change_of_phase_is_kept_in_order(registry):
+    """Mend 0: those that no beat stored come with the end."""
+    registry.submit(request(), Origin.ASYNC, 10)
+    job = take(registry)
+    registry.beat(job, 20.0, RUNNING, [at(Phase.DOWNLOADING), at(Phase.INFERRING)])
+    registry.finish(job, SUCCESS, DONE, [at(Phase.ENCODING), at(Phase.UPLOADING)])
+    all_four = [(1, "downloading"), (2, "inferring"), (3, "encoding"), (4, "uploading")]
+    assert phases_after(registry) == all_four
+    assert phases_after(registry, run=1, number=2) == all_four[2:]
+    assert phases_after(registry, run=7, number=2) == all_four  # of another run nothing is known
+
+
+def test_phases_of_a_lost_attempt_and_of_an_earlier_run_do_not_mix_in(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10)
+    lost = take(registry)
+    clock.now += 21
+    job = take(registry)
+    assert registry.beat(lost, 20.0, RUNNING, [at(Phase.INFERRING)]) is Verdict.LOST
+    assert not registry.finish(lost, SUCCESS, DONE, [at(Phase.UPLOADING)])
+    assert phases_after(registry) == []
+    registry.finish(job, FAILURE, DONE, [at(Phase.DOWNLOADING)])
+    registry.submit(request(), Origin.ASYNC, 10)
+    assert phases_after(registry) == []
+
+
+def test_the_phases_of_one_job_are_bounded(registry):
+    registry.submit(request(), Origin.ASYNC, 10)
+    job = take(registry)
+    for _ in range(MAX_PHASES):
+        registry.beat(job, 20.0, RUNNING, [at(Phase.INFERRING), at(Phase.ENCODING)])
+    kept = phases_after(registry)
+    assert (len(kept), kept[-1][0]) == (MAX_PHASES, 2 * MAX_PHASES)
+
+
+# Leases, order, pages ----------------------------------------------------------------------------
+
+
+def test_a_job_that_lives_in_this_process_is_not_started_again(registry, clock):
+    """Mend 3.2: however long its lease could not be renewed."""
+    registry.submit(request(), Origin.ASYNC, 10)
+    job = registry.take(lease_s=20.0, max_attempts=1)
+    clock.now += 1000
+    assert registry.take(lease_s=20.0, max_attempts=3, living=["a"]) is None
+    assert registry.sweep(max_attempts=1, living=["a"]) == []
+    assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
+    assert registry.finish(job, SUCCESS, DONE)
+
+
+def test_a_job_that_is_waited_for_here_is_wanted(registry, clock):
+    """Mend 3.2: though the wishes of its client could not be written for a while."""
+    registry.submit(request(), Origin.SYNC, 10)
+    clock.now += 60
+    assert registry.sweep(max_attempts=3, wanted=["a"]) == []
+    job = take(registry)
+    clock.now += 60
+    assert registry.beat(job, 20.0, RUNNING, is_wanted=True) is Verdict.GO_ON
+    clock.now += 60
+    assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
+
+
+def test_a_waiting_job_knows_its_place(registry, clock):
+    """Mend 2.11: 1 is next; a running job has no place."""
+    for name in "abc":
+        registry.submit(request(name), Origin.ASYNC, 10)
+        clock.now += 1
+    assert [registry.get(name).queue_position for name in "abc"] == [1, 2, 3]
+    take(registry)
+    assert [job.queue_position for job in registry.page(None, 10).jobs] == [2, 1, None]
+
+
+def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
+    """Mend 4.3."""
+    for n in range(4):
+        ticket = Ticket(metadata={"note": "ü" * 1000})
+        registry.submit(request(f"job{n}"), Origin.ASYNC, 10, ticket)
+        clock.now += 1
+    seen, before = [], None
+    while True:
+        page = registry.page(None, 10, before, max_bytes=15_000)
+        assert len(page.jobs) == 2
+        seen += [job.id for job in page.jobs]
+        if not page.has_more:
+            break
+        before = (page.jobs[-1].created, page.jobs[-1].id)
+    assert seen == ["job3", "job2", "job1", "job0"]
+    assert len(registry.page(None, 10, max_bytes=1).jobs) == 1
+    assert not registry.page(None, 4).has_more
+
+
+def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1", None, "key"))
+    end(registry, "succeeded")
+    registry.forget(keep=0)
+    assert registry.take_news(10) == []
+    other = request(video="https://h/other.mp4")
+    assert registry.submit(other, Origin.ASYNC, 10, Ticket(idempotency_key="key"))[1]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from musetalk_pipeline.options import JobOptions
-from serve_app import service as service_module
+from serve_app import attempt as attempt_module
 from serve_app.jobs import JobRegistry, Origin
 from serve_app.schemas import JobRequest, Phase, Progress
 from serve_app.service import JobService
@@ -26,12 +26,12 @@ class SlowDriver:
         self.starts += 1
         report(Progress(self.phase, 0.5, 5, 10))
         await self.go_on.wait()
-        return Finished("http://h/files/a.mp4", {"stage_times": {}})
+        return Finished("http://h/files/a.mp4", {"stage_times": {}}, ("Two faces were seen.",))
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(service_module, "BEAT_S", 0.02)
+    monkeypatch.setattr(attempt_module, "BEAT_S", 0.02)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, status):
     driver = SlowDriver(phase)
     service = JobService(registry, driver, QueueSettings(), JobOptions())
-    service.submit(request(), Origin.ASYNC)
+    await service.submit(request(), Origin.ASYNC)
     work = asyncio.create_task(service.work())
     await until(lambda: driver.starts == 1)
     registry.cancel("a")
@@ -67,11 +67,21 @@ async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, statu
     assert registry.get("a").status == status
 
 
+async def test_what_the_run_decided_reaches_the_outcome(registry):
+    """Mends 2.5 and 2.9: what became of an odd size, and which of two faces speaks."""
+    driver = SlowDriver(Phase.INFERRING)
+    driver.go_on.set()
+    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    await service.submit(request(), Origin.ASYNC)
+    await service.work()
+    assert tuple(registry.get("a").outcome.warnings) == ("Two faces were seen.",)
+
+
 async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_done(registry):
     driver = SlowDriver(Phase.INFERRING)
     service = JobService(registry, driver, QueueSettings(), JobOptions())
-    service.submit(request(), Origin.SYNC)
-    registry.want("a", -1.0)
+    await service.submit(request(), Origin.SYNC)
+    registry.want(["a"], -1.0)
 
     ending = asyncio.Event()
     run = driver.run
@@ -85,11 +95,14 @@ async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_don
             raise
 
     # Taken before the sweep sees that nobody waits.
-    service._sweep = lambda: None
+    async def no_sweep():
+        pass
+
+    service._sweep = no_sweep
     driver.run = ends_slowly
     work = asyncio.create_task(service.work())
     await ending.wait()
-    service.submit(request(), Origin.SYNC)
+    await service.submit(request(), Origin.SYNC)
     await work
     assert registry.get("a").status == "queued"
     driver.go_on.set()

@@ -64,7 +64,7 @@ def test_the_environment_is_read_with_the_contracts_defaults():
     env = read_environment({})
     assert (env.worker_type, env.provider, env.poll_interval_s) == ("main", "unknown", 5.0)
     assert (env.b2_prefix, env.config_label, env.polling_url) == ("avatar/outputs", "default", None)
-    assert not env.is_buffer
+    assert (env.mode, env.is_buffer) == ("queue", False)
 
 
 def test_buffer_mode_has_its_own_orchestrator_or_the_main_one():
@@ -73,6 +73,41 @@ def test_buffer_mode_has_its_own_orchestrator_or_the_main_one():
     own = main | {"BUFFER_ORCHESTRATOR_BASE_URL": "http://buffer"}
     assert read_environment(own).polling_url == "http://buffer"
     assert read_environment({"BUFFER_WORKER_ID": "b1"}).is_buffer
+
+
+UNIFIED = {"ORCHESTRATOR_BASE_URL": "http://o", "INTERNAL_API_KEY": "k", "WORKER_TYPE": "main"}
+
+
+@pytest.mark.parametrize(
+    ("env", "mode"),
+    [
+        ({}, "queue"),
+        (UNIFIED, "poll"),
+        (UNIFIED | {"WORKER_TYPE": ""}, "queue"),
+        ({**UNIFIED, "INTERNAL_API_KEY": ""}, "queue"),
+        ({"INTERNAL_API_KEY": "k", "WORKER_TYPE": "main"}, "queue"),
+        (UNIFIED | {"WORKER_MODE": "Queue"}, "queue"),
+        (UNIFIED | {"WORKER_MODE": " "}, "poll"),
+        ({"WORKER_MODE": "POLL"}, "poll"),
+        ({"WORKER_MODE": "Buffer"}, "buffer"),
+        (UNIFIED | {"BUFFER_WORKER_ID": "b1"}, "buffer"),
+        ({"BUFFER_WORKER_ID": "b1", "WORKER_MODE": "queue"}, "buffer"),
+    ],
+)
+def test_the_mode_is_chosen_as_the_contract_says(env, mode):
+    """Mend 1.3."""
+    assert read_environment(env).mode == mode
+
+
+def test_an_unknown_mode_is_refused_with_those_there_are():
+    """Mend 1.3."""
+    with pytest.raises(EnvironmentInvalid, match="WORKER_MODE must be one of poll, buffer, queue"):
+        read_environment({"WORKER_MODE": "push"})
+
+
+def test_an_empty_prefix_is_the_buckets_root():
+    """Mend 1.17."""
+    assert read_environment({"B2_PREFIX": ""}).b2_prefix == ""
 
 
 def test_secrets_do_not_show():

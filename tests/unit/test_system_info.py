@@ -16,27 +16,28 @@ from serve_app.system_info import collect_system_info, measure_download_mbit_s, 
 
 def test_the_machine_is_described_plausibly(tmp_path: Path) -> None:
     info = collect_system_info(tmp_path)
-    assert info.cpu_logical_cores == psutil.cpu_count()
-    assert 1 <= info.cpu_physical_cores <= info.cpu_logical_cores
+    assert info.cpu_cores_logical == psutil.cpu_count()
+    assert 1 <= info.cpu_cores_physical <= info.cpu_cores_logical
     assert info.cpu_model
     assert 0 < info.ram_available_gb <= info.ram_total_gb
     assert info.ram_total_gb == pytest.approx(psutil.virtual_memory().total / 2**30, abs=0.01)
     assert 0 <= info.disk_free_gb <= info.disk_total_gb
-    assert info.download_mbit_s is None
+    assert info.download_speed_mbps is None
 
 
-def test_the_fields_are_json(tmp_path: Path) -> None:
+def test_the_fields_are_json_and_the_contracts(tmp_path: Path) -> None:
+    """Mend 1.6: exactly these keys."""
     fields = collect_system_info(tmp_path, download_mbit_s=94.3).as_fields()
     assert json.loads(json.dumps(fields)) == fields
     assert list(fields) == [
-        "cpu_physical_cores",
-        "cpu_logical_cores",
+        "cpu_cores_physical",
+        "cpu_cores_logical",
         "cpu_model",
         "ram_total_gb",
         "ram_available_gb",
         "disk_total_gb",
         "disk_free_gb",
-        "download_mbit_s",
+        "download_speed_mbps",
     ]
 
 

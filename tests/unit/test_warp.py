@@ -27,8 +27,9 @@ from musetalk_pipeline.artifacts import (
 from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
 from musetalk_pipeline.crops import face_crop
-from musetalk_pipeline.engines.mouth_drawing import MouthShape, draw_mouth, map_mouth
-from musetalk_pipeline.engines.warp import WarpEngine, WarpListener, replace_mask
+from musetalk_pipeline.engines.mouth_drawing import Lips, MouthShape, draw_mouth
+from musetalk_pipeline.engines.mouth_map import MouthMap, crop_grid, map_mouth, table_places
+from musetalk_pipeline.engines.warp import WarpEngine, WarpListener, _plain_face, replace_mask
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
@@ -170,6 +171,58 @@ def test_mouth_follows_real_speech(
     out = redrawn([frames[i] for i in order], [faces[i] for i in order], heard.features)
     loudness = np.sqrt((samples[: 50 * 640].reshape(50, 640) ** 2).mean(axis=1))
     assert np.corrcoef(lip_gaps(detector, out), loudness)[0, 1] >= 0.6
+
+
+def inside(mouth: MouthMap, shape: MouthShape) -> NDArray[np.bool_]:
+    """The middle of a drawn opening, a pixel off the lips, in a crop of 256x256."""
+    u, v = crop_grid(mouth, 0, 0, 256, 256)
+    lips, at = Lips(mouth, shape), table_places(mouth, u)
+    pixel = 1 / float(np.hypot(*mouth.to_crop[:, 1]))
+    is_between = (v > lips.top[at] + pixel) & (v < lips.low[at] - pixel)
+    return is_between & (np.abs(2 * u - sum(mouth.corners)) < 0.6 * 2 * mouth.half_width)
+
+
+@pytest.mark.parametrize("opening", [0.2, 0.35, 0.5])
+def test_teeth_of_a_smile_stay_visible(
+    detector: MeshDetector, astronaut: Frame, opening: float
+) -> None:
+    """Mend 2.14: a smile with teeth became a hole: half of it was dark at an opening of 0.5."""
+    (face,) = found_faces(detector, [astronaut])
+    crop, mouth, shape = (
+        face_crop(astronaut, face.box),
+        map_mouth(face),
+        MouthShape(opening, 0, 0, 0),
+    )
+    drawn = draw_mouth(crop, mouth, shape)[inside(mouth, shape)].mean(axis=1)
+    assert len(drawn) > 100
+    assert drawn.mean() > 175  # her own opening has 195, painted teeth had 109 to 163
+    assert (drawn < 110).mean() < 0.05
+
+
+@pytest.mark.parametrize("opening", [0.0, 0.06, 0.12, 0.25])
+def test_nothing_dark_is_painted_beyond_the_corners(opening: float) -> None:
+    """Mend 2.14: a nearly closed mouth had dark spikes at its corners."""
+    mouth = map_mouth(_plain_face())
+    skin = np.full((256, 256, 3), (150, 170, 200), np.uint8)
+    drawn = draw_mouth(skin, mouth, MouthShape(opening, 0, 0, 0)).astype(int)
+    u, _ = crop_grid(mouth, 0, 0, 256, 256)
+    beyond = np.abs(2 * u - sum(mouth.corners)) > 1.02 * 2 * mouth.half_width
+    assert (skin - drawn)[beyond].max() <= 2
+    assert opening == 0 or (skin - drawn)[~beyond].max() > 50  # inside there is a mouth
+
+
+def test_corners_of_a_smile_get_no_darker(detector: MeshDetector, astronaut: Frame) -> None:
+    """Mend 2.14: what is dark in the source's own corners was drawn out into spikes."""
+    (face,) = found_faces(detector, [astronaut])
+    crop, mouth = face_crop(astronaut, face.box), map_mouth(face)
+    u, v = crop_grid(mouth, 0, 0, 256, 256)
+    past = np.abs(2 * u - sum(mouth.corners)) / (2 * mouth.half_width)
+    for opening in (0.0, 0.06, 0.12):
+        shape = MouthShape(opening, 0, 0, 0)
+        rest = Lips(mouth, shape).rest[table_places(mouth, u)]
+        corner = (past > 1.0) & (past < 1.6) & (np.abs(v - rest) < 0.2)
+        drawn = draw_mouth(crop, mouth, shape)
+        assert (drawn[corner].mean(axis=1) < 110).sum() <= (crop[corner].mean(axis=1) < 110).sum()
 
 
 def test_rounding_narrows_and_spreading_widens(detector: MeshDetector, astronaut: Frame) -> None:

@@ -1,0 +1,189 @@
+"""What a few frames spread over a video show before the work begins: whether there is a face, where
+it is, and whether somebody else is in the picture.
+
+    no frame shows a face  ─► NoFaceFound, after some seconds instead of all frames
+    faces                  ─► the window of `fit=crop`
+    several at a time      ─► a warning that says which of them speaks
+
+A face that can be seen for a second on end is never missed in the first minute of a video; in a
+longer one, `MAX_LOOKS` frames are looked at, however long it is (docs/landmarks.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import Picture, SourceVideo
+from musetalk_pipeline.boxes import Box, face_box
+from musetalk_pipeline.colour import BgrFrames
+from musetalk_pipeline.decode import read_frames
+from musetalk_pipeline.errors import NoFaceFound
+from musetalk_pipeline.faces.detector import LandmarkDetector
+
+MIN_LOOKS, MAX_LOOKS = 9, 60
+LOOKS_PER_S = 1
+CROP_LOOKS = 5  # frames that place the window of `fit=crop`
+COUNTED_LOOKS = 2  # frames in which faces are counted: each costs a job 0.1 to 0.2 s
+MIN_RIVAL_SHARE = 0.15  # guess: of the speaker's area; smaller faces are background
+ALIKE_SHARE = 0.8  # guess: areas this near to each other are "equally large"
+
+_NUMBERS = ("No", "One", "Two", "Three", "Four", "Five")
+
+
+class Crowd(Protocol):
+    """Finds every face that stands out in a frame; see `MeshDetector.faces`."""
+
+    def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
+        """Return their boxes in pixels of the frame, the largest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """`faces`: boxes in displayed source pixels, for `fit=crop` only. `warnings`: sentences."""
+
+    faces: tuple[Box, ...]
+    warnings: tuple[str, ...]
+
+
+def survey(
+    source: SourceVideo,
+    picture: Picture,
+    reached: int,
+    fps: Fraction,
+    detector: LandmarkDetector,
+    crowd: Crowd | None,
+    is_cropped: bool,
+) -> Survey:
+    """Look at frames spread over the first `reached` of the source, until one shows a face.
+
+    `picture`: how the frames are brought to the detector. `fps`: at which they are played. With
+    `is_cropped`, five frames are looked at in any case, and `picture` is the source unscaled.
+    `crowd`: None where nothing can count faces; then nothing is said about them.
+
+    Raises:
+        NoFaceFound: none of the frames shows a face. The input's fault.
+    """
+    looks = _Looks(source, picture, detector)
+    if is_cropped:
+        for place in places(reached, CROP_LOOKS):
+            looks.at(place)
+    wanted = places(reached, look_count(reached, fps))
+    for place in spread_out(wanted):
+        if looks.faces:
+            break
+        looks.at(place)
+    if not looks.faces:
+        raise NoFaceFound(
+            f"No face was found in {len(looks.seen)} frames spread over the part of the video that "
+            "the audio reaches. Use a video in which a face is visible from the front.",
+            looks=len(looks.seen),
+        )
+    warning = _say_who_speaks(looks, crowd, reached) if crowd else None
+    return Survey(tuple(looks.in_source()) if is_cropped else (), (warning,) if warning else ())
+
+
+def places(reached: int, count: int) -> list[int]:
+    """Return up to `count` different frames of the first `reached`, evenly spread from 0 on."""
+    return sorted({reached * k // count for k in range(count)})
+
+
+def look_count(reached: int, fps: Fraction) -> int:
+    """Return how many frames of a video are looked at before it is refused for lack of a face."""
+    return min(MAX_LOOKS, max(MIN_LOOKS, math.ceil(reached / fps * LOOKS_PER_S)))
+
+
+def spread_out(wanted: Sequence[int]) -> Iterator[int]:
+    """Yield the first, the middle, the quarters, …: whatever comes first is spread over all."""
+    bits = max(1, (len(wanted) - 1).bit_length())
+    for turned in range(1 << bits):
+        place = int(f"{turned:0{bits}b}"[::-1], 2)
+        if place < len(wanted):
+            yield wanted[place]
+
+
+class _Looks:
+    """Single frames of a source and the face in each, looked at once."""
+
+    def __init__(self, source: SourceVideo, picture: Picture, detector: LandmarkDetector) -> None:
+        self._source, self._picture, self._detector = source, picture, detector
+        self.seen: set[int] = set()
+        self.faces: dict[int, Box] = {}  # in pixels of the picture
+        self.frames: dict[int, NDArray[np.uint8]] = {}  # I420, of those with a face
+
+    def at(self, place: int) -> None:
+        """Look at one frame, unless that has been done."""
+        if place in self.seen:
+            return
+        self.seen.add(place)
+        frames = list(read_frames(self._source, self._picture, place, place + 1))
+        [found] = self._detector.detect(BgrFrames(frames, self._picture))
+        box = None if found is None else face_box(found.points) or found.box
+        if box is not None:
+            self.faces[place] = box
+            self.frames[place] = frames[0]
+
+    def in_source(self) -> Iterator[Box]:
+        """Yield the faces in displayed source pixels."""
+        crop = self._picture.crop
+        left, top = (crop.x0, crop.y0) if crop is not None else (0, 0)
+        for _, box in sorted(self.faces.items()):
+            yield Box(box.x0 + left, box.y0 + top, box.x1 + left, box.y1 + top)
+
+    def bgr(self, place: int) -> NDArray[np.uint8]:
+        """Return a frame with a face, (H, W, 3) uint8 BGR."""
+        return BgrFrames([self.frames[place]], self._picture)[0]
+
+
+def _say_who_speaks(looks: _Looks, crowd: Crowd, reached: int) -> str | None:
+    """Return a sentence if a frame shows several faces; None if none does."""
+    for place in places(reached, COUNTED_LOOKS):
+        looks.at(place)
+    said = []
+    for place in sorted(looks.faces)[:COUNTED_LOOKS]:
+        speaker = looks.faces[place]
+        rivals = [
+            box
+            for box in crowd.faces(looks.bgr(place))
+            if not box.is_around_middle_of(speaker) and box.area >= MIN_RIVAL_SHARE * speaker.area
+        ]
+        if rivals:
+            said.append((len(rivals) + 1, _which(speaker, rivals)))
+    if not said:
+        return None
+    count, which = max(said)
+    faces = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} faces were seen"
+    if len({which for _, which in said}) > 1:
+        return f"{faces}; in each frame the most prominent one speaks, which may change."
+    return f"{faces}; the {which}, speaks."
+
+
+def _which(speaker: Box, rivals: Sequence[Box]) -> str:
+    """Return words that tell one face from the others by its size and place."""
+    largest = max(box.area for box in rivals)
+    size = "one"
+    if largest < ALIKE_SHARE * speaker.area:
+        size = "larger one" if len(rivals) == 1 else "largest one"
+    elif speaker.area < ALIKE_SHARE * largest:
+        size = "smaller one"
+    return f"{size}, {_where(speaker, rivals)}"
+
+
+def _where(speaker: Box, rivals: Sequence[Box]) -> str:
+    offsets = [
+        (box.middle[0] - speaker.middle[0], box.middle[1] - speaker.middle[1]) for box in rivals
+    ]
+    across, down = (max(map(abs, axis)) for axis in zip(*offsets, strict=True))
+    if across >= down:
+        axis, first, last = 0, "on the left", "on the right"
+    else:
+        axis, first, last = 1, "at the top", "at the bottom"
+    before = sum(offset[axis] < 0 for offset in offsets)
+    return {0: first, len(rivals): last}.get(before, "in the middle")

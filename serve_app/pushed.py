@@ -1,0 +1,129 @@
+"""Tells an orchestrator of jobs that were pushed to this worker (queue mode).
+
+Salad's queue, or somebody's own poller, posts to `/generate` and waits; the orchestrator that put
+the job there sees its progress and its end, as from a worker that claimed it. Nothing is claimed,
+and there are no heartbeats: whether the worker is there is the pusher's business, and one that no
+orchestrator hands jobs to must not look like one that wants some.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.client import (
+    ClaimedJob,
+    OrchestratorHttp,
+    PushedClient,
+    WorkerProfile,
+)
+from serve_app.background import run_again
+from serve_app.identity import kept_id, worker_id
+from serve_app.job import Job
+from serve_app.outbox import Outbox
+from serve_app.reported_run import Note, ReportedRun, end_of
+from serve_app.schemas import Failure, Outcome
+from serve_app.service import JobService
+from serve_app.settings import Environment
+from serve_app.state_file import StateUnavailable
+from serve_app.worker_options import WorkerOptions
+
+logger = logging.getLogger(__name__)
+
+LOOK_PAUSES_S = (0.1, 1.0, 5.0, 10.0)  # the registry has just stored the end; it may be locked
+
+
+@dataclass(frozen=True, slots=True)
+class ReportRules:
+    """The orchestrator that pushed jobs are reported to."""
+
+    base_url: str
+    api_key: str
+
+
+def report_rules(env: Environment) -> ReportRules | None:
+    """Return whom to report pushed jobs to; None if jobs are claimed, or nobody is named."""
+    if env.mode != "queue" or env.orchestrator_url is None:
+        return None
+    if env.internal_api_key is None:
+        logger.warning("ORCHESTRATOR_BASE_URL is set without INTERNAL_API_KEY: nothing is reported")
+        return None
+    # Said, because the same environment without WORKER_TYPE was taken for a poller's once.
+    logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
+    return ReportRules(env.orchestrator_url, env.internal_api_key)
+
+
+class PushedReports:
+    """Reports the jobs that the service runs for `POST /generate`.
+
+    Args:
+        state: holds the outbox.
+        batch_size: what is known of it, for the reports.
+    """
+
+    def __init__(
+        self,
+        rules: ReportRules,
+        env: Environment,
+        state: Path,
+        service: JobService,
+        batch_size: Callable[[], int | None],
+        options: WorkerOptions | None = None,
+    ) -> None:
+        self._service, self._batch_size = service, batch_size
+        self._options = options or WorkerOptions(config_label=env.config_label)
+        machine = worker_id(os.environ, fallback=kept_id(state))
+        profile = WorkerProfile(machine, gpu_class="")
+        self._outbox = Outbox(state / "outbox")
+        self._client = PushedClient(OrchestratorHttp(rules.base_url, rules.api_key), profile)
+
+    async def deliver_forever(self) -> None:
+        """Send final reports until cancelled; then nothing is sent any more."""
+        send = self._client.send_report
+        try:
+            await run_again("final reports", lambda: self._outbox.deliver_forever(send))
+        finally:
+            await self._client.aclose()
+
+    async def tell(self, job: Job, run: Callable[[Note], Awaitable[Outcome]]) -> None:
+        """Run an attempt at a job, report its progress, and its end if that is the job's end.
+
+        An attempt that was lost or cancelled says nothing: the job goes on elsewhere, or whoever
+        ended it knows.
+        """
+        named = ClaimedJob(job.id, {"musetalk_job_id": job.id})
+        reported = ReportedRun(
+            self._client,
+            named,
+            self._options,
+            run=run,
+            cancel=lambda: self._cancel(job.id),
+            batch_size=self._batch_size(),
+        )
+        if await reported.end() is None:
+            return
+        ended = await self._look(job.id)
+        if ended is None or ended.outcome is None or ended.attempt_id != job.attempt_id:
+            return
+        if isinstance(ended.outcome, Failure) and ended.outcome.cancelled:
+            return
+        report = self._client.final_report(
+            named,
+            end_of(ended.outcome, ended.progress.fraction),
+            config_label=self._options.config_label,
+            batch_size=self._batch_size(),
+        )
+        await self._outbox.put(report)
+
+    async def _cancel(self, job_id: str) -> None:
+        await self._service.cancel(job_id)
+
+    async def _look(self, job_id: str) -> Job | None:
+        for pause_s in LOOK_PAUSES_S:
+            try:
+                return await self._service.get(job_id)
+            except StateUnavailable:
+                await asyncio.sleep(pause_s)
+        return await self._service.get(job_id)

@@ -1,0 +1,197 @@
+"""The job API on a real socket over a real registry; only what drives the graph is a double."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from musetalk_pipeline.options import JobOptions
+from serve_app.job import Job
+from serve_app.jobs import JobRegistry
+from serve_app.local_store import LocalStore
+from serve_app.schemas import JobRequest, Phase, Progress
+from serve_app.settings import QueueSettings, read_environment
+from serve_app.transfers import Assignment, Finished
+from serve_app.webhooks import WebhookSender
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
+    from serve_app.api import build_api
+    from serve_app.ingress import Ingress
+    from serve_app.service import JobService
+
+NOTE = "x" * 20_000  # so that storing an end takes room
+PHASES = (
+    Phase.DOWNLOADING,
+    Phase.VALIDATING,
+    Phase.INFERRING,
+    Phase.ENCODING,
+    Phase.UPLOADING,
+)
+
+
+@dataclass
+class Graph:
+    """What the driver would do to a job: all phases at once, then the video is there.
+
+    With `holds`, a job stays in `inferring` until `go_on` is set.
+    """
+
+    results: Path
+    holds: bool = False
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+    inferring: asyncio.Event = field(default_factory=asyncio.Event)
+    ran: list[Assignment] = field(default_factory=list)
+    at_work: int = 0
+
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+        self.ran.append(work)
+        self.at_work += 1
+        try:
+            for number, phase in enumerate(PHASES):
+                report(Progress(phase, number / 10, 5, 10))
+                if phase is Phase.INFERRING and self.holds:
+                    self.inferring.set()
+                    await self.go_on.wait()
+            (self.results / f"{work.job_id}.mp4").write_bytes(b"a video")
+            return Finished(f"http://h/files/{work.job_id}.mp4", {"stage_times": {}, "note": NOTE})
+        finally:
+            self.at_work -= 1
+
+
+class JobDoor(Ingress):
+    """The ingress without the deployments behind it."""
+
+    def __init__(self, folder: Path, graph: Graph, queue: QueueSettings) -> None:
+        self._env = read_environment({})
+        self.path = folder / "jobs.sqlite3"
+        self.registry = JobRegistry(self.path)
+        self._store = store = LocalStore(graph.results, "")
+
+        async def has_output(job: Job) -> bool:
+            return await asyncio.to_thread(store.has, job.id)
+
+        self._service = JobService(
+            self.registry,
+            graph,
+            queue,
+            JobOptions(),
+            has_output,  # type: ignore[arg-type]
+        )
+        self._webhooks = None
+
+    @property
+    def service(self) -> JobService:
+        return self._service
+
+    def send_webhooks(self, sender: WebhookSender) -> None:
+        """Accept webhooks from here on."""
+        self._webhooks = sender
+
+
+@dataclass
+class Rig:
+    """A door, what is behind it, and a client in front of it."""
+
+    door: JobDoor
+    graph: Graph
+    client: httpx.AsyncClient
+
+    @property
+    def service(self) -> JobService:
+        return self.door.service
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60.0):
+            while not is_true():
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def job_door(folder: Path, **queue: int | float) -> AsyncIterator[Rig]:
+    """Serve the job API; end and close everything afterwards."""
+    results = folder / "results"
+    results.mkdir()
+    graph = Graph(results)
+    door = JobDoor(folder, graph, QueueSettings.model_validate(queue))
+    config = uvicorn.Config(
+        build_api(door), host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60
+        ) as client:
+            yield Rig(door, graph, client)
+    finally:
+        server.should_exit = True
+        await serving
+        door.registry.close()
+
+
+@contextlib.contextmanager
+def lock_held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process hold the file's write lock for as long as the context lasts."""
+    script = Path(__file__).with_name("lock_holder.py")
+    with subprocess.Popen(
+        [sys.executable, str(script), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        try:
+            yield holder
+        finally:
+            holder.stdin.close()
+            holder.wait()
+
+
+@contextlib.contextmanager
+def disk_full(registry: JobRegistry) -> Iterator[None]:
+    """Let the registry's file grow no further, as on a full disk (SQLITE_FULL)."""
+    with registry.file.writing() as db:
+        db.execute("CREATE TABLE filling (x BLOB)")
+    with registry.file.writing() as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count = {pages}")
+    with contextlib.suppress(Exception):
+        for size in (4096, 1024, 128, 16):  # what is free within the file goes too
+            with contextlib.suppress(Exception):
+                while True:
+                    with registry.file.writing() as db:
+                        db.execute("INSERT INTO filling VALUES (zeroblob(?))", (size,))
+    try:
+        yield
+    finally:
+        with registry.file.writing() as db:
+            db.execute("PRAGMA max_page_count = 1073741823")
+
+
+def body(job_id: str = "a", **changes: object) -> dict[str, object]:
+    """Return a request that differs from others by its id alone."""
+    return {
+        "musetalk_job_id": job_id,
+        "video_url": "https://h.example/v.mp4",
+        "audio_url": "https://h.example/a.wav",
+        **changes,
+    }
+
+
+def request(job_id: str = "a") -> JobRequest:
+    """Return the same as a value."""
+    return JobRequest.model_validate(body(job_id))

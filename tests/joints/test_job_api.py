@@ -1,0 +1,151 @@
+"""What callers of the job API are told, over a real socket and a real registry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.addresses import AddressPolicy
+from serve_app.notifications import notify_forever
+from serve_app.webhooks import DeliveryRules, WebhookSender
+from tests.contract.test_webhooks import SECRET, listening
+from tests.joints.job_door import Rig, body, job_door
+
+JOBS = "/v1/avatar/jobs"
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with job_door(tmp_path) as rig:
+        yield rig
+
+
+async def test_cancelling_what_has_ended_is_a_conflict_with_its_state(rig):
+    """Mend 2.10."""
+    await rig.client.post(JOBS, json=body("done"))
+    await rig.service.work()
+    await rig.client.post(JOBS, json=body("waiting"))
+    live = await rig.client.delete(f"{JOBS}/waiting")
+    assert (live.status_code, live.json()) == (200, {"detail": "Cancellation requested"})
+    for job_id, status in (("done", "succeeded"), ("waiting", "cancelled")):
+        answer = await rig.client.delete(f"{JOBS}/{job_id}")
+        told = answer.json()
+        assert (answer.status_code, told["code"]) == (409, "job_ended")
+        assert told["details"] == {"status": status}
+        assert (await rig.client.get(f"{JOBS}/{job_id}")).json()["status"] == status
+    assert (await rig.client.delete(f"{JOBS}/unknown")).status_code == 404
+
+
+async def test_the_caller_of_a_cancelled_job_is_not_asked_to_try_again(rig):
+    """Mend 1.12: a 5xx would make Salad's queue do the cancelled job after all."""
+    rig.graph.holds = True
+    asked = asyncio.create_task(rig.client.post("/generate", json=body()))
+    await rig.until(lambda: rig.door.registry.get("a") is not None)
+    work = asyncio.create_task(rig.service.work())
+    await rig.graph.inferring.wait()
+    await rig.client.delete(f"{JOBS}/a")
+    answer = await asked
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["retryable"]) == (409, "cancelled", False)
+    assert (told["status"], told["error_type"]) == ("failed", "processing_error")
+    await work
+    assert rig.graph.at_work == 0
+
+
+async def test_a_success_whose_file_is_gone_is_done_again(rig):
+    """Mend 1.11: with the addresses that came with the new request."""
+    for signature in ("1", "2"):
+        video_url = f"https://h.example/v.mp4?sig={signature}"
+        asked = asyncio.create_task(rig.client.post("/generate", json=body(video_url=video_url)))
+        await rig.until(lambda: _status(rig) == "queued")
+        await rig.service.work()
+        assert (await asked).status_code == 200
+        again = await rig.client.post("/generate", json=body())  # the file is there: at once
+        assert again.json() == (await asked).json()
+        (rig.graph.results / "a.mp4").unlink()
+    assert [work.request.video_url[-5:] for work in rig.graph.ran] == ["sig=1", "sig=2"]
+
+
+def _status(rig: Rig) -> str | None:
+    job = rig.door.registry.get("a")
+    return None if job is None else job.status
+
+
+async def test_joining_a_job_keeps_the_metadata_and_the_idempotency_key(rig):
+    """Mend 3.1."""
+    first = await rig.client.post(JOBS, json=body(metadata={"who": "one"}))
+    joined = await rig.client.post(
+        JOBS, json=body(metadata={"also": 2}), headers={"Idempotency-Key": "k"}
+    )
+    assert (first.json()["id"], joined.status_code) == ("a", 202)
+    assert joined.json()["metadata"] == {"who": "one", "also": 2}
+    without_id = {k: v for k, v in body().items() if k != "musetalk_job_id"}
+    later = await rig.client.post(JOBS, json=without_id, headers={"Idempotency-Key": "k"})
+    assert later.json()["id"] == "a"
+
+
+async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
+    """Mend 3.1: to both targets, once, each with the metadata that came with it."""
+    rules = DeliveryRules(pauses_s=(0.1, 0.1, 0.1))
+    sender = WebhookSender(
+        tmp_path / "webhooks.sqlite3",
+        SECRET,
+        policy=AddressPolicy(frozenset({"127.0.0.1"})),
+        rules=rules,
+    )
+    rig.door.send_webhooks(sender)
+    with listening() as first, listening() as second:
+        for target, who in ((first, "one"), (second, "two"), (second, "two")):
+            entered = body(webhook_url=target.url, metadata={"who": who})
+            assert (await rig.client.post(JOBS, json=entered)).status_code == 202
+        await rig.service.work()
+        tasks = [
+            asyncio.create_task(sender.deliver_forever()),
+            asyncio.create_task(notify_forever(rig.door.registry, rig.service.threads, sender)),
+        ]
+        await rig.until(lambda: bool(first.got and second.got))
+        await rig.until(lambda: sender.pending() == 0 and rig.door.registry.take_news(1) == [])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        sender.close()
+        for target, who in ((first, "one"), (second, "two")):
+            [got] = target.got
+            event = json.loads(got.body)
+            assert event["type"] == "avatar.job.succeeded"
+            assert (event["data"]["id"], event["data"]["metadata"]) == ("a", {"who": who})
+
+
+async def test_a_job_says_its_place_and_the_time_that_is_left(rig):
+    """Mend 2.11."""
+    for job_id in "ab":
+        await rig.client.post(JOBS, json=body(job_id))
+    waiting = (await rig.client.get(f"{JOBS}/b")).json()["progress"]
+    assert (waiting["queue_position"], waiting["eta_s"]) == (2, None)
+    await rig.service.work()
+    done = (await rig.client.get(f"{JOBS}/a")).json()["progress"]
+    assert (done["queue_position"], done["eta_s"]) == (None, None)
+    assert (await rig.client.get(f"{JOBS}/b")).json()["progress"]["queue_position"] == 1
+
+
+async def test_a_list_is_given_in_pages_of_bounded_size(rig):
+    """Mend 4.3: whatever callers stored, an answer stays about a megabyte."""
+    metadata = {str(n): "x" * 1000 for n in range(60)}
+    for n in range(40):
+        answer = await rig.client.post(JOBS, json=body(f"job{n}", metadata=metadata))
+        assert answer.status_code == 202, answer.text
+    seen: list[str] = []
+    cursor = None
+    while True:
+        params = {"limit": 200} | ({} if cursor is None else {"cursor": cursor})
+        answer = await rig.client.get(JOBS, params=params)
+        assert len(answer.content) < 1_100_000
+        seen += [job["id"] for job in answer.json()["jobs"]]
+        cursor = answer.json()["next_cursor"]
+        if cursor is None:
+            break
+    assert seen == [f"job{n}" for n in reversed(range(40))]

@@ -1,0 +1,182 @@
+"""A job's media on their way from a server to the stages of one node, and of another one."""
+
+import dataclasses
+import hashlib
+import pickle
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from musetalk_pipeline.errors import DownloadFailed, MediaError, SourceRefused, StageFailed
+from musetalk_pipeline.faces.mesh import MeshDetector
+from musetalk_pipeline.options import JobOptions
+from serve_app.node_media import NodeMedia
+from serve_app.schemas import JobRequest
+from serve_app.settings import AppArgs, Environment
+from serve_app.threads import Worker
+from serve_app.transfers import Assignment, Attempt, Fetched
+from tests.hostile.raw_server import Exchange, RawServer, serve
+
+SIGNED = "?X-Amz-Signature=planted-secret"
+Node = Callable[[str], NodeMedia]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    """Make the part of a replica that keeps media, on a node with scratch of its own."""
+
+    def make(name: str) -> NodeMedia:
+        args = AppArgs.model_validate(
+            {
+                "pools": [{"name": "cpu"}],
+                "work_dir": str(tmp_path / name),
+                "result_dir": str(tmp_path / "results"),
+                "state_dir": str(tmp_path / "state"),
+                "inputs": {"allowed_hosts": ["127.0.0.1"]},
+            }
+        )
+        return NodeMedia(args, Environment(), node_id=name)
+
+    return make
+
+
+@pytest.fixture
+def threads() -> Worker:
+    return Worker(2, "test")
+
+
+@pytest.fixture
+def detector() -> Iterator[MeshDetector]:
+    yield MeshDetector()
+
+
+@pytest.fixture
+def files(clip, speech) -> dict[str, bytes]:
+    return {"/v.mp4": clip().read_bytes(), "/a.wav": speech(0.6).read_bytes()}
+
+
+def serving(files: dict[str, bytes]):
+    async def script(e: Exchange) -> None:
+        body = files.get(e.path.partition("?")[0])
+        await (e.answer("404 Not Found") if body is None else e.answer("200 OK", body))
+
+    return serve(script)
+
+
+def attempt(server: RawServer, video: str = "/v.mp4", audio: str = "/a.wav") -> Attempt:
+    request = JobRequest(
+        musetalk_job_id="job",
+        video_url=server.url(video + SIGNED),
+        audio_url=server.url(audio + SIGNED),
+    )
+    return Attempt.of(Assignment(uuid.uuid4().hex, None, "job", 1, request, JobOptions()))
+
+
+@pytest.mark.parametrize(("missing", "named"), [("/v.mp4", "video"), ("/a.wav", "audio")])
+async def test_the_file_that_cannot_be_fetched_is_named(node, files, missing, named):
+    """Mend 2.6: also when the error has crossed to another process."""
+    del files[missing]
+    async with serving(files) as server:
+        with pytest.raises(DownloadFailed, match="404 Not Found") as failed:
+            await node("one").fetch(attempt(server))
+    error = pickle.loads(pickle.dumps(failed.value))
+    assert (error.input, error.message) == (named, "Download failed: 404 Not Found")
+    assert "sign it anew" in error.hint
+
+
+async def test_a_path_instead_of_an_address_is_the_videos_fault(node, files):
+    """Mend 2.6."""
+    async with serving(files) as server:
+        work = attempt(server)
+        sources = dataclasses.replace(work.sources, video_url="/tmp/a.mp4")
+        with pytest.raises(SourceRefused) as refused:
+            await node("one").fetch(dataclasses.replace(work, sources=sources))
+    assert refused.value.input == "video" and "file:///tmp/a.mp4" in refused.value.hint
+
+
+async def test_media_are_fetched_and_hashed_once(node, files, threads, detector, monkeypatch):
+    """Mend 3.10: the digest of the download is that of the job; nobody reads the files for it."""
+    media = node("one")
+    async with serving(files) as server:
+        work = attempt(server)
+        fetched = await media.fetch(work)
+        monkeypatch.setattr(hashlib, "file_digest", None)  # nobody may call it
+        again = await media.fetch(work)  # as after an answer that was lost
+        opened = await media.open(work, fetched, detector, threads)
+        assert await media.here(opened, threads) == opened.job
+        assert len(server.exchanges) == 2
+    assert again.digests == fetched.digests
+    assert opened.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
+    assert opened.job.audio.sha256 == hashlib.sha256(files["/a.wav"]).hexdigest()
+    assert opened.stage_seconds["download"] == fetched.seconds
+
+
+async def test_another_node_fetches_for_itself_once(node, files, threads, detector):
+    first, second, third = node("one"), node("two"), node("three")
+    async with serving(files) as server:
+        work = attempt(server)
+        opened = await second.open(work, await first.fetch(work), detector, threads)
+        assert len(server.exchanges) == 4
+        job = await third.here(opened, threads)
+        await third.here(opened, threads)
+        assert len(server.exchanges) == 6
+    assert job.source.path != opened.job.source.path
+    assert job.source.sha256 == opened.job.source.sha256
+
+
+async def test_media_that_have_changed_are_noticed(node, files, threads, detector, clip):
+    async with serving(files) as server:
+        work = attempt(server)
+        fetched = await node("one").fetch(work)
+        opened = await node("one").open(work, fetched, detector, threads)
+        files["/v.mp4"] = clip(frames=30).read_bytes()
+        for other in (
+            node("two").open(work, fetched, detector, threads),
+            node("three").here(opened, threads),
+        ):
+            with pytest.raises(StageFailed, match="changed"):
+                await other
+
+
+async def test_half_fetched_media_are_fetched_again(node, files, threads, detector):
+    """A replica that died between the two files has left no digests."""
+    media = node("one")
+    async with serving(files) as server:
+        work = attempt(server)
+        video = files.pop("/v.mp4")
+        with pytest.raises(MediaError):
+            await media.fetch(work)
+        files["/v.mp4"] = video
+        fetched = await media.fetch(work)
+        assert isinstance(fetched, Fetched)
+        await media.open(work, fetched, detector, threads)
+
+
+async def test_the_stages_get_no_request_and_show_no_address(node, files, threads, detector):
+    """Mend 3.10: the signed addresses travel in one field that `repr` and logs leave out."""
+    async with serving(files) as server:
+        work = attempt(server)
+        fetched = await node("one").fetch(work)
+        opened = await node("one").open(work, fetched, detector, threads)
+    assert "planted-secret" not in repr(opened) and "planted-secret" not in repr(work)
+    assert not any(isinstance(value, JobRequest) for value in fields_of(opened))
+
+
+def fields_of(value: object) -> Iterator[object]:
+    """Yield everything that a dataclass holds, at any depth."""
+    yield value
+    if dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from fields_of(getattr(value, field.name))
+
+
+async def test_scratch_that_a_cleaner_removed_is_made_again(node, files, threads, detector):
+    """Mend 3.5: the next job works."""
+    media = node("one")
+    media.scratch._root.rmdir()
+    async with serving(files) as server:
+        work = attempt(server)
+        opened = await media.open(work, await media.fetch(work), detector, threads)
+    assert opened.job.plan.n_output > 0

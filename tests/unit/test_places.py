@@ -1,0 +1,167 @@
+"""More jobs are fetched than drawn: slow downloads hold no place. Mend 4.5."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from musetalk_pipeline.errors import InvalidVideo
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.stages import Digests
+from serve_app import driver as driver_module
+from serve_app.driver import Graph, JobDriver
+from serve_app.schemas import JobRequest, Phase, Progress
+from serve_app.settings import DriverSettings
+from serve_app.transfers import Assignment, Attempt, Fetched
+
+Method = Callable[..., Awaitable[Any]]
+
+
+class Handle:
+    """A deployment as the driver calls it, `handle.method.remote(...)`, run by functions here."""
+
+    def __init__(self, **methods: Method) -> None:
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> Any:
+        method = self._methods[name]
+
+        class Remote:
+            def remote(self, *args: Any) -> Any:
+                return asyncio.ensure_future(method(*args))
+
+        return Remote()
+
+
+class Site:
+    """Fetches end when their event is set; opening waits for an event, then refuses the video."""
+
+    def __init__(self, places: int) -> None:
+        self.arrives: dict[str, asyncio.Event] = {}
+        self.goes_on = asyncio.Event()
+        self.fetching: list[str] = []
+        self.opening: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.told: list[tuple[str, str]] = []
+        stage = Handle(fetch=self.fetch, open=self.open, release=self.release, keep=self.keep)
+        self.driver = JobDriver(
+            Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, places
+        )
+
+    async def fetch(self, work: Attempt) -> Fetched:
+        self.fetching.append(work.job_id)
+        await self.arrives.setdefault(work.job_id, asyncio.Event()).wait()
+        return Fetched(Digests("a", "b"), 1.0)
+
+    async def open(self, work: Attempt, fetched: Fetched) -> None:
+        self.opening.append(work.job_id)
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            await self.goes_on.wait()
+        finally:
+            self.at_once -= 1
+        raise InvalidVideo("Not a video.")
+
+    async def release(self, attempt_id: str) -> None:
+        self.told.append(("release", attempt_id))
+
+    async def keep(self, attempt_id: str) -> None:
+        self.told.append(("keep", attempt_id))
+
+    def start(self, job_id: str, report: Callable[[Progress], None] = lambda _: None) -> Any:
+        request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
+        work = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
+        self.arrives.setdefault(job_id, asyncio.Event())
+        return asyncio.create_task(self.driver.run(work, report))
+
+    def arrive(self, *job_ids: str) -> None:
+        for job_id in job_ids:
+            self.arrives[job_id].set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_downloads_that_never_end_hold_no_place():
+    site = Site(places=1)
+    slow = [site.start("slow-1"), site.start("slow-2")]
+    await until(lambda: len(site.fetching) == 2)
+    good = site.start("good")
+    site.arrive("good")
+    await until(lambda: site.opening == ["good"])
+    site.goes_on.set()
+    with pytest.raises(InvalidVideo):
+        await good
+    for job in slow:
+        job.cancel()
+    await asyncio.wait(slow)
+    assert {told for told in site.told if told[0] == "release"} == {
+        ("release", f"attempt-{name}") for name in ("slow-1", "slow-2", "good")
+    }
+
+
+async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arrival():
+    site = Site(places=2)
+    jobs = [site.start(name) for name in "abcde"]
+    await until(lambda: len(site.fetching) == 5)
+    for name in "ecadb":
+        site.arrive(name)
+        await settle()
+    assert site.opening == ["e", "c"]
+    site.goes_on.set()
+    await asyncio.wait(jobs)
+    assert (site.opening, site.most_at_once) == (["e", "c", "a", "d", "b"], 2)
+
+
+async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
+    site = Site(places=1)
+    jobs = {name: site.start(name) for name in "abc"}
+    for name in "abc":
+        site.arrive(name)
+        await settle()
+    jobs["b"].cancel()
+    await asyncio.wait([jobs["b"]])
+    site.goes_on.set()
+    await asyncio.wait(list(jobs.values()))
+    assert site.opening == ["a", "c"]
+
+
+async def test_a_job_that_waits_for_its_place_says_that_it_lives(monkeypatch):
+    """Mend 3.7: nothing of it is worked on, so nothing else would."""
+    monkeypatch.setattr(driver_module, "KEEP_S", 0.001)
+    site = Site(places=1)
+    first, second = site.start("a"), site.start("b")
+    site.arrive("a", "b")
+    await until(lambda: site.told.count(("keep", "attempt-b")) > 2)
+    site.goes_on.set()
+    await asyncio.wait([first, second])
+    await settle()
+    before = len(site.told)
+    await settle()
+    assert len(site.told) == before  # nobody speaks for an attempt that has ended
+
+
+async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds():
+    """An orchestrator knows no phase for it."""
+    site = Site(places=1)
+    first = site.start("a")
+    site.arrive("a")
+    await until(lambda: site.opening == ["a"])
+    said: list[Progress] = []
+    second = site.start("b", said.append)
+    site.arrive("b")
+    await until(lambda: bool(said) and "download" in said[-1].stage_seconds)
+    assert (said[-1].phase, said[-1].stage_seconds) == (Phase.DOWNLOADING, {"download": 1.0})
+    site.goes_on.set()
+    await asyncio.wait([first, second])

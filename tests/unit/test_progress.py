@@ -1,0 +1,125 @@
+"""How far a job is: phases in order, a fraction that moves with frames, the time that is left."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from musetalk_pipeline.plan import plan_frames
+from serve_app.progress import ProgressMeter
+from serve_app.schemas import Phase, Progress
+
+PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
+
+
+@dataclass
+class Watch:
+    """Time that passes when told to."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def told() -> list[Progress]:
+    return []
+
+
+@pytest.fixture
+def meter(told: list[Progress], watch: Watch) -> ProgressMeter:
+    meter = ProgressMeter(told.append, watch)
+    meter.say(Phase.DOWNLOADING)
+    meter.fetched(fetched(1.0))
+    meter.say(Phase.VALIDATING)
+    meter.opened(opened())
+    return meter
+
+
+def fetched(seconds: float) -> Any:
+    return SimpleNamespace(seconds=seconds)
+
+
+def opened() -> Any:
+    return SimpleNamespace(job=SimpleNamespace(plan=PLAN), stage_seconds={"validation": 0.1})
+
+
+def composed() -> Any:
+    return SimpleNamespace(stage_seconds={"compose": 0.5}, peak_memory_mib=None)
+
+
+def test_the_fraction_moves_with_prepared_drawn_and_encoded_frames(meter, told):
+    """Mend 2.11: each kind of progress is seen by itself."""
+    assert len(PLAN.segments) == 3
+    for segment in PLAN.segments:
+        for step in (
+            lambda s=segment: meter.prepared(s.block),
+            lambda s=segment: meter.drawn(s),
+            lambda s=segment: meter.composed(s, composed()),
+        ):
+            before = told[-1].fraction
+            step()
+            is_again = segment.index == 2 and told[-1].fraction == before  # the block is known
+            assert told[-1].fraction > before or is_again
+    meter.uploading()
+    fractions = [progress.fraction for progress in told]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] == 0.95
+    assert told[-1].frames_done == told[-1].frames_total == 150
+
+
+def test_encoding_begins_when_every_frame_is_drawn(meter, told):
+    """Mend 1.17: as long as a frame is to be drawn the phase is `inferring`."""
+    first, second, third = PLAN.segments
+    meter.composed(first, composed())
+    meter.drawn(second)
+    assert (told[-1].phase, told[-1].frames_done) == (Phase.INFERRING, 100)
+    meter.drawn(third)
+    assert (told[-1].phase, told[-1].frames_done) == (Phase.ENCODING, 150)
+    meter.composed(second, composed())
+    assert told[-1].phase is Phase.ENCODING
+
+
+def test_however_the_news_come_each_phase_is_told_in_order(meter, told):
+    """Mend 0: results that nobody saw being made are known by what was made of them."""
+    for segment in PLAN.segments:
+        meter.composed(segment, composed())
+    meter.uploading()
+    phases = list(dict.fromkeys(progress.phase for progress in told))
+    assert phases == [
+        Phase.DOWNLOADING, Phase.VALIDATING, Phase.INFERRING, Phase.ENCODING, Phase.UPLOADING,
+    ]  # fmt: skip
+
+
+def test_a_segment_that_is_made_anew_is_not_drawn(meter, told):
+    for segment in PLAN.segments:
+        meter.drawn(segment)
+    fraction = told[-1].fraction
+    meter.lost(PLAN.segments[1])
+    assert (told[-1].phase, told[-1].frames_done) == (Phase.INFERRING, 100)
+    assert told[-1].fraction == fraction  # it never goes back
+    meter.drawn(PLAN.segments[1])
+    assert told[-1].phase is Phase.ENCODING
+
+
+def test_the_time_left_follows_from_the_rate_so_far(meter, told, watch):
+    """Mend 2.11: nothing is said before there is a rate; waiting for a place is no work."""
+    assert told[-1].eta_s is None
+    watch.now += 30.0
+    meter.composed(PLAN.segments[0], composed())
+    done, left = told[-1].fraction - 0.05, 1 - told[-1].fraction
+    assert told[-1].eta_s == pytest.approx(30.0 * left / done, abs=0.1)
+
+
+def test_waiting_for_a_place_is_left_out_of_the_jobs_time(meter, watch):
+    watch.now += 12.0
+    meter.waited(10.0)
+    assert meter.facts().elapsed_s == 2.0
