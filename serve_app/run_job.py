@@ -139,7 +139,13 @@ def _do(job: OneShot, args: AppArgs, env: Environment, stopping: Stopping) -> di
             return sidecar(_facts(job, result, env, video, audio, times, elapsed_s))
 
         where = _store(job, result.path, note, stopping)
-    return {"status": "success", "output": where, "frames": result.frames, "engine": result.engine}
+    return {
+        "status": "success",
+        "output": where,
+        "frames": result.frames,
+        "engine": result.engine,
+        "warnings": list(result.warnings),
+    }
 
 
 def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
