@@ -22,6 +22,7 @@ def worker(orchestrator, tmp_path_factory, private_temp):
     env = {
         "ORCHESTRATOR_BASE_URL": orchestrator.url,
         "WORKER_TYPE": "main",
+        "ALLOW_LOCAL_STORE": "true",
         "WORKER_ID": "box-1",
         "PROVIDER": "local",
         "POLL_INTERVAL_SEC": "0.5",
