@@ -225,6 +225,7 @@ def test_a_broken_configuration_is_exit_code_1_in_one_sentence(run_job, tmp_path
         assert done.returncode == 1
         [line] = done.stderr.splitlines()
         assert "The configuration" in line
+    assert "did you mean `engine`" in line
 
 
 def test_the_blocks_of_the_configuration_are_those_of_the_job(run_job, clip, speech, tmp_path):
