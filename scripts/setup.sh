@@ -208,7 +208,7 @@ PY
 digest_of() {
   local profile=$1 build=$2
   { cat requirements/torch.in requirements/torch-*.lock requirements/base.lock requirements/files.txt scripts/setup.sh
-    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt requirements/mm* scripts/install-mm.sh
+    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt scripts/install-mm.sh requirements/mm*
     echo "$PWD $build"
   } | sha256sum | cut -d' ' -f1
 }
