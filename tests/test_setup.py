@@ -4,13 +4,14 @@ what is missing.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -36,19 +37,27 @@ BASIC_TOOLS = (
     "sort",
 )
 TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
-PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)$")
+HASHED = ("base.lock", "dev.lock", "mm-source.lock", "torch-cpu.lock", "torch-cu13.lock")
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
 
 
-def pins(name: str) -> dict[str, str]:
-    """Return name and version of a requirements file; every line must be an exact pin."""
+def entries(name: str) -> dict[str, tuple[str, list[str]]]:
+    """Return name, version and hashes of a requirements file; every line must be an exact pin."""
     found = {}
-    for line in (ROOT / "requirements" / name).read_text().splitlines():
+    text = re.sub(r" \\\n +", " ", (ROOT / "requirements" / name).read_text())
+    for line in text.splitlines():
         text = line.split("#")[0].strip()
         if text:
             match = PIN.match(text)
             assert match, f"{name}: {line!r} is no exact pin"
-            found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
+            package = re.sub(r"[-_.]+", "-", match[1]).lower()
+            found[package] = (match[2], re.findall(r"--hash=(\S+)", match[3]))
     return found
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return name and version of a requirements file."""
+    return {package: pinned for package, (pinned, _) in entries(name).items()}
 
 
 def bash(
@@ -170,6 +179,76 @@ def test_locks_pin_exactly_and_hold_what_is_asked_for() -> None:
     assert base.items() >= pins("base.in").items()
     assert (base | dev).items() >= pins("dev.in").items()
     assert not base.keys() & dev.keys()
+
+
+@pytest.mark.parametrize(
+    "name", [*HASHED, *sorted(path.name for path in ROOT.glob("requirements/*.txt"))]
+)
+def test_everything_that_is_installed_ready_made_has_its_hashes(name: str) -> None:
+    """Mend 4.11."""
+    found = entries(name)
+    assert found
+    for package, (_, hashes) in found.items():
+        assert hashes, package
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), package
+
+
+@pytest.mark.parametrize("build", ["cpu", "cu126", "cu13"])
+@pytest.mark.parametrize("offered", ["2.13.0+cpu, 2.13.0", ""])
+def test_every_package_is_bound_to_its_hash_or_asked_for_at_one_index(
+    set_up_tree: Path, build: str, offered: str
+) -> None:
+    """Mend 4.11: with `--extra-index-url` whoever registers a name on the other index is installed.
+
+    torch for CUDA 12.6 has no hash here; docs/dependencies.md says why.
+    """
+    python = set_up_tree / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\necho 'Available versions: {offered}'\n")
+    python.chmod(0o755)
+    (set_up_tree / ".cache").mkdir()
+    script = f'pip() {{ echo "pip $*"; }}\ninstall_torch {build}\ninstall_locks dev'
+    answer = bash(script, cwd=set_up_tree)
+    calls = [line.split() for line in answer.stdout.splitlines() if line.startswith("pip ")]
+    assert len(calls) >= 2, answer.stderr
+    assert not any("extra-index" in word for call in calls for word in call)
+    loose = [call for call in calls if "--require-hashes" not in call]
+    if build != "cu126":
+        assert loose == []
+        return
+    own, libraries = loose
+    assert "--no-deps" in own and "--index-url" in own
+    assert "--index-url" not in libraries
+    bounds = (set_up_tree / libraries[libraries.index("-c") + 1]).read_text()
+    assert "numpy==" in bounds and "--hash" not in bounds  # it would ask for hashes of everything
+
+
+def test_no_script_asks_two_indexes_for_a_name() -> None:
+    for path in [*SCRIPTS, ROOT / "Dockerfile.gpu", ROOT / "Makefile", *ROOT.glob("scripts/*.py")]:
+        assert "extra-index-url" not in path.read_text(), path
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """Mend 3.11: `Direct dependencies` left out seven that came along with others."""
+    of_module = packages_distributions()
+    asked = pins("base.in").keys() | pins("torch.in").keys() | pins("mm.txt").keys()
+    asked |= pins("mm-source.lock").keys()
+    missing = set()
+    for package in ("serve_app", "musetalk_pipeline", "orchestrator"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                for module in imported(node):
+                    names = of_module.get(module.partition(".")[0], [])
+                    plain = {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+                    if plain and not plain & asked:
+                        missing |= plain
+    assert missing == set()
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
 
 
 def test_no_torchvision_and_no_build_of_torch_is_locked() -> None:
