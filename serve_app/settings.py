@@ -26,7 +26,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
-from serve_app.downloads import DownloadLimits
+from serve_app.download_body import DownloadLimits
 from serve_app.private_files import make_folder, private_folder
 from serve_app.schemas import Params
 from serve_app.scratch import default_work_dir, make_root
