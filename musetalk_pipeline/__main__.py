@@ -200,6 +200,8 @@ def _report(result: Result) -> None:
         f"{result.width}x{result.height}, {float(result.fps):.5g} frames/s"
     )
     print(f"seconds   {result.elapsed_s:.2f} ({rate:.1f} frames/s); {stages}")
+    for warning in result.warnings:
+        print(f"warning   {warning}")
     if result.peak_memory_mib is not None:
         print(f"gpu       {result.peak_memory_mib:.0f} MiB at most")
 

@@ -64,7 +64,7 @@ class Progress:
 class Result:
     """A finished job. `stage_seconds` are seconds of work, under the names that the served
     application gives them; stages overlap, so they add up to more than `elapsed_s`.
-    `frames_with_face` counts output frames.
+    `frames_with_face` counts output frames. `warnings`: sentences about what was decided.
     """
 
     path: Path
@@ -79,6 +79,7 @@ class Result:
     elapsed_s: float
     stage_seconds: dict[str, float]
     peak_memory_mib: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def run(
@@ -142,6 +143,7 @@ def run(
             elapsed_s=time.monotonic() - watch.started,
             stage_seconds=dict(tally.seconds),
             peak_memory_mib=tools.engine.peak_memory_mib(),
+            warnings=job.warnings,
         )
 
 

@@ -4,8 +4,9 @@
 #
 #   scripts/install-mm.sh [PYTHON]     default: .venv/bin/python of this project, else python3
 #
-# Nothing that PYTHON already has is changed, and torchvision is never installed: every step either
-# has --no-deps or is bound to the installed versions. Run it again and it does nothing.
+# torchvision is never installed, and nothing of requirements/base.lock is changed: every step has
+# --no-deps. Run it again and it does nothing. Everything has its hash in requirements/, except the
+# tools that build xtcocotools and mmcv, and wheels that are on this machine already.
 #
 # mmcv with operators comes from, in this order:
 #   1. MMCV_WHEEL, a wheel file or a folder of wheels;
@@ -15,9 +16,10 @@
 # says which imports of other models it then fills in.
 set -euo pipefail
 
-MMPOSE=1.3.2 MMDET=3.3.0 MMCV=2.1.0 MMENGINE=0.10.7 XTCOCOTOOLS=1.14.3
-
 root=$(cd "$(dirname "$0")/.." && pwd)
+readonly SOURCES=$root/requirements/mm-source.lock
+MMCV=$(sed -n 's/^mmcv==\([^ ]*\).*/\1/p' "$SOURCES")
+XTCOCOTOOLS=$(sed -n 's/^xtcocotools==\([^ ]*\).*/\1/p' "$SOURCES")
 python=${1:-$root/.venv/bin/python}
 [ $# -gt 0 ] || [ -x "$python" ] || python=$(command -v python3)
 work=$(mktemp -d)
@@ -48,9 +50,10 @@ build_python() {
     echo "$work/build/bin/python"
 }
 
-build_wheel() { # REQUIREMENT: build it from source into $work/wheels
+build_wheel() { # NAME: build it into $work/wheels, from the source that has its hash
+    grep -A1 "^$1==" "$SOURCES" > "$work/$1.txt"
     "$(build_python)" -m pip --disable-pip-version-check wheel -q --no-build-isolation --no-deps \
-        --no-binary :all: --wheel-dir "$work/wheels" "$1"
+        --require-hashes --no-binary :all: --wheel-dir "$work/wheels" -r "$work/$1.txt"
 }
 
 mmcv_wheels() { # the folder or file that a ready wheel of mmcv may come from
@@ -77,10 +80,10 @@ install_mmcv() {
         echo "install-mm: no wheel of mmcv $MMCV for this Python in MMCV_WHEEL=$MMCV_WHEEL" >&2
         exit 1
     elif [ -n "${MMCV_BUILD:-}" ]; then
-        MMCV_WITH_OPS=1 build_wheel "mmcv==$MMCV"
+        MMCV_WITH_OPS=1 build_wheel mmcv
         pip install -q --no-deps "$work"/wheels/mmcv-*.whl
     else
-        pip install -q --no-deps "mmcv-lite==$MMCV"
+        pip install -q --no-deps --require-hashes -r "$root/requirements/mm-lite.txt"
     fi
 }
 
@@ -89,16 +92,10 @@ if ! "$python" -c 'import cv2, numpy, scipy, torch' 2> "$work/import.log"; then
     exit 1
 fi
 
-# What the stack imports, at versions that were tried together, bound to what is installed already.
-pip list --format=freeze > "$work/installed.txt"
-pip install -q --constraint "$work/installed.txt" \
-    addict==2.4.0 yapf==0.43.0 termcolor==3.3.0 matplotlib==3.11.2 rich six==1.17.0 \
-    json-tricks==3.17.3 munkres==1.1.4 scipy terminaltables==3.1.10 shapely==2.2.0 \
-    pycocotools==2.0.11 tqdm
-pip install -q --no-deps "mmengine==$MMENGINE" "mmdet==$MMDET" "mmpose==$MMPOSE"
+pip install -q --no-deps --require-hashes -r "$root/requirements/mm.txt"
 install_mmcv
 if ! has xtcocotools "$XTCOCOTOOLS"; then
-    build_wheel "xtcocotools==$XTCOCOTOOLS" # its published wheel was built for NumPy 1
+    build_wheel xtcocotools # its published wheel was built for NumPy 1
     pip install -q --no-deps "$work"/wheels/xtcocotools-*.whl
 fi
 

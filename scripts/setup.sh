@@ -6,8 +6,9 @@
 # 1. the digest of the locks, this script, the folder and the machine's kind is compared with the
 #    stamp of the last complete set-up; equal means done, without a call to pip or apt
 # 2. system tools: by apt-get where we are root, otherwise one line names the command
-# 3. .venv with Python 3.11; torch in the build that fits; the locks, without their dependencies
-# 4. a check that the result works and that torchvision is absent; then the stamp
+# 3. .venv with Python 3.11; torch in the build that fits; the locks, by hash and without dependencies
+# 4. for `dev` the mmpose stack, which its tests need; where it cannot be installed they are skipped
+# 5. the command `serve`; a check that the result works and that torchvision is absent; the stamp
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -122,6 +123,8 @@ make_venv() {
 
 # A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured
 # index and links offer downloads nothing; only a build that says "+cpu" is taken from there.
+# Every name is asked for at one index only, so nobody takes it over on another. The build for CUDA
+# 12.6 has no hashes here, because its index could not be asked (docs/dependencies.md).
 install_torch() {
   local build=$1 version offered
   version=$(sed -n 's/^torch==//p' requirements/torch.in)
@@ -130,12 +133,17 @@ install_torch() {
     cpu)
       offered=$("$VENV/bin/python" -m pip index versions torch 2>/dev/null || true)
       if [[ $offered == *"$version+cpu"* ]]; then
-        pip install --no-deps "torch==$version+cpu"
+        pip install --no-deps --require-hashes -r requirements/torch-cpu.lock
       else
-        pip install --no-deps --index-url "$TORCH_INDEX/cpu" "torch==$version"
+        pip install --no-deps --require-hashes --index-url "$TORCH_INDEX/cpu" -r requirements/torch-cpu.lock
       fi ;;
-    cu126) pip install -c requirements/base.lock --extra-index-url "$TORCH_INDEX/cu126" "torch==$version+cu126" ;;
-    cu13) pip install -c requirements/base.lock "torch==$version" ;;
+    cu126)
+      pip install --no-deps --index-url "$TORCH_INDEX/cu126" "torch==$version+cu126"
+      # The CUDA libraries that it names, from the configured index; the rest as it is locked. A
+      # constraint with a hash would ask for hashes of them too.
+      sed -n 's/^\([A-Za-z0-9._-]*==[^ ]*\).*/\1/p' requirements/base.lock >"$CACHE/constraints.txt"
+      pip install -c "$CACHE/constraints.txt" "torch==$version+cu126" ;;
+    cu13) pip install --no-deps --require-hashes -r requirements/torch-cu13.lock ;;
     *) fail "TORCH_BUILD=$build is not known: cpu, cu126 or cu13" ;;
   esac
 }
@@ -144,7 +152,36 @@ install_locks() {
   local profile=$1 files=(-r requirements/base.lock -r requirements/files.txt)
   [[ $profile == base ]] || files+=(-r requirements/dev.lock -r requirements/files-dev.txt)
   say "installing the pinned Python packages ($profile)"
-  pip install --no-deps "${files[@]}"
+  pip install --no-deps --require-hashes "${files[@]}"
+}
+
+# Its tests are skipped without it, so a machine where it does not install still runs the others. It
+# is tried again when the stamp no longer fits: `make clean`, or a changed lock.
+want_mm() {
+  say "installing the mmpose stack, for its tests"
+  local log=$CACHE/install-mm.log
+  scripts/install-mm.sh "$VENV/bin/python" >"$log" 2>&1 ||
+    say "the mmpose stack could not be installed, so its tests are skipped ($log; 'make mm' tries again)"
+}
+
+# `serve run` of this project's configurations is checked as `make serve` is; the rest is Ray's.
+write_serve_command() {
+  local file=$VENV/bin/serve
+  cat >"$file.new" <<PY
+#!$PWD/$VENV/bin/python
+"""Ray's command \`serve\`; \`serve run\` of a lip-sync configuration starts serve_app.launch."""
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+try:
+    from serve_app.serve_command import main
+except ModuleNotFoundError:  # called from another project's folder
+    from ray.serve.scripts import cli as main
+sys.exit(main())
+PY
+  chmod 755 "$file.new"
+  mv "$file.new" "$file"
 }
 
 check_result() {
@@ -170,8 +207,8 @@ PY
 
 digest_of() {
   local profile=$1 build=$2
-  { cat requirements/torch.in requirements/base.lock requirements/files.txt scripts/setup.sh
-    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt
+  { cat requirements/torch.in requirements/torch-*.lock requirements/base.lock requirements/files.txt scripts/setup.sh
+    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt scripts/install-mm.sh requirements/mm*
     echo "$PWD $build"
   } | sha256sum | cut -d' ' -f1
 }
@@ -199,6 +236,8 @@ main() {
   make_venv "$python"
   install_torch "$build"
   install_locks "$profile"
+  [[ $profile == base ]] || want_mm
+  write_serve_command
   check_result "$build"
   echo "$digest" >"$VENV/.stamp-$profile"
   [[ $profile == base ]] || digest_of base "$build" >"$VENV/.stamp-base"

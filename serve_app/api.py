@@ -1,4 +1,4 @@
-"""The HTTP side of the ingress: routes, error shapes, and a limit on bodies."""
+"""The HTTP side of the ingress: routes and error shapes."""
 
 from typing import TYPE_CHECKING
 
@@ -6,9 +6,10 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.answers import generate_body
+from serve_app.callers import CallerRules
+from serve_app.gate import INGRESS_LIMITS, Gate
 from serve_app.job import JobConflict, QueueFull, TooManyJoined
 from serve_app.outcomes import invalid_request, state_unavailable
 from serve_app.settings import API_VERSION
@@ -17,7 +18,6 @@ from serve_app.state_file import StateUnavailable
 if TYPE_CHECKING:
     from serve_app.ingress import Ingress
 
-MAX_BODY_BYTES = 1 << 20
 RETRY_AFTER_S = 30
 STATE_RETRY_AFTER_S = 5  # space and locks come back at any moment
 
@@ -46,10 +46,12 @@ def build_api(ingress: "Ingress") -> FastAPI:
             400: _on_unreadable,
         },
     )
-    api.add_middleware(BodyLimit)
+    rules = CallerRules.of(ingress.environment)
+    api.add_middleware(Gate, judge=rules, limits=INGRESS_LIMITS)
     get, post, delete = ["GET"], ["POST"], ["DELETE"]
     # `path`: an id may hold slashes, encoded or not. The longer route has to come first.
     jobs, job = "/v1/avatar/jobs", "/v1/avatar/jobs/{job_id:path}"
+    files = "/files/{key:path}"
     for path, methods, endpoint, summary in (
         ("/hc", get, ingress.hc, "Ready for a job?"),
         ("/health", get, ingress.health, "What is running"),
@@ -62,9 +64,15 @@ def build_api(ingress: "Ingress") -> FastAPI:
         (job + "/events", get, ingress.job_events, "Follow a job (server-sent events)"),
         (job, get, ingress.get_job, "The state of a job"),
         (job, delete, ingress.cancel_job, "Cancel a job"),
-        ("/files/{key:path}", get, ingress.files, "A finished video of the local store"),
+        (files, get, ingress.files, "A finished video of the local store"),
     ):
         api.add_api_route(path, endpoint, methods=methods, summary=summary, response_model=None)
+    for path, endpoint in (
+        ("/hc", ingress.hc),
+        ("/health", ingress.health),
+        (files, ingress.files),
+    ):
+        api.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
     return api
 
 
@@ -116,34 +124,3 @@ async def _on_state_unavailable(request: Request, exc: Exception) -> JSONRespons
     failure = state_unavailable()
     headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
     return JSONResponse(generate_body("", failure), failure.status_code, headers=headers)
-
-
-class BodyLimit:
-    """Refuses bodies that no job needs, whether they say their length or not."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, send)
-            return
-        seen = 0
-        first: list[Message] = []
-        # Read up to the limit before the application sees anything: bodies here are small.
-        while True:
-            message = await receive()
-            first.append(message)
-            seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
-                text = f"The body is larger than {MAX_BODY_BYTES} bytes."
-                response = JSONResponse(generate_body("", invalid_request(text)), 422)
-                await response(scope, receive, send)
-                return
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
-
-        async def replay() -> Message:
-            return first.pop(0) if first else await receive()
-
-        await self._app(scope, replay, send)

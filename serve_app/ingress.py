@@ -6,6 +6,7 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 import asyncio
 import hmac
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
@@ -20,17 +21,18 @@ from serve_app.addresses import AddressPolicy
 from serve_app.answers import generate_answer, generate_body, job_body
 from serve_app.api import BadField, build_api
 from serve_app.background import run_again
+from serve_app.console import LAST_WORDS
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.events import job_events
 from serve_app.job import Job, Origin, QueueFull, Ticket
 from serve_app.jobs import JobRegistry
 from serve_app.local_store import LocalStore
-from serve_app.logs import set_up_logging
 from serve_app.notifications import notify_forever
 from serve_app.outcomes import failure_of, job_ended
 from serve_app.polling import Polling, polling_rules
 from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
+from serve_app.replica_setup import set_up_replica
 from serve_app.schemas import JobCreate, JobRequest
 from serve_app.selection import build_store
 from serve_app.service import JobService
@@ -49,9 +51,15 @@ from serve_app.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
 
+ANSWER_S = 2.0  # a caller whose job has ended is answered well within this
+STOPPING_RETRY_S = 30
+
 
 class Ingress:
     """One replica of the ingress. Its public methods are the routes of api.py."""
+
+    _waiting = 0  # callers of POST /generate
+    _is_stopping = False
 
     def __init__(
         self,
@@ -63,7 +71,7 @@ class Ingress:
     ) -> None:
         self._args = args
         self._env = read_environment()
-        set_up_logging(self._env)
+        set_up_replica(self._env)
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results, "")
         graph = Graph(preprocessor, _pools(args, generators), finisher)
@@ -107,6 +115,11 @@ class Ingress:
     def _keep(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))
 
+    @property
+    def environment(self) -> Environment:
+        """The environment that this ingress was started in."""
+        return self._env
+
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve after the constructor."""
         return build_api(self)
@@ -116,6 +129,18 @@ class Ingress:
     async def work(self, slot: int) -> None:
         """Run one job if one comes within a few seconds; called by the slots themselves."""
         await self._slots.work(slot)
+
+    async def drain(self) -> None:
+        """Begin no job any more; return when those that run have ended and were answered.
+
+        What waits in the queue stays there for the next start; who waits for it is cut off.
+        """
+        self._is_stopping = True
+        await self._slots.stop()
+        until = time.monotonic() + ANSWER_S
+        while self._waiting and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        logger.info(LAST_WORDS)
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
@@ -143,7 +168,11 @@ class Ingress:
     def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
         rules = report_rules(self._env)
         if rules is None:
+            if self._env.mode == "queue" and self._env.orchestrator_url is not None:
+                logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
             return None
+        # Said, because this environment may have been a poller's: WORKER_TYPE alone is missing.
+        logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
         return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
 
     def _batch_size(self) -> int | None:
@@ -155,20 +184,25 @@ class Ingress:
 
     async def hc(self) -> JSONResponse:
         """200 once every stage can take a job, 503 before."""
-        ready = await self._readiness.is_ready()
-        status = "ok" if ready else "starting"
+        ready, status = await self._status()
         return JSONResponse({"status": status}, status_code=200 if ready else 503)
 
     async def health(self) -> JSONResponse:
         """Like /hc, and what draws the mouth on what."""
-        ready = await self._readiness.is_ready()
+        ready, status = await self._status()
         body = {
-            "status": "ok" if ready else "starting",
+            "status": status,
             "service": SERVICE_NAME,
             "version": API_VERSION,
             **self._readiness.facts(),
         }
         return JSONResponse(body, status_code=200 if ready else 503)
+
+    async def _status(self) -> tuple[bool, str]:
+        if self._is_stopping:
+            return False, "stopping"
+        ready = await self._readiness.is_ready()
+        return ready, "ok" if ready else "starting"
 
     async def ping(self, authorization: Annotated[str | None, Header()] = None) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
@@ -207,8 +241,13 @@ class Ingress:
     ) -> JSONResponse:
         """Answer when the job has ended. The job ends early if every waiting client goes away."""
         self._check_key(x_internal_api_key)
+        self._refuse_while_stopping()
         job = await self._service.submit(request, Origin.SYNC)
-        job = await self._service.wait(job.id)
+        self._waiting += 1
+        try:
+            job = await self._service.wait(job.id)
+        finally:
+            self._waiting -= 1
         return generate_answer(job)
 
     async def preview(
@@ -242,6 +281,7 @@ class Ingress:
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
         self._check_key(x_internal_api_key)
+        self._refuse_while_stopping()
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
         request = JobRequest(
@@ -319,6 +359,11 @@ class Ingress:
     def _check_key(self, given: str | None) -> None:
         if self._env.internal_api_key is not None:
             _check_secret(given, self._env.internal_api_key, "X-Internal-API-Key")
+
+    def _refuse_while_stopping(self) -> None:
+        if self._is_stopping:
+            later = {"Retry-After": str(STOPPING_RETRY_S)}
+            raise HTTPException(503, "This worker is stopping and takes no new job.", later)
 
     def _check_bearer(self, header: str | None) -> None:
         scheme, _, token = (header or "").partition(" ")

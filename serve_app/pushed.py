@@ -7,7 +7,6 @@ orchestrator hands jobs to must not look like one that wants some.
 """
 
 import asyncio
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -23,14 +22,13 @@ from serve_app.background import run_again
 from serve_app.identity import kept_id, worker_id
 from serve_app.job import Job
 from serve_app.outbox import Outbox
+from serve_app.polling import check_connection
 from serve_app.reported_run import Note, ReportedRun, end_of
 from serve_app.schemas import Failure, Outcome
 from serve_app.service import JobService
 from serve_app.settings import Environment
 from serve_app.state_file import StateUnavailable
 from serve_app.worker_options import WorkerOptions
-
-logger = logging.getLogger(__name__)
 
 LOOK_PAUSES_S = (0.1, 1.0, 5.0, 10.0)  # the registry has just stored the end; it may be locked
 
@@ -44,14 +42,14 @@ class ReportRules:
 
 
 def report_rules(env: Environment) -> ReportRules | None:
-    """Return whom to report pushed jobs to; None if jobs are claimed, or nobody is named."""
-    if env.mode != "queue" or env.orchestrator_url is None:
+    """Return whom to report pushed jobs to; None if jobs are claimed, or nobody is named.
+
+    Raises:
+        EnvironmentInvalid: the orchestrator's address or the key cannot be used.
+    """
+    if env.mode != "queue" or env.orchestrator_url is None or env.internal_api_key is None:
         return None
-    if env.internal_api_key is None:
-        logger.warning("ORCHESTRATOR_BASE_URL is set without INTERNAL_API_KEY: nothing is reported")
-        return None
-    # Said, because the same environment without WORKER_TYPE was taken for a poller's once.
-    logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
+    check_connection(env.orchestrator_url, env.internal_api_key)
     return ReportRules(env.orchestrator_url, env.internal_api_key)
 
 

@@ -28,7 +28,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from musetalk_pipeline.errors import (
@@ -41,6 +40,7 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.addresses import AddressPolicy
+from serve_app.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.download_body import Downloaded
 from serve_app.downloads import download
 from serve_app.identity import detect_gpu_class, gpu_class
@@ -140,7 +140,13 @@ def _do(job: OneShot, args: AppArgs, env: Environment, stopping: Stopping) -> di
             return sidecar(_facts(job, result, env, video, audio, times, elapsed_s))
 
         where = _store(job, result.path, note, stopping)
-    return {"status": "success", "output": where, "frames": result.frames, "engine": result.engine}
+    return {
+        "status": "success",
+        "output": where,
+        "frames": result.frames,
+        "engine": result.engine,
+        "warnings": list(result.warnings),
+    }
 
 
 def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
@@ -246,14 +252,15 @@ def _facts(
 def _read_args(env: Mapping[str, str]) -> AppArgs:
     path = Path(env.get("SERVE_CONFIG") or CONFIG)
     try:
-        args = yaml.safe_load(path.read_text())["applications"][0]["args"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) else "applications[0].args is not there"
-        raise ProcessingError(f"The configuration {path} cannot be read: {reason}.") from exc
-    try:
-        return AppArgs.model_validate(args)
-    except ValueError as exc:
-        raise ProcessingError(f"The configuration {path} is wrong: {first_line(exc)}.") from exc
+        file = read_config_file(path)
+        faults = faults_of(AppArgs, file, ("applications", 0, "args"))
+    except ConfigInvalid as exc:
+        raise ProcessingError(f"The configuration cannot be used: {exc.faults[0]}.") from exc
+    except (LookupError, TypeError) as exc:
+        raise ProcessingError(f"The configuration {path} has no applications[0].args.") from exc
+    if faults:
+        raise ProcessingError(f"The configuration cannot be used: {faults[0]}.")
+    return AppArgs.model_validate(file.values["applications"][0]["args"])
 
 
 def _as_pipeline_error(exc: Exception) -> PipelineError:

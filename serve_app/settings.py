@@ -27,9 +27,9 @@ from musetalk_pipeline.options import (
     Speedup,
 )
 from serve_app.download_body import DownloadLimits
-from serve_app.private_files import make_folder, private_folder
+from serve_app.private_files import make_folder, private_folder, require_own
 from serve_app.schemas import Params
-from serve_app.scratch import default_work_dir, make_root
+from serve_app.scratch import check_root, default_work_dir, make_root
 
 # Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
 Mode = Literal["poll", "buffer", "queue"]
@@ -209,6 +209,9 @@ class AppArgs(Section):
     work_dir: Path | None = Field(None, description="Scratch; none: a folder in the temp dir.")
     result_dir: Path = Field(Path("out/files"), description="Finished videos, without B2.")
     state_dir: Path = Field(Path(".state"), description="The job registry and unsent reports.")
+    metrics_port: int = Field(
+        9464, ge=0, le=65535, description="Prometheus metrics, on 127.0.0.1; 0: any free port."
+    )
     public_base_url: str | None = Field(
         None, description="What /files/ links begin with; none: http://<host>:<port>."
     )
@@ -263,6 +266,7 @@ class Environment:
     allow_anonymous: bool = False
     allow_local_store: bool = False
     legacy_size_source: bool = False
+    logs_json: bool = False
     worker_token: str | None = field(default=None, repr=False)
     ping_is_public: bool = False
     orchestrator_url: str | None = None
@@ -377,6 +381,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         allow_anonymous=variables.flag("ALLOW_ANONYMOUS"),
         allow_local_store=variables.flag("ALLOW_LOCAL_STORE"),
         legacy_size_source=(text("LEGACY_SIZE") or "").lower() == "source",
+        logs_json=(text("LIPSYNC_LOG_ENCODING") or "").upper() == "JSON",
         worker_token=text("WORKER_TOKEN"),
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),
@@ -438,15 +443,24 @@ class Folders:
     state: Path
 
 
+def check_folders(args: AppArgs, env: Environment) -> None:
+    """Look at the working folders that are there already, and make nothing.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted. The sentence names the setting.
+    """
+    folders = _folders(args, env)
+    check_root(folders.scratch)
+    require_own(folders.state.resolve(), "state_dir")
+
+
 def make_folders(args: AppArgs, env: Environment) -> Folders:
     """Create the working folders; relative ones are taken from the working directory.
 
     Raises:
         FolderRefused: one of them cannot be trusted or made. The sentence names the setting.
     """
-    work = env.work_dir or args.work_dir or default_work_dir()
-    results = env.result_dir or args.result_dir
-    folders = Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
+    folders = _folders(args, env)
     make_root(folders.scratch)
     if not folders.results.is_dir():
         # One that is there keeps its mode: the operator may share it. The files in it are private.
@@ -455,3 +469,9 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     # The registry holds signed addresses. A link that the operator made is followed.
     private_folder(folders.state.resolve(), "state_dir")
     return folders
+
+
+def _folders(args: AppArgs, env: Environment) -> Folders:
+    work = env.work_dir or args.work_dir or default_work_dir()
+    results = env.result_dir or args.result_dir
+    return Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))

@@ -4,18 +4,20 @@ what is missing.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
 import yaml
 
+from serve_app.serve_command import run_of_ours
 from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,19 +37,27 @@ BASIC_TOOLS = (
     "sort",
 )
 TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
-PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)$")
+HASHED = ("base.lock", "dev.lock", "mm-source.lock", "torch-cpu.lock", "torch-cu13.lock")
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
 
 
-def pins(name: str) -> dict[str, str]:
-    """Return name and version of a requirements file; every line must be an exact pin."""
+def entries(name: str) -> dict[str, tuple[str, list[str]]]:
+    """Return name, version and hashes of a requirements file; every line must be an exact pin."""
     found = {}
-    for line in (ROOT / "requirements" / name).read_text().splitlines():
+    text = re.sub(r" \\\n +", " ", (ROOT / "requirements" / name).read_text())
+    for line in text.splitlines():
         text = line.split("#")[0].strip()
         if text:
             match = PIN.match(text)
             assert match, f"{name}: {line!r} is no exact pin"
-            found[re.sub(r"[-_.]+", "-", match[1]).lower()] = match[2]
+            package = re.sub(r"[-_.]+", "-", match[1]).lower()
+            found[package] = (match[2], re.findall(r"--hash=(\S+)", match[3]))
     return found
+
+
+def pins(name: str) -> dict[str, str]:
+    """Return name and version of a requirements file."""
+    return {package: pinned for package, (pinned, _) in entries(name).items()}
 
 
 def bash(
@@ -171,6 +181,76 @@ def test_locks_pin_exactly_and_hold_what_is_asked_for() -> None:
     assert not base.keys() & dev.keys()
 
 
+@pytest.mark.parametrize(
+    "name", [*HASHED, *sorted(path.name for path in ROOT.glob("requirements/*.txt"))]
+)
+def test_everything_that_is_installed_ready_made_has_its_hashes(name: str) -> None:
+    """Mend 4.11."""
+    found = entries(name)
+    assert found
+    for package, (_, hashes) in found.items():
+        assert hashes, package
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", each) for each in hashes), package
+
+
+@pytest.mark.parametrize("build", ["cpu", "cu126", "cu13"])
+@pytest.mark.parametrize("offered", ["2.13.0+cpu, 2.13.0", ""])
+def test_every_package_is_bound_to_its_hash_or_asked_for_at_one_index(
+    set_up_tree: Path, build: str, offered: str
+) -> None:
+    """Mend 4.11: with `--extra-index-url` whoever registers a name on the other index is installed.
+
+    torch for CUDA 12.6 has no hash here; docs/dependencies.md says why.
+    """
+    python = set_up_tree / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f"#!/bin/sh\necho 'Available versions: {offered}'\n")
+    python.chmod(0o755)
+    (set_up_tree / ".cache").mkdir()
+    script = f'pip() {{ echo "pip $*"; }}\ninstall_torch {build}\ninstall_locks dev'
+    answer = bash(script, cwd=set_up_tree)
+    calls = [line.split() for line in answer.stdout.splitlines() if line.startswith("pip ")]
+    assert len(calls) >= 2, answer.stderr
+    assert not any("extra-index" in word for call in calls for word in call)
+    loose = [call for call in calls if "--require-hashes" not in call]
+    if build != "cu126":
+        assert loose == []
+        return
+    own, libraries = loose
+    assert "--no-deps" in own and "--index-url" in own
+    assert "--index-url" not in libraries
+    bounds = (set_up_tree / libraries[libraries.index("-c") + 1]).read_text()
+    assert "numpy==" in bounds and "--hash" not in bounds  # it would ask for hashes of everything
+
+
+def test_no_script_asks_two_indexes_for_a_name() -> None:
+    for path in [*SCRIPTS, ROOT / "Dockerfile.gpu", ROOT / "Makefile", *ROOT.glob("scripts/*.py")]:
+        assert "extra-index-url" not in path.read_text(), path
+
+
+def test_what_is_imported_is_asked_for() -> None:
+    """Mend 3.11: `Direct dependencies` left out seven that came along with others."""
+    of_module = packages_distributions()
+    asked = pins("base.in").keys() | pins("torch.in").keys() | pins("mm.txt").keys()
+    asked |= pins("mm-source.lock").keys()
+    missing = set()
+    for package in ("serve_app", "musetalk_pipeline", "orchestrator"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                for module in imported(node):
+                    names = of_module.get(module.partition(".")[0], [])
+                    plain = {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+                    if plain and not plain & asked:
+                        missing |= plain
+    assert missing == set()
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
 def test_no_torchvision_and_no_build_of_torch_is_locked() -> None:
     names = [name for file in ("base.lock", "dev.lock", "files.txt") for name in pins(file)]
     assert not [name for name in names if re.match(r"torch|triton|nvidia-|cuda-", name)]
@@ -265,6 +345,105 @@ def test_unknown_profile_is_refused() -> None:
     answer = subprocess.run([SETUP, "everything"], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 1
     assert "base|dev" in answer.stderr
+
+
+# --- the mmpose stack, and the command `serve` ----------------------------------------------------
+
+
+def tree_with(folder: Path, install_mm: str) -> Path:
+    """Return a folder whose install-mm.sh is `install_mm`."""
+    (folder / "scripts").mkdir(parents=True)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    script = folder / "scripts" / "install-mm.sh"
+    script.write_text(f"#!/bin/bash\n{install_mm}\n")
+    script.chmod(0o755)
+    return folder
+
+
+def test_set_up_for_tests_installs_the_mmpose_stack(tmp_path: Path) -> None:
+    """Mend 0: fourteen tests were skipped on a fresh machine."""
+    tree = tree_with(tmp_path / "tree", 'echo "$1" > asked')
+    answer = bash("want_mm", cwd=tree)
+    assert answer.returncode == 0
+    assert (tree / "asked").read_text() == ".venv/bin/python\n"
+    text = SETUP.read_text()
+    assert "[[ $profile == base ]] || want_mm" in text
+    assert "requirements/files-dev.txt scripts/install-mm.sh" in text  # in the digest of `dev`
+
+
+def test_a_machine_where_the_mmpose_stack_does_not_install_is_told_and_set_up(
+    tmp_path: Path,
+) -> None:
+    """Mend 0."""
+    tree = tree_with(tmp_path / "tree", "echo no compiler; exit 1")
+    answer = bash("want_mm; echo goes on", cwd=tree)
+    assert (answer.returncode, answer.stdout) == (0, "goes on\n")
+    assert "could not be installed, so its tests are skipped" in answer.stderr
+    assert (tree / ".cache" / "install-mm.log").read_text() == "no compiler\n"
+
+
+@pytest.fixture
+def serve_command(tmp_path: Path) -> Path:
+    """The command `serve` that set-up writes, run by this Python."""
+    folder = tmp_path / "tree"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (folder / ".venv" / "pyvenv.cfg").symlink_to(Path(sys.prefix) / "pyvenv.cfg")
+    (folder / ".venv" / "lib").symlink_to(Path(sys.prefix) / "lib")
+    assert bash("write_serve_command", cwd=folder).returncode == 0
+    return folder / ".venv" / "bin" / "serve"
+
+
+def run_serve(command: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_serve_run_of_our_files_is_checked_and_the_rest_is_rays(
+    serve_command: Path, tmp_path: Path
+) -> None:
+    """Mend 2.2: `serve run` of our files goes the way of `make serve`."""
+    wrong = tmp_path / "serve_config.yaml"
+    wrong.write_text((ROOT / "serve_config.yaml").read_text().replace("engine:", "enginee:"))
+    answer = run_serve(serve_command, ROOT, "run", str(wrong))
+    assert answer.returncode == 2
+    assert "unknown key `enginee`; did you mean `engine`?" in answer.stderr
+    answer = run_serve(serve_command, ROOT, "run", "nope.yaml")
+    said = "lipsync-serve: there is no configuration file nope.yaml\n"
+    assert (answer.returncode, answer.stderr) == (2, said)
+    for folder in (ROOT, tmp_path):  # and from a folder without this project
+        answer = run_serve(serve_command, folder, "run", "--help")
+        assert answer.returncode == 0 and "--working-dir" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["run", "serve_config.yaml"], ("serve_config.yaml", None)),
+        (["run", "-a", "10.0.0.7:6379", "nope.yml"], ("nope.yml", "10.0.0.7:6379")),
+        (["run", "--reload", "serve_config.yaml"], None),
+        (["run", "module:app"], None),
+        (["run", "pyproject.toml"], None),
+        (["run", ".pre-commit-config.yaml"], None),
+        (["run"], None),
+        (["status"], None),
+        ([], None),
+    ],
+)
+def test_what_serve_takes_for_itself(
+    arguments: list[str], ours: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run_of_ours(arguments) == ours
+
+
+def test_everything_that_serves_goes_through_the_launcher() -> None:
+    """Mend 2.2: `make serve`, the image and the demo."""
+    for file in ("Makefile", "Dockerfile.gpu"):
+        text = (ROOT / file).read_text()
+        assert "-m serve_app.launch" in text and "serve run" not in text, file
 
 
 # --- a second run ---------------------------------------------------------------------------------

@@ -171,10 +171,19 @@ def test_bad_input_is_exit_code_2_and_leaves_nothing(run_job, speech, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_of_the_output_is_made(run_job, clip, speech, tmp_path):
+def test_the_folder_of_the_output_is_made_and_an_odd_size_is_warned_of(
+    run_job, clip, speech, tmp_path
+):
     out = tmp_path / "deep" / "er" / "out.mp4"
-    done = run_job(VIDEO_URL=clip().as_uri(), AUDIO_URL=speech(1.0).as_uri(), OUTPUT_PATH=str(out))
+    done = run_job(
+        VIDEO_URL=clip().as_uri(),
+        AUDIO_URL=speech(1.0).as_uri(),
+        OUTPUT_PATH=str(out),
+        RESOLUTION="161x121",
+    )
     assert done.returncode == 0, done.stderr
+    [warning] = json.loads(done.stdout)["warnings"]
+    assert "160x120" in warning
     assert frames_in(out.read_bytes()) == 25
 
 
@@ -217,6 +226,7 @@ def test_a_broken_configuration_is_exit_code_1_in_one_sentence(run_job, tmp_path
         assert done.returncode == 1
         [line] = done.stderr.splitlines()
         assert "The configuration" in line
+    assert "did you mean `engine`" in line
 
 
 def test_the_blocks_of_the_configuration_are_those_of_the_job(run_job, clip, speech, tmp_path):

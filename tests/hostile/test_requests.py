@@ -26,9 +26,10 @@ from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-    from serve_app.api import MAX_BODY_BYTES, build_api
+    from serve_app.api import build_api
     from serve_app.ingress import Ingress
     from serve_app.service import JobService
+    from serve_app.slots import Slots
 
 MINIMAL = {key: GOOD[key] for key in ("musetalk_job_id", "video_url", "audio_url")}
 KEY = "internal-key-one"
@@ -149,7 +150,7 @@ def text(**changes: Any) -> bytes:
     return json.dumps({**MINIMAL, **changes}).encode()
 
 
-DEEP = 100_000
+DEEP = 10_000  # all of these are within the limit on bodies, so that the parsers see them
 BAD_BODIES: dict[str, bytes] = {
     "nothing": b"",
     "no object": b"[]",
@@ -168,12 +169,11 @@ BAD_BODIES: dict[str, bytes] = {
     "deep closed lists": b"[" * DEEP + b"]" * DEEP,
     "deep objects": b'{"a":' * DEEP,
     "deep params": text()[:-1] + b',"params":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}",
-    "a huge number": text()[:-1] + b',"params":{"crf":' + b"9" * 100_000 + b"}}",
+    "a huge number": text()[:-1] + b',"params":{"crf":' + b"9" * 60_000 + b"}}",
     "a huge exponent": text()[:-1] + b',"params":{"crf":1e99999999}}',
-    "a huge string": text(video_url="http://a/" + "x" * 500_000),
+    "a huge string": text(video_url="http://a/" + "x" * 60_000),
     "a huge id": text(musetalk_job_id="x" * 257),
-    "many keys": text(params={f"k{number}": number for number in range(20_000)}),
-    "too large": text(padding="x" * (MAX_BODY_BYTES + 1)),
+    "many keys": text(params={f"k{number}": number for number in range(4_000)}),
     "no id": json.dumps({k: v for k, v in MINIMAL.items() if k != "musetalk_job_id"}).encode(),
     "no video": json.dumps({k: v for k, v in MINIMAL.items() if k != "video_url"}).encode(),
     "no audio": json.dumps({k: v for k, v in MINIMAL.items() if k != "audio_url"}).encode(),
@@ -217,6 +217,36 @@ async def test_bad_bodies_are_answered_in_the_contracts_shape(
     assert doorway.registry.page(None, 10).jobs == ()
     good = await client.post("/v1/avatar/jobs", content=text())  # and the next good one is taken
     assert good.status_code == 202, good.text
+
+
+async def test_a_large_body_is_refused_before_it_is_parsed(
+    client: httpx.AsyncClient, doorway: Doorway
+) -> None:
+    """Mend 4.3, at the ingress too: a proxy may not have been told of the gate. 413, not 422 as
+    before: nobody has looked at what it says.
+    """
+    body = b"[" * (65536 + 1)
+    answer = await client.post("/v1/avatar/jobs", content=body)
+    assert answer.status_code == 413 and answer.json()["code"] == "body_too_large"
+    assert (await client.post("/generate", content=body[1:])).status_code == 422
+    assert doorway.registry.page(None, 10).jobs == ()
+
+
+@pytest.mark.parametrize("path", ["/v1/avatar/jobs", "/v1/avatar/jobs/x", "/files/x.mp4", "/hc"])
+async def test_a_get_with_a_body_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    """Mend 4.6."""
+    answer = await client.request("GET", path, content=b"x" * 100_000)
+    assert answer.status_code == 400 and answer.json()["code"] == "body_not_allowed"
+
+
+async def test_head_of_files(client: httpx.AsyncClient, doorway: Doorway, tmp_path: Path) -> None:
+    """Mend 1.17."""
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "x.mp4").write_bytes(b"video")
+    answer = await client.head("/files/x.mp4")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-length"] == "5"
+    assert (await client.head("/files/y.mp4")).status_code == 404
 
 
 BAD_METADATA = [
@@ -299,3 +329,24 @@ async def test_a_fuzzed_ingress_never_answers_500(
         assert answer.status_code in (202, 409, 422), (answer.status_code, data)
     assert {202, 422} <= seen
     assert (await client.get("/v1/avatar/jobs")).status_code == 200
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+async def test_a_stopping_worker_takes_no_new_job(
+    doorway: Doorway, client: httpx.AsyncClient
+) -> None:
+    """Mend 2.8: callers are sent elsewhere while the jobs that run are finished."""
+
+    async def nothing(slot: int) -> bool:
+        return False
+
+    doorway._slots = Slots(nothing, nothing)
+    await doorway.drain()
+    for path, body in (("/generate", text()), ("/v1/avatar/jobs", text())):
+        answer = await client.post(path, content=body)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30"), path
+    assert doorway.registry.page(None, 10).jobs == ()
+    ready = await client.get("/hc")
+    assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})

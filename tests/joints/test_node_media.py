@@ -20,14 +20,14 @@ from serve_app.transfers import Assignment, Attempt, Fetched
 from tests.hostile.raw_server import Exchange, RawServer, serve
 
 SIGNED = "?X-Amz-Signature=planted-secret"
-Node = Callable[[str], NodeMedia]
+Node = Callable[..., NodeMedia]
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
     """Make the part of a replica that keeps media, on a node with scratch of its own."""
 
-    def make(name: str) -> NodeMedia:
+    def make(name: str, **more: object) -> NodeMedia:
         args = AppArgs.model_validate(
             {
                 "pools": [{"name": "cpu"}],
@@ -35,6 +35,7 @@ def node(tmp_path: Path) -> Node:
                 "result_dir": str(tmp_path / "results"),
                 "state_dir": str(tmp_path / "state"),
                 "inputs": {"allowed_hosts": ["127.0.0.1"]},
+                **more,
             }
         )
         return NodeMedia(args, Environment(), node_id=name)
@@ -111,6 +112,15 @@ async def test_media_are_fetched_and_hashed_once(node, files, threads, detector,
     assert opened.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
     assert opened.job.audio.sha256 == hashlib.sha256(files["/a.wav"]).hexdigest()
     assert opened.stage_seconds["download"] == fetched.seconds
+
+
+async def test_the_configured_block_length_is_that_of_the_plan(node, files, threads, detector):
+    """Mend 3.3: `driver.block_s` had no reader."""
+    media = node("one", driver={"block_s": 0.2})
+    async with serving(files) as server:
+        work = attempt(server)
+        opened = await media.open(work, await media.fetch(work), detector, threads)
+    assert [len(block) for block in opened.job.plan.blocks] == [5, 5, 5]
 
 
 async def test_another_node_fetches_for_itself_once(node, files, threads, detector):

@@ -55,6 +55,14 @@ def test_one_call_makes_the_video_the_sheet_and_the_preview(clip, speech, tmp_pa
     assert sorted(tmp_path.iterdir()) == sorted([out, sheet, preview])
 
 
+def test_what_was_decided_for_the_caller_is_said(clip, speech, tmp_path):
+    more = ("--resolution", "161x121", "--preset", "ultrafast")
+    done = do(clip(frames=8), speech(0.4), "-o", tmp_path / "o.mp4", *more)
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("warning ")]
+    assert "160x120" in line
+
+
 def test_bad_input_is_said_in_one_line_with_exit_code_2(clip, speech, tmp_path):
     faceless = clip(frames=8, faceless=frozenset(range(8)))
     (tmp_path / "text.mp4").write_text("not a video " * 200)

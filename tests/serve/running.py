@@ -1,4 +1,4 @@
-"""A real application for tests: `serve run` as a child, its HTTP side, its videos."""
+"""A real application for tests: the launcher as a child, its HTTP side, its videos."""
 
 from __future__ import annotations
 
@@ -29,30 +29,44 @@ from serve_app.demo import free_port, session_processes, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0
+EARLY_CALLS = (
+    ("POST", "/generate"),
+    ("GET", "/v1/avatar/jobs"),
+    ("GET", "/files/x.mp4"),
+    ("GET", "/health"),
+    ("GET", "/hc"),
+)
 # What a developer's shell may hold and a test must not hear of.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
     "WORKER_TYPE",
     "INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME",
-    "MUSETALK_WORKDIR", "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
+    "WORKER_PORT", "RAY_AUTH_MODE", "ALLOW_LOCAL_STORE", "MUSETALK_WORKDIR",
+    "MUSETALK_RESULT_DIR", "MUSETALK_UNET_MODEL_PATH", "ALLOWED_SOURCE_HOSTS",
 )  # fmt: skip
 
 
 @dataclass
 class RunningApp:
-    """One `serve run`. `folder` holds its state, scratch, results and log."""
+    """One launcher. `folder` holds its state, scratch, results and log."""
 
     folder: Path
     port: int
     ray_folder: Path
     process: subprocess.Popen[bytes]
     key: str | None = None
+    early: list[tuple[str, httpx.Response]] = field(default_factory=list)
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
         headers = {} if self.key is None else {"X-Internal-API-Key": self.key}
         base = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=base, timeout=JOB_S, headers=headers, trust_env=False)
+
+    @property
+    def log(self) -> list[str]:
+        """The lines that it has printed so far."""
+        return (self.folder / "log").read_text().splitlines()
 
     @property
     def scratch(self) -> list[str]:
@@ -68,6 +82,22 @@ class RunningApp:
                     return
             time.sleep(0.2)
         raise AssertionError("not ready:\n" + (self.folder / "log").read_text()[-4000:])
+
+    def watch_start(self) -> None:
+        """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
+        deadline = time.monotonic() + START_S
+        status = 0
+        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=8.0) as visitor:
+            while status != 200 and time.monotonic() < deadline and self.process.poll() is None:
+                for method, path in EARLY_CALLS:
+                    try:
+                        answer = visitor.request(method, path)
+                    except httpx.ConnectError:
+                        break  # the port does not listen yet
+                    self.early.append((path, answer))
+                    status = answer.status_code if path == "/hc" else status
+                time.sleep(0.05)
+        self.wait_ready()
 
     def generate(self, **body: Any) -> httpx.Response:
         """Do a job by POST /generate."""
@@ -139,28 +169,30 @@ def running_app(
     env: dict[str, str] | None = None,
     key: str | None = None,
     port: int | None = None,
+    is_json: bool = False,
     **args: Any,
 ) -> Iterator[RunningApp]:
     """Start the application with `args` over small defaults, and leave nothing of it."""
     port = port or free_port("127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(config_document(folder, port, args)))
+    document = config_document(folder, port, args)
+    document["logging_config"]["encoding"] = "JSON" if is_json else "TEXT"
+    config.write_text(yaml.safe_dump(document))
     # Ray's sockets lie below: a short path.
     ray_folder = Path(tempfile.mkdtemp(prefix="ray"))
     outer = {name: value for name, value in os.environ.items() if name not in NOT_FOR_TESTS}
     own = {
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(ray_folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
+        "TMPDIR": str(ray_folder),  # Ray's own processes leave folders there
         "WORKER_PORT": str(port),
-        "PYTHONPATH": str(ROOT),
     }
     if key is not None:
         own["INTERNAL_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("serve")), "run", str(config)],
+            [sys.executable, "-m", "serve_app.launch", str(config)],
             cwd=ROOT,
             env=outer | own | (env or {}),
             stdin=subprocess.DEVNULL,
@@ -170,13 +202,10 @@ def running_app(
         )
     try:
         app = RunningApp(folder, port, ray_folder, process, key)
-        app.wait_ready()
+        app.watch_start()
         yield app
         app.client.close()
     finally:
-        # Stopping politely takes Ray 10 to 20 s; test_make_run.py shows that it works.
-        process.kill()
-        process.wait()
         stop(process, ray_folder)
 
 
@@ -191,6 +220,7 @@ def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, 
         "work_dir": str(folder / "work"),
         "result_dir": str(folder / "results"),
         "state_dir": str(folder / "state"),
+        "metrics_port": 0,
         "inputs": inputs,
         **args,
     }

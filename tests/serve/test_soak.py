@@ -554,6 +554,7 @@ def soak(media, tmp_path_factory, private_temp) -> Iterator[Soak]:
         env = {
             "ORCHESTRATOR_BASE_URL": orchestrator.url,
             "WORKER_TYPE": "main",
+            "ALLOW_LOCAL_STORE": "true",
             "WORKER_ID": "box-1",
             "PROVIDER": "local",
             "POLL_INTERVAL_SEC": "0.5",

@@ -132,12 +132,7 @@ def test_a_number_that_is_none_is_named():
 # --- every setting does something -----------------------------------------------------------------
 
 # A setting that is meant to have no reader, and why. A setting without a reason is a defect.
-WITHOUT_READER = {
-    "ingress_api_key": "Named ahead of its reader, mend 1.2; to be taken out of here with it.",
-    "allow_anonymous": "Named ahead of its reader, mend 1.2; to be taken out of here with it.",
-    "allow_local_store": "Named ahead of its reader, mend 1.4; to be taken out of here with it.",
-    "legacy_size_source": "Named ahead of its reader, mend 1.9; to be taken out of here with it.",
-}
+WITHOUT_READER: dict[str, str] = {}
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> dict[str, str]:
@@ -175,7 +170,7 @@ def test_every_setting_is_read_by_something():
     asked = leaves(AppArgs) | {field.name: field.name for field in dataclasses.fields(Environment)}
     assert {"driver.block_s", "pools.dtype", "inputs.max_fps", "internal_api_key"} <= asked.keys()
     idle = {place for place, name in asked.items() if name not in reads}
-    assert idle - WITHOUT_READER.keys() == set()
+    assert idle == WITHOUT_READER.keys()
     assert all(WITHOUT_READER.values())
 
 

@@ -1,0 +1,95 @@
+"""Small tools for pure ASGI code: one whole exchange with an application, and who has gone away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class AnswerTooLarge(Exception):
+    """An application sent more than was asked of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer in memory."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first header of that lower-case name."""
+        return header(self.headers, name)
+
+
+@dataclass
+class _Collector:
+    """Takes the messages of an answer."""
+
+    max_bytes: int
+    status: int = 0
+    headers: Headers = field(default_factory=list)
+    body: list[bytes] = field(default_factory=list)
+    n_bytes: int = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = [(bytes(k).lower(), bytes(v)) for k, v in message.get("headers", ())]
+        elif message["type"] == "http.response.body":
+            data = message.get("body", b"")
+            self.n_bytes += len(data)
+            if self.n_bytes > self.max_bytes:
+                raise AnswerTooLarge(f"more than {self.max_bytes} bytes")
+            self.body.append(data)
+
+
+async def ask(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
+    """Make one request without a body and return the whole answer; status 0 if there was none.
+
+    Raises:
+        AnswerTooLarge: the answer is larger than `max_bytes`; the request has been ended.
+    """
+    asked = False
+
+    async def receive() -> Message:
+        nonlocal asked
+        if asked:
+            await asyncio.Event().wait()  # this client never goes away by itself
+        asked = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    collector = _Collector(max_bytes)
+    await app(scope, receive, collector.send)
+    return Answer(collector.status, collector.headers, b"".join(collector.body))
+
+
+@contextlib.asynccontextmanager
+async def departure(receive: Receive) -> AsyncIterator[asyncio.Event]:
+    """Give an event that is set when the client goes away. Messages of the body are dropped."""
+    gone = asyncio.Event()
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield gone
+    finally:
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first header of a lower-case name."""
+    return next((bytes(value) for key, value in headers if bytes(key).lower() == name), None)
