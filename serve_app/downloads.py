@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import random
@@ -37,7 +36,6 @@ import httpcore
 
 from musetalk_pipeline.errors import (
     DownloadFailed,
-    MediaTooLarge,
     SourceUnreachable,
     Stage,
     StageFailed,
@@ -50,54 +48,25 @@ from serve_app.connections import (
     PinnedBackend,
     judged_addresses,
 )
+from serve_app.download_body import (
+    WRITE_BLOCK_BYTES,
+    Body,
+    Downloaded,
+    DownloadLimits,
+    TryAgainError,
+)
 from serve_app.file_sources import open_allowed_file
-from serve_app.pace import Pace
 from serve_app.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
 
 USER_AGENT = "lipsync-serve/1"
-WRITE_BLOCK_BYTES = 1 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 # Statuses of a server that may answer better in a moment.
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
 # Codings that change the bytes. Nothing is ever decompressed, so nothing can blow up; such a body
 # is refused because it was not asked for and is no media file.
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "bzip2", "xz")
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadLimits:
-    """What one download may cost. The contract fixes the attempts and the least size."""
-
-    max_bytes: int = 2000 * 1024 * 1024  # contracts.md: WORKER_MAX_FILE_MB 2000
-    min_bytes: int = 1000  # contracts.md §1: "too small (< 1000 bytes)"
-    total_s: float = 900.0
-    attempt_s: float = 600.0
-    connect_s: float = 15.0
-    stall_s: float = 30.0
-    min_bytes_per_s: float = 65536.0  # guess: half a megabit; 0: any pace will do
-    slow_s: float = 60.0  # over which that average is taken, and how long a start may take
-    attempts: int = 3
-    backoff_s: float = 0.5  # before the second attempt; doubles, with jitter
-    max_redirects: int = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Downloaded:
-    """A complete file on disk. `sha256` is the hex digest of its bytes."""
-
-    path: Path
-    sha256: str
-    size_bytes: int
-
-
-class _TryAgainError(Exception):
-    """An attempt failed in a way that another one may not. Holds what to report if none is left."""
-
-    def __init__(self, error: DownloadFailed) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 class _BrokenHttpError(Exception):
@@ -129,7 +98,7 @@ async def download(
         async with asyncio.timeout(limits.total_s):
             if url[:5].lower() == "file:":
                 source = await asyncio.to_thread(open_allowed_file, url, allowed_folders)
-                with source, _Body(part, limits, shown_url(url)) as body:
+                with source, Body(part, limits, shown_url(url)) as body:
                     await _copy(source, body)
                     return await body.complete(target)
             fetch = _Fetch(parse_location(url), policy, limits, network)
@@ -152,127 +121,6 @@ def _disk_failed(exc: OSError) -> StageFailed:
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "this worker's disk is full" if full else "this worker cannot write to its disk"
     return StageFailed(f"Download failed: {what}.", stage=Stage.DOWNLOAD)
-
-
-# --- the file being written -----------------------------------------------------------------------
-
-
-class _Body:
-    """The bytes so far: counted, hashed, and written in blocks off the event loop."""
-
-    def __init__(self, part: Path, limits: DownloadLimits, shown: str) -> None:
-        self._part = part
-        self._limits = limits
-        self._shown = shown
-        self._file: BinaryIO = part.open("wb")
-        self._digest = hashlib.sha256()
-        self._pending = bytearray()
-        self._size_bytes = 0
-        self._pacing: tuple[Pace, asyncio.Timeout] | None = None
-
-    def __enter__(self) -> _Body:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def restart(self) -> None:
-        """Forget everything; the next byte is the first."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._digest = hashlib.sha256()
-        self._pending.clear()
-        self._size_bytes = 0
-
-    @contextlib.asynccontextmanager
-    async def paced(self) -> AsyncIterator[None]:
-        """Give up what the block does if bytes are added more slowly than the limits want.
-
-        Raises:
-            _TryAgainError: they were.
-        """
-        now = asyncio.get_running_loop().time()
-        pace = Pace(self._limits.min_bytes_per_s, self._limits.slow_s, now)
-        timer = asyncio.timeout_at(pace.deadline)
-        try:
-            async with timer:
-                self._pacing = pace, timer
-                yield
-        except TimeoutError as exc:
-            if not timer.expired():
-                raise
-            raise _TryAgainError(self._too_slow()) from exc
-        finally:
-            self._pacing = None
-
-    def expect(self, size_bytes: int) -> None:
-        """Refuse a declared size before its first byte is read."""
-        if size_bytes > self._limits.max_bytes:
-            raise self._too_large()
-
-    async def add(self, chunk: bytes) -> None:
-        self._size_bytes += len(chunk)
-        if self._size_bytes > self._limits.max_bytes:
-            raise self._too_large()
-        if self._pacing is not None:
-            pace, timer = self._pacing
-            pace.came(len(chunk), asyncio.get_running_loop().time())
-            timer.reschedule(pace.deadline)
-        self._pending += chunk
-        if len(self._pending) >= WRITE_BLOCK_BYTES:
-            await self._flush()
-
-    async def complete(self, target: Path) -> Downloaded:
-        """Check the size and put the file in its place."""
-        await self._flush()
-        if self._size_bytes == 0:
-            raise DownloadFailed("Download failed: the answer is empty.", url=self._shown)
-        if self._size_bytes < self._limits.min_bytes:
-            raise DownloadFailed(
-                f"Download failed: only {self._size_bytes} bytes came, which is no video or audio "
-                "file. Check what the address answers.",
-                url=self._shown,
-                size_bytes=self._size_bytes,
-            )
-        self._file.flush()
-        os.replace(self._part, target)
-        return Downloaded(target, self._digest.hexdigest(), self._size_bytes)
-
-    async def _flush(self) -> None:
-        block, self._pending = bytes(self._pending), bytearray()
-        if self._pacing is None:
-            await asyncio.to_thread(self._write, block)
-            return
-        # A slow disk is not the server's fault.
-        pace, timer = self._pacing
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        timer.reschedule(None)
-        await asyncio.to_thread(self._write, block)
-        pace.pause(loop.time() - began)
-        timer.reschedule(pace.deadline)
-
-    def _write(self, block: bytes) -> None:
-        self._digest.update(block)
-        self._file.write(block)
-
-    def _too_slow(self) -> DownloadFailed:
-        least = self._limits.min_bytes_per_s / 1024
-        return DownloadFailed(
-            f"Download failed: the server sends too slowly, less than {least:g} KiB a second.",
-            hint="Send an address on a faster server. The operator of this worker can lower "
-            "inputs.min_bytes_per_s.",
-            url=self._shown,
-        )
-
-    def _too_large(self) -> MediaTooLarge:
-        limit_mb = self._limits.max_bytes / (1 << 20)
-        return MediaTooLarge(
-            f"Download failed: the file is larger than the limit of {limit_mb:g} MB.",
-            stage=Stage.DOWNLOAD,
-            url=self._shown,
-            limit_bytes=self._limits.max_bytes,
-        )
 
 
 # --- http and https -------------------------------------------------------------------------------
@@ -299,7 +147,7 @@ class _Fetch:
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
         failure = DownloadFailed("Download failed: no attempt was made.", url=self._start.shown)
-        with _Body(part, self._limits, self._start.shown) as body:
+        with Body(part, self._limits, self._start.shown) as body:
             for attempt in range(self._limits.attempts):
                 if attempt:
                     logger.info(
@@ -315,11 +163,11 @@ class _Fetch:
                         return await body.complete(target)
                 except TimeoutError:
                     failure = _timed_out(self._start.url, self._limits.attempt_s)
-                except _TryAgainError as fault:
+                except TryAgainError as fault:
                     failure = fault.error
         raise failure
 
-    async def _attempt(self, body: _Body) -> None:
+    async def _attempt(self, body: Body) -> None:
         """Follow the redirects to a body and read it."""
         location = self._start
         for _ in range(self._limits.max_redirects + 1):
@@ -343,11 +191,9 @@ class _Fetch:
                 location, self._policy, self._network, self._limits.connect_s
             )
         except OSError as exc:
-            raise _TryAgainError(_unresolved(location)) from exc
+            raise TryAgainError(_unresolved(location)) from exc
 
-    async def _get(
-        self, location: Location, addresses: Sequence[IpAddress], body: _Body
-    ) -> _Answer:
+    async def _get(self, location: Location, addresses: Sequence[IpAddress], body: Body) -> _Answer:
         """Make one hop and, if it is the last, read the body."""
         timeouts = {
             "connect": self._limits.connect_s,
@@ -388,7 +234,7 @@ class _Fetch:
             raise _connection_failure(location, exc) from exc
 
     async def _read_answer(
-        self, location: Location, response: httpcore.Response, body: _Body
+        self, location: Location, response: httpcore.Response, body: Body
     ) -> _Answer:
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1").strip()
@@ -410,7 +256,7 @@ class _Fetch:
         self,
         location: Location,
         addresses: Sequence[IpAddress],
-        body: _Body,
+        body: Body,
         fault: _BrokenHttpError,
     ) -> _Answer:
         """Make the hop with curl: the same addresses, one hop, the same counting of bytes."""
@@ -419,7 +265,7 @@ class _Fetch:
         )
         program = shutil.which(self._network.curl) if self._network.curl else None
         if program is None:
-            raise _TryAgainError(broken) from fault
+            raise TryAgainError(broken) from fault
         logger.info("trying the download with curl", extra={"source": location.shown})
         config = curl.configuration(
             location,
@@ -433,15 +279,15 @@ class _Fetch:
         try:
             report = await curl.run(program, config, self._limits.stall_s, body.add)
         except curl.Stalled as exc:
-            raise _TryAgainError(_stalled(location)) from exc
+            raise TryAgainError(_stalled(location)) from exc
         if report.exit_code == curl.TOO_LARGE:
             body.expect(self._limits.max_bytes + 1)
         if report.exit_code == curl.TIMEOUT:
-            raise _TryAgainError(_timed_out(location.url, self._limits.attempt_s))
+            raise TryAgainError(_timed_out(location.url, self._limits.attempt_s))
         if report.exit_code == curl.BAD_CERTIFICATE:
             raise _bad_certificate(location)
         if report.exit_code not in (0, curl.HTTP_ERROR):
-            raise _TryAgainError(broken)
+            raise TryAgainError(broken)
         redirect = _judge_status(location, report.status, report.redirect)
         if redirect is not None:
             body.restart()  # a redirect may carry a page
@@ -464,7 +310,7 @@ def _judge_status(location: Location, status: int, redirect: str) -> str | None:
     """Return where a redirect leads, or None if a body follows.
 
     Raises:
-        DownloadFailed, _TryAgainError: any other status.
+        DownloadFailed, TryAgainError: any other status.
     """
     if status in (200, 203):
         return None
@@ -484,7 +330,7 @@ def _judge_status(location: Location, status: int, redirect: str) -> str | None:
         url=location.shown,
         status_code=status,
     )
-    raise _TryAgainError(error) if status in _RETRYABLE_STATUSES else error
+    raise TryAgainError(error) if status in _RETRYABLE_STATUSES else error
 
 
 def _hint_for(location: Location, status: int) -> str | None:
@@ -508,15 +354,15 @@ def _refuse_compressed(location: Location, content_encoding: str) -> None:
         )
 
 
-def _connection_failure(location: Location, exc: Exception) -> DownloadFailed | _TryAgainError:
+def _connection_failure(location: Location, exc: Exception) -> DownloadFailed | TryAgainError:
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _bad_certificate(location)
         cause = cause.__cause__ or cause.__context__
     if isinstance(exc, httpcore.ReadTimeout | httpcore.WriteTimeout):
-        return _TryAgainError(_stalled(location))
-    return _TryAgainError(
+        return TryAgainError(_stalled(location))
+    return TryAgainError(
         SourceUnreachable(
             "Download failed: the connection could not be made or was cut off.", url=location.shown
         )
@@ -542,7 +388,7 @@ def _unresolved(location: Location) -> DownloadFailed:
 # --- file:// --------------------------------------------------------------------------------------
 
 
-async def _copy(source: BinaryIO, body: _Body) -> None:
+async def _copy(source: BinaryIO, body: Body) -> None:
     body.expect(os.fstat(source.fileno()).st_size)
     while chunk := await asyncio.to_thread(source.read, WRITE_BLOCK_BYTES):
         await body.add(chunk)

@@ -34,6 +34,23 @@ def make_folder(path: Path, setting: str) -> None:
         ) from exc
 
 
+def require_own(path: Path, setting: str) -> None:
+    """Look at a folder, if there is one, without following a link.
+
+    Raises:
+        FolderRefused: it is a link, no folder, or somebody else's.
+    """
+    advice = f"Remove it, or set {setting} to a folder of your own."
+    try:
+        found = path.lstat()
+    except OSError:  # not there, or out of reach: making it says why
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise FolderRefused(f"The folder {path} is a link or no folder. {advice}")
+    if found.st_uid != os.geteuid():
+        raise FolderRefused(f"The folder {path} belongs to user {found.st_uid}. {advice}")
+
+
 def private_folder(path: Path, setting: str) -> None:
     """Make `path` a folder that only this user may enter; its parents must be there.
 
@@ -42,19 +59,17 @@ def private_folder(path: Path, setting: str) -> None:
     Raises:
         FolderRefused: it is a link, no folder, somebody else's, or cannot be made.
     """
-    advice = f"Remove it, or set {setting} to a folder of your own."
+    require_own(path, setting)
     try:
         path.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        found = path.lstat()
-        if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
-            raise FolderRefused(f"The folder {path} is a link or no folder. {advice}")
-        if found.st_uid != os.geteuid():
-            raise FolderRefused(f"The folder {path} belongs to user {found.st_uid}. {advice}")
-        if stat.S_IMODE(found.st_mode) != FOLDER_MODE:
+        require_own(path, setting)  # somebody may have been quicker
+        if stat.S_IMODE(path.lstat().st_mode) != FOLDER_MODE:
             path.chmod(FOLDER_MODE)
     except OSError as exc:
         why = os.strerror(exc.errno or 0)
-        raise FolderRefused(f"The folder {path} cannot be made ({why}). {advice}") from exc
+        raise FolderRefused(
+            f"The folder {path} cannot be made ({why}). Set {setting} to another one."
+        ) from exc
 
 
 def create_private(path: Path) -> BinaryIO:

@@ -41,7 +41,8 @@ from musetalk_pipeline.errors import (
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.addresses import AddressPolicy
 from serve_app.config_file import ConfigInvalid, faults_of, read_config_file
-from serve_app.downloads import Downloaded, download
+from serve_app.download_body import Downloaded
+from serve_app.downloads import download
 from serve_app.identity import detect_gpu_class, gpu_class
 from serve_app.logs import set_up_logging
 from serve_app.one_shot import VARIABLES, OneShot, first_line, make_room, read_one_shot

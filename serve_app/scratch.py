@@ -20,7 +20,13 @@ import time
 from pathlib import Path
 
 from musetalk_pipeline.errors import StageFailed
-from serve_app.private_files import FOLDER_MODE, FolderRefused, make_folder, private_folder
+from serve_app.private_files import (
+    FOLDER_MODE,
+    FolderRefused,
+    make_folder,
+    private_folder,
+    require_own,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +121,17 @@ class Scratch:
 def default_work_dir() -> Path:
     """Return this user's own folder among the temporary files."""
     return Path(tempfile.gettempdir()).absolute() / f"lipsync-serve-{os.geteuid()}"
+
+
+def check_root(root: Path) -> None:
+    """Look at the scratch root and the default parent, where they are there; make nothing.
+
+    Raises:
+        FolderRefused: as `make_root`.
+    """
+    if root.parent == default_work_dir():
+        require_own(root.parent, SETTING)
+    require_own(root, SETTING)
 
 
 def make_root(root: Path) -> None:

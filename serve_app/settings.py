@@ -27,10 +27,10 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
-from serve_app.downloads import DownloadLimits
-from serve_app.private_files import make_folder, private_folder
+from serve_app.download_body import DownloadLimits
+from serve_app.private_files import make_folder, private_folder, require_own
 from serve_app.schemas import Params
-from serve_app.scratch import default_work_dir, make_root
+from serve_app.scratch import check_root, default_work_dir, make_root
 
 # Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
 Mode = Literal["poll", "buffer", "queue"]
@@ -473,15 +473,24 @@ class Folders:
     state: Path
 
 
+def check_folders(args: AppArgs, env: Environment) -> None:
+    """Look at the working folders that are there already, and make nothing.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted. The sentence names the setting.
+    """
+    folders = _folders(args, env)
+    check_root(folders.scratch)
+    require_own(folders.state.resolve(), "state_dir")
+
+
 def make_folders(args: AppArgs, env: Environment) -> Folders:
     """Create the working folders; relative ones are taken from the working directory.
 
     Raises:
         FolderRefused: one of them cannot be trusted or made. The sentence names the setting.
     """
-    work = env.work_dir or args.work_dir or default_work_dir()
-    results = env.result_dir or args.result_dir
-    folders = Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
+    folders = _folders(args, env)
     make_root(folders.scratch)
     if not folders.results.is_dir():
         # One that is there keeps its mode: the operator may share it. The files in it are private.
@@ -490,3 +499,9 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     # The registry holds signed addresses. A link that the operator made is followed.
     private_folder(folders.state.resolve(), "state_dir")
     return folders
+
+
+def _folders(args: AppArgs, env: Environment) -> Folders:
+    work = env.work_dir or args.work_dir or default_work_dir()
+    results = env.result_dir or args.result_dir
+    return Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))

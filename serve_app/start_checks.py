@@ -26,7 +26,14 @@ from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.published import published
 from serve_app.config_file import ConfigFile, ConfigInvalid, Place, faults_of, read_config_file
-from serve_app.settings import AppArgs, Environment, EnvironmentInvalid, read_environment
+from serve_app.private_files import FolderRefused
+from serve_app.settings import (
+    AppArgs,
+    Environment,
+    EnvironmentInvalid,
+    check_folders,
+    read_environment,
+)
 
 IMPORT_PATH = "serve_app.app:build_app"
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Serve's own
@@ -83,6 +90,7 @@ def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
     start = _start(file, place, env, environ)
     faults = [file.fault((*place, *below), text) for below, text in _machine_faults(start)]
     faults += _port_faults(start)
+    faults += _folder_faults(start)
     if faults:
         raise ConfigInvalid(*faults)
     return start
@@ -185,6 +193,16 @@ def _machine_faults(start: Start) -> Iterator[tuple[Place, str]]:
                         "(see `nvidia-smi` and CUDA_VISIBLE_DEVICES)"
                     ),
                 )
+
+
+def _folder_faults(start: Start) -> Iterator[str]:
+    """Yield why a working folder cannot be trusted, if the replicas run on this machine."""
+    if start.cluster is not None:
+        return
+    try:
+        check_folders(start.args, start.env)
+    except FolderRefused as exc:
+        yield str(exc)
 
 
 def _weight_faults(args: AppArgs, env: Environment) -> Iterator[tuple[Place, str]]:

@@ -26,7 +26,8 @@ from musetalk_pipeline.errors import (
 )
 from serve_app.addresses import AddressPolicy
 from serve_app.connections import Network
-from serve_app.downloads import DownloadLimits, download
+from serve_app.download_body import DownloadLimits
+from serve_app.downloads import download
 from serve_app.one_shot import VARIABLES, read_one_shot
 from serve_app.run_job import exit_code
 

@@ -38,7 +38,8 @@ from musetalk_pipeline.errors import (
 )
 from serve_app.addresses import AddressPolicy
 from serve_app.connections import Network
-from serve_app.downloads import Downloaded, DownloadLimits, download
+from serve_app.download_body import Downloaded, DownloadLimits
+from serve_app.downloads import download
 from serve_app.redact import RedactingFilter
 from tests.hostile.raw_server import Exchange, RawServer, Script, serve
 
@@ -1047,7 +1048,8 @@ import asyncio, json, os, sys
 from pathlib import Path
 from musetalk_pipeline.errors import PipelineError
 from serve_app.addresses import AddressPolicy
-from serve_app.downloads import DownloadLimits, download
+from serve_app.download_body import DownloadLimits
+from serve_app.downloads import download
 try:
     asyncio.run(download(sys.argv[1], Path("/mnt/clip.mp4"), policy=AddressPolicy(),
                          limits=DownloadLimits(), allowed_folders=[Path(sys.argv[2])]))

@@ -317,3 +317,15 @@ def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
     )
     assert last_error(message) == "a.onnx does not exist. Make it with `x: y`."
     assert last_error("") == "Serve does not say why"
+
+
+# --- the working folders --------------------------------------------------------------------------
+
+
+def test_a_scratch_folder_that_is_a_link_refuses_the_start(tmp_path: Path) -> None:
+    """Mend 4.7: in a shared place somebody else may have made it."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "jobs").symlink_to(tmp_path / "elsewhere")
+    [said] = faults(config(tmp_path), {"MUSETALK_WORKDIR": str(tmp_path)})
+    assert said.startswith(f"The folder {tmp_path}/jobs is a link")
+    assert "MUSETALK_WORKDIR" in said
