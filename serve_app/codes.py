@@ -33,7 +33,6 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "link_expired": "Ask for the job again: the answer has a new link.",
         "too_many_guesses": "Wait as long as Retry-After says, and send the right key or link.",
         # The worker's state.
-        "too_many_joined": "Enter the job under another id.",
         "queue_full": "Send it again when Retry-After seconds have passed, or to another worker.",
         "busy": "Send it again when Retry-After seconds have passed, or to another worker.",
         "too_many_readers": "Send it again when Retry-After seconds have passed.",
