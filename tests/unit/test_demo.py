@@ -121,7 +121,7 @@ def test_child_works_for_nobody_else_and_asks_for_a_key(
     assert env["LIPSYNC_ALLOWED_FOLDERS"] == "/theirs:/a:/b"
     assert env["RAY_ADDRESS"] == "local"
     assert env["RAY_TMPDIR"] == str(tmp_path)
-    assert env["INTERNAL_API_KEY"] == "secret"
+    assert env["INGRESS_API_KEY"] == "secret"
 
 
 @pytest.fixture
