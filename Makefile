@@ -4,8 +4,6 @@ SHELL := /bin/bash
 .PHONY: help run serve test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
-# Ray must neither join a cluster that runs here nor report home.
-RAY_ENV := RAY_ADDRESS=local RAY_USAGE_STATS_ENABLED=0
 
 # Which tests `make test` runs; TESTS=tests/unit narrows it further.
 MARKS := not slow and not gpu
@@ -34,9 +32,9 @@ run:  ## set up, start the application, do one job, show where the result is, st
 	@scripts/setup.sh base
 	@$(PY) -m serve_app.demo
 
-serve:  ## set up and keep serving (Ctrl-C stops); CONFIG=serve_config.gpu.yaml for a GPU
+serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base
-	@$(RAY_ENV) .venv/bin/serve run "$$CONFIG"
+	@exec $(PY) -m serve_app.launch "$$CONFIG"
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
@@ -80,7 +78,7 @@ bench:  ## the benchmarks, one after the other (BENCH=networks for one); minutes
 	@scripts/setup.sh dev
 	@set -e; $(foreach name,$(BENCH),echo "== $(name)"; $(PY) benchmarks/$(name).py $(BENCH_$(name));)
 
-mm:  ## the mmpose stack for `landmarks: mmpose` (compiles for a minute)
+mm:  ## the mmpose stack for `landmarks: mmpose`, where nothing but `make run` was set up
 	@scripts/setup.sh base
 	@scripts/install-mm.sh
 

@@ -7,7 +7,8 @@
 #    stamp of the last complete set-up; equal means done, without a call to pip or apt
 # 2. system tools: by apt-get where we are root, otherwise one line names the command
 # 3. .venv with Python 3.11; torch in the build that fits; the locks, without their dependencies
-# 4. a check that the result works and that torchvision is absent; then the stamp
+# 4. for `dev` the mmpose stack, which its tests need; where it cannot be installed they are skipped
+# 5. the command `serve`; a check that the result works and that torchvision is absent; the stamp
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -147,6 +148,35 @@ install_locks() {
   pip install --no-deps "${files[@]}"
 }
 
+# Its tests are skipped without it, so a machine where it does not install still runs the others. It
+# is tried again when the stamp no longer fits: `make clean`, or a changed lock.
+want_mm() {
+  say "installing the mmpose stack, for its tests"
+  local log=$CACHE/install-mm.log
+  scripts/install-mm.sh "$VENV/bin/python" >"$log" 2>&1 ||
+    say "the mmpose stack could not be installed, so its tests are skipped ($log; 'make mm' tries again)"
+}
+
+# `serve run` of this project's configurations is checked as `make serve` is; the rest is Ray's.
+write_serve_command() {
+  local file=$VENV/bin/serve
+  cat >"$file.new" <<PY
+#!$PWD/$VENV/bin/python
+"""Ray's command \`serve\`; \`serve run\` of a lip-sync configuration starts serve_app.launch."""
+import os
+import sys
+
+sys.path.insert(0, os.getcwd())
+try:
+    from serve_app.serve_command import main
+except ModuleNotFoundError:  # called from another project's folder
+    from ray.serve.scripts import cli as main
+sys.exit(main())
+PY
+  chmod 755 "$file.new"
+  mv "$file.new" "$file"
+}
+
 check_result() {
   "$VENV/bin/python" - "$1" <<'PY'
 import importlib.util
@@ -171,7 +201,7 @@ PY
 digest_of() {
   local profile=$1 build=$2
   { cat requirements/torch.in requirements/base.lock requirements/files.txt scripts/setup.sh
-    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt
+    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt scripts/install-mm.sh
     echo "$PWD $build"
   } | sha256sum | cut -d' ' -f1
 }
@@ -199,6 +229,8 @@ main() {
   make_venv "$python"
   install_torch "$build"
   install_locks "$profile"
+  [[ $profile == base ]] || want_mm
+  write_serve_command
   check_result "$build"
   echo "$digest" >"$VENV/.stamp-$profile"
   [[ $profile == base ]] || digest_of base "$build" >"$VENV/.stamp-base"

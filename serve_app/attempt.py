@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
 from serve_app.job import CANCELLED, Job, Verdict
+from serve_app.job_log import log_end
 from serve_app.jobs import JobRegistry
-from serve_app.metrics import JOBS_ENDED
 from serve_app.outcomes import failure_of
 from serve_app.schemas import Outcome, Phase, Progress, Success
 from serve_app.state_file import StateThreads, StateUnavailable
@@ -151,7 +151,7 @@ class LivingAttempt:
         if await self._until_stored(
             lambda: self._registry.finish(job, outcome, last, tuple(self._phases))
         ):
-            log_end(job, outcome)
+            log_end(job, outcome, last)
         else:
             logger.warning("late outcome dropped", extra={"job_id": job.id})
 
@@ -211,14 +211,3 @@ def outcome_of(
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
     return Success(finished.output_url, finished.metrics, finished.warnings), done
-
-
-def log_end(job: Job, outcome: Outcome) -> None:
-    """Log a job's end, once."""
-    extra = {"job_id": job.id, "attempt": job.attempt}
-    if isinstance(outcome, Success):
-        logger.info("job succeeded", extra=extra)
-        JOBS_ENDED.inc(tags={"outcome": "succeeded"})
-    else:
-        JOBS_ENDED.inc(tags={"outcome": "cancelled" if outcome.cancelled else "failed"})
-        logger.info("job failed", extra={**extra, "code": outcome.code, "stage": outcome.stage})

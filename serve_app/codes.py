@@ -37,6 +37,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "busy": "Send it again when Retry-After seconds have passed, or to another worker.",
         "too_many_readers": "Send it again when Retry-After seconds have passed.",
         "unavailable": "Send it again when Retry-After seconds have passed; its job goes on.",
+        "stopping": "Send it to another worker, or to this one when it runs again.",
         "starting": "Wait until /hc answers 200, then send it again.",
         "state_unavailable": "Send it again later; the operator looks at the state folder's space.",
         "internal_error": "Send it again; if it fails again, report it with the worker's log.",

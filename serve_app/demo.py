@@ -1,7 +1,7 @@
 """`make run`: one job through the real application, from start to a video that can be watched.
 
 1. find or make the input (the user's files, or the demo's own)
-2. start `serve run serve_config.yaml` as a child, with a Ray session and a registry of its own
+2. start the launcher as a child, with a Ray session and a registry of its own
 3. wait for `GET /hc`
 4. `POST /generate`, and draw `GET /v1/avatar/jobs/{id}/events` as a progress bar meanwhile
 5. fetch the result into `out/`, draw the contact sheet
@@ -36,6 +36,7 @@ import yaml
 from tqdm import tqdm
 
 from musetalk_pipeline.contact_sheet import write_contact_sheet
+from serve_app.config_file import ConfigInvalid, read_config_file
 from serve_app.demo_media import SpeechMissing, demo_speech, demo_video
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ SPEECH_ROOTS = (Path("/"), ROOT / ".cache" / "speech")
 
 START_TIMEOUT_S = 300.0  # a cold disk and a GPU's first kernels; seconds on a warm machine
 JOB_TIMEOUT_S = 3600.0  # the longest input that the default configuration accepts
-STOP_TIMEOUT_S = 40.0  # Serve lets requests end within 20 s
+STOP_TIMEOUT_S = 40.0  # four seconds on a busy machine
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.25
 LOG_LINES = 30
@@ -135,17 +136,24 @@ def _family(host: str) -> socket.AddressFamily:
 def own_config(config: Path, scratch: Path) -> tuple[Path, int]:
     """Write a copy of `config` for this run into `scratch`; return its path and port.
 
-    Two things differ: the job registry is the run's own, so that it neither resumes nor leaves
-    jobs of `make serve`, and the port is another one where that of `config` is taken.
+    What differs: the job registry is the run's own, so that it neither resumes nor leaves jobs of
+    `make serve`; the port is another one where that of `config` is taken; any port for metrics.
+
+    Raises:
+        DemoFailed: there is no such file, or it is no configuration.
     """
-    document: dict[str, Any] = yaml.safe_load(config.read_text())
+    try:
+        document = read_config_file(config).values
+    except ConfigInvalid as invalid:
+        raise DemoFailed(str(invalid)) from None
     options = document.setdefault("http_options", {})
     host, port = options.get("host", "127.0.0.1"), options.get("port", 8000)
     if not is_free(host, port):
         options["port"] = free_port(host)
         say(f"port {port} is taken, using {options['port']}")
-    for app in document["applications"]:
+    for app in document.get("applications") or ():
         app.setdefault("args", {})["state_dir"] = str(scratch / "state")
+        app["args"]["metrics_port"] = 0  # `make serve` may run beside this
     copy = scratch / config.name
     copy.write_text(yaml.safe_dump(document))
     return copy, options.get("port", port)
@@ -161,7 +169,6 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
     return env | {
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(ray_folder),
-        "RAY_USAGE_STATS_ENABLED": "0",
         "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
         # All that the application writes lies below one folder, which goes with it.
         "TMPDIR": str(ray_folder),
@@ -180,10 +187,9 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
     # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
     ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-run-", dir="/tmp"))
     config, port = own_config(config, ray_folder)
-    serve = Path(sys.executable).with_name("serve")
     with log.open("wb") as sink:
         process = subprocess.Popen(
-            [serve, "run", str(config)],
+            [sys.executable, "-m", "serve_app.launch", str(config)],
             cwd=ROOT,
             env=environment(ray_folder, port, folders, key),
             stdin=subprocess.DEVNULL,
@@ -198,13 +204,13 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
 
 
 def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
-    """End `serve run` politely, then whatever of its Ray session is still there.
+    """End the launcher politely, then whatever of its Ray session is still there.
 
     The session's processes are known by the folder in their environment: unlike the process tree,
     that holds after a parent has died.
     """
     if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -363,7 +369,7 @@ def parse_arguments() -> argparse.Namespace:
         ("audio", "a file or an http(s) address (default: recorded speech)"),
         ("resolution", "720p, 640x360, source"),
         ("aspect-ratio", "9:16, 16:9, 1:1, source"),
-        ("config", "what `serve run` starts (default: serve_config.yaml)"),
+        ("config", "what is started (default: serve_config.yaml)"),
     ):
         variable = name.upper().replace("-", "_")
         parser.add_argument(f"--{name}", default=os.environ.get(variable) or None, help=text)

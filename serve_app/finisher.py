@@ -14,9 +14,9 @@ from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, show_glimpse
 from musetalk_pipeline.stages import compose_segment
-from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
+from serve_app.replica_setup import set_up_replica
 from serve_app.retention import retention
 from serve_app.selection import build_store
 from serve_app.settings import AppArgs, make_folders, read_environment
@@ -32,7 +32,7 @@ class Finisher:
 
     def __init__(self, args: AppArgs) -> None:
         self._env = read_environment()
-        set_up_logging(self._env)
+        set_up_replica(self._env)
         self._media = NodeMedia(args, self._env)
         self._media.scratch.start_janitor()
         self._store = build_store(args, self._env)

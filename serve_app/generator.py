@@ -12,8 +12,8 @@ from musetalk_pipeline.options import JobOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, draw_glimpse
 from serve_app.identity import detect_gpu_class, gpu_class
-from serve_app.logs import set_up_logging
 from serve_app.metrics import FRAMES_DRAWN, STAGE_SECONDS
+from serve_app.replica_setup import set_up_replica
 from serve_app.selection import build_engine, device_of
 from serve_app.settings import AppArgs, PoolSettings, read_environment
 from serve_app.threads import Worker
@@ -28,7 +28,7 @@ class Generator:
     def __init__(self, args: AppArgs, pool: PoolSettings) -> None:
         started = time.monotonic()
         env = read_environment()
-        set_up_logging(env)
+        set_up_replica(env)
         self._thread = Worker(1, "engine")
         self._engine = build_engine(args, pool, env)
         self._thread.run_here(self._engine.warm_up)

@@ -5,6 +5,7 @@ Jobs run inside accepted requests to this deployment's own handle; slots.py says
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from serve_app.answers import job_body
 from serve_app.api import BadField, RequestRefused, build_api, failure_answer, generate_answer
 from serve_app.background import run_again
 from serve_app.callers import CallerRules
+from serve_app.console import LAST_WORDS
 from serve_app.doorkeeper import Doorkeeper
 from serve_app.driver import Graph, JobDriver, Pool
 from serve_app.events import job_events
@@ -33,12 +35,12 @@ from serve_app.jobs import JobRegistry
 from serve_app.lenient import read_leniently
 from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
-from serve_app.logs import set_up_logging
 from serve_app.notifications import notify_forever
-from serve_app.outcomes import job_ended, refused
+from serve_app.outcomes import busy, job_ended, refused
 from serve_app.polling import Polling, polling_rules
 from serve_app.pushed import PushedReports, report_rules
 from serve_app.readiness import Readiness
+from serve_app.replica_setup import set_up_replica
 from serve_app.schemas import Failure, JobCreate, JobRequest, PreviewRequest
 from serve_app.selection import build_store
 from serve_app.service import JobService
@@ -57,9 +59,15 @@ from serve_app.webhooks import WebhookSender
 
 logger = logging.getLogger(__name__)
 
+ANSWER_S = 2.0  # a caller whose job has ended is answered well within this
+STOPPING_RETRY_S = 30
+
 
 class Ingress:
     """One replica of the ingress. Its public methods are the routes of api.py."""
+
+    _waiting = 0  # callers of POST /generate
+    _is_stopping = False
 
     def __init__(
         self,
@@ -70,7 +78,7 @@ class Ingress:
         app_name: str,
     ) -> None:
         self._env = read_environment()
-        set_up_logging(self._env)
+        set_up_replica(self._env)
         folders = make_folders(args, self._env)
         self._store = LocalStore(folders.results)
         self._let_in(args, folders.state)
@@ -136,6 +144,18 @@ class Ingress:
         """Run one job if one comes within a few seconds; called by the slots themselves."""
         await self._slots.work(slot)
 
+    async def drain(self) -> None:
+        """Begin no job any more; return when those that run have ended and were answered.
+
+        What waits in the queue stays there for the next start; who waits for it is cut off.
+        """
+        self._is_stopping = True
+        await self._slots.stop()
+        until = time.monotonic() + ANSWER_S
+        while self._waiting and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        logger.info(LAST_WORDS)
+
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
         tell = None if self._pushed is None else self._pushed.tell
@@ -166,7 +186,11 @@ class Ingress:
     def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
         rules = report_rules(self._env)
         if rules is None:
+            if self._env.mode == "queue" and self._env.orchestrator_url is not None:
+                logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
             return None
+        # Said, because this environment may have been a poller's: WORKER_TYPE alone is missing.
+        logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
         return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
 
     def _batch_size(self) -> int | None:
@@ -178,20 +202,25 @@ class Ingress:
 
     async def hc(self) -> JSONResponse:
         """200 once every stage can take a job, 503 before."""
-        ready = await self._readiness.is_ready()
-        status = "ok" if ready else "starting"
+        ready, status = await self._status()
         return JSONResponse({"status": status}, status_code=200 if ready else 503)
 
     async def health(self) -> JSONResponse:
         """Like /hc, and what draws the mouth on what."""
-        ready = await self._readiness.is_ready()
+        ready, status = await self._status()
         body = {
-            "status": "ok" if ready else "starting",
+            "status": status,
             "service": SERVICE_NAME,
             "version": API_VERSION,
             **self._readiness.facts(),
         }
         return JSONResponse(body, status_code=200 if ready else 503)
+
+    async def _status(self) -> tuple[bool, str]:
+        if self._is_stopping:
+            return False, "stopping"
+        ready = await self._readiness.is_ready()
+        return ready, "ok" if ready else "starting"
 
     async def ping(self) -> JSONResponse:
         """Version, build and load, for the fleet's own checks."""
@@ -229,8 +258,13 @@ class Ingress:
         """
         request, warnings = self._read(payload)
         ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
+        self._refuse_while_stopping()
         job = await self._service.submit(request, Origin.SYNC, ticket)
-        job = await self._service.wait(job.id)
+        self._waiting += 1
+        try:
+            job = await self._service.wait(job.id)
+        finally:
+            self._waiting -= 1
         links = self._links.answering(http.scope)
         return generate_answer(job, links, stack_traces=self._args.stack_traces)
 
@@ -265,6 +299,7 @@ class Ingress:
         idempotency_key: Annotated[str | None, Header(max_length=256)] = None,
     ) -> JSONResponse:
         """Answer at once; the same Idempotency-Key and content give the same job."""
+        self._refuse_while_stopping()
         warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
             await self._check_webhook(create.webhook_url)
@@ -335,6 +370,12 @@ class Ingress:
         return FileResponse(path)
 
     # Rules -----------------------------------------------------------------------------------
+
+    def _refuse_while_stopping(self) -> None:
+        if self._is_stopping:
+            later = {"Retry-After": str(STOPPING_RETRY_S)}
+            message = "This worker is stopping and takes no new job."
+            raise RequestRefused(busy(503, "stopping", message), later)
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:

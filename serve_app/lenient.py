@@ -155,7 +155,9 @@ def _params(given: object, warnings: list[str]) -> Params:
     if unknown:
         warnings.append(f"params: {_listed(unknown)} not known here and ignored.")
     good: dict[str, Any] = {}
-    for name in Params.model_fields.keys() & given.keys():
+    for name in Params.model_fields:
+        if name not in given:
+            continue
         try:
             Params.model_validate({name: given[name]})
         except ValidationError as exc:

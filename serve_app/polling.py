@@ -59,7 +59,8 @@ def polling_rules(env: Environment) -> PollingRules | None:
     """Return how to poll, None in queue mode.
 
     Raises:
-        EnvironmentInvalid: polling without an orchestrator or a key, or as an unknown worker type.
+        EnvironmentInvalid: polling without an orchestrator or a key that can be used, or as an
+            unknown worker type.
     """
     if env.mode == "queue":
         return None
@@ -71,6 +72,7 @@ def polling_rules(env: Environment) -> PollingRules | None:
         raise EnvironmentInvalid(
             f"Jobs are to be claimed ({env.mode} mode), so INTERNAL_API_KEY must be set"
         )
+    check_connection(env.polling_url, env.internal_api_key)
     if env.is_buffer:  # its requests carry no worker type, so any will do
         interval_s = env.buffer_poll_interval_s
         return PollingRules(env.polling_url, env.internal_api_key, "main", True, interval_s)
@@ -78,6 +80,19 @@ def polling_rules(env: Environment) -> PollingRules | None:
     if kind is None:
         raise EnvironmentInvalid(f"WORKER_TYPE must be one of {', '.join(WORKER_TYPES)}")
     return PollingRules(env.polling_url, env.internal_api_key, kind, False, env.poll_interval_s)
+
+
+def check_connection(base_url: str, api_key: str) -> None:
+    """See that an address and a key can be used at all; nothing is connected to.
+
+    Raises:
+        EnvironmentInvalid: they cannot. The sentence repeats neither.
+    """
+    try:
+        OrchestratorHttp(base_url, api_key)
+    except ValueError as exc:
+        text = str(exc).replace("the orchestrator's base URL", "ORCHESTRATOR_BASE_URL")
+        raise EnvironmentInvalid(text) from None
 
 
 class Polling:

@@ -12,9 +12,9 @@ from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import Glimpse, take_glimpse
 from musetalk_pipeline.stages import prepare_block
-from serve_app.logs import set_up_logging
 from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
+from serve_app.replica_setup import set_up_replica
 from serve_app.selection import build_detector, build_listener, needs_parse_inputs
 from serve_app.settings import AppArgs, read_environment
 from serve_app.threads import Worker
@@ -28,7 +28,7 @@ class Preprocessor:
 
     def __init__(self, args: AppArgs) -> None:
         env = read_environment()
-        set_up_logging(env)
+        set_up_replica(env)
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)

@@ -70,7 +70,14 @@ class ProgressReporter:
             return  # the final report says so, and must be the only one that does
         phase = Phase.PREPARING if progress.phase is Phase.QUEUED else progress.phase.reported
         fraction = min(1.0, max(self._newest.fraction, progress.fraction))
-        self._newest = replace(progress, phase=phase, fraction=fraction)
+        is_past_drawing = self._newest.phase is Phase.INFERRING and phase is not Phase.INFERRING
+        if is_past_drawing and progress.frames_done > self._newest.frames_done:
+            # Where one segment is all, the frames are counted when they are no longer being drawn.
+            self._say(replace(progress, phase=Phase.INFERRING, fraction=self._newest.fraction))
+        self._say(replace(progress, phase=phase, fraction=fraction))
+
+    def _say(self, progress: Progress) -> None:
+        self._newest = progress
         said, self._said = self._said, self._state()
         if self._said.phase != said.phase:
             self._unsent.append(self._said)

@@ -22,6 +22,7 @@ from serve_app.background import run_again
 from serve_app.identity import kept_id, worker_id
 from serve_app.job import Job
 from serve_app.outbox import Outbox
+from serve_app.polling import check_connection
 from serve_app.reported_run import Note, ReportedRun, end_of
 from serve_app.schemas import Failure, Outcome
 from serve_app.service import JobService
@@ -41,9 +42,14 @@ class ReportRules:
 
 
 def report_rules(env: Environment) -> ReportRules | None:
-    """Return whom to report pushed jobs to; None if jobs are claimed, or nobody is named."""
+    """Return whom to report pushed jobs to; None if jobs are claimed, or nobody is named.
+
+    Raises:
+        EnvironmentInvalid: the orchestrator's address or the key cannot be used.
+    """
     if env.mode != "queue" or env.orchestrator_url is None or env.internal_api_key is None:
         return None
+    check_connection(env.orchestrator_url, env.internal_api_key)
     return ReportRules(env.orchestrator_url, env.internal_api_key)
 
 

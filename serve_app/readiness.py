@@ -18,6 +18,7 @@ from serve_app.transfers import Description
 logger = logging.getLogger(__name__)
 
 FRESH_S = 2.0  # a look at the controller costs about 10 ms
+SOON_S = 0.25  # while something is missing: whoever waits for the start asks often
 CALL_TIMEOUT_S = 10.0
 PREFLIGHT_TIMEOUT_S = 60.0
 _UNANSWERED = (TimeoutError, RayError, RayServeException)
@@ -51,7 +52,7 @@ class Readiness:
         Looking it up is no part of the request that asks: a client that goes away would have Ray
         cancel the calls within, from another thread than that of their event loop.
         """
-        if time.monotonic() - self._looked_at > FRESH_S:
+        if time.monotonic() - self._looked_at > (FRESH_S if self._ready else SOON_S):
             if self._looking is None:
                 self._looking = asyncio.create_task(self._refresh(), context=Context())
             await asyncio.wait({self._looking})

@@ -228,6 +228,9 @@ class AppArgs(Section):
     work_dir: Path | None = Field(None, description="Scratch; none: a folder in the temp dir.")
     result_dir: Path = Field(Path("out/files"), description="Finished videos, without B2.")
     state_dir: Path = Field(Path(".state"), description="The job registry and unsent reports.")
+    metrics_port: int = Field(
+        9464, ge=0, le=65535, description="Prometheus metrics, on 127.0.0.1; 0: any free port."
+    )
     public_base_url: str | None = Field(
         None, description="What links begin with; none: what the request came by."
     )
@@ -291,6 +294,7 @@ class Environment:
     allow_anonymous: bool = False
     allow_local_store: bool = False
     legacy_size_source: bool = False
+    logs_json: bool = False
     worker_token: str | None = field(default=None, repr=False)
     ping_is_public: bool = False
     orchestrator_url: str | None = None
@@ -405,6 +409,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         allow_anonymous=variables.flag("ALLOW_ANONYMOUS"),
         allow_local_store=variables.flag("ALLOW_LOCAL_STORE"),
         legacy_size_source=(text("LEGACY_SIZE") or "").lower() == "source",
+        logs_json=(text("LIPSYNC_LOG_ENCODING") or "").upper() == "JSON",
         worker_token=text("WORKER_TOKEN"),
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
         orchestrator_url=text("ORCHESTRATOR_BASE_URL"),

@@ -8,6 +8,7 @@ An answer that never comes, or a call that was cancelled by nobody here, is ther
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -40,11 +41,23 @@ class Slots:
         self._call_s = call_s
         self._lost_s = lost_s
         self._at_work: set[int] = set()
+        self._stopping = asyncio.Event()
         self._seen: dict[int, float] = {}  # when a call for that slot was last at work here
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no job is begun here any more."""
+        return self._stopping.is_set()
+
+    async def stop(self) -> None:
+        """Begin no job any more, and return when the calls that do one have ended."""
+        self._stopping.set()
+        while self._at_work:
+            await asyncio.sleep(LOOK_S)
+
     async def keep(self, slot: int) -> None:
-        """Call for ever. Ends only when it is cancelled."""
-        while True:
+        """Call until `stop`."""
+        while not self.is_stopping:
             # In a task of its own: a cancellation of the call is not one of this loop.
             call = asyncio.create_task(self._called(slot))
             try:
@@ -58,11 +71,12 @@ class Slots:
         until = loop.time() + self._call_s
         if slot in self._at_work:
             # Another replica, draining, has its slots' calls sent here: this one is taken.
-            await asyncio.sleep(self._call_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._call_s)
             return
         self._at_work.add(slot)
         try:
-            while loop.time() < until:
+            while loop.time() < until and not self.is_stopping:
                 if await self._do_next(slot):
                     return
                 await asyncio.sleep(LOOK_S)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serve_app.serve_command import run_of_ours
 from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,6 +266,105 @@ def test_unknown_profile_is_refused() -> None:
     answer = subprocess.run([SETUP, "everything"], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 1
     assert "base|dev" in answer.stderr
+
+
+# --- the mmpose stack, and the command `serve` ----------------------------------------------------
+
+
+def tree_with(folder: Path, install_mm: str) -> Path:
+    """Return a folder whose install-mm.sh is `install_mm`."""
+    (folder / "scripts").mkdir(parents=True)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    script = folder / "scripts" / "install-mm.sh"
+    script.write_text(f"#!/bin/bash\n{install_mm}\n")
+    script.chmod(0o755)
+    return folder
+
+
+def test_set_up_for_tests_installs_the_mmpose_stack(tmp_path: Path) -> None:
+    """Mend 0: fourteen tests were skipped on a fresh machine."""
+    tree = tree_with(tmp_path / "tree", 'echo "$1" > asked')
+    answer = bash("want_mm", cwd=tree)
+    assert answer.returncode == 0
+    assert (tree / "asked").read_text() == ".venv/bin/python\n"
+    text = SETUP.read_text()
+    assert "[[ $profile == base ]] || want_mm" in text
+    assert "requirements/files-dev.txt scripts/install-mm.sh" in text  # in the digest of `dev`
+
+
+def test_a_machine_where_the_mmpose_stack_does_not_install_is_told_and_set_up(
+    tmp_path: Path,
+) -> None:
+    """Mend 0."""
+    tree = tree_with(tmp_path / "tree", "echo no compiler; exit 1")
+    answer = bash("want_mm; echo goes on", cwd=tree)
+    assert (answer.returncode, answer.stdout) == (0, "goes on\n")
+    assert "could not be installed, so its tests are skipped" in answer.stderr
+    assert (tree / ".cache" / "install-mm.log").read_text() == "no compiler\n"
+
+
+@pytest.fixture
+def serve_command(tmp_path: Path) -> Path:
+    """The command `serve` that set-up writes, run by this Python."""
+    folder = tmp_path / "tree"
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (folder / ".venv" / "pyvenv.cfg").symlink_to(Path(sys.prefix) / "pyvenv.cfg")
+    (folder / ".venv" / "lib").symlink_to(Path(sys.prefix) / "lib")
+    assert bash("write_serve_command", cwd=folder).returncode == 0
+    return folder / ".venv" / "bin" / "serve"
+
+
+def run_serve(command: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [command, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_serve_run_of_our_files_is_checked_and_the_rest_is_rays(
+    serve_command: Path, tmp_path: Path
+) -> None:
+    """Mend 2.2: `serve run` of our files goes the way of `make serve`."""
+    wrong = tmp_path / "serve_config.yaml"
+    wrong.write_text((ROOT / "serve_config.yaml").read_text().replace("engine:", "enginee:"))
+    answer = run_serve(serve_command, ROOT, "run", str(wrong))
+    assert answer.returncode == 2
+    assert "unknown key `enginee`; did you mean `engine`?" in answer.stderr
+    answer = run_serve(serve_command, ROOT, "run", "nope.yaml")
+    said = "lipsync-serve: there is no configuration file nope.yaml\n"
+    assert (answer.returncode, answer.stderr) == (2, said)
+    for folder in (ROOT, tmp_path):  # and from a folder without this project
+        answer = run_serve(serve_command, folder, "run", "--help")
+        assert answer.returncode == 0 and "--working-dir" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ours"),
+    [
+        (["run", "serve_config.yaml"], ("serve_config.yaml", None)),
+        (["run", "-a", "10.0.0.7:6379", "nope.yml"], ("nope.yml", "10.0.0.7:6379")),
+        (["run", "--reload", "serve_config.yaml"], None),
+        (["run", "module:app"], None),
+        (["run", "pyproject.toml"], None),
+        (["run", ".pre-commit-config.yaml"], None),
+        (["run"], None),
+        (["status"], None),
+        ([], None),
+    ],
+)
+def test_what_serve_takes_for_itself(
+    arguments: list[str], ours: tuple[str, str | None] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run_of_ours(arguments) == ours
+
+
+def test_everything_that_serves_goes_through_the_launcher() -> None:
+    """Mend 2.2: `make serve`, the image and the demo."""
+    for file in ("Makefile", "Dockerfile.gpu"):
+        text = (ROOT / file).read_text()
+        assert "-m serve_app.launch" in text and "serve run" not in text, file
 
 
 # --- a second run ---------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ async def test_every_phase_arrives_in_order_however_short(
     assert sent(fake, "job-1") == ALL_PHASES
     assert [call.kind for call in fake.calls][-1] == "final"
     inferring = [r for r in fake.jobs["job-1"].progress if r["phase"] == "inferring"]
-    assert [report["metrics"]["frames_done"] for report in inferring] == [50]  # its newest state
+    assert [report["metrics"]["frames_done"] for report in inferring] == [100]  # its newest state
     assert fake.violations == []
 
 
@@ -125,7 +125,7 @@ async def test_a_buffer_job_is_told_as_the_predecessor_told_it(
     assert {call.path for call in fake.of("progress")} == {"/internal/jobs/job-1/progress"}
     reports = fake.jobs["buf-1"].progress
     told = [(r["phase"], r["progress"], r["metrics"]) for r in reports]
-    counts = {"frames_done": 50, "frames_total": 100}
+    counts = {"frames_done": 100, "frames_total": 100}
     assert told == [
         ("downloading", 0.05, None),
         ("inference", 0.1, None),
@@ -135,6 +135,27 @@ async def test_a_buffer_job_is_told_as_the_predecessor_told_it(
     ]
     keys = {"status", "progress", "phase", "worker_id", "metrics", "error"}
     assert {frozenset(r) for r in reports} == {frozenset(keys | {"config_label", "batch_size"})}
+    assert fake.violations == []
+
+
+@pytest.mark.parametrize("is_buffer", [False, True], ids=["main", "buffer"])
+async def test_frames_are_told_although_all_are_drawn_at_once(
+    fake: FakeOrchestrator, tmp_path: Path, is_buffer: bool
+) -> None:
+    """Mend 1.7: a job of one segment is past its drawing when its frames are counted."""
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        note(Progress(Phase.DOWNLOADING, 0.0))
+        note(Progress(Phase.INFERRING, 0.05, 0, 60))
+        note(Progress(Phase.ENCODING, 0.9, 60, 60))
+        return DONE
+
+    key = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
+    async with worker_rig(fake, tmp_path, desk=Desk(job), is_buffer=is_buffer) as rig:
+        assert await rig.worker.work_once()
+    drawn = [r["metrics"] for r in fake.jobs[key].progress if r["phase"] == "inferring"]
+    assert drawn[-1] == {"frames_done": 60, "frames_total": 60}
+    assert sent(fake, key)[-1] == "encoding"
     assert fake.violations == []
 
 

@@ -21,6 +21,7 @@ from serve_app.service import JobService
 from serve_app.settings import EnvironmentInvalid, QueueSettings, read_environment
 from serve_app.transfers import Assignment, Finished
 from serve_app.worker_options import WorkerOptions
+from tests.contract.exchange import assert_like_the_predecessor, recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 
 QUICK = WorkerOptions(
@@ -75,6 +76,7 @@ class Driver:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.finished = Finished("http://h/files/a.mp4", {"stage_times": {}, "total_time": 2.0})
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.starts = 0
@@ -88,7 +90,7 @@ class Driver:
         if self.error is not None:
             raise self.error
         report(Progress(Phase.UPLOADING, 0.95, 10, 10))
-        return Finished("http://h/files/a.mp4", {"stage_times": {}, "total_time": 2.0})
+        return self.finished
 
 
 @dataclass
@@ -102,6 +104,11 @@ class Site:
     async def push(self, job_id: str, origin: Origin = Origin.SYNC) -> None:
         request = JobRequest(musetalk_job_id=job_id, video_url="http://h/v", audio_url="http://h/a")
         await self.service.submit(request, origin)
+
+    async def forget(self, job_id: str) -> None:
+        """Make room for the same id: a success would be answered from the registry."""
+        await self.service.threads.write(self.service.registry.forget, 0)
+        assert await self.service.get(job_id) is None
 
     async def do(self) -> None:
         await self.service.work(self.pushed.tell)
@@ -161,6 +168,32 @@ async def test_a_pushed_job_is_reported_from_the_first_phase_to_its_end(
         "progress",
         "final",
     }  # it neither beats nor claims
+    assert fake.violations == []
+
+
+async def test_what_is_said_of_pushed_jobs_is_what_the_predecessor_said(
+    fake: FakeOrchestrator, site: Site
+) -> None:
+    """Same paths, keys and kinds of values, a success and a failure."""
+    end = recorded("queue", "final succeeded")["body"]
+    site.driver.finished = Finished(end["output_url"], end["metrics"])
+    queue_elsewhere(fake, "job-123")
+    await site.push("job-123")
+    await site.do()
+    await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 1)
+    # The same path again, for a job that the orchestrator handed to the queue once more.
+    [accepted] = fake.jobs["job-123"].accepted
+    succeeded = list(fake.calls)
+    assert accepted["status"] == "succeeded"
+    fake.jobs["job-123"].accepted.clear()
+    fake.hand_out_again("job-123")
+    fake._hand_out("machine-7")
+    site.driver.error = DownloadFailed("Download failed: 404 Not Found")
+    await site.forget("job-123")
+    await site.push("job-123")
+    await site.do()
+    await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 2)
+    assert_like_the_predecessor("queue", succeeded + fake.calls)
     assert fake.violations == []
 
 

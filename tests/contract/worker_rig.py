@@ -111,6 +111,7 @@ async def worker_rig(
     worker_id: str = WORKER_ID,
     outbox_capacity: int = 1000,
     clock: Callable[[], float] = time.monotonic,
+    system_info: dict[str, Any] = SYSTEM_INFO,
 ) -> AsyncIterator[Rig]:
     """Run a worker with its background tasks; end and close everything afterwards."""
     desk = desk or Desk()
@@ -121,7 +122,7 @@ async def worker_rig(
         "main",
         "salad",
         capacity=options.capacity,
-        system_info=SYSTEM_INFO,
+        system_info=system_info,
     )
 
     def connect() -> MainClient | BufferClient:

@@ -29,6 +29,7 @@ with warnings.catch_warnings():
     from serve_app.api import build_api
     from serve_app.ingress import Ingress
     from serve_app.service import JobService
+    from serve_app.slots import Slots
 
 MINIMAL = {key: GOOD[key] for key in ("musetalk_job_id", "video_url", "audio_url")}
 KEY = "internal-key-one"
@@ -365,3 +366,24 @@ async def test_a_fuzzed_ingress_never_answers_500(
         assert answer.status_code in (202, 409, 422), (answer.status_code, data)
     assert {202, 422} <= seen
     assert (await client.get("/v1/avatar/jobs")).status_code == 200
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+async def test_a_stopping_worker_takes_no_new_job(
+    doorway: Doorway, client: httpx.AsyncClient
+) -> None:
+    """Mend 2.8: callers are sent elsewhere while the jobs that run are finished."""
+
+    async def nothing(slot: int) -> bool:
+        return False
+
+    doorway._slots = Slots(nothing, nothing)
+    await doorway.drain()
+    for path, body in (("/generate", text()), ("/v1/avatar/jobs", text())):
+        answer = await client.post(path, content=body)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30"), path
+    assert doorway.registry.page(None, 10).jobs == ()
+    ready = await client.get("/hc")
+    assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})

@@ -17,7 +17,7 @@ import pytest
 
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.plan import count_output_frames, source_of
-from tests.serve.running import frames_of, media_server, probe
+from tests.serve.running import LOSSLESS, frames_of, media_server, probe
 
 FRAME_S = 1 / 25
 
@@ -120,13 +120,14 @@ def test_files_are_served_in_ranges(app, clip, speech):
 
 def test_the_output_equals_that_of_one_process(app, clip, speech, tmp_path):
     from musetalk_pipeline.engines.warp import WarpEngine, WarpListener
-    from musetalk_pipeline.options import JobOptions
+    from musetalk_pipeline.options import EncodeOptions, JobOptions
     from musetalk_pipeline.pipeline import Tools, run
 
     video, audio = clip(frames=60), speech(3.0)
-    answer = app.generate(musetalk_job_id="same", **uris(video, audio)).json()
+    answer = app.generate(musetalk_job_id="same", **uris(video, audio), params=LOSSLESS).json()
+    options = JobOptions(encode=EncodeOptions(**LOSSLESS))
     alone = tmp_path / "alone.mp4"
-    run(video, audio, alone, JobOptions(), Tools(MeshDetector(), WarpEngine(), WarpListener()))
+    run(video, audio, alone, options, Tools(MeshDetector(), WarpEngine(), WarpListener()))
     assert np.array_equal(frames_of(app.output(answer, tmp_path)), frames_of(alone))
 
 

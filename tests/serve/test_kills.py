@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.serve.running import frames_of
+from tests.serve.running import LOSSLESS, frames_of
 
 
-def media(clip, speech) -> dict[str, str]:
+def media(clip, speech) -> dict[str, object]:
     return {
         "video_url": clip(frames=100).as_uri(),
         "audio_url": speech(20.0).as_uri(),
+        "params": LOSSLESS,
     }
 
 

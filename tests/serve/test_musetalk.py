@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.serve.running import frames_of, running_app
+from tests.serve.running import LOSSLESS, frames_of, running_app
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,16 @@ def app(seeded_weights, tmp_path_factory, private_temp):
 def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip, speech, tmp_path):
     from musetalk_pipeline.engines import make_engine, make_listener
     from musetalk_pipeline.faces.mesh import MeshDetector
-    from musetalk_pipeline.options import JobOptions
+    from musetalk_pipeline.options import EncodeOptions, JobOptions
     from musetalk_pipeline.pipeline import Tools, run
 
     assert app.client.get("/health").json()["engine"] == "musetalk"
     video, audio = clip(frames=7, faceless=frozenset({3})), speech(0.4)
     answer = app.generate(
-        musetalk_job_id="tiny", video_url=video.as_uri(), audio_url=audio.as_uri()
+        musetalk_job_id="tiny",
+        video_url=video.as_uri(),
+        audio_url=audio.as_uri(),
+        params=LOSSLESS,
     )
     assert answer.status_code == 200, answer.text
     assert answer.json()["metrics"]["engine"] == "musetalk"
@@ -35,7 +38,7 @@ def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip,
         make_engine("musetalk", seeded_weights, device="cpu"),
         make_listener("musetalk", seeded_weights),
     )
-    run(video, audio, alone, JobOptions(), tools)
+    run(video, audio, alone, JobOptions(encode=EncodeOptions(**LOSSLESS)), tools)
     served = frames_of(app.output(answer.json(), tmp_path))
     assert len(served) == 10
     assert np.array_equal(served, frames_of(alone))

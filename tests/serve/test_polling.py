@@ -21,12 +21,14 @@ def orchestrator():
 def worker(orchestrator, tmp_path_factory, private_temp):
     env = {
         "ORCHESTRATOR_BASE_URL": orchestrator.url,
+        "WORKER_TYPE": "main",
+        "ALLOW_LOCAL_STORE": "true",
         "WORKER_ID": "box-1",
         "PROVIDER": "local",
         "POLL_INTERVAL_SEC": "0.5",
         "CONFIG_LABEL": "test",
     }
-    queue = {"max_concurrent_jobs": 1}
+    queue = {"max_concurrent_jobs": 2}
     with running_app(tmp_path_factory.mktemp("worker"), env=env, key=KEY, queue=queue) as app:
         yield app
 
@@ -53,6 +55,18 @@ def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_pat
     assert set(drawn) <= {0, 75}
     [beat] = {call.body["worker_type"] for call in orchestrator.of("heartbeat")}
     assert beat == "main"
+
+
+def test_two_jobs_at_a_time_are_one_workers(worker, orchestrator, media):
+    """Mend 1.5: one identity in every call, and heartbeats that name both jobs."""
+    jobs = [orchestrator.jobs[orchestrator.add_job(name, **media)] for name in ("left", "right")]
+    orchestrator.wait_until(lambda: all(job.accepted for job in jobs), 120)
+    assert {job.worker_id for job in jobs} == {"box-1"}
+    beats = [call.body["jobs"] for call in orchestrator.of("heartbeat")]
+    assert {"left", "right"} in [{each["musetalk_job_id"] for each in named} for named in beats]
+    named = {call.path.split("/")[4] for call in orchestrator.of("heartbeat")}
+    assert named == {"box-1"}
+    assert {call.body["capacity"] for call in orchestrator.of("register")} == {2}
 
 
 def test_bad_input_is_reported_with_its_own_words(worker, orchestrator, media):

@@ -30,6 +30,7 @@ class Describing:
 def readiness(monkeypatch):
     monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 0.05)
     monkeypatch.setattr(readiness_module, "FRESH_S", 0.0)
+    monkeypatch.setattr(readiness_module, "SOON_S", 0.0)
     pool = Pool("cpu", Describing(), capacity=1, usd_per_frame=0.0)
     return Readiness(Graph(None, (pool,), None), "lipsync")
 

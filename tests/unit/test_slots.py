@@ -90,3 +90,29 @@ async def test_a_slot_does_one_job_at_a_time_whoever_calls():
 async def test_a_call_without_work_ends_soon():
     async with asyncio.timeout(5):  # is the check
         await Site().slots.work(0)
+
+
+async def test_a_stop_waits_for_the_running_job_and_begins_no_other():
+    """Mend 2.8: a stop in the middle of a job finishes it."""
+    site = Site()
+    site.waiting, site.job_s = 2, 0.2
+    keeping = asyncio.create_task(site.slots.keep(0))
+    async with asyncio.timeout(10):
+        while not site.at_once:
+            await asyncio.sleep(0.01)
+        await site.slots.stop()
+        assert (site.done, site.waiting) == (1, 1)
+        await keeping
+    assert (site.done, site.waiting) == (1, 1)
+
+
+async def test_a_stop_of_an_idle_slot_does_not_wait_for_its_call():
+    """Mend 2.8: an idle worker took five seconds for its slots' calls alone."""
+    site = Site()
+    site.slots = Slots(site.call, site.do_next, call_s=1e6)
+    keeping = asyncio.create_task(site.slots.keep(0))
+    async with asyncio.timeout(10):
+        while not site.calls:
+            await asyncio.sleep(0.01)
+        await site.slots.stop()
+        await keeping

@@ -1,0 +1,287 @@
+"""What is looked at before Ray is started, so that a start that cannot succeed ends at once.
+
+1. the configuration: every key and value of the file, ours and Ray's
+2. the environment: numbers, storage that is set in part, polling without a store to upload to
+3. the machine: weights, ports, a GPU
+
+Every fault is a sentence. Light to import; only `ray_faults` imports Ray.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from pydantic import BaseModel
+
+from musetalk_pipeline.faces.dwpose import WEIGHTS
+from musetalk_pipeline.networks.files import missing_files
+from musetalk_pipeline.published import published
+from serve_app.config_file import ConfigFile, ConfigInvalid, Place, faults_of, read_config_file
+from serve_app.settings import AppArgs, Environment, EnvironmentInvalid, read_environment
+
+IMPORT_PATH = "serve_app.app:build_app"
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Serve's own
+SHARED_STORE = ("B2_KEY_ID", "B2_APP_KEY", "B2_BUCKET_NAME")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be started, checked.
+
+    `document` is the configuration as Serve takes it, with the port that is listened on.
+    `cluster` is the address of the Ray cluster that is joined; None: one of our own, for this
+    machine alone.
+    """
+
+    document: dict[str, Any]
+    app_name: str
+    args: AppArgs
+    env: Environment
+    host: str
+    port: int
+    metrics_port: int
+    cluster: str | None
+    is_json: bool  # log lines
+
+
+def joined_cluster(environ: Mapping[str, str]) -> str | None:
+    """Return the cluster that RAY_ADDRESS names; None if it is unset or `local`."""
+    address = environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
+
+
+def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
+    """Read the configuration and look at everything that the start needs.
+
+    Raises:
+        ConfigInvalid: something is wrong; all that could be found out is said at once.
+    """
+    file = read_config_file(path)
+    place = _our_arguments(file)
+    faults = [] if place is None else faults_of(AppArgs, file, place)
+    faults += ray_faults(file)
+    env = None
+    try:
+        env = read_environment(environ)
+        faults += environment_faults(env)
+    except EnvironmentInvalid as exc:
+        faults.append(str(exc))
+    if place is None and not faults:
+        faults.append(f"{path}: no application here has `import_path: {IMPORT_PATH}`")
+    if faults:
+        raise ConfigInvalid(*faults)
+    assert place is not None and env is not None
+    start = _start(file, place, env, environ)
+    faults = [file.fault((*place, *below), text) for below, text in _machine_faults(start)]
+    faults += _port_faults(start)
+    if faults:
+        raise ConfigInvalid(*faults)
+    return start
+
+
+def _our_arguments(file: ConfigFile) -> Place | None:
+    """Return where the `args` of our application stand in the document, None if nowhere."""
+    applications = file.values.get("applications")
+    for index, application in enumerate(applications if isinstance(applications, list) else ()):
+        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
+            return "applications", index, "args"
+    return None
+
+
+def ray_faults(file: ConfigFile) -> list[str]:
+    """Compare the whole document with Serve's schema, which lets unknown keys pass by itself."""
+    from ray.serve.schema import ServeDeploySchema
+
+    model: type[BaseModel] = ServeDeploySchema
+    return faults_of(model, file)
+
+
+def _start(file: ConfigFile, place: Place, env: Environment, environ: Mapping[str, str]) -> Start:
+    document = dict(file.values)
+    options = dict(document.get("http_options") or {})
+    if environ.get("WORKER_PORT"):
+        options["port"] = env.port
+    if options.get("host") == "::" and joined_cluster(environ) is None and not has_ipv6():
+        options["host"] = "0.0.0.0"  # both families were asked for, and there is one
+    host, port = options.get("host", DEFAULT_HOST), options.setdefault("port", DEFAULT_PORT)
+    document["http_options"] = options
+    application = document["applications"][place[1]]
+    args = AppArgs.model_validate(application["args"])
+    logging_config = document.get("logging_config") or {}
+    return Start(
+        document=document,
+        app_name=application.get("name", "default"),
+        args=args,
+        env=env,
+        host=host,
+        port=port,
+        metrics_port=args.metrics_port,
+        cluster=joined_cluster(environ),
+        is_json=str(logging_config.get("encoding", "TEXT")).upper() == "JSON",
+    )
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+def environment_faults(env: Environment) -> Iterator[str]:
+    """Yield a sentence for each combination of variables that must not be started with."""
+    values = (env.b2_key_id, env.b2_app_key, env.b2_bucket)
+    given = [name for name, value in zip(SHARED_STORE, values, strict=True) if value]
+    missing = [name for name in SHARED_STORE if name not in given]
+    if given and missing:
+        yield (
+            f"{_listed(given)} set, but {_listed(missing)} not: set all three to upload to B2, "
+            "or none of them to keep outputs on this machine"
+        )
+    if env.orchestrator_url is not None or env.mode != "queue":
+        from serve_app.polling import polling_rules  # takes a second to import
+        from serve_app.pushed import report_rules
+
+        try:
+            polling_rules(env)
+            report_rules(env)
+        except EnvironmentInvalid as exc:
+            yield str(exc)
+    if env.mode != "queue" and not given and not env.allow_local_store:
+        yield (
+            "this worker is to poll an orchestrator, but its outputs would stay on this "
+            f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
+            "whoever reads them can reach this worker"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names) + (" is" if len(names) == 1 else " are")
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def _machine_faults(start: Start) -> Iterator[tuple[Place, str]]:
+    """Yield what this machine lacks, with the place in `args` that asks for it."""
+    yield from _weight_faults(start.args, start.env)
+    if start.cluster is None and not has_gpu(os.environ):
+        asking: list[tuple[Place, float]] = [
+            (("pools", index, "num_gpus"), pool.num_gpus)
+            for index, pool in enumerate(start.args.pools)
+        ]
+        asking.append((("preprocessor", "num_gpus"), start.args.preprocessor.num_gpus))
+        for place, share in asking:
+            if share > 0:
+                yield (
+                    place,
+                    (
+                        f"`num_gpus: {share:g}` asks for an NVIDIA GPU, and none is visible here "
+                        "(see `nvidia-smi` and CUDA_VISIBLE_DEVICES)"
+                    ),
+                )
+
+
+def _weight_faults(args: AppArgs, env: Environment) -> Iterator[tuple[Place, str]]:
+    for name, path in (
+        ("MUSETALK_UNET_MODEL_PATH", env.unet_path),
+        ("MUSETALK_UNET_CONFIG", env.unet_config),
+    ):
+        if path is not None and not path.is_file():
+            yield ("engine",), f"{name} names {path}, and there is no such file"
+    if args.engine == "musetalk":
+        missing, _ = missing_files(
+            args.models_dir,
+            args.version,
+            own_unet=env.unet_path is not None,
+            own_config=env.unet_config is not None,
+        )
+        if missing:
+            yield (
+                ("engine",),
+                f"`engine: musetalk` needs weights, and {args.models_dir} lacks "
+                f"{', '.join(missing)}; `make weights` fetches them, and `engine: warp` needs none",
+            )
+    yield from _detector_faults(args)
+
+
+def _detector_faults(args: AppArgs) -> Iterator[tuple[Place, str]]:
+    wanted: list[tuple[str, str, Path, str]] = []
+    if args.landmarks == "mmpose":
+        wanted.append(("landmarks", "mmpose", WEIGHTS, "`make weights` fetches it"))
+        if importlib.util.find_spec("mmpose") is None:
+            yield (
+                ("landmarks",),
+                "`landmarks: mmpose` needs the mmpose stack: `make mm` installs it",
+            )
+    elif args.landmarks == "onnx":
+        export = "`python -m musetalk_pipeline.faces.onnx export` makes it"
+        wanted.append(("landmarks", "onnx", WEIGHTS.with_suffix(".onnx"), export))
+    if args.face_presence == "s3fd":
+        fetch = "`python -m musetalk_pipeline.weights fetch --s3fd` fetches it"
+        s3fd = Path(published(args.version, with_s3fd=True)[-1].path)
+        wanted.append(("face_presence", "s3fd", s3fd, fetch))
+    for key, value, path, remedy in wanted:
+        if not (args.models_dir / path).is_file():
+            yield (key,), f"`{key}: {value}` needs {args.models_dir / path}; {remedy}"
+
+
+def has_gpu(environ: Mapping[str, str]) -> bool:
+    """Say whether an NVIDIA GPU is visible, without asking CUDA, which takes seconds."""
+    if environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def has_ipv6() -> bool:
+    """Say whether this machine has IPv6; some containers do not."""
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _port_faults(start: Start) -> Iterator[str]:
+    if start.cluster is not None:
+        return  # they are opened on the cluster's machines
+    remedy = "set WORKER_PORT or http_options.port to another one"
+    yield from port_fault(start.host, start.port, remedy)
+    if start.metrics_port:
+        yield from port_fault("127.0.0.1", start.metrics_port, "set metrics_port to another one")
+
+
+def port_fault(host: str, port: int, remedy: str) -> Iterator[str]:
+    """Yield a sentence if nothing can listen on `port` of `host` now."""
+    if not 0 < port < 1 << 16:
+        yield f"port {port} is out of range: {remedy}"
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                yield f"port {port} is taken{_taken_by(port)}: {remedy}"
+            else:
+                yield f"{host}:{port} cannot be listened on ({exc.strerror}): {remedy}"
+
+
+def _taken_by(port: int) -> str:
+    """Name the process that listens on `port`, if this user may know."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections(kind="tcp"):
+            address: Any = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                if connection.pid is None:
+                    break
+                command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
+                return f" by process {connection.pid} ({command})"
+    return ""

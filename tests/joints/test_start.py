@@ -1,0 +1,319 @@
+"""The start: whatever cannot succeed is refused in sentences, before Ray is started."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serve_app import start_checks
+from serve_app.config_file import ConfigInvalid
+from serve_app.demo import free_port
+from serve_app.launch import ready_line, who_may_call
+from serve_app.ray_cluster import environment_before_ray, last_error
+from serve_app.start_checks import Start, check_start
+from tests.serve.running import ROOT
+
+SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}
+POLLING = {
+    "ORCHESTRATOR_BASE_URL": "http://127.0.0.1:9",
+    "INTERNAL_API_KEY": "k" * 20,
+    "WORKER_TYPE": "main",
+}
+
+
+def config(folder: Path, text: str = "", **changes: str) -> Path:
+    """Write the project's configuration with ports of its own and the named texts replaced."""
+    text = text or (ROOT / "serve_config.yaml").read_text()
+    changes = {"port: 8000": f"port: {free_port('127.0.0.1')}", **changes}
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    text = text.replace("    args:\n", "    args:\n      metrics_port: 0\n", 1)
+    path = folder / "serve_config.yaml"
+    path.write_text(text)
+    return path
+
+
+def line_of(path: Path, text: str) -> int:
+    """Return the number of the line that holds `text`."""
+    lines = path.read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def faults(path: Path, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the sentences that the start is refused with."""
+    with pytest.raises(ConfigInvalid) as refused:
+        check_start(path, environ or {})
+    return list(refused.value.faults)
+
+
+def started(path: Path, environ: Mapping[str, str] | None = None) -> Start:
+    """Return what would be started."""
+    return check_start(path, environ or {})
+
+
+def launch(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the launcher as `make serve` does, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "serve_app.launch", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"RAY_ADDRESS": "local"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_the_projects_own_files_have_no_unknown_key_and_no_wrong_value(
+    name: str, tmp_path: Path
+) -> None:
+    text = (ROOT / name).read_text().replace("num_gpus: 0.", "num_gpus: 0  # ")
+    text = text.replace("engine: musetalk", "engine: warp").replace("mmpose", "mesh")
+    assert started(config(tmp_path, text)).app_name == "lipsync"
+
+
+def test_a_file_that_is_not_there_is_one_sentence_and_status_2() -> None:
+    """Mend 2.13: `make serve CONFIG=nope.yaml` was a ModuleNotFoundError."""
+    answer = launch("nope.yaml")
+    assert answer.returncode == 2
+    assert answer.stderr == "lipsync-serve: there is no configuration file nope.yaml\n"
+    assert answer.stdout == ""
+
+
+def test_a_misspelt_key_ends_the_start_with_its_line_and_what_is_meant(tmp_path: Path) -> None:
+    """Mend 2.2: `enginee: warp` was alive after twenty minutes."""
+    path = config(tmp_path, **{"engine: auto": "enginee: warp"})
+    answer = launch(str(path))
+    assert answer.returncode == 2
+    line = line_of(path, "enginee")
+    said = f"lipsync-serve: {path}:{line}: unknown key `enginee`; did you mean `engine`?\n"
+    assert answer.stderr == said
+
+
+def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path) -> None:
+    """Mend 2.2: keys that Ray's own schema lets pass are named too, and what is accepted."""
+    path = config(
+        tmp_path,
+        **{
+            "http_options:": "http_option:",
+            "route_prefix:": "route_prefx:",
+            "landmarks: auto": "landmarks: mosh",
+            "max_concurrent_jobs: 2": "max_concurrent_jobs: many",
+            "arch: cpu": "archh: cpu",
+        },
+    )
+    said = faults(path)
+    for text, sentence in (
+        ("http_option:", "unknown key `http_option`; did you mean `http_options`?"),
+        ("route_prefx", "unknown key `route_prefx`; did you mean `route_prefix`?"),
+        ("archh", "unknown key `archh`; did you mean `arch`?"),
+        ("mosh", "`landmarks: 'mosh'` is not accepted; it must be 'auto', 'mesh', 'onnx'"),
+        ("many", "`max_concurrent_jobs: 'many'` is not accepted; it must be a valid integer"),
+    ):
+        [found] = [one for one in said if sentence in one]
+        assert found.startswith(f"{path}:{line_of(path, text)}: "), found
+    assert len(said) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "applications: [\n  - x: 1\nname: y",
+            r":\d: this is no YAML",
+        ),
+        (
+            "applications: []\nproxy_location: HeadOnly\napplications: []",
+            ":3: `applications` comes",
+        ),
+        ("- applications", ":1: a configuration is a mapping"),
+        ("proxy_location: HeadOnly", ":1: `applications` is missing"),
+        ("applications: []", "no application here has `import_path: serve_app.app:build_app`"),
+        ("a\x00b: 1", "is no YAML"),
+    ],
+)
+def test_a_file_of_another_kind_is_said_so(text: str, sentence: str, tmp_path: Path) -> None:
+    """Mend 2.2."""
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(text)
+    assert re.search(sentence, faults(path)[0])
+
+
+# --- the environment ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missing", list(SHARED))
+def test_storage_that_is_set_in_part_refuses_the_start(missing: str, tmp_path: Path) -> None:
+    """Mend 1.4: a success with a loopback address was reported."""
+    environ = {name: value for name, value in SHARED.items() if name != missing}
+    [said] = faults(config(tmp_path), environ)
+    assert f"are set, but {missing} is not" in said
+    assert not any(value in said for value in SHARED.values())
+
+
+def test_polling_without_a_shared_store_refuses_the_start(tmp_path: Path) -> None:
+    """Mend 1.4."""
+    path = config(tmp_path)
+    [said] = faults(path, POLLING)
+    assert "B2_KEY_ID, B2_APP_KEY, B2_BUCKET_NAME" in said and "ALLOW_LOCAL_STORE=true" in said
+    assert started(path, POLLING | {"ALLOW_LOCAL_STORE": "true"}).env.polling_url
+    assert started(path, POLLING | SHARED).env.polling_url
+    assert started(path, {}).env.polling_url is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"WORKER_MODE": "push"}, "WORKER_MODE must be one of poll, buffer, queue"),
+        ({"WORKER_MODE": "poll"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
+        ({"BUFFER_WORKER_ID": "b"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
+        (POLLING | SHARED | {"WORKER_TYPE": "buffer"}, "WORKER_TYPE must be one of"),
+        (POLLING | SHARED | {"ORCHESTRATOR_BASE_URL": "o:1"}, "ORCHESTRATOR_BASE_URL must start"),
+        (POLLING | {"WORKER_MODE": "queue", "INTERNAL_API_KEY": "two\nlines"}, "INTERNAL_API_KEY"),
+    ],
+)
+def test_a_mode_that_cannot_work_refuses_the_start(
+    tmp_path: Path, environ: dict[str, str], said: str
+) -> None:
+    """Mend 1.3."""
+    [fault] = faults(config(tmp_path), environ)
+    assert said in fault
+
+
+def test_a_variable_that_is_no_number_refuses_the_start(tmp_path: Path) -> None:
+    """Mend 2.2."""
+    assert faults(config(tmp_path), {"BATCH_SIZE": "big"}) == ["BATCH_SIZE must be a number"]
+
+
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def test_missing_weights_are_named_with_the_command_that_fetches_them(tmp_path: Path) -> None:
+    """Mend 2.2: `engine: musetalk` without weights was alive after ten minutes."""
+    models = tmp_path / "models"
+    path = config(tmp_path, **{"engine: auto": f"engine: musetalk\n      models_dir: {models}"})
+    [said] = faults(path)
+    assert said.startswith(f"{path}:{line_of(path, 'engine: musetalk')}: ")
+    assert "musetalkV15/unet.pth" in said and "`make weights`" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "file"),
+    [
+        ("landmarks: auto", "landmarks: onnx", "dwpose/dw-ll_ucoco_384.onnx"),
+        ("landmarks: auto", "face_presence: s3fd", "s3fd/s3fd-619a316812.pth"),
+    ],
+)
+def test_missing_weights_of_a_detector_are_named(
+    old: str, new: str, file: str, tmp_path: Path
+) -> None:
+    """Mend 2.2."""
+    path = config(tmp_path, **{old: f"{new}\n      models_dir: {tmp_path}"})
+    [said] = faults(path)
+    assert file in said and new in said
+
+
+def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path: Path) -> None:
+    """Mend 2.2."""
+    path = config(tmp_path, **{"arch: cpu": "arch: cpu\n          num_gpus: 0.5"})
+    answer = launch(str(path), CUDA_VISIBLE_DEVICES="")
+    assert answer.returncode == 2
+    place = f"lipsync-serve: {path}:{line_of(path, 'num_gpus')}: "
+    assert answer.stderr.startswith(place + "`num_gpus: 0.5` asks for an NVIDIA GPU")
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_taken_port_is_said_with_who_has_it(host: str, tmp_path: Path) -> None:
+    """Mend 2.2."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    if ":" in host and not start_checks.has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with socket.socket(family) as other:
+        other.bind((host, 0))
+        other.listen()
+        port = other.getsockname()[1]
+        path = config(tmp_path, **{'"::"': f'"{host}"', "port: 8000": f"port: {port}"})
+        [said] = faults(path)
+    assert said.startswith(f"port {port} is taken by process {os.getpid()} (")
+    assert "WORKER_PORT" in said
+
+
+def test_worker_port_is_the_port_that_is_listened_on(tmp_path: Path) -> None:
+    """Mend 1.15: WORKER_PORT changed the links and not the port."""
+    path, port = config(tmp_path), free_port("127.0.0.1")
+    start = started(path, {"WORKER_PORT": str(port)})
+    assert start.port == start.document["http_options"]["port"] == port
+    asked = yaml.safe_load(path.read_text())["http_options"]["port"]
+    assert started(path).port == asked
+
+
+@pytest.mark.parametrize(("there", "host"), [(True, "::"), (False, "0.0.0.0")])
+def test_a_machine_without_ipv6_listens_on_what_it_has(
+    there: bool, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 1.14: `::` is both families, and must not keep a container with one from starting."""
+    monkeypatch.setattr(start_checks, "has_ipv6", lambda: there)
+    monkeypatch.setattr(start_checks, "_port_faults", lambda start: [])  # one may be missing here
+    start = started(config(tmp_path))
+    assert start.host == start.document["http_options"]["host"] == host
+
+
+def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(tmp_path: Path) -> None:
+    path = config(tmp_path, **{"arch: cpu": "arch: ada\n          num_gpus: 1"})
+    start = started(path, {"RAY_ADDRESS": "10.0.0.7:6379"})
+    assert start.cluster == "10.0.0.7:6379"
+
+
+# --- what Ray is told, and what is said -----------------------------------------------------------
+
+
+def test_rays_token_is_asked_for_and_no_address_but_loopback_is_used() -> None:
+    """Mend 4.10."""
+    own = environment_before_ray({})
+    assert own["RAY_AUTH_MODE"] == "token"
+    assert own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert "RAY_AUTH_MODE" not in environment_before_ray({"RAY_ADDRESS": "10.0.0.7:6379"})
+    assert "RAY_AUTH_MODE" not in environment_before_ray({"RAY_AUTH_MODE": "disabled"})
+    assert environment_before_ray({"PYTHONPATH": "/a"})["PYTHONPATH"] == f"{ROOT}:/a"
+
+
+def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None:
+    """Mends 2.7 and 4.9."""
+    start = started(config(tmp_path))
+    facts: dict[str, Any] = {"engine": "warp", "landmarks": "mesh"}
+    line = ready_line(start, facts)
+    base = f"http://127.0.0.1:{start.port}"
+    assert f"ready at {base}, documentation at {base}/docs, engine warp, landmarks mesh" in line
+    assert "only this machine may call: set INGRESS_API_KEY" in line
+    for environ, words in (
+        ({"INGRESS_API_KEY": "a" * 20}, "callers need INGRESS_API_KEY"),
+        ({"INTERNAL_API_KEY": "a" * 20}, "on this machine need no key, others need INTERNAL_API"),
+        ({"ALLOW_ANONYMOUS": "true"}, "anybody who reaches this port"),
+    ):
+        said = who_may_call(started(config(tmp_path), environ))
+        assert words in said and "a" * 20 not in said
+
+
+def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
+    """Mend 2.2: a good sentence was hidden in twelve traces."""
+    message = (
+        "The deployment failed to start 3 times in a row. Error:\n"
+        "ray::ServeReplica:lipsync:Preprocessor.initialize() (pid=1, ip=127.0.0.1)\n"
+        '  File "x.py", line 3, in y\n    raise ModelLoadFailed(\n'
+        "musetalk_pipeline.errors.ModelLoadFailed: a.onnx does not exist. Make it with `x: y`.\n"
+    )
+    assert last_error(message) == "a.onnx does not exist. Make it with `x: y`."
+    assert last_error("") == "Serve does not say why"

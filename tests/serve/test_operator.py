@@ -1,0 +1,126 @@
+"""What whoever runs the worker sees: its log, its metrics, its ports, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from serve_app.demo import session_processes
+from tests.serve.running import JOB_S, RunningApp, running_app
+
+NOT_FOUND_S = 60.0  # metrics are brought together every few seconds
+
+
+def metrics_address(app: RunningApp) -> str:
+    """Return where the start line says that the metrics are."""
+    [address] = [
+        found[1] for line in app.log if (found := re.search(r"metrics (http\S+?)[;,]", line))
+    ]
+    return address
+
+
+def wait_for_line(app: RunningApp, words: str) -> str:
+    """Wait until a line with `words` is printed; Ray brings lines with a delay."""
+    deadline = time.monotonic() + NOT_FOUND_S
+    while not (found := [line for line in app.log if words in line]):
+        assert time.monotonic() < deadline, "\n".join(app.log[-50:])
+        time.sleep(0.05)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_jobs_are_lines_and_mistakes_are_no_traces(
+    app: RunningApp, clip: Callable[..., Path], speech: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Mend 2.7."""
+    not_a_video = tmp_path / "notes.mp4"
+    not_a_video.write_text("these are my notes\n" * 200)
+    good, sound = clip(frames=30).as_uri(), speech(1.0).as_uri()
+    before = len(app.log)
+    for job_id, video, audio in (
+        ("log-video", not_a_video.as_uri(), sound),
+        ("log-audio", good, not_a_video.as_uri()),
+        ("log-place", "http://10.0.0.1/x.mp4", sound),
+        ("log-file", "file:///etc/passwd", sound),
+    ):
+        answer = app.generate(musetalk_job_id=job_id, video_url=video, audio_url=audio)
+        assert answer.status_code == 422
+    assert app.client.post("/generate", content=b"{nonsense").status_code == 422
+    assert (
+        app.generate(musetalk_job_id="log-ok", video_url=good, audio_url=sound).status_code == 200
+    )
+    line = wait_for_line(app, "job log-ok succeeded")
+    assert re.search(r"job log-ok succeeded: 25 frames in \d+\.\d s, engine warp", line)
+    wait_for_line(app, "job log-video failed (invalid_video): ")
+    assert not [line for line in app.log[before:] if "Traceback" in line]
+    [ready] = [line for line in app.log if "ready at " in line]
+    assert (
+        f"documentation at http://127.0.0.1:{app.port}/docs, engine warp, landmarks mesh" in ready
+    )
+
+
+def test_metrics_are_at_one_address_on_loopback(
+    app: RunningApp, clip: Callable[..., Path], speech: Callable[..., Path]
+) -> None:
+    """Mend 2.12: `/metrics` was 404, and the port of the metrics random."""
+    media = {"video_url": clip(frames=30).as_uri(), "audio_url": speech(1.0).as_uri()}
+    assert app.generate(musetalk_job_id="measured", **media).status_code == 200
+    address = metrics_address(app)
+    wanted = ("lipsync_jobs_ended_total", "lipsync_stage_seconds", "lipsync_frames_drawn_total")
+    deadline = time.monotonic() + NOT_FOUND_S
+    while missing := [name for name in wanted if name not in _metrics(address)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.5)
+    assert address.startswith("http://127.0.0.1:")
+
+
+def _metrics(address: str) -> str:
+    return httpx.get(address, trust_env=False, timeout=30).raise_for_status().text
+
+
+def test_nothing_but_loopback_is_listened_on(app: RunningApp) -> None:
+    """Mend 4.10. Serve's own server for calls between deployments takes pickles from anybody."""
+    listening = []
+    for process in session_processes(app.ray_folder):
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        for one in connections:
+            if one.status == psutil.CONN_LISTEN:
+                address: Any = one.laddr
+                listening.append((address.ip.removeprefix("::ffff:"), address.port, process.name()))
+    assert len(listening) > 10
+    assert [one for one in listening if one[0] not in ("127.0.0.1", "::1")] == []
+
+
+def test_a_stop_lets_the_running_job_end_and_its_caller_be_answered(
+    tmp_path: Path, clip: Callable[..., Path], speech: Callable[..., Path]
+) -> None:
+    """Mends 2.8 and 2.7: SIGTERM in the middle of a job gave a C++ stack; the log ignored JSON."""
+    with running_app(tmp_path / "app", is_json=True) as app:
+        media = {"video_url": clip(frames=100).as_uri(), "audio_url": speech(8.0).as_uri()}
+        answers: list[httpx.Response] = []
+        body = {"musetalk_job_id": "drained", **media}
+        caller = threading.Thread(target=lambda: answers.append(app.generate(**body)))
+        caller.start()
+        app.wait_drawn("drained")
+        app.process.send_signal(signal.SIGTERM)
+        assert app.process.wait(JOB_S) == 0
+        caller.join(JOB_S)
+        assert [answer.status_code for answer in answers] == [200], answers
+        lines = [json.loads(line) for line in app.log]
+        messages = [line["message"] for line in lines]
+        assert any(message.startswith("job drained succeeded: 200 frames") for message in messages)
+        assert messages[-1] == "stopped"
+        assert not [text for text in messages if "Traceback" in text or "***" in text]
+        assert session_processes(app.ray_folder) == []
