@@ -23,7 +23,7 @@ async def job_events(
 ) -> AsyncIterator[str]:
     """Yield `progress` events while the job waits and runs, then one `end` event.
 
-    `last_id` is the id of the last event that the reader has seen, if any. `links`: see `job_body`.
+    `last_id` is the id of the last event that the reader has seen, if any.
     """
     sampled, spoke_at = "", time.monotonic()
     async for seen in service.follow(job_id, *_read_id(last_id)):

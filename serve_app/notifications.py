@@ -21,7 +21,7 @@ async def notify_forever(
     webhooks: WebhookSender,
     links: Links | None = None,
 ) -> None:
-    """Queue what has not been queued, until cancelled. `links` makes those of one event.
+    """Queue what has not been queued, until cancelled.
 
     Raises:
         StateUnavailable: the registry cannot be used now. Start this again later.

@@ -163,7 +163,7 @@ class JobService:
         if job is None:
             return None
         if tell is not None and job.origin is Origin.SYNC:
-            await tell(job, partial(self._run_published, job))
+            await tell(job, partial(self._run, job))
         else:
             await self._run(job, lambda progress: None)
         await self._forget()
@@ -246,9 +246,6 @@ class JobService:
                     if job.outcome is not None:
                         return job.outcome
                 await change.wait(CLAIM_LOOK_S)
-
-    async def _run_published(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
-        return self.publish(await self._run(job, report))
 
     async def _run(self, job: Job, report: Callable[[Progress], None]) -> Outcome:
         """Drive one attempt to its outcome and store it."""

@@ -15,11 +15,8 @@ import httpx
 import uvicorn
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.callers import CallerRules
-from serve_app.doorkeeper import Doorkeeper
 from serve_app.job import Job
 from serve_app.jobs import JobRegistry
-from serve_app.links import LinkMaker
 from serve_app.local_store import LocalStore
 from serve_app.schemas import JobRequest, Phase, Progress
 from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
@@ -91,9 +88,6 @@ class JobDoor(Ingress):
             JobOptions(),
             has_output,  # type: ignore[arg-type]
         )
-        self._args = AppArgs(pools=[PoolSettings(name="cpu")])
-        self._links = LinkMaker.of(self._args, self._env, folder)
-        self.doorkeeper = Doorkeeper(CallerRules.of(self._env), self._links.signer)
         self._webhooks = None
 
     @property

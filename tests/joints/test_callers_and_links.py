@@ -495,7 +495,7 @@ def test_every_code_has_a_hint_and_is_documented() -> None:
     codes |= {CANCELLED.code, ABANDONED.code}
     for source in (ROOT / "serve_app").glob("*.py"):
         codes |= set(
-            re.findall(r"(?:refused|_busy|Refusal)\(\s*\d+,\s*\"(\w+)\"", source.read_text())
+            re.findall(r"(?:refused|busy|Refusal)\(\s*\d+,\s*\"(\w+)\"", source.read_text())
         )
     assert {"key_wrong", "job_conflict", "internal_error", "no_face"} <= codes
     assert codes - set(HINTS) == set()

@@ -149,3 +149,11 @@ async def test_a_list_is_given_in_pages_of_bounded_size(rig):
         if cursor is None:
             break
     assert seen == [f"job{n}" for n in reversed(range(90))]
+
+
+async def test_the_queues_own_id_travels_with_the_attempt(rig):
+    """Mend 1.17: the stages write it into the sidecar."""
+    await rig.service.submit(request(), Origin.SYNC, Ticket(queue_job_id="salad-7"))
+    await rig.service.work()
+    [work] = rig.graph.ran
+    assert Attempt.of(work).queue_job_id == "salad-7"
