@@ -400,7 +400,8 @@ def do_one_job(arguments: argparse.Namespace) -> None:
             # Through the address that answered: the public one may be another machine's.
             fetch(client, urlsplit(answer["output_url"]).path, result)
         say("stopping the application")
-    write_sheet(video, result, sheet)
+        app.process.terminate()  # it stops while the sheet is drawn
+        write_sheet(video, result, sheet)
     report(answer, health, result, sheet)
 
 
