@@ -3,8 +3,8 @@
     downloading ─► validating ─► inferring ─► encoding ─► uploading
     0 … 3 %        3 … 5 %       5 … 95 %, by frames     95 %
 
-Frames count thrice, when they are prepared, drawn and encoded, because these take about as long as
-each other. `encoding` begins when every frame is drawn, though most are encoded by then.
+Frames count thrice: when they are prepared, drawn and encoded. `encoding` begins when every frame
+is drawn, though most are encoded by then.
 """
 
 import time

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from serve_app.addresses import AddressPolicy
+from serve_app.job import Origin, Ticket
 from serve_app.notifications import notify_forever
+from serve_app.transfers import Attempt
 from serve_app.webhooks import DeliveryRules, WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
-from tests.joints.job_door import Rig, body, job_door
+from tests.joints.job_door import Rig, body, job_door, request
 
 JOBS = "/v1/avatar/jobs"
 
