@@ -140,8 +140,10 @@ class RunningApp:
         for process in session_processes(self.ray_folder):
             with contextlib.suppress(psutil.Error):
                 if any(part.startswith(title) for part in process.cmdline()):
-                    found.append(process)
-        return found
+                    found.append((process, process.ppid()))
+        # A child that a replica has just forked, to become ffmpeg, bears its name for a moment.
+        pids = {process.pid for process, _ in found}
+        return [process for process, parent in found if parent not in pids]
 
     def kill(self, deployment: str) -> int:
         """SIGKILL a deployment's replica; its process id."""
