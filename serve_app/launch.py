@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from serve_app.callers import CallerRules
 from serve_app.config_file import ConfigInvalid
 from serve_app.console import Console
 from serve_app.logs import set_up_logging
@@ -272,25 +273,13 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
     engine, landmarks = facts.get("engine", "?"), facts.get("landmarks", "?")
     return (
         f"ready at {base}, documentation at {base}/docs, engine {engine}, landmarks {landmarks}"
-        f"{metrics}; {who_may_call(start)}"
+        f"{metrics}. {CallerRules.of(start.env).in_words()}"
     )
 
 
 def local_host(start: Start) -> str:
     """Return an address of this machine that is listened on."""
     return "127.0.0.1" if start.host in ("0.0.0.0", "::", "") else start.host
-
-
-def who_may_call(start: Start) -> str:
-    """Say who is answered, as contracts.md §1 has it."""
-    env = start.env
-    if env.ingress_api_key:
-        return "callers need INGRESS_API_KEY"
-    if env.internal_api_key:
-        return "callers on this machine need no key, others need INTERNAL_API_KEY"
-    if env.allow_anonymous:
-        return "anybody who reaches this port may call (ALLOW_ANONYMOUS)"
-    return "only this machine may call: set INGRESS_API_KEY to let others in"
 
 
 def _facts(start: Start) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ import yaml
 
 from serve_app.gate import Gate
 from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
+from serve_app.ray_cluster import PROXY_MIDDLEWARES
 from tests.hostile.edge import Inner, caller, gated, head, raw
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,16 +122,15 @@ async def proxy_port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int
     await task
 
 
-def test_the_image_names_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mend 4.1: what Dockerfile.gpu tells Serve's proxy is there, and is a list of middlewares."""
+def test_the_launcher_names_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mend 4.1: what Serve's proxy is told at the start is there, and is a list of middlewares."""
     from ray.serve._private.http_util import validate_http_proxy_callback_return
     from ray.serve._private.utils import call_function_from_import_path
 
     monkeypatch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "unset")
     monkeypatch.setattr(GuardedProtocol, "limits", ConnectionLimits())
-    variable = r"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=(\S+)"
-    [path] = re.findall(variable, (ROOT / "Dockerfile.gpu").read_text())
-    [middleware] = validate_http_proxy_callback_return(call_function_from_import_path(path))
+    callback = call_function_from_import_path(PROXY_MIDDLEWARES)
+    [middleware] = validate_http_proxy_callback_return(callback)
     assert middleware.cls is Gate and middleware.kwargs["is_proxy"]
 
 

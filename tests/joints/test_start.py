@@ -17,7 +17,7 @@ import yaml
 from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
-from serve_app.launch import ready_line, who_may_call
+from serve_app.launch import ready_line
 from serve_app.ray_cluster import environment_before_ray, last_error
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
@@ -303,7 +303,7 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
         ({"INTERNAL_API_KEY": "a" * 20}, "on this machine need no key"),
         ({"ALLOW_ANONYMOUS": "true"}, "ALLOW_ANONYMOUS"),
     ):
-        said = who_may_call(started(config(tmp_path), environ))
+        said = ready_line(started(config(tmp_path), environ), facts)
         assert words in said and "a" * 20 not in said
 
 
