@@ -107,9 +107,10 @@ class RunningApp:
         return self.client.post("/generate", json=body)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job's state."""
-        answer: dict[str, Any] = self.client.get(f"/v1/avatar/jobs/{job_id}").json()
-        return answer
+        """Return a job's state; nothing if there is no such job (yet)."""
+        answer = self.client.get(f"/v1/avatar/jobs/{job_id}")
+        job: dict[str, Any] = {} if answer.status_code == 404 else answer.json()
+        return job
 
     def wait_for(self, job_id: str, *statuses: str, timeout_s: float = JOB_S) -> dict[str, Any]:
         """Wait until a job has one of the statuses."""
@@ -194,7 +195,7 @@ def running_app(
         "WORKER_PORT": str(port),
     }
     if key is not None:
-        own["INTERNAL_API_KEY"] = key
+        own["INTERNAL_API_KEY"] = own["INGRESS_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "serve_app.launch", str(config)],

@@ -23,7 +23,7 @@ NOT_FOUND_S = 60.0  # metrics are brought together every few seconds
 def metrics_address(app: RunningApp) -> str:
     """Return where the start line says that the metrics are."""
     [address] = [
-        found[1] for line in app.log if (found := re.search(r"metrics (http\S+?)[;,]", line))
+        found[1] for line in app.log if (found := re.search(r"metrics (http\S+/metrics)", line))
     ]
     return address
 
