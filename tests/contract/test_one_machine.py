@@ -148,6 +148,31 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
     assert [job.claims for job in fake.jobs.values()] == [1, 1]
 
 
+async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """contracts.md §9: one that is not listed twice goes to another worker, and is done twice."""
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    for name in ("job-1", "job-2"):
+        fake.add_job(name)
+        fake._hand_out(WORKER_ID)
+        await journal.start(HeldJob(ClaimedJob(name, fake.jobs[name].payload)))
+    gate = Gate()
+    async with worker_rig(fake, tmp_path, desk=Desk(gate.job), is_beating=True) as rig:
+        [first] = await works(rig, 1)  # one at a time, as this process is told to
+        beats = len(fake.of("heartbeat"))
+        await rig.until(lambda: len(fake.of("heartbeat")) >= beats + 3)
+        assert beats_with(fake, "job-1", "job-2")
+        gate.let("job-1")
+        gate.let("job-2")
+        assert await first
+        assert await rig.worker.work_once()
+        await rig.until(lambda: beats_with(fake))
+    named = [{each["musetalk_job_id"] for each in c.body["jobs"]} for c in fake.of("heartbeat")]
+    assert {"job-1"} not in named
+    assert [job.status for job in fake.jobs.values()] == ["succeeded"] * 2
+
+
 async def test_what_an_older_release_left_is_resumed(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
