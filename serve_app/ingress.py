@@ -60,6 +60,7 @@ from serve_app.webhooks import WebhookSender
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # a caller whose job has ended is answered well within this
+REPORT_S = 5.0  # and an orchestrator that is there has accepted a report
 STOPPING_RETRY_S = 30
 
 
@@ -68,6 +69,7 @@ class Ingress:
 
     _waiting = 0  # callers of POST /generate
     _is_stopping = False
+    _pushed: PushedReports | None = None
 
     def __init__(
         self,
@@ -154,6 +156,8 @@ class Ingress:
         until = time.monotonic() + ANSWER_S
         while self._waiting and time.monotonic() < until:
             await asyncio.sleep(0.05)
+        if self._pushed is not None:
+            await self._pushed.settle(REPORT_S)  # the disk may go with the container
         logger.info(LAST_WORDS)
 
     async def _do_next(self, slot: int) -> bool:
@@ -269,6 +273,8 @@ class Ingress:
         request, warnings = self._read(payload)
         ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
         job = await self._service.submit(request, Origin.SYNC, ticket)
+        if job.is_terminal and self._pushed is not None:
+            await self._pushed.tell_again(job)
         self._waiting += 1
         try:
             job = await self._service.wait(job.id)
