@@ -38,6 +38,7 @@ from serve_app.worker_options import WorkerOptions
 BASE_URL = "ORCHESTRATOR_BASE_URL"
 WORKER_TYPES: tuple[WorkerType, ...] = ("main", "transient", "expensive")
 LONGEST_BEAT_S = 10.0  # the predecessor's, whatever the poll interval; 30 s of silence is offline
+SHORTEST_BUFFER_BEAT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,11 @@ class PollingRules:
 
     @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between heartbeats: they do not slow down with the polls."""
-        return min(self.interval_s, LONGEST_BEAT_S)
+        """Seconds between heartbeats: they do not slow down with the polls, and a buffer worker's
+        do not speed up with them either.
+        """
+        shortest_s = SHORTEST_BUFFER_BEAT_S if self.is_buffer else 0.0
+        return max(shortest_s, min(self.interval_s, LONGEST_BEAT_S))
 
 
 def polling_rules(env: Environment) -> PollingRules | None:

@@ -290,6 +290,13 @@ def test_heartbeats_do_not_slow_down_with_the_polls(poll_s: float, beat_s: float
     assert rules.heartbeat_interval_s == beat_s
 
 
+@pytest.mark.parametrize(("poll_s", "beat_s"), [(0.5, 5.0), (7.0, 7.0), (10.0, 10.0), (60.0, 10.0)])
+def test_a_buffer_worker_beats_every_5_to_10_s(poll_s: float, beat_s: float) -> None:
+    """contracts.md §2: however often it asks for a job."""
+    rules = PollingRules("http://o", "k", "main", is_buffer=True, interval_s=poll_s)
+    assert rules.heartbeat_interval_s == beat_s
+
+
 async def test_heartbeats_go_on_between_polls_that_are_far_apart(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
