@@ -140,10 +140,24 @@ class Polling:
         outbox = Outbox(self._state / "outbox")
         worker = self._make_worker(connect, profile, outbox)
         sender = connect()
-        deliver = run_again("final reports", lambda: outbox.deliver_forever(sender.send_report))
+
+        async def deliver() -> None:
+            try:
+                await outbox.deliver_forever(sender.send_report)
+            finally:
+                await sender.aclose()
+
         self._tasks.append(asyncio.create_task(worker.beat_forever()))
-        self._tasks.append(asyncio.create_task(deliver))
+        self._tasks.append(asyncio.create_task(run_again("final reports", deliver)))
         self._worker = worker
+
+    async def aclose(self) -> None:
+        """End what `start` began, and let another process speak for this identity."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.aclose()
 
     async def work_once(self) -> bool:
         """Claim and do a job, if it is time to ask and there is room; False if there was none."""
