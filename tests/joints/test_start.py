@@ -20,7 +20,6 @@ from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line
 from serve_app.ray_cluster import environment_before_ray, last_error
-from serve_app.settings import AppArgs, EnvironmentInvalid, PoolSettings
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
@@ -210,7 +209,7 @@ def test_a_clusters_own_environment_is_judged_too(
         monkeypatch.setenv(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-        from serve_app.app import build_app
+        from serve_app.app import AppArgs, EnvironmentInvalid, PoolSettings, build_app
     args = AppArgs(pools=[PoolSettings(name="cpu")])
     with pytest.raises(EnvironmentInvalid, match="B2_APP_KEY"):
         build_app(args)
