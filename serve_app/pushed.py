@@ -116,8 +116,13 @@ class PushedReports:
         await self._report(ended)
 
     async def tell_again(self, job: Job) -> None:
-        """Report the end of a job that was pushed once more after it had ended here."""
-        if job.origin is Origin.SYNC and job.outcome is not None:
+        """Report the end of a job that was pushed once more after it had ended here.
+
+        Whoever asks again and again must not fill the disk while the orchestrator is away.
+        """
+        if job.origin is not Origin.SYNC or job.outcome is None:
+            return
+        if not await asyncio.to_thread(lambda: self._outbox.is_full):
             await self._report(job)
 
     async def settle(self, seconds: float) -> None:

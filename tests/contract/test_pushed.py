@@ -272,6 +272,9 @@ async def test_a_success_that_is_pushed_again_is_reported_again(
     assert other is not None
     await site.pushed.tell_again(other)  # nobody else's business
     await site.pushed.settle(10.0)
+    site.pushed._outbox._capacity = 0
+    await site.pushed.tell_again(job)  # no room
+    await site.pushed.settle(10.0)
     assert len(fake.of("final")) == 2
 
 
