@@ -17,11 +17,13 @@ from serve_app.preprocessor import Preprocessor
 from serve_app.selection import resolve
 from serve_app.settings import (
     AppArgs,
+    EnvironmentInvalid,
     PoolSettings,
     StageSettings,
     jobs_at_a_time,
     read_environment,
 )
+from serve_app.start_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,8 +37,14 @@ def build_app(args: AppArgs) -> Application:
     """Build Ingress, Preprocessor, one Generator per row of `pools:`, and Finisher.
 
     Engine and landmarks `auto` are decided here, once, and printed.
+
+    Raises:
+        EnvironmentInvalid: the environment must not be started with. The launcher has looked at its
+            own; on a cluster that is joined, or after `serve deploy`, this is another one.
     """
     env = read_environment()
+    if faults := list(environment_faults(env)):
+        raise EnvironmentInvalid("; ".join(faults))
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
     gpus = args.preprocessor.num_gpus

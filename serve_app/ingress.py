@@ -60,6 +60,7 @@ from serve_app.webhooks import WebhookSender
 logger = logging.getLogger(__name__)
 
 ANSWER_S = 2.0  # a caller whose job has ended is answered well within this
+REPORT_S = 5.0  # and an orchestrator that is there has accepted a report
 STOPPING_RETRY_S = 30
 
 
@@ -68,6 +69,7 @@ class Ingress:
 
     _waiting = 0  # callers of POST /generate
     _is_stopping = False
+    _pushed: PushedReports | None = None
 
     def __init__(
         self,
@@ -154,16 +156,26 @@ class Ingress:
         until = time.monotonic() + ANSWER_S
         while self._waiting and time.monotonic() < until:
             await asyncio.sleep(0.05)
+        if self._pushed is not None:
+            await self._pushed.settle(REPORT_S)  # the disk may go with the container
         logger.info(LAST_WORDS)
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
         tell = None if self._pushed is None else self._pushed.tell
-        if await self._readiness.is_ready() and await self._service.work(tell) is not None:
+        if await self._may_begin() and await self._service.work(tell) is not None:
             return True
         # A job that would wait here is better claimed by another worker.
         has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
-        return has_place and self._polling is not None and await self._polling.work_once()
+        if self._is_stopping or not has_place or self._polling is None:
+            return False
+        return await self._polling.work_once()
+
+    async def _may_begin(self) -> bool:
+        """Return whether a job can begin here now. The end of this worker may have been asked for
+        while that was looked up, or while a claim was tried again.
+        """
+        return await self._readiness.is_ready() and not self._is_stopping
 
     async def _has_output(self, job: Job) -> bool:
         loop = asyncio.get_running_loop()
@@ -178,7 +190,7 @@ class Ingress:
             self._env,
             folders.state,
             self._service,
-            self._readiness.is_ready,
+            self._may_begin,
             self._n_slots,
             self._batch_size,
         )
@@ -261,6 +273,8 @@ class Ingress:
         request, warnings = self._read(payload)
         ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
         job = await self._service.submit(request, Origin.SYNC, ticket)
+        if job.is_terminal and self._pushed is not None:
+            await self._pushed.tell_again(job)
         self._waiting += 1
         try:
             job = await self._service.wait(job.id)

@@ -35,8 +35,10 @@ from serve_app.system_info import collect_system_info, measure_download_mbit_s
 from serve_app.worker import Worker
 from serve_app.worker_options import WorkerOptions
 
+BASE_URL = "ORCHESTRATOR_BASE_URL"
 WORKER_TYPES: tuple[WorkerType, ...] = ("main", "transient", "expensive")
 LONGEST_BEAT_S = 10.0  # the predecessor's, whatever the poll interval; 30 s of silence is offline
+SHORTEST_BUFFER_BEAT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,11 @@ class PollingRules:
 
     @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between heartbeats: they do not slow down with the polls."""
-        return min(self.interval_s, LONGEST_BEAT_S)
+        """Seconds between heartbeats: they do not slow down with the polls, and a buffer worker's
+        do not speed up with them either.
+        """
+        shortest_s = SHORTEST_BUFFER_BEAT_S if self.is_buffer else 0.0
+        return max(shortest_s, min(self.interval_s, LONGEST_BEAT_S))
 
 
 def polling_rules(env: Environment) -> PollingRules | None:
@@ -65,14 +70,17 @@ def polling_rules(env: Environment) -> PollingRules | None:
     if env.mode == "queue":
         return None
     if env.polling_url is None:
+        names = f"{f'BUFFER_{BASE_URL} or ' if env.is_buffer else ''}{BASE_URL}"
         raise EnvironmentInvalid(
-            f"Jobs are to be claimed ({env.mode} mode), so ORCHESTRATOR_BASE_URL must be set"
+            f"Jobs are to be claimed ({env.mode} mode), so {names} must be set"
         )
     if env.internal_api_key is None:
         raise EnvironmentInvalid(
             f"Jobs are to be claimed ({env.mode} mode), so INTERNAL_API_KEY must be set"
         )
-    check_connection(env.polling_url, env.internal_api_key)
+    is_own = env.is_buffer and bool(env.buffer_orchestrator_url)
+    name = f"BUFFER_{BASE_URL}" if is_own else BASE_URL
+    check_connection(env.polling_url, env.internal_api_key, name)
     if env.is_buffer:  # its requests carry no worker type, so any will do
         interval_s = env.buffer_poll_interval_s
         return PollingRules(env.polling_url, env.internal_api_key, "main", True, interval_s)
@@ -82,8 +90,9 @@ def polling_rules(env: Environment) -> PollingRules | None:
     return PollingRules(env.polling_url, env.internal_api_key, kind, False, env.poll_interval_s)
 
 
-def check_connection(base_url: str, api_key: str) -> None:
-    """See that an address and a key can be used at all; nothing is connected to.
+def check_connection(base_url: str, api_key: str, name: str = BASE_URL) -> None:
+    """See that an address and a key can be used at all; nothing is connected to. `name`: of the
+    variable that the address comes from.
 
     Raises:
         EnvironmentInvalid: they cannot. The sentence repeats neither.
@@ -91,7 +100,7 @@ def check_connection(base_url: str, api_key: str) -> None:
     try:
         OrchestratorHttp(base_url, api_key)
     except ValueError as exc:
-        text = str(exc).replace("the orchestrator's base URL", "ORCHESTRATOR_BASE_URL")
+        text = str(exc).replace("the orchestrator's base URL", name)
         raise EnvironmentInvalid(text) from None
 
 
@@ -131,10 +140,24 @@ class Polling:
         outbox = Outbox(self._state / "outbox")
         worker = self._make_worker(connect, profile, outbox)
         sender = connect()
-        deliver = run_again("final reports", lambda: outbox.deliver_forever(sender.send_report))
+
+        async def deliver() -> None:
+            try:
+                await outbox.deliver_forever(sender.send_report)
+            finally:
+                await sender.aclose()
+
         self._tasks.append(asyncio.create_task(worker.beat_forever()))
-        self._tasks.append(asyncio.create_task(deliver))
+        self._tasks.append(asyncio.create_task(run_again("final reports", deliver)))
         self._worker = worker
+
+    async def aclose(self) -> None:
+        """End what `start` began, and let another process speak for this identity."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._worker is not None:
+            await self._worker.aclose()
 
     async def work_once(self) -> bool:
         """Claim and do a job, if it is time to ask and there is room; False if there was none."""

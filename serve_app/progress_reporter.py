@@ -114,7 +114,7 @@ class ProgressReporter:
                 return
             if not is_taken and self._closing:
                 return  # the final report must not wait behind an orchestrator that does not answer
-            if is_taken and self._unsent:
+            if is_taken and (self._unsent or self._closing):
                 continue
             await _set_within(self._new_phase, self._options.progress_interval_s)
             if not self._unsent:

@@ -7,9 +7,11 @@ orchestrator hands jobs to must not look like one that wants some.
 """
 
 import asyncio
+import contextlib
+import math
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.client import (
@@ -20,7 +22,7 @@ from orchestrator.client import (
 )
 from serve_app.background import run_again
 from serve_app.identity import kept_id, worker_id
-from serve_app.job import Job
+from serve_app.job import Job, Origin
 from serve_app.outbox import Outbox
 from serve_app.polling import check_connection
 from serve_app.reported_run import Note, ReportedRun, end_of
@@ -31,6 +33,7 @@ from serve_app.state_file import StateUnavailable
 from serve_app.worker_options import WorkerOptions
 
 LOOK_PAUSES_S = (0.1, 1.0, 5.0, 10.0)  # the registry has just stored the end; it may be locked
+SETTLE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,10 @@ class PushedReports:
         options: WorkerOptions | None = None,
     ) -> None:
         self._service, self._batch_size = service, batch_size
-        self._options = options or WorkerOptions(config_label=env.config_label)
+        # A caller waits for the job, and would take the 409 of a stopped one for its end: that an
+        # orchestrator does not know it, for however long, is no reason to stop.
+        options = options or WorkerOptions(config_label=env.config_label)
+        self._options = replace(options, unknown_s=math.inf)
         machine = worker_id(os.environ, fallback=kept_id(state))
         profile = WorkerProfile(machine, gpu_class="")
         self._outbox = Outbox(state / "outbox")
@@ -107,9 +113,30 @@ class PushedReports:
             return
         if isinstance(ended.outcome, Failure) and ended.outcome.cancelled:
             return
+        await self._report(ended)
+
+    async def tell_again(self, job: Job) -> None:
+        """Report the end of a job that was pushed once more after it had ended here.
+
+        Whoever asks again and again must not fill the disk while the orchestrator is away.
+        """
+        if job.origin is not Origin.SYNC or job.outcome is None:
+            return
+        if not await asyncio.to_thread(lambda: self._outbox.is_full):
+            await self._report(job)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until every final report is accepted or refused, for that long at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while await asyncio.to_thread(self._outbox.pending):
+                    await asyncio.sleep(SETTLE_LOOK_S)
+
+    async def _report(self, job: Job) -> None:
+        assert job.outcome is not None
         report = self._client.final_report(
-            named,
-            end_of(self._service.publish(ended.outcome), ended.progress.fraction),
+            ClaimedJob(job.id, {"musetalk_job_id": job.id}),
+            end_of(self._service.publish(job.outcome), job.progress.fraction),
             config_label=self._options.config_label,
             batch_size=self._batch_size(),
         )

@@ -164,7 +164,7 @@ def environment_faults(env: Environment) -> Iterator[str]:
         yield (
             "this worker is to poll an orchestrator, but its outputs would stay on this "
             f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
-            "whoever reads them can reach this worker"
+            "whoever reads them can reach this worker, by the `public_base_url` that you set"
         )
 
 

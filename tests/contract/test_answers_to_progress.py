@@ -13,6 +13,7 @@ import pytest
 from orchestrator.client import FinalReport
 from orchestrator.errors import JobUnknown
 from serve_app import outbox as outbox_module
+from serve_app import progress_reporter
 from serve_app.outbox import UNKNOWN_S, Outbox
 from serve_app.schemas import JobRequest, Outcome, Phase, Progress
 from tests.contract.fake_orchestrator import PASS, FakeOrchestrator, Fault, answer, close, stall
@@ -57,6 +58,24 @@ async def test_every_phase_arrives_in_order_however_short(
     inferring = [r for r in fake.jobs["job-1"].progress if r["phase"] == "inferring"]
     assert [report["metrics"]["frames_done"] for report in inferring] == [100]  # its newest state
     assert fake.violations == []
+
+
+async def test_the_end_of_a_job_waits_for_no_pause_between_reports(
+    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 0: once the phases that waited are sent there is nothing to wait for."""
+
+    async def job(request: JobRequest, note: Note) -> Outcome:
+        tell_all(note)
+        return DONE
+
+    monkeypatch.setattr(progress_reporter, "CLOSE_S", 3600.0)
+    fake.add_job("job-1")
+    options = replace(OPTIONS, progress_interval_s=3600.0, progress_repeat_s=7200.0)
+    async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
+        async with asyncio.timeout(60.0):
+            assert await rig.worker.work_once()
+    assert sent(fake, "job-1") == ALL_PHASES
 
 
 @pytest.mark.parametrize("fault", [answer(503), close(), answer(429)], ids=["503", "cut", "429"])

@@ -148,6 +148,31 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
     assert [job.claims for job in fake.jobs.values()] == [1, 1]
 
 
+async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """contracts.md §9: one that is not listed twice goes to another worker, and is done twice."""
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    for name in ("job-1", "job-2"):
+        fake.add_job(name)
+        fake._hand_out(WORKER_ID)
+        await journal.start(HeldJob(ClaimedJob(name, fake.jobs[name].payload)))
+    gate = Gate()
+    async with worker_rig(fake, tmp_path, desk=Desk(gate.job), is_beating=True) as rig:
+        [first] = await works(rig, 1)  # one at a time, as this process is told to
+        beats = len(fake.of("heartbeat"))
+        await rig.until(lambda: len(fake.of("heartbeat")) >= beats + 3)
+        assert beats_with(fake, "job-1", "job-2")
+        gate.let("job-1")
+        gate.let("job-2")
+        assert await first
+        assert await rig.worker.work_once()
+        await rig.until(lambda: beats_with(fake))
+    named = [{each["musetalk_job_id"] for each in c.body["jobs"]} for c in fake.of("heartbeat")]
+    assert {"job-1"} not in named
+    assert [job.status for job in fake.jobs.values()] == ["succeeded"] * 2
+
+
 async def test_what_an_older_release_left_is_resumed(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
@@ -262,6 +287,13 @@ async def test_a_worker_that_is_drained_finishes_and_claims_nothing_more(
 def test_heartbeats_do_not_slow_down_with_the_polls(poll_s: float, beat_s: float) -> None:
     """Mend 1.10: the predecessor beats every 10 s whatever POLL_INTERVAL_SEC says."""
     rules = PollingRules("http://o", "k", "main", is_buffer=False, interval_s=poll_s)
+    assert rules.heartbeat_interval_s == beat_s
+
+
+@pytest.mark.parametrize(("poll_s", "beat_s"), [(0.5, 5.0), (7.0, 7.0), (10.0, 10.0), (60.0, 10.0)])
+def test_a_buffer_worker_beats_every_5_to_10_s(poll_s: float, beat_s: float) -> None:
+    """contracts.md §2: however often it asks for a job."""
+    rules = PollingRules("http://o", "k", "main", is_buffer=True, interval_s=poll_s)
     assert rules.heartbeat_interval_s == beat_s
 
 

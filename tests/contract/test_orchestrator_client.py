@@ -388,6 +388,19 @@ async def test_every_way_of_having_no_job_is_understood(
     assert len(fake.calls) == 1
 
 
+async def test_an_error_that_is_no_text_costs_no_job(
+    fake: FakeOrchestrator, main: MainClient
+) -> None:
+    """The job is handed out already: whoever drops it now keeps it from everybody."""
+    for error in ("{}", "0", "false", '{"code": 7}'):
+        fake.plan(
+            "claim", answer(200, b'{"job":{"musetalk_job_id":"j"},"error":%s}' % error.encode())
+        )
+        claim = await main.claim()
+        assert claim.job is not None and claim.job.job_id == "j"
+    assert claim.error is not None and "7" in claim.error
+
+
 # Answers that are none ---------------------------------------------------------------------------
 
 

@@ -25,7 +25,11 @@ from tests.contract.exchange import assert_like_the_predecessor, recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 
 QUICK = WorkerOptions(
-    progress_interval_s=0.01, progress_repeat_s=0.02, cancel_wait_s=10.0, config_label="fast"
+    progress_interval_s=0.01,
+    progress_repeat_s=0.02,
+    unknown_s=0.0,
+    cancel_wait_s=10.0,
+    config_label="fast",
 )
 UNIFIED = {"ORCHESTRATOR_BASE_URL": "http://o", "INTERNAL_API_KEY": "k", "WORKER_TYPE": "main"}
 
@@ -233,6 +237,62 @@ async def test_an_orchestrator_that_does_not_know_the_job_does_not_end_it(
     job = await site.service.get("own")
     assert job is not None and job.status == "succeeded"
     await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) >= 2)
+
+
+async def test_nor_does_it_however_long_it_says_so(fake: FakeOrchestrator, site: Site) -> None:
+    """Salad's queue would take the 409 of a stopped job for its end."""
+    fake.always("progress", answer(404))
+    site.driver.go_on.clear()
+    await site.push("job-1")
+    work = asyncio.create_task(site.do())
+    await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 8)
+    site.driver.go_on.set()
+    await work
+    job = await site.service.get("job-1")
+    assert job is not None and job.status == "succeeded"
+
+
+async def test_a_success_that_is_pushed_again_is_reported_again(
+    fake: FakeOrchestrator, site: Site
+) -> None:
+    """The first report may have been for an attempt that was not the orchestrator's any more."""
+    fake.always("final", answer(409))
+    await site.push("job-1")
+    await site.do()
+    await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 1)
+    job = await site.service.get("job-1")
+    assert job is not None
+    await site.pushed.tell_again(job)
+    await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 2)
+    first, second = fake.of("final")
+    assert (first.path, first.body) == (second.path, second.body)
+    await site.push("job-2", Origin.ASYNC)
+    await site.do()
+    other = await site.service.get("job-2")
+    assert other is not None
+    await site.pushed.tell_again(other)  # nobody else's business
+    await site.pushed.settle(10.0)
+    site.pushed._outbox._capacity = 0
+    await site.pushed.tell_again(job)  # no room
+    await site.pushed.settle(10.0)
+    assert len(fake.of("final")) == 2
+
+
+async def test_a_worker_that_stops_waits_until_its_reports_are_accepted(
+    fake: FakeOrchestrator, site: Site
+) -> None:
+    """What lies on the disk of a container goes with it."""
+    queue_elsewhere(fake, "job-1")
+    fake.plan("final", answer(503))
+    await site.push("job-1")
+    await site.do()
+    assert not fake.jobs["job-1"].accepted
+    await site.pushed.settle(60.0)
+    assert fake.jobs["job-1"].accepted
+    fake.always("final", answer(503))
+    await site.push("job-2")
+    await site.do()
+    await site.pushed.settle(0.2)  # for a time only
 
 
 async def test_a_job_whose_caller_went_away_is_not_reported_as_failed(

@@ -305,6 +305,19 @@ async def test_what_a_claim_says_oddly_is_a_warning_and_never_a_failure(
     assert fake.jobs["job-1"].status == "succeeded"
 
 
+async def test_a_buffer_job_without_an_id_of_its_own_is_done_under_the_buffers(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    key = fake.add_job("job-1", buffer_job_id="buf-1")
+    fake.jobs[key].payload["musetalk_job_id"] = None
+    async with worker_rig(fake, tmp_path, is_buffer=True) as rig:
+        assert await rig.worker.work_once()
+        (request,) = rig.desk.ran
+    assert request.musetalk_job_id == "buf-1"
+    assert fake.jobs[key].status == "succeeded"
+    assert {call.path for call in fake.of("progress")} == {"/internal/jobs/buf-1/progress"}
+
+
 async def test_the_sizes_of_claims_are_ignored_where_that_is_asked_for(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:

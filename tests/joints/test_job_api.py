@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from serve_app.addresses import AddressPolicy
 from serve_app.job import Origin, Ticket
 from serve_app.notifications import notify_forever
+from serve_app.slots import Slots
 from serve_app.transfers import Attempt
 from serve_app.webhooks import DeliveryRules, WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
@@ -70,6 +72,33 @@ async def test_a_success_whose_file_is_gone_is_done_again(rig):
         assert again.json() == (await asked).json()
         (rig.graph.results / "a.mp4").unlink()
     assert [work.request.video_url[-5:] for work in rig.graph.ran] == ["sig=1", "sig=2"]
+
+
+async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_stop(rig):
+    """Mend 1.3: it hears of every push, and of the last job before the process ends."""
+
+    class Reports:
+        told: ClassVar[list[str]] = []
+
+        async def tell_again(self, job):
+            self.told.append(job.id)
+
+        async def settle(self, seconds):
+            self.told.append("all")
+
+    async def nothing(slot):
+        return False
+
+    rig.door._pushed, rig.door._slots = Reports(), Slots(nothing, nothing)
+    asked = asyncio.create_task(rig.client.post("/generate", json=body()))
+    await rig.until(lambda: _status(rig) == "queued")
+    await rig.service.work()
+    assert (await asked).status_code == 200
+    assert Reports.told == []  # the run itself has told
+    assert (await rig.client.post("/generate", json=body())).status_code == 200
+    assert Reports.told == ["a"]
+    await rig.door.drain()
+    assert Reports.told == ["a", "all"]
 
 
 def _status(rig: Rig) -> str | None:

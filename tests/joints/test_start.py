@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,11 @@ def test_polling_without_a_shared_store_refuses_the_start(tmp_path: Path) -> Non
         ({"WORKER_MODE": "push"}, "WORKER_MODE must be one of poll, buffer, queue"),
         ({"WORKER_MODE": "poll"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
         ({"BUFFER_WORKER_ID": "b"} | SHARED, "ORCHESTRATOR_BASE_URL must be set"),
+        ({"BUFFER_WORKER_ID": "b"} | SHARED, "so BUFFER_ORCHESTRATOR_BASE_URL or ORCH"),
+        (
+            POLLING | SHARED | {"WORKER_MODE": "buffer", "BUFFER_ORCHESTRATOR_BASE_URL": "b:1"},
+            "BUFFER_ORCHESTRATOR_BASE_URL must start",
+        ),
         (POLLING | SHARED | {"WORKER_TYPE": "buffer"}, "WORKER_TYPE must be one of"),
         (POLLING | SHARED | {"ORCHESTRATOR_BASE_URL": "o:1"}, "ORCHESTRATOR_BASE_URL must start"),
         (POLLING | {"WORKER_MODE": "queue", "INTERNAL_API_KEY": "two\nlines"}, "INTERNAL_API_KEY"),
@@ -190,6 +196,23 @@ def test_a_mode_that_cannot_work_refuses_the_start(
     """Mend 1.3."""
     [fault] = faults(config(tmp_path), environ)
     assert said in fault
+
+
+@pytest.mark.parametrize("environ", [{"B2_KEY_ID": "id"}, POLLING])
+def test_a_clusters_own_environment_is_judged_too(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 1.4: where the replicas run, which is not where the launcher looked."""
+    for name in (*SHARED, *POLLING, "ALLOW_LOCAL_STORE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
+        from serve_app.app import AppArgs, EnvironmentInvalid, PoolSettings, build_app
+    args = AppArgs(pools=[PoolSettings(name="cpu")])
+    with pytest.raises(EnvironmentInvalid, match="B2_APP_KEY"):
+        build_app(args)
 
 
 def test_a_variable_that_is_no_number_refuses_the_start(tmp_path: Path) -> None:
