@@ -28,6 +28,7 @@ from musetalk_pipeline.published import published
 from serve_app.config_file import ConfigFile, ConfigInvalid, Place, faults_of, read_config_file
 from serve_app.private_files import FolderRefused
 from serve_app.settings import (
+    APP_NAME,
     AppArgs,
     Environment,
     EnvironmentInvalid,
@@ -74,7 +75,7 @@ def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
     """
     file = read_config_file(path)
     place = _our_arguments(file)
-    faults = [] if place is None else faults_of(AppArgs, file, place)
+    faults = [] if place is None else _application_faults(file, place)
     faults += ray_faults(file)
     env = None
     try:
@@ -103,6 +104,27 @@ def _our_arguments(file: ConfigFile) -> Place | None:
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
             return "applications", index, "args"
     return None
+
+
+def _application_faults(file: ConfigFile, place: Place) -> list[str]:
+    """Return what is wrong with our application: its arguments, and what Ray takes but we do not.
+
+    Both the name and the prefix are known elsewhere: the ingress asks for the readiness of that
+    application, and the proxy's gate for `/hc`. With others the start would never end.
+    """
+    application = file.values["applications"][place[1]]
+    faults = []
+    for key, default, wanted in (("name", "default", APP_NAME), ("route_prefix", "/", "/")):
+        if application.get(key, default) != wanted:
+            given = repr(application[key]) if key in application else "not set"
+            advice = "; `public_base_url` may have a path" if key == "route_prefix" else ""
+            text = f"`{key}` is {given}, and must be {wanted!r}{advice}"
+            faults.append(file.fault((*place[:2], key), text))
+    if "args" not in application:
+        return [*faults, file.fault(place, "`args` is missing")]
+    if isinstance(application["args"], dict):
+        faults += faults_of(AppArgs, file, place)
+    return faults  # anything but a mapping is refused by Ray's schema
 
 
 def ray_faults(file: ConfigFile) -> list[str]:
@@ -288,8 +310,13 @@ def port_fault(host: str, port: int, remedy: str) -> Iterator[str]:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 yield f"port {port} is taken{_taken_by(port)}: {remedy}"
-            else:
+            elif exc.errno == errno.EACCES:
                 yield f"{host}:{port} cannot be listened on ({exc.strerror}): {remedy}"
+            else:
+                yield (
+                    f"{host}:{port} cannot be listened on ({exc.strerror}): "
+                    "set http_options.host to an address of this machine"
+                )
 
 
 def _taken_by(port: int) -> str:

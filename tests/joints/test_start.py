@@ -30,6 +30,9 @@ POLLING = {
 }
 
 
+OURS = "applications:\n  - name: lipsync\n    import_path: serve_app.app:build_app\n"
+
+
 def config(folder: Path, text: str = "", **changes: str) -> Path:
     """Write the project's configuration with ports of its own and the named texts replaced."""
     text = text or (ROOT / "serve_config.yaml").read_text()
@@ -142,6 +145,10 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
         ("proxy_location: HeadOnly", ":1: `applications` is missing"),
         ("applications: []", "no application here has `import_path: serve_app.app:build_app`"),
         ("a\x00b: 1", "is no YAML"),
+        ("applications: &a [*a]", "contains itself"),
+        (OURS, ":2: `args` is missing"),
+        (OURS + "    args:\n", ":4: `args: None` is not accepted; it must be a mapping of keys"),
+        (OURS + "    args: {queue: }\n", ":4: `pools` is missing"),
     ],
 )
 def test_a_file_of_another_kind_is_said_so(text: str, sentence: str, tmp_path: Path) -> None:
@@ -149,6 +156,23 @@ def test_a_file_of_another_kind_is_said_so(text: str, sentence: str, tmp_path: P
     path = tmp_path / "serve_config.yaml"
     path.write_text(text)
     assert re.search(sentence, faults(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: lipsync", "name: mouths", "`name` is 'mouths', and must be 'lipsync'"),
+        ("name: lipsync", "external_scaler_enabled: false", "`name` is not set, and must be"),
+        ("route_prefix: /", "route_prefix: /lip", "`route_prefix` is '/lip', and must be '/'"),
+    ],
+)
+def test_what_the_ingress_and_the_gate_know_by_name_cannot_be_renamed(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: the start never became ready, and said nothing."""
+    path = config(tmp_path, **{old: new})
+    [fault] = faults(path)
+    assert fault.startswith(f"{path}:") and said in fault
 
 
 # --- the environment ------------------------------------------------------------------------------
@@ -195,6 +219,13 @@ def test_a_mode_that_cannot_work_refuses_the_start(
 def test_a_variable_that_is_no_number_refuses_the_start(tmp_path: Path) -> None:
     """Mend 2.2."""
     assert faults(config(tmp_path), {"BATCH_SIZE": "big"}) == ["BATCH_SIZE must be a number"]
+
+
+def test_a_misspelt_size_rule_refuses_the_start(tmp_path: Path) -> None:
+    """Mend 1.9: it was taken for none, and sizes were honoured."""
+    [said] = faults(config(tmp_path), {"LEGACY_SIZE": "sorce"})
+    assert said == "LEGACY_SIZE must be `source`, or not be set"
+    assert started(config(tmp_path), {"LEGACY_SIZE": "Source"}).env.legacy_size_source
 
 
 # --- the machine ----------------------------------------------------------------------------------
@@ -319,6 +350,12 @@ def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
     assert last_error("") == "Serve does not say why"
 
 
+def test_an_address_of_another_machine_is_said_so(tmp_path: Path) -> None:
+    """Mend 2.2: the advice was to set another port."""
+    [said] = faults(config(tmp_path, **{'host: "::"': "host: 192.0.2.1"}))
+    assert "set http_options.host" in said and "192.0.2.1" in said
+
+
 # --- the working folders --------------------------------------------------------------------------
 
 
@@ -329,3 +366,21 @@ def test_a_scratch_folder_that_is_a_link_refuses_the_start(tmp_path: Path) -> No
     [said] = faults(config(tmp_path), {"MUSETALK_WORKDIR": str(tmp_path)})
     assert said.startswith(f"The folder {tmp_path}/jobs is a link")
     assert "MUSETALK_WORKDIR" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"),
+    [
+        ("work_dir", "work_dir (MUSETALK_WORKDIR)"),
+        ("result_dir", "result_dir (MUSETALK_RESULT_DIR)"),
+        ("state_dir", "state_dir"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_refuses_the_start(
+    key: str, setting: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: it was found out by the replicas, a long start later."""
+    (tmp_path / "notes").touch()
+    where = {"    args:\n": f"    args:\n      {key}: {tmp_path}/notes/deep\n"}
+    [said] = faults(config(tmp_path, **where))
+    assert f"{tmp_path}/notes is no folder. Set {setting} to another one." in said
