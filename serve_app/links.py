@@ -144,7 +144,8 @@ class Bases:
         if client is None or not self.trusted_proxies:
             return False
         host, port = client
-        # uvicorn, as Serve runs it, puts X-Forwarded-For in the place of a loopback peer, port 0.
+        # Where Serve's proxy was not told of the gate, uvicorn puts X-Forwarded-For in the place of
+        # a loopback peer, with port 0.
         peer = LOOPBACK_PEER if port == 0 else host
         try:
             address = ipaddress.ip_address(peer.partition("%")[0])
@@ -160,7 +161,7 @@ def _scheme(scope: Scope, is_trusted: bool) -> str:
     said = _header(scope, b"x-forwarded-proto").lower()
     if is_trusted and said in ("http", "https"):
         return said
-    # uvicorn believes that header of a loopback peer, so then the scope's own word is not ours.
+    # There uvicorn believes that header of a loopback peer too: then the scope's word is not ours.
     return "http" if said else str(scope.get("scheme", "http"))
 
 

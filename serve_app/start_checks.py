@@ -13,6 +13,7 @@ import errno
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -245,25 +246,38 @@ def _weight_faults(args: AppArgs, env: Environment) -> Iterator[tuple[Place, str
             yield (
                 ("engine",),
                 f"`engine: musetalk` needs weights, and {args.models_dir} lacks "
-                f"{', '.join(missing)}; `make weights` fetches them, and `engine: warp` needs none",
+                f"{', '.join(missing)}; {_fetch(args)} fetches them, and `engine: warp` needs none",
             )
     yield from _detector_faults(args)
+
+
+def _fetch(args: AppArgs, *options: str) -> str:
+    """Return the command that fetches the published weights to where these arguments look."""
+    if args.version != "v15":
+        options = (*options, "--version", args.version)
+    if args.models_dir != Path("models"):
+        options = (*options, "--models", str(args.models_dir))
+    if not options:
+        return "`make weights`"
+    return f"`{sys.executable} -m musetalk_pipeline.weights fetch {' '.join(options)}`"
 
 
 def _detector_faults(args: AppArgs) -> Iterator[tuple[Place, str]]:
     wanted: list[tuple[str, str, Path, str]] = []
     if args.landmarks == "mmpose":
-        wanted.append(("landmarks", "mmpose", WEIGHTS, "`make weights` fetches it"))
+        wanted.append(("landmarks", "mmpose", WEIGHTS, f"{_fetch(args)} fetches it"))
         if importlib.util.find_spec("mmpose") is None:
             yield (
                 ("landmarks",),
                 "`landmarks: mmpose` needs the mmpose stack: `make mm` installs it",
             )
     elif args.landmarks == "onnx":
-        export = "`python -m musetalk_pipeline.faces.onnx export` makes it"
+        source, target = (args.models_dir / WEIGHTS.with_suffix(end) for end in (".pth", ".onnx"))
+        command = f"{sys.executable} -m musetalk_pipeline.faces.onnx export {source} {target}"
+        export = f"`{command}` makes it"
         wanted.append(("landmarks", "onnx", WEIGHTS.with_suffix(".onnx"), export))
     if args.face_presence == "s3fd":
-        fetch = "`python -m musetalk_pipeline.weights fetch --s3fd` fetches it"
+        fetch = f"{_fetch(args, '--s3fd')} fetches it"
         s3fd = Path(published(args.version, with_s3fd=True)[-1].path)
         wanted.append(("face_presence", "s3fd", s3fd, fetch))
     for key, value, path, remedy in wanted:

@@ -414,6 +414,17 @@ async def test_a_misspelt_field_is_refused_with_the_one_that_is_meant(
         assert door.registry.page(None, 10).jobs == ()
 
 
+async def test_a_webhook_that_cannot_be_sent_says_what_to_do(tmp_path: Path) -> None:
+    """Mend 2.6: the hint was to correct the field."""
+    async with opened(tmp_path) as (_, client):
+        sent = {**MINIMAL, "webhook_url": "https://hooks.example/x"}
+        refused = (await client.post("/v1/avatar/jobs", json=sent)).json()
+        assert "WEBHOOK_SECRET" in refused["hint"] and refused["code"] == "invalid_request"
+        sent = {**MINIMAL, "metadata": {"who": {"first": "a"}}}
+        refused = (await client.post("/v1/avatar/jobs", json=sent)).json()
+        assert refused["details"] == {"field": "metadata.who"}
+
+
 async def test_sizes_are_judged_when_a_job_is_entered(tmp_path: Path) -> None:
     """Mend 2.5: and an odd one says what becomes of it."""
     async with opened(tmp_path) as (_, client):
