@@ -157,6 +157,11 @@ class Bases:
         return any(address in network for network in networks)
 
 
+def in_address(host: str) -> str:
+    """Return a host as it stands in an http address."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _scheme(scope: Scope, is_trusted: bool) -> str:
     said = _header(scope, b"x-forwarded-proto").lower()
     if is_trusted and said in ("http", "https"):
@@ -207,7 +212,7 @@ class LinkMaker:
     @classmethod
     def of(cls, args: AppArgs, env: Environment, state: Path) -> LinkMaker:
         """Return what the configuration asks for; the secret is kept in the folder `state`."""
-        bound = f"http://{LOOPBACK_PEER}:{env.port}"
+        bound = f"http://{in_address(env.host)}:{env.port}"
         bases = Bases(bound, args.public_base_url, tuple(args.links.trusted_proxies))
         secret = read_secret(state / SECRET_NAME)
         return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400))

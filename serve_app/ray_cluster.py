@@ -50,6 +50,7 @@ def environment_of_replicas(start: Start) -> dict[str, str]:
     """Return what every replica has to know of the start."""
     return {
         "WORKER_PORT": str(start.port),
+        "LIPSYNC_HOST": start.reached_at,
         "LIPSYNC_LOG_ENCODING": "JSON" if start.is_json else "TEXT",
     }
 

@@ -235,7 +235,9 @@ class AppArgs(Section):
         9464, ge=0, le=65535, description="Prometheus metrics, on 127.0.0.1; 0: any free port."
     )
     public_base_url: str | None = Field(
-        None, description="What links begin with; none: what the request came by."
+        None,
+        description="What links begin with; none: what the request came by, in webhooks and "
+        "reports what is bound.",
     )
     links: LinkSettings = LinkSettings()
     stack_traces: bool = Field(False, description="Put the stack trace into 500 answers.")
@@ -321,6 +323,7 @@ class Environment:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    host: str = "127.0.0.1"
     port: int = 8000
     speed_test_url: str | None = None
     webhook_secret: str | None = field(default=None, repr=False)
@@ -436,6 +439,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         build_commit=text("BUILD_COMMIT") or "unknown",
         build_time=text("BUILD_TIME") or "unknown",
         image_digest=text("IMAGE_DIGEST") or "unknown",
+        host=text("LIPSYNC_HOST") or "127.0.0.1",
         port=count("WORKER_PORT") or 8000,
         speed_test_url=text("SPEED_TEST_URL"),
         webhook_secret=text("WEBHOOK_SECRET"),

@@ -61,6 +61,11 @@ class Start:
     cluster: str | None
     is_json: bool  # log lines
 
+    @property
+    def reached_at(self) -> str:
+        """An address of this machine that is listened on."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+
 
 def joined_cluster(environ: Mapping[str, str]) -> str | None:
     """Return the cluster that RAY_ADDRESS names; None if it is unset or `local`."""
@@ -187,7 +192,7 @@ def environment_faults(env: Environment) -> Iterator[str]:
         yield (
             "this worker is to poll an orchestrator, but its outputs would stay on this "
             f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
-            "whoever reads them can reach this worker"
+            "whoever reads them can reach this worker, by the `public_base_url` that you set"
         )
 
 

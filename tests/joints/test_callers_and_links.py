@@ -21,6 +21,7 @@ from serve_app.doorkeeper import Guesses
 from serve_app.jobs import ABANDONED, CANCELLED, Job
 from serve_app.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
 from serve_app.schemas import Failure, Outcome, Phase, Progress, Success
+from serve_app.settings import AppArgs, read_environment
 from serve_app.storage import object_name
 from tests.hostile.test_requests import MINIMAL, Doorway, build_api
 
@@ -250,6 +251,23 @@ def test_only_configured_proxies_are_believed(
     assert BASES.of(scope) == base
     fixed = Bases("http://127.0.0.1:8123", "https://videos.example/lip/")
     assert fixed.of(scope) == fixed.of() == "https://videos.example/lip"
+
+
+@pytest.mark.parametrize(
+    ("environ", "base"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"LIPSYNC_HOST": "192.0.2.7", "WORKER_PORT": "9000"}, "http://192.0.2.7:9000"),
+        ({"LIPSYNC_HOST": "2001:db8::7"}, "http://[2001:db8::7]:8000"),
+    ],
+)
+def test_what_is_sent_unasked_names_what_is_bound(
+    environ: dict[str, str], base: str, tmp_path: Path
+) -> None:
+    """Mend 2.3: it was loopback, also where nothing listens there."""
+    args = AppArgs.model_validate({"pools": [{"name": "cpu"}]})
+    maker = LinkMaker.of(args, read_environment(environ), tmp_path)
+    assert maker.unasked().link("/files/a.mp4").startswith(f"{base}/files/a.mp4?expires=")
 
 
 def test_addresses_of_other_stores_pass_unchanged() -> None:

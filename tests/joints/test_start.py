@@ -18,7 +18,7 @@ from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line
-from serve_app.ray_cluster import environment_before_ray, last_error
+from serve_app.ray_cluster import environment_before_ray, environment_of_replicas, last_error
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
@@ -366,6 +366,18 @@ def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
     )
     assert last_error(message) == "a.onnx does not exist. Make it with `x: y`."
     assert last_error("") == "Serve does not say why"
+
+
+@pytest.mark.parametrize(
+    ("host", "told"), [('"::"', "127.0.0.1"), ("127.0.0.5", "127.0.0.5"), ('"::1"', "::1")]
+)
+def test_the_replicas_are_told_what_is_bound(host: str, told: str, tmp_path: Path) -> None:
+    """Mend 2.3: links in webhooks and reports begin with it."""
+    start = started(config(tmp_path, **{'host: "::"': f"host: {host}"}))
+    if start.host == "0.0.0.0":
+        pytest.skip("this machine has no IPv6")
+    variables = environment_of_replicas(start)
+    assert (variables["LIPSYNC_HOST"], variables["WORKER_PORT"]) == (told, str(start.port))
 
 
 def test_an_address_of_another_machine_is_said_so(tmp_path: Path) -> None:
