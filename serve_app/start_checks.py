@@ -2,9 +2,9 @@
 
 1. the configuration: every key and value of the file, ours and Ray's
 2. the environment: numbers, storage that is set in part, polling without a store to upload to
-3. the machine: weights, ports, a GPU
+3. the machine: weights, ports, a GPU, room for every replica
 
-Every fault is a sentence. Light to import; only `ray_faults` imports Ray.
+Every fault is a sentence. Light to import; only `ray_faults` and `cpus` import Ray.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from serve_app.settings import (
     AppArgs,
     Environment,
     EnvironmentInvalid,
+    PoolSettings,
+    StageSettings,
     check_folders,
     read_environment,
 )
@@ -95,7 +97,8 @@ def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
         raise ConfigInvalid(*faults)
     assert place is not None and env is not None
     start = _start(file, place, env, environ)
-    faults = [file.fault((*place, *below), text) for below, text in _machine_faults(start)]
+    lacking = [*_machine_faults(start), *_placement_faults(start, environ)]
+    faults = [file.fault((*place, *below), text) for below, text in lacking]
     faults += _port_faults(start)
     faults += _folder_faults(start)
     if faults:
@@ -221,6 +224,47 @@ def _machine_faults(start: Start) -> Iterator[tuple[Place, str]]:
                         "(see `nvidia-smi` and CUDA_VISIBLE_DEVICES)"
                     ),
                 )
+
+
+def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
+    """Yield why Ray would wait for ever for a place to run something: on a cluster of our own, this
+    machine is all there is, and it has no labels.
+    """
+    if start.cluster is not None:
+        return
+    args = start.args
+    if not environ.get("RAY_OVERRIDE_LABELS"):
+        labelled: list[tuple[Place, str, bool]] = [
+            (("pools", index, "arch"), f"arch: {pool.arch}", pool.arch != "cpu")
+            for index, pool in enumerate(args.pools)
+        ]
+        for name, stage in (("preprocessor", args.preprocessor), ("finisher", args.finisher)):
+            selector = (name, "label_selector")
+            labelled.append((selector, "label_selector", bool(stage.label_selector)))
+        for place, text, is_asked in labelled:
+            if is_asked:
+                yield (
+                    place,
+                    f"`{text}` asks for a labelled node, and this start makes a cluster of this "
+                    "machine alone, without labels: leave it out, or name a cluster in RAY_ADDRESS",
+                )
+    if environ.get("RAY_OVERRIDE_RESOURCES"):
+        return
+    stages: list[PoolSettings | StageSettings] = [*args.pools, args.preprocessor, args.finisher]
+    asked = args.ingress_cpus + sum(stage.replicas * stage.num_cpus for stage in stages)
+    if asked > (there := cpus()):
+        yield (
+            (),
+            f"all replicas together ask for {asked:g} CPUs, and this machine has {there}: lower "
+            "`replicas` or `num_cpus`, which only reserve",
+        )
+
+
+def cpus() -> int:
+    """Return how many CPUs Ray will find here; a container may have fewer than its machine."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus())
 
 
 def _folder_faults(start: Start) -> Iterator[str]:

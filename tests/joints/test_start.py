@@ -284,6 +284,28 @@ def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path
     assert answer.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("arch: cpu", "arch: ada", "`arch: ada` asks for a labelled node"),
+        (
+            "landmarks: auto",
+            "finisher: {label_selector: {disk: large}}",
+            "`label_selector` asks for a labelled node",
+        ),
+        ("arch: cpu", "num_cpus: 64\n          replicas: 9", "ask for 576.75 CPUs, and this"),
+    ],
+)
+def test_what_ray_would_wait_for_for_ever_refuses_the_start(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: Ray looks for a place without end, and the start said nothing."""
+    path = config(tmp_path, **{old: new})
+    [fault] = faults(path)
+    assert said in fault and fault.startswith(f"{path}:")
+    assert started(path, {"RAY_ADDRESS": "10.0.0.7:6379"}).cluster
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_taken_port_is_said_with_who_has_it(host: str, tmp_path: Path) -> None:
     """Mend 2.2."""
