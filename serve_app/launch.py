@@ -44,6 +44,7 @@ logger = logging.getLogger("serve_app.launch")
 
 DEFAULT_CONFIG = "serve_config.yaml"
 STARTING_LOOK_S = 0.1
+STILL_S = 30.0  # a start that takes longer says so that often
 ANSWER_S = 5.0
 RUNNING_LOOK_S = 5.0  # a look costs some 10 ms
 LOST_S = 60.0  # Serve silent for that long is gone
@@ -143,8 +144,12 @@ def _wait_until_ready(start: Start, cluster: Cluster, wishes: Wishes) -> bool:
     Raises:
         StartFailed: one cannot be started.
     """
+    said_at = time.monotonic()
     while not wishes.wait(STARTING_LOOK_S):
         state = _state(cluster)
+        if time.monotonic() - said_at > STILL_S:
+            said_at = time.monotonic()
+            logger.info("still starting: %s", ", ".join(state.waiting) or "the HTTP port")
         if state.failure is not None:
             where = f" (traces: {cluster.logs})" if cluster.logs else ""
             raise StartFailed(f"{state.failure}{where}")

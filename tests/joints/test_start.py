@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app import launch as launch_module
 from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line
-from serve_app.ray_cluster import environment_before_ray, environment_of_replicas, last_error
+from serve_app.ray_cluster import State, environment_before_ray, environment_of_replicas, last_error
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
@@ -376,6 +377,29 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
     ):
         said = ready_line(started(config(tmp_path), environ), facts)
         assert words in said and "a" * 20 not in said
+
+
+def test_a_start_that_takes_long_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 2.2: on a cluster that is joined, a place may never come."""
+    said: list[str] = []
+    wishes = launch_module.Wishes()
+
+    class Waiting:
+        def state(self) -> State:
+            return State(False, None, (), ("Generator-ada",))
+
+    def note(text: str, *values: object) -> None:
+        said.append(text % values)
+        if len(said) == 2:
+            wishes._on_signal(0, None)
+
+    monkeypatch.setattr(launch_module, "STILL_S", 0.0)
+    monkeypatch.setattr(launch_module.logger, "info", note)
+    start = started(config(tmp_path))
+    assert not launch_module._wait_until_ready(start, Waiting(), wishes)  # type: ignore[arg-type]
+    assert said == ["still starting: Generator-ada"] * 2
 
 
 def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
