@@ -30,9 +30,9 @@ JSON_HINT = "Send one JSON object, with the header Content-Type: application/jso
 class BadField(Exception):
     """A field has a value that only this worker can judge, and it is of no use here."""
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, hint: str | None = None) -> None:
         super().__init__(f"{field}: {reason.rstrip('.')}")
-        self.field = field
+        self.field, self.hint = field, hint
 
 
 class RequestRefused(Exception):
@@ -129,7 +129,8 @@ async def _on_invalid(request: Request, exc: Exception) -> JSONResponse:
     """Say in the contract's words which field is wrong, without its value."""
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
-    where = [part for part in first["loc"] if part != "body"]
+    # Among several kinds of value pydantic puts the kind it tried at the end: no name of ours.
+    where = [part for part in first["loc"] if part not in ("body", "constrained-str")]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it ends too early")
         text = f"The body is not valid JSON: {reason} at character {where[0] if where else 0}."
@@ -160,7 +161,7 @@ async def _on_bad_field(request: Request, exc: Exception) -> JSONResponse:
     """Say which field no worker can do anything with."""
     assert isinstance(exc, BadField)
     message = f"The request is not valid: {exc}."
-    return failure_answer(invalid_request(message, field=exc.field))
+    return failure_answer(invalid_request(message, hint=exc.hint, field=exc.field))
 
 
 async def _on_refused(request: Request, exc: Exception) -> JSONResponse:

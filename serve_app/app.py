@@ -16,6 +16,7 @@ from serve_app.ingress import Ingress
 from serve_app.preprocessor import Preprocessor
 from serve_app.selection import resolve
 from serve_app.settings import (
+    APP_NAME,
     AppArgs,
     EnvironmentInvalid,
     PoolSettings,
@@ -27,7 +28,6 @@ from serve_app.start_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
 
-APP_NAME = "lipsync"
 ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
 MAX_HTTP = 1000  # open requests at the ingress: waiting callers and event streams
 CALLS_AHEAD = 2  # calls a replica takes beyond those it works on, to fetch their arguments

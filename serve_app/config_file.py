@@ -68,7 +68,11 @@ def read_config_file(path: Path) -> ConfigFile:
     if not isinstance(root, yaml.MappingNode):
         raise ConfigInvalid(f"{path}:1: a configuration is a mapping of keys to values")
     lines: dict[Place, int] = {}
-    twice = [f"{path}:{line}: `{key}` comes twice" for key, line in _note_lines(root, (), lines)]
+    try:
+        again = list(_note_lines(root, (), lines))
+    except RecursionError:
+        raise ConfigInvalid(f"{path}: a value contains itself, by an alias") from None
+    twice = [f"{path}:{line}: `{key}` comes twice" for key, line in again]
     if twice:
         raise ConfigInvalid(*twice)
     return ConfigFile(path, values, lines)
@@ -163,4 +167,6 @@ def _sentence(error: Any) -> str:
         shown = shown[:MAX_SHOWN] + "…"
     if error["type"] == "value_error":
         return message
+    if error["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        message = "a mapping of keys to values"
     return f"`{key}: {shown}` is not accepted; it must be {message}"

@@ -395,11 +395,15 @@ class Ingress:
 
     async def _check_webhook(self, url: str) -> None:
         if self._webhooks is None:
-            raise BadField("webhook_url", "this worker has no WEBHOOK_SECRET to sign with")
+            raise BadField(
+                "webhook_url",
+                "this worker has no WEBHOOK_SECRET to sign with",
+                "Leave webhook_url out, or set WEBHOOK_SECRET where the worker runs.",
+            )
         try:
             await self._webhooks.check_target(url)
         except PipelineError as exc:
-            raise BadField("webhook_url", exc.message) from exc
+            raise BadField("webhook_url", exc.message, exc.hint) from exc
 
     def _found(self, job: Job | None) -> Job:
         if job is None:

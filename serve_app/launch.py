@@ -29,6 +29,7 @@ from typing import NoReturn
 from serve_app.callers import CallerRules
 from serve_app.config_file import ConfigInvalid
 from serve_app.console import Console
+from serve_app.links import in_address
 from serve_app.logs import set_up_logging
 from serve_app.ray_cluster import (
     Cluster,
@@ -43,6 +44,7 @@ logger = logging.getLogger("serve_app.launch")
 
 DEFAULT_CONFIG = "serve_config.yaml"
 STARTING_LOOK_S = 0.1
+STILL_S = 30.0  # a start that takes longer says so that often
 ANSWER_S = 5.0
 RUNNING_LOOK_S = 5.0  # a look costs some 10 ms
 LOST_S = 60.0  # Serve silent for that long is gone
@@ -142,8 +144,12 @@ def _wait_until_ready(start: Start, cluster: Cluster, wishes: Wishes) -> bool:
     Raises:
         StartFailed: one cannot be started.
     """
+    said_at = time.monotonic()
     while not wishes.wait(STARTING_LOOK_S):
         state = _state(cluster)
+        if time.monotonic() - said_at > STILL_S:
+            said_at = time.monotonic()
+            logger.info("still starting: %s", ", ".join(state.waiting) or "the HTTP port")
         if state.failure is not None:
             where = f" (traces: {cluster.logs})" if cluster.logs else ""
             raise StartFailed(f"{state.failure}{where}")
@@ -160,7 +166,7 @@ def answers(start: Start) -> bool:
     options = start.document["http_options"]
     if start.cluster is not None or options.get("ssl_certfile"):
         return True
-    connection = http.client.HTTPConnection(local_host(start), start.port, timeout=ANSWER_S)
+    connection = http.client.HTTPConnection(start.reached_at, start.port, timeout=ANSWER_S)
     try:
         connection.request("GET", "/hc")
         return connection.getresponse().status == 200
@@ -265,8 +271,7 @@ def _wait_until_free(start: Start) -> None:
 
 def ready_line(start: Start, facts: dict[str, str]) -> str:
     """Return the one line that says what runs where, and who may call it."""
-    host = local_host(start)
-    base = f"http://{f'[{host}]' if ':' in host else host}:{start.port}"
+    base = f"http://{in_address(start.reached_at)}:{start.port}"
     metrics = (
         f", metrics http://127.0.0.1:{start.metrics_port}/metrics" if not start.cluster else ""
     )
@@ -275,11 +280,6 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
         f"ready at {base}, documentation at {base}/docs, engine {engine}, landmarks {landmarks}"
         f"{metrics}. {CallerRules.of(start.env).in_words()}"
     )
-
-
-def local_host(start: Start) -> str:
-    """Return an address of this machine that is listened on."""
-    return "127.0.0.1" if start.host in ("0.0.0.0", "::", "") else start.host
 
 
 def _facts(start: Start) -> dict[str, str]:

@@ -144,7 +144,8 @@ class Bases:
         if client is None or not self.trusted_proxies:
             return False
         host, port = client
-        # uvicorn, as Serve runs it, puts X-Forwarded-For in the place of a loopback peer, port 0.
+        # Where Serve's proxy was not told of the gate, uvicorn puts X-Forwarded-For in the place of
+        # a loopback peer, with port 0.
         peer = LOOPBACK_PEER if port == 0 else host
         try:
             address = ipaddress.ip_address(peer.partition("%")[0])
@@ -156,11 +157,16 @@ class Bases:
         return any(address in network for network in networks)
 
 
+def in_address(host: str) -> str:
+    """Return a host as it stands in an http address."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _scheme(scope: Scope, is_trusted: bool) -> str:
     said = _header(scope, b"x-forwarded-proto").lower()
     if is_trusted and said in ("http", "https"):
         return said
-    # uvicorn believes that header of a loopback peer, so then the scope's own word is not ours.
+    # There uvicorn believes that header of a loopback peer too: then the scope's word is not ours.
     return "http" if said else str(scope.get("scheme", "http"))
 
 
@@ -206,7 +212,7 @@ class LinkMaker:
     @classmethod
     def of(cls, args: AppArgs, env: Environment, state: Path) -> LinkMaker:
         """Return what the configuration asks for; the secret is kept in the folder `state`."""
-        bound = f"http://{LOOPBACK_PEER}:{env.port}"
+        bound = f"http://{in_address(env.host)}:{env.port}"
         bases = Bases(bound, args.public_base_url, tuple(args.links.trusted_proxies))
         secret = read_secret(state / SECRET_NAME)
         return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400))

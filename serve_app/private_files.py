@@ -51,6 +51,22 @@ def require_own(path: Path, setting: str) -> None:
         raise FolderRefused(f"The folder {path} belongs to user {found.st_uid}. {advice}")
 
 
+def require_makeable(path: Path, setting: str) -> None:
+    """Look whether `path` can be written to, or made where it is not there yet.
+
+    Raises:
+        FolderRefused: it cannot.
+    """
+    nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    if not nearest.is_dir():
+        why = f"{nearest} is no folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        why = f"{nearest} cannot be written to"
+    else:
+        return
+    raise FolderRefused(f"The folder {path} cannot be used: {why}. Set {setting} to another one.")
+
+
 def private_folder(path: Path, setting: str) -> None:
     """Make `path` a folder that only this user may enter; its parents must be there.
 

@@ -50,6 +50,7 @@ def environment_of_replicas(start: Start) -> dict[str, str]:
     """Return what every replica has to know of the start."""
     return {
         "WORKER_PORT": str(start.port),
+        "LIPSYNC_HOST": start.reached_at,
         "LIPSYNC_LOG_ENCODING": "JSON" if start.is_json else "TEXT",
     }
 
@@ -65,6 +66,7 @@ class State:
     is_running: bool
     failure: str | None
     unhealthy: tuple[str, ...]
+    waiting: tuple[str, ...] = ()  # deployments that lack a replica
 
 
 class Cluster:
@@ -131,9 +133,11 @@ class Cluster:
         found = serve.status().applications
         apps = [found[name] for name in self._apps if name in found]
         failure = None
-        unhealthy = []
+        unhealthy, waiting = [], []
         for app in apps:
             for name, deployment in app.deployments.items():
+                if deployment.status.value != "HEALTHY":
+                    waiting.append(name)
                 if deployment.status.value in ("DEPLOY_FAILED", "UNHEALTHY"):
                     unhealthy.append(name)
                     failure = failure or f"{name} failed: {last_error(deployment.message)}"
@@ -142,7 +146,7 @@ class Cluster:
         is_running = len(apps) == len(self._apps) and all(
             app.status.value == "RUNNING" for app in apps
         )
-        return State(is_running, failure, tuple(unhealthy))
+        return State(is_running, failure, tuple(unhealthy), tuple(waiting))
 
     def ask(self, method: str) -> Any:
         """Call a method of the ingress; the response, not awaited."""

@@ -28,7 +28,7 @@ from musetalk_pipeline.options import (
     Speedup,
 )
 from serve_app.download_body import DownloadLimits
-from serve_app.private_files import make_folder, private_folder, require_own
+from serve_app.private_files import make_folder, private_folder, require_makeable, require_own
 from serve_app.schemas import Params
 from serve_app.scratch import check_root, default_work_dir, make_root
 
@@ -37,6 +37,7 @@ Mode = Literal["poll", "buffer", "queue"]
 MODES: tuple[Mode, ...] = ("poll", "buffer", "queue")
 
 SERVICE_NAME = "lipsync-serve"
+APP_NAME = "lipsync"  # of the application in Ray Serve
 API_VERSION = "0.1.0"
 
 
@@ -234,7 +235,9 @@ class AppArgs(Section):
         9464, ge=0, le=65535, description="Prometheus metrics, on 127.0.0.1; 0: any free port."
     )
     public_base_url: str | None = Field(
-        None, description="What links begin with; none: what the request came by."
+        None,
+        description="What links begin with; none: what the request came by, in webhooks and "
+        "reports what is bound.",
     )
     links: LinkSettings = LinkSettings()
     stack_traces: bool = Field(False, description="Put the stack trace into 500 answers.")
@@ -320,6 +323,7 @@ class Environment:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    host: str = "127.0.0.1"
     port: int = 8000
     speed_test_url: str | None = None
     webhook_secret: str | None = field(default=None, repr=False)
@@ -410,7 +414,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         ingress_api_key=text("INGRESS_API_KEY"),
         allow_anonymous=variables.flag("ALLOW_ANONYMOUS"),
         allow_local_store=variables.flag("ALLOW_LOCAL_STORE"),
-        legacy_size_source=(text("LEGACY_SIZE") or "").lower() == "source",
+        legacy_size_source=_ignores_sizes(variables),
         logs_json=(text("LIPSYNC_LOG_ENCODING") or "").upper() == "JSON",
         worker_token=text("WORKER_TOKEN"),
         ping_is_public=variables.flag("WORKER_PING_PUBLIC"),
@@ -435,6 +439,7 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         build_commit=text("BUILD_COMMIT") or "unknown",
         build_time=text("BUILD_TIME") or "unknown",
         image_digest=text("IMAGE_DIGEST") or "unknown",
+        host=text("LIPSYNC_HOST") or "127.0.0.1",
         port=count("WORKER_PORT") or 8000,
         speed_test_url=text("SPEED_TEST_URL"),
         webhook_secret=text("WEBHOOK_SECRET"),
@@ -444,6 +449,18 @@ def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
         b2_prefix=env.get("B2_PREFIX", "avatar/outputs"),  # empty: the bucket's root
         salad_queue_job_id=text("SALAD_QUEUE_JOB_ID"),
     )
+
+
+def _ignores_sizes(variables: _Variables) -> bool:
+    """Say whether `LEGACY_SIZE=source` is set.
+
+    Raises:
+        EnvironmentInvalid: it has another value.
+    """
+    value = (variables.text("LEGACY_SIZE") or "").strip().lower()
+    if value not in ("", "source"):
+        raise EnvironmentInvalid("LEGACY_SIZE must be `source`, or not be set")
+    return value == "source"
 
 
 def _mode(variables: _Variables) -> Mode:
@@ -482,6 +499,10 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     folders = _folders(args, env)
     check_root(folders.scratch)
     require_own(folders.state.resolve(), "state_dir")
+    require_makeable(folders.scratch, "work_dir (MUSETALK_WORKDIR)")
+    if env.b2_bucket is None:
+        require_makeable(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
+    require_makeable(folders.state, "state_dir")
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:

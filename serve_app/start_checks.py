@@ -2,9 +2,9 @@
 
 1. the configuration: every key and value of the file, ours and Ray's
 2. the environment: numbers, storage that is set in part, polling without a store to upload to
-3. the machine: weights, ports, a GPU
+3. the machine: weights, ports, a GPU, room for every replica
 
-Every fault is a sentence. Light to import; only `ray_faults` imports Ray.
+Every fault is a sentence. Light to import; only `ray_faults` and `cpus` import Ray.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ from musetalk_pipeline.published import published
 from serve_app.config_file import ConfigFile, ConfigInvalid, Place, faults_of, read_config_file
 from serve_app.private_files import FolderRefused
 from serve_app.settings import (
+    APP_NAME,
     AppArgs,
     Environment,
     EnvironmentInvalid,
+    PoolSettings,
+    StageSettings,
     check_folders,
     read_environment,
 )
@@ -59,6 +63,11 @@ class Start:
     cluster: str | None
     is_json: bool  # log lines
 
+    @property
+    def reached_at(self) -> str:
+        """An address of this machine that is listened on."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
+
 
 def joined_cluster(environ: Mapping[str, str]) -> str | None:
     """Return the cluster that RAY_ADDRESS names; None if it is unset or `local`."""
@@ -74,7 +83,7 @@ def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
     """
     file = read_config_file(path)
     place = _our_arguments(file)
-    faults = [] if place is None else faults_of(AppArgs, file, place)
+    faults = [] if place is None else _application_faults(file, place)
     faults += ray_faults(file)
     env = None
     try:
@@ -88,7 +97,8 @@ def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
         raise ConfigInvalid(*faults)
     assert place is not None and env is not None
     start = _start(file, place, env, environ)
-    faults = [file.fault((*place, *below), text) for below, text in _machine_faults(start)]
+    lacking = [*_machine_faults(start), *_placement_faults(start, environ)]
+    faults = [file.fault((*place, *below), text) for below, text in lacking]
     faults += _port_faults(start)
     faults += _folder_faults(start)
     if faults:
@@ -103,6 +113,27 @@ def _our_arguments(file: ConfigFile) -> Place | None:
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
             return "applications", index, "args"
     return None
+
+
+def _application_faults(file: ConfigFile, place: Place) -> list[str]:
+    """Return what is wrong with our application: its arguments, and what Ray takes but we do not.
+
+    Both the name and the prefix are known elsewhere: the ingress asks for the readiness of that
+    application, and the proxy's gate for `/hc`. With others the start would never end.
+    """
+    application = file.values["applications"][place[1]]
+    faults = []
+    for key, default, wanted in (("name", "default", APP_NAME), ("route_prefix", "/", "/")):
+        if application.get(key, default) != wanted:
+            given = repr(application[key]) if key in application else "not set"
+            advice = "; `public_base_url` may have a path" if key == "route_prefix" else ""
+            text = f"`{key}` is {given}, and must be {wanted!r}{advice}"
+            faults.append(file.fault((*place[:2], key), text))
+    if "args" not in application:
+        return [*faults, file.fault(place, "`args` is missing")]
+    if isinstance(application["args"], dict):
+        faults += faults_of(AppArgs, file, place)
+    return faults  # anything but a mapping is refused by Ray's schema
 
 
 def ray_faults(file: ConfigFile) -> list[str]:
@@ -195,6 +226,47 @@ def _machine_faults(start: Start) -> Iterator[tuple[Place, str]]:
                 )
 
 
+def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
+    """Yield why Ray would wait for ever for a place to run something: on a cluster of our own, this
+    machine is all there is, and it has no labels.
+    """
+    if start.cluster is not None:
+        return
+    args = start.args
+    if not environ.get("RAY_OVERRIDE_LABELS"):
+        labelled: list[tuple[Place, str, bool]] = [
+            (("pools", index, "arch"), f"arch: {pool.arch}", pool.arch != "cpu")
+            for index, pool in enumerate(args.pools)
+        ]
+        for name, stage in (("preprocessor", args.preprocessor), ("finisher", args.finisher)):
+            selector = (name, "label_selector")
+            labelled.append((selector, "label_selector", bool(stage.label_selector)))
+        for place, text, is_asked in labelled:
+            if is_asked:
+                yield (
+                    place,
+                    f"`{text}` asks for a labelled node, and this start makes a cluster of this "
+                    "machine alone, without labels: leave it out, or name a cluster in RAY_ADDRESS",
+                )
+    if environ.get("RAY_OVERRIDE_RESOURCES"):
+        return
+    stages: list[PoolSettings | StageSettings] = [*args.pools, args.preprocessor, args.finisher]
+    asked = args.ingress_cpus + sum(stage.replicas * stage.num_cpus for stage in stages)
+    if asked > (there := cpus()):
+        yield (
+            (),
+            f"all replicas together ask for {asked:g} CPUs, and this machine has {there}: lower "
+            "`replicas` or `num_cpus`, which only reserve",
+        )
+
+
+def cpus() -> int:
+    """Return how many CPUs Ray will find here; a container may have fewer than its machine."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus())
+
+
 def _folder_faults(start: Start) -> Iterator[str]:
     """Yield why a working folder cannot be trusted, if the replicas run on this machine."""
     if start.cluster is not None:
@@ -223,25 +295,38 @@ def _weight_faults(args: AppArgs, env: Environment) -> Iterator[tuple[Place, str
             yield (
                 ("engine",),
                 f"`engine: musetalk` needs weights, and {args.models_dir} lacks "
-                f"{', '.join(missing)}; `make weights` fetches them, and `engine: warp` needs none",
+                f"{', '.join(missing)}; {_fetch(args)} fetches them, and `engine: warp` needs none",
             )
     yield from _detector_faults(args)
+
+
+def _fetch(args: AppArgs, *options: str) -> str:
+    """Return the command that fetches the published weights to where these arguments look."""
+    if args.version != "v15":
+        options = (*options, "--version", args.version)
+    if args.models_dir != Path("models"):
+        options = (*options, "--models", str(args.models_dir))
+    if not options:
+        return "`make weights`"
+    return f"`{sys.executable} -m musetalk_pipeline.weights fetch {' '.join(options)}`"
 
 
 def _detector_faults(args: AppArgs) -> Iterator[tuple[Place, str]]:
     wanted: list[tuple[str, str, Path, str]] = []
     if args.landmarks == "mmpose":
-        wanted.append(("landmarks", "mmpose", WEIGHTS, "`make weights` fetches it"))
+        wanted.append(("landmarks", "mmpose", WEIGHTS, f"{_fetch(args)} fetches it"))
         if importlib.util.find_spec("mmpose") is None:
             yield (
                 ("landmarks",),
                 "`landmarks: mmpose` needs the mmpose stack: `make mm` installs it",
             )
     elif args.landmarks == "onnx":
-        export = "`python -m musetalk_pipeline.faces.onnx export` makes it"
+        source, target = (args.models_dir / WEIGHTS.with_suffix(end) for end in (".pth", ".onnx"))
+        command = f"{sys.executable} -m musetalk_pipeline.faces.onnx export {source} {target}"
+        export = f"`{command}` makes it"
         wanted.append(("landmarks", "onnx", WEIGHTS.with_suffix(".onnx"), export))
     if args.face_presence == "s3fd":
-        fetch = "`python -m musetalk_pipeline.weights fetch --s3fd` fetches it"
+        fetch = f"{_fetch(args, '--s3fd')} fetches it"
         s3fd = Path(published(args.version, with_s3fd=True)[-1].path)
         wanted.append(("face_presence", "s3fd", s3fd, fetch))
     for key, value, path, remedy in wanted:
@@ -288,8 +373,13 @@ def port_fault(host: str, port: int, remedy: str) -> Iterator[str]:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 yield f"port {port} is taken{_taken_by(port)}: {remedy}"
-            else:
+            elif exc.errno == errno.EACCES:
                 yield f"{host}:{port} cannot be listened on ({exc.strerror}): {remedy}"
+            else:
+                yield (
+                    f"{host}:{port} cannot be listened on ({exc.strerror}): "
+                    "set http_options.host to an address of this machine"
+                )
 
 
 def _taken_by(port: int) -> str:

@@ -66,7 +66,9 @@ def read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise ModelLoadFailed(
-            f"The network configuration {path} cannot be read: {exc}", file=str(path)
+            f"The network configuration {path} cannot be read ({exc}). Fetch it again: "
+            "`make weights`.",
+            file=str(path),
         ) from exc
     if not isinstance(config, dict):
         raise ModelLoadFailed(f"{path} holds no JSON object.", file=str(path))
@@ -92,7 +94,7 @@ def read_weights(path: Path, *, tolerate_objects: bool = False) -> Weights:
         # left out: it advises to switch the check off.
         raise ModelLoadFailed(
             f"The weight file {path} cannot be read ({type(exc).__name__}): it is damaged, cut "
-            "short, or holds more than tensors. Fetch it again.",
+            "short, or holds more than tensors. Fetch it again: `make weights`.",
             file=str(path),
         ) from exc
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):

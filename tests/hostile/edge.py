@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import pytest
 import uvicorn
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
@@ -154,6 +155,13 @@ async def raw(
 def head(method: str, path: str, *headers: str) -> bytes:
     """Return the head of a request."""
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+def skip(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop's clock jump: what is due within that time is due now, on any machine."""
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: time() + seconds)
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:

@@ -1025,9 +1025,9 @@ async def test_descriptors_and_tasks_stay_flat(target: Path) -> None:
         before = process.num_fds()
         for _ in range(40):
             await once(server)
-        await asyncio.sleep(0.2)
-        # The server's side of the last connection may still be closing.
-        assert process.num_fds() <= before + 2
+        # The server's side of the last connections may still be closing.
+        while process.num_fds() > before + 2:
+            await asyncio.sleep(0.02)
     assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
 
 KEY = "the-key-of-callers"
 LOCKED = CallerRules(ingress_api_key=KEY)
-HURRIED = GateLimits(body=BodyLimits(grace_s=0.2, whole_s=0.5), first_probe_s=0.05, linger_s=0.2)
+# Impatient with the application and with clients that are refused; with bodies too.
+IMPATIENT = GateLimits(first_probe_s=0.05, linger_s=0.2)
+HURRIED = replace(IMPATIENT, body=BodyLimits(grace_s=0.2, whole_s=0.5))
 
 
 def check_refusal(body: dict[str, Any], code: str, *, retryable: bool) -> None:
@@ -43,7 +46,7 @@ def split(answer: bytes) -> tuple[int, dict[str, Any]]:
 async def test_until_the_application_has_been_ready_everything_is_503(state: str) -> None:
     """Mend 1.13: neither Serve's 404 nor a request that hangs is seen from outside."""
     inner = Inner(state)
-    async with gated(inner, HURRIED) as port, caller(port) as client:
+    async with gated(inner, IMPATIENT) as port, caller(port) as client:
         for path in ("/hc", "/health"):
             answer = await client.get(path)
             assert (answer.status_code, answer.json()) == (503, {"status": "starting"})
@@ -81,7 +84,7 @@ async def test_a_request_finds_out_by_itself_that_the_application_is_ready() -> 
 async def test_all_who_ask_for_health_share_one_question() -> None:
     """Mend 4.1: probes hold one place of the ingress, however many there are."""
     inner = Inner("silent")
-    async with gated(inner, HURRIED) as port, caller(port) as client:
+    async with gated(inner, IMPATIENT) as port, caller(port) as client:
         answers = await asyncio.gather(*(client.get("/hc") for _ in range(50)))
         assert {answer.status_code for answer in answers} == {503}
         assert inner.count("/hc") == 1
@@ -152,7 +155,7 @@ async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
     """Mend 4.1: the key comes before the body; a client that waits for 100 never hears it."""
     inner = Inner()
     start = head("POST", "/generate", "Content-Length: 1000", "Expect: 100-continue")
-    async with gated(inner, HURRIED, rules=LOCKED) as port, raw(port, start) as connection:
+    async with gated(inner, IMPATIENT, rules=LOCKED) as port, raw(port, start) as connection:
         answer = await connection.answer()
         assert b" 100 " not in answer
         status, body = split(answer)

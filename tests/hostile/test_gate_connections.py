@@ -15,10 +15,11 @@ import yaml
 from serve_app.gate import Gate
 from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
 from serve_app.ray_cluster import PROXY_MIDDLEWARES
-from tests.hostile.edge import Inner, caller, gated, head, raw
+from tests.hostile.edge import Inner, caller, gated, head, raw, skip
 
 ROOT = Path(__file__).resolve().parents[2]
-HURRIED = ConnectionLimits(head_s=0.3, head_bytes=8192)
+HURRIED = ConnectionLimits(head_s=0.3)
+SHORT = ConnectionLimits(head_bytes=8192)
 
 
 async def test_a_head_that_does_not_end_in_time_is_answered_408() -> None:
@@ -37,23 +38,29 @@ async def test_a_silent_connection_is_closed(first: bytes) -> None:
         await connection.answer()  # ends, because the server closes
 
 
-async def test_the_second_request_of_a_connection_has_the_same_deadline() -> None:
+async def test_the_second_request_of_a_connection_has_the_same_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Empty lines between requests do not keep a connection either."""
-    async with gated(Inner(), connections=HURRIED) as port, raw(port, head("GET", "/hc")) as one:
+    async with gated(Inner()) as port, raw(port, head("GET", "/hc")) as one:
         await one.reader.readuntil(b'{"status":"ok"}')
         answer = asyncio.create_task(one.answer())
         while not answer.done():
             await one.send(b"\r\n")
             await asyncio.sleep(0.02)
+            skip(1.0, monkeypatch)
 
 
-async def test_a_request_under_way_has_no_deadline_of_the_head() -> None:
+async def test_a_request_under_way_has_no_deadline_of_the_head(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     inner = Inner()
-    limits = ConnectionLimits(head_s=0.2)
-    async with gated(inner, connections=limits) as port, caller(port) as client:
+    async with gated(inner) as port, caller(port) as client:
         answer = asyncio.create_task(client.post("/wait"))
         await inner.arrived.wait()
-        await asyncio.sleep(0.5)
+        skip(1.5 * ConnectionLimits().head_s, monkeypatch)
+        for _ in range(5):
+            await asyncio.sleep(0)  # what is due goes off
         inner.release.set()
         assert (await answer).status_code == 200
 
@@ -61,14 +68,14 @@ async def test_a_request_under_way_has_no_deadline_of_the_head() -> None:
 async def test_a_head_without_end_is_answered_431() -> None:
     """uvicorn collects a head of any size."""
     start = b"GET / HTTP/1.1\r\nX-A: " + b"x" * 20_000
-    async with gated(Inner(), connections=HURRIED) as port, raw(port, start) as connection:
+    async with gated(Inner(), connections=SHORT) as port, raw(port, start) as connection:
         assert (await connection.answer()).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_a_head_without_end_behind_another_request_ends_the_connection() -> None:
     """A long job's connection is no way around the limit."""
     inner = Inner()
-    async with gated(inner, connections=HURRIED) as port, raw(port, head("GET", "/wait")) as one:
+    async with gated(inner, connections=SHORT) as port, raw(port, head("GET", "/wait")) as one:
         await inner.arrived.wait()
         await one.send(b"GET / HTTP/1.1\r\nX-A: " + b"x" * 20_000)
         assert await one.answer() == b""

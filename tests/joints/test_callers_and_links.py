@@ -21,6 +21,7 @@ from serve_app.doorkeeper import Guesses
 from serve_app.jobs import ABANDONED, CANCELLED, Job
 from serve_app.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
 from serve_app.schemas import Failure, Outcome, Phase, Progress, Success
+from serve_app.settings import AppArgs, read_environment
 from serve_app.storage import object_name
 from tests.hostile.test_requests import MINIMAL, Doorway, build_api
 
@@ -252,6 +253,23 @@ def test_only_configured_proxies_are_believed(
     assert fixed.of(scope) == fixed.of() == "https://videos.example/lip"
 
 
+@pytest.mark.parametrize(
+    ("environ", "base"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"LIPSYNC_HOST": "192.0.2.7", "WORKER_PORT": "9000"}, "http://192.0.2.7:9000"),
+        ({"LIPSYNC_HOST": "2001:db8::7"}, "http://[2001:db8::7]:8000"),
+    ],
+)
+def test_what_is_sent_unasked_names_what_is_bound(
+    environ: dict[str, str], base: str, tmp_path: Path
+) -> None:
+    """Mend 2.3: it was loopback, also where nothing listens there."""
+    args = AppArgs.model_validate({"pools": [{"name": "cpu"}]})
+    maker = LinkMaker.of(args, read_environment(environ), tmp_path)
+    assert maker.unasked().link("/files/a.mp4").startswith(f"{base}/files/a.mp4?expires=")
+
+
 def test_addresses_of_other_stores_pass_unchanged() -> None:
     links = Links("http://a", LinkSigner(b"s" * 32, 60.0))
     address = "https://f000.backblazeb2.com/file/bucket/avatar/outputs/job-123.mp4"
@@ -412,6 +430,17 @@ async def test_a_misspelt_field_is_refused_with_the_one_that_is_meant(
         assert answer.status_code == 422, answer.text
         assert f"did you mean {meant}?" in answer.json()["error_message"]
         assert door.registry.page(None, 10).jobs == ()
+
+
+async def test_a_webhook_that_cannot_be_sent_says_what_to_do(tmp_path: Path) -> None:
+    """Mend 2.6: the hint was to correct the field."""
+    async with opened(tmp_path) as (_, client):
+        sent = {**MINIMAL, "webhook_url": "https://hooks.example/x"}
+        refused = (await client.post("/v1/avatar/jobs", json=sent)).json()
+        assert "WEBHOOK_SECRET" in refused["hint"] and refused["code"] == "invalid_request"
+        sent = {**MINIMAL, "metadata": {"who": {"first": "a"}}}
+        refused = (await client.post("/v1/avatar/jobs", json=sent)).json()
+        assert refused["details"] == {"field": "metadata.who"}
 
 
 async def test_sizes_are_judged_when_a_job_is_entered(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from serve_app import launch as launch_module
 from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line
-from serve_app.ray_cluster import environment_before_ray, last_error
+from serve_app.ray_cluster import State, environment_before_ray, environment_of_replicas, last_error
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
@@ -29,6 +30,9 @@ POLLING = {
     "INTERNAL_API_KEY": "k" * 20,
     "WORKER_TYPE": "main",
 }
+
+
+OURS = "applications:\n  - name: lipsync\n    import_path: serve_app.app:build_app\n"
 
 
 def config(folder: Path, text: str = "", **changes: str) -> Path:
@@ -143,6 +147,10 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
         ("proxy_location: HeadOnly", ":1: `applications` is missing"),
         ("applications: []", "no application here has `import_path: serve_app.app:build_app`"),
         ("a\x00b: 1", "is no YAML"),
+        ("applications: &a [*a]", "contains itself"),
+        (OURS, ":2: `args` is missing"),
+        (OURS + "    args:\n", ":4: `args: None` is not accepted; it must be a mapping of keys"),
+        (OURS + "    args: {queue: }\n", ":4: `pools` is missing"),
     ],
 )
 def test_a_file_of_another_kind_is_said_so(text: str, sentence: str, tmp_path: Path) -> None:
@@ -150,6 +158,23 @@ def test_a_file_of_another_kind_is_said_so(text: str, sentence: str, tmp_path: P
     path = tmp_path / "serve_config.yaml"
     path.write_text(text)
     assert re.search(sentence, faults(path)[0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: lipsync", "name: mouths", "`name` is 'mouths', and must be 'lipsync'"),
+        ("name: lipsync", "external_scaler_enabled: false", "`name` is not set, and must be"),
+        ("route_prefix: /", "route_prefix: /lip", "`route_prefix` is '/lip', and must be '/'"),
+    ],
+)
+def test_what_the_ingress_and_the_gate_know_by_name_cannot_be_renamed(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: the start never became ready, and said nothing."""
+    path = config(tmp_path, **{old: new})
+    [fault] = faults(path)
+    assert fault.startswith(f"{path}:") and said in fault
 
 
 # --- the environment ------------------------------------------------------------------------------
@@ -220,6 +245,13 @@ def test_a_variable_that_is_no_number_refuses_the_start(tmp_path: Path) -> None:
     assert faults(config(tmp_path), {"BATCH_SIZE": "big"}) == ["BATCH_SIZE must be a number"]
 
 
+def test_a_misspelt_size_rule_refuses_the_start(tmp_path: Path) -> None:
+    """Mend 1.9: it was taken for none, and sizes were honoured."""
+    [said] = faults(config(tmp_path), {"LEGACY_SIZE": "sorce"})
+    assert said == "LEGACY_SIZE must be `source`, or not be set"
+    assert started(config(tmp_path), {"LEGACY_SIZE": "Source"}).env.legacy_size_source
+
+
 # --- the machine ----------------------------------------------------------------------------------
 
 
@@ -229,7 +261,23 @@ def test_missing_weights_are_named_with_the_command_that_fetches_them(tmp_path: 
     path = config(tmp_path, **{"engine: auto": f"engine: musetalk\n      models_dir: {models}"})
     [said] = faults(path)
     assert said.startswith(f"{path}:{line_of(path, 'engine: musetalk')}: ")
-    assert "musetalkV15/unet.pth" in said and "`make weights`" in said
+    assert "musetalkV15/unet.pth" in said
+    # `make weights` would fetch another version, into another folder.
+    assert f"`{sys.executable} -m musetalk_pipeline.weights fetch --models {models}`" in said
+    path.write_text(
+        path.read_text().replace("engine: musetalk", "version: v1\n      engine: musetalk")
+    )
+    [said] = faults(path)
+    assert f"weights fetch --version v1 --models {models}`" in said
+
+
+def test_the_short_command_is_named_where_it_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 2.2."""
+    monkeypatch.chdir(tmp_path)
+    [said] = faults(config(tmp_path, **{"engine: auto": "engine: musetalk"}))
+    assert "; `make weights` fetches them" in said
 
 
 @pytest.mark.parametrize(
@@ -246,6 +294,8 @@ def test_missing_weights_of_a_detector_are_named(
     path = config(tmp_path, **{old: f"{new}\n      models_dir: {tmp_path}"})
     [said] = faults(path)
     assert file in said and new in said
+    command = re.search(r"`\S+ -m (\S+) (\S.*)`", said)
+    assert command is not None and str(tmp_path) in command[2]
 
 
 def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path: Path) -> None:
@@ -256,6 +306,28 @@ def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path
     place = f"lipsync-serve: {path}:{line_of(path, 'num_gpus')}: "
     assert answer.stderr.startswith(place + "`num_gpus: 0.5` asks for an NVIDIA GPU")
     assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("arch: cpu", "arch: ada", "`arch: ada` asks for a labelled node"),
+        (
+            "landmarks: auto",
+            "finisher: {label_selector: {disk: large}}",
+            "`label_selector` asks for a labelled node",
+        ),
+        ("arch: cpu", "num_cpus: 64\n          replicas: 9", "ask for 576.75 CPUs, and this"),
+    ],
+)
+def test_what_ray_would_wait_for_for_ever_refuses_the_start(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: Ray looks for a place without end, and the start said nothing."""
+    path = config(tmp_path, **{old: new})
+    [fault] = faults(path)
+    assert said in fault and fault.startswith(f"{path}:")
+    assert started(path, {"RAY_ADDRESS": "10.0.0.7:6379"}).cluster
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -330,6 +402,29 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
         assert words in said and "a" * 20 not in said
 
 
+def test_a_start_that_takes_long_says_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 2.2: on a cluster that is joined, a place may never come."""
+    said: list[str] = []
+    wishes = launch_module.Wishes()
+
+    class Waiting:
+        def state(self) -> State:
+            return State(False, None, (), ("Generator-ada",))
+
+    def note(text: str, *values: object) -> None:
+        said.append(text % values)
+        if len(said) == 2:
+            wishes._on_signal(0, None)
+
+    monkeypatch.setattr(launch_module, "STILL_S", 0.0)
+    monkeypatch.setattr(launch_module.logger, "info", note)
+    start = started(config(tmp_path))
+    assert not launch_module._wait_until_ready(start, Waiting(), wishes)  # type: ignore[arg-type]
+    assert said == ["still starting: Generator-ada"] * 2
+
+
 def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
     """Mend 2.2: a good sentence was hidden in twelve traces."""
     message = (
@@ -342,6 +437,24 @@ def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:
     assert last_error("") == "Serve does not say why"
 
 
+@pytest.mark.parametrize(
+    ("host", "told"), [('"::"', "127.0.0.1"), ("127.0.0.5", "127.0.0.5"), ('"::1"', "::1")]
+)
+def test_the_replicas_are_told_what_is_bound(host: str, told: str, tmp_path: Path) -> None:
+    """Mend 2.3: links in webhooks and reports begin with it."""
+    start = started(config(tmp_path, **{'host: "::"': f"host: {host}"}))
+    if start.host == "0.0.0.0":
+        pytest.skip("this machine has no IPv6")
+    variables = environment_of_replicas(start)
+    assert (variables["LIPSYNC_HOST"], variables["WORKER_PORT"]) == (told, str(start.port))
+
+
+def test_an_address_of_another_machine_is_said_so(tmp_path: Path) -> None:
+    """Mend 2.2: the advice was to set another port."""
+    [said] = faults(config(tmp_path, **{'host: "::"': "host: 192.0.2.1"}))
+    assert "set http_options.host" in said and "192.0.2.1" in said
+
+
 # --- the working folders --------------------------------------------------------------------------
 
 
@@ -352,3 +465,21 @@ def test_a_scratch_folder_that_is_a_link_refuses_the_start(tmp_path: Path) -> No
     [said] = faults(config(tmp_path), {"MUSETALK_WORKDIR": str(tmp_path)})
     assert said.startswith(f"The folder {tmp_path}/jobs is a link")
     assert "MUSETALK_WORKDIR" in said
+
+
+@pytest.mark.parametrize(
+    ("key", "setting"),
+    [
+        ("work_dir", "work_dir (MUSETALK_WORKDIR)"),
+        ("result_dir", "result_dir (MUSETALK_RESULT_DIR)"),
+        ("state_dir", "state_dir"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_refuses_the_start(
+    key: str, setting: str, tmp_path: Path
+) -> None:
+    """Mend 2.2: it was found out by the replicas, a long start later."""
+    (tmp_path / "notes").touch()
+    where = {"    args:\n": f"    args:\n      {key}: {tmp_path}/notes/deep\n"}
+    [said] = faults(config(tmp_path, **where))
+    assert f"{tmp_path}/notes is no folder. Set {setting} to another one." in said

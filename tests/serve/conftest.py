@@ -9,7 +9,7 @@ import pytest
 
 from tests.serve.running import RunningApp, running_app
 
-LEFTOVER_GRACE_S = 5.0  # threads notice between frames that their job has ended
+LEFTOVER_GRACE_S = 60.0  # threads notice between frames that their job has ended
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """A worker of a fleet: a real application on Ray polls an orchestrator over real sockets."""
 
-import itertools
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
-from tests.serve.running import frames_of, running_app
+from tests.serve.running import frames_of, media_server, running_app
 
 KEY = "test-internal-key"
 
@@ -43,6 +45,16 @@ def media(clip, speech):
     }
 
 
+@contextlib.contextmanager
+def held(
+    orchestrator: FakeOrchestrator, folder: Path, video: Path, until: Callable[[], bool]
+) -> Iterator[str]:
+    """Serve a video once something is so: jobs that fetch it last as long, on any machine."""
+    (folder / "held.mp4").write_bytes(video.read_bytes())
+    with media_server(folder, lambda path: orchestrator.wait_until(until, 90)) as base:
+        yield f"{base}/held.mp4"
+
+
 def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_path):
     job = orchestrator.jobs[orchestrator.add_job("claimed", **media)]
     orchestrator.wait_until(lambda: bool(job.accepted), 90)
@@ -57,13 +69,19 @@ def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_pat
     assert beat == "main"
 
 
-def test_two_jobs_at_a_time_are_one_workers(worker, orchestrator, media):
+def test_two_jobs_at_a_time_are_one_workers(worker, orchestrator, media, clip, tmp_path):
     """Mend 1.5: one identity in every call, and heartbeats that name both jobs."""
-    jobs = [orchestrator.jobs[orchestrator.add_job(name, **media)] for name in ("left", "right")]
-    orchestrator.wait_until(lambda: all(job.accepted for job in jobs), 120)
-    assert {job.worker_id for job in jobs} == {"box-1"}
-    beats = [call.body["jobs"] for call in orchestrator.of("heartbeat")]
-    assert {"left", "right"} in [{each["musetalk_job_id"] for each in named} for named in beats]
+
+    def are_named() -> bool:
+        beats = [call.body["jobs"] for call in orchestrator.of("heartbeat")]
+        return {"left", "right"} in [{job["musetalk_job_id"] for job in named} for named in beats]
+
+    names = ("left", "right")
+    with held(orchestrator, tmp_path, clip(frames=60), are_named) as url:
+        both = media | {"video_url": url}
+        jobs = [orchestrator.jobs[orchestrator.add_job(name, **both)] for name in names]
+        orchestrator.wait_until(lambda: all(job.accepted for job in jobs), 120)
+    assert {(job.worker_id, job.status) for job in jobs} == {("box-1", "succeeded")}
     named = {call.path.split("/")[4] for call in orchestrator.of("heartbeat")}
     assert named == {"box-1"}
     assert {call.body["capacity"] for call in orchestrator.of("register")} == {2}
@@ -83,7 +101,7 @@ def test_a_job_that_was_reassigned_is_stopped(worker, orchestrator, media, speec
     job = orchestrator.jobs[orchestrator.add_job("reassigned", **long)]
     orchestrator.wait_until(lambda: any(r["phase"] == "inferring" for r in job.progress), 60)
     orchestrator.cancel("reassigned")
-    worker.wait_for("reassigned", "cancelled", timeout_s=30.0)
+    worker.wait_for("reassigned", "cancelled")
     assert job.accepted == []
     assert worker.scratch == []
 
@@ -97,14 +115,21 @@ def test_the_same_claim_twice_is_done_once_and_answered_twice(worker, orchestrat
     assert worker.job("twice")["attempt"] == 1
 
 
-def test_heartbeats_go_on_through_a_job_and_through_errors(worker, orchestrator, media):
-    orchestrator.plan("heartbeat", answer(500), answer(503), answer(404))
-    job = orchestrator.jobs[orchestrator.add_job("beating", **media)]
-    orchestrator.wait_until(lambda: bool(job.accepted), 90)
-    beats = [call.at for call in orchestrator.of("heartbeat")]
-    gaps = [later - earlier for earlier, later in itertools.pairwise(beats)]
-    assert max(gaps) < 5.0
-    assert any(call.body["status"] == "busy" for call in orchestrator.of("heartbeat"))
+def test_heartbeats_go_on_through_a_job_and_through_errors(
+    worker, orchestrator, media, clip, tmp_path
+):
+    errors = (500, 503, 404)
+
+    def go_on() -> bool:
+        beats = [(call.status, call.body["status"]) for call in orchestrator.of("heartbeat")]
+        is_over = set(errors) <= {status for status, _ in beats}
+        return is_over and beats[-3:] == [(200, "busy")] * 3
+
+    orchestrator.plan("heartbeat", *map(answer, errors))
+    with held(orchestrator, tmp_path, clip(frames=60), go_on) as url:
+        job = orchestrator.jobs[orchestrator.add_job("beating", **media | {"video_url": url})]
+        orchestrator.wait_until(lambda: bool(job.accepted), 120)
+    assert job.status == "succeeded"
 
 
 def test_a_report_waits_for_the_orchestrator_to_come_back(worker, orchestrator, media):
