@@ -492,8 +492,33 @@ def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
 
 def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
     registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1", None, "key"))
-    end(registry, "succeeded")
+    job = take(registry)
+    assert registry.beat(job, 20.0, RUNNING, (RUNNING,)) is Verdict.GO_ON
+    assert registry.finish(job, SUCCESS, DONE)
+    [news] = registry.take_news(10)
+    registry.mark_notified(news)
     registry.forget(keep=0)
-    assert registry.take_news(10) == []
+    with registry.file.reading() as db:
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        for [table] in db.execute(tables).fetchall():
+            assert db.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] == 0, table
     other = request(video="https://h/other.mp4")
     assert registry.submit(other, Origin.ASYNC, 10, Ticket(idempotency_key="key"))[1]
+
+
+def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+    end(registry, "succeeded")
+    registry.forget(keep=0)
+    [news] = registry.take_news(10)
+    registry.mark_notified(news)
+    registry.forget(keep=0)
+    assert registry.get("a") is None
+
+
+def test_a_job_that_nobody_can_be_told_of_is_forgotten_after_a_day(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+    end(registry, "succeeded")
+    clock.now += 25 * 3600
+    registry.forget(keep=0)
+    assert registry.get("a") is None
