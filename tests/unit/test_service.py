@@ -144,3 +144,17 @@ async def test_claimed_and_cancelled_jobs_are_forgotten_like_any_other(registry,
         await service.cancel(f"cancelled-{n}")
     assert await service.work() is None
     assert len(registry.page(None, 100).jobs) == 10
+
+
+async def test_a_job_that_nobody_cancelled_is_not_told_to_be_cancelled(registry):
+    """409 would count as done with Salad's queue; the caller has to try again."""
+
+    class CutOff:
+        async def run(self, work, report):
+            raise asyncio.CancelledError
+
+    service = JobService(registry, CutOff(), QueueSettings(), JobOptions())
+    await service.submit(request(), Origin.ASYNC)
+    await service.work()
+    job = registry.get("a")
+    assert (job.status, job.outcome.status_code, job.outcome.retryable) == ("failed", 500, True)
