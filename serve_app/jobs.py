@@ -387,8 +387,9 @@ class JobRegistry:
         db.execute("UPDATE jobs SET request = ? WHERE id = ?", (request.model_dump_json(), job.id))
         if origin is Origin.SYNC:
             self._want(db, [job.id], WANTED_S)
-        elif job.origin is Origin.SYNC:
-            # Somebody wants it who does not wait on a connection: a disconnect no longer ends it.
+        elif job.origin is Origin.SYNC or origin is Origin.ASYNC:
+            # Somebody wants it who does not wait on a connection: a disconnect no longer ends it,
+            # nor an orchestrator that takes its claim back.
             db.execute("UPDATE jobs SET origin = ? WHERE id = ?", (Origin.ASYNC, job.id))
 
     def _add_phases(self, db: sqlite3.Connection, job: Job, phases: Sequence[Progress]) -> None:

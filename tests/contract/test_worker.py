@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import random
@@ -597,6 +598,42 @@ async def test_a_killed_workers_job_is_resumed_by_its_successor(
         assert await rig.worker.work_once()
         assert fake.of("claim") == []
     assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_job_that_was_left_waits_until_it_can_be_done(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Without a registry that takes it, for one, it would be reported as failed."""
+    fake.add_job("job-1")
+    fake._hand_out(WORKER_ID)
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    await journal.start(HeldJob(ClaimedJob("job-1", fake.jobs["job-1"].payload)))
+    async with worker_rig(fake, tmp_path, desk=Desk(is_able=False)) as rig:
+        assert not await rig.worker.work_once()
+        assert (rig.desk.ran, fake.of("final")) == ([], [])
+        rig.desk.is_able = True
+        assert await rig.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_disk_that_does_not_let_go_of_a_claim_does_not_make_it_begin_anew(
+    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def stays(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".held":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stays)
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.worker.current_job_id is None
+        assert not await rig.worker.work_once()
+    assert len(rig.desk.ran) == 1
+    assert len(fake.of("final")) == 1
 
 
 async def test_a_job_that_kills_the_worker_each_time_is_given_up(

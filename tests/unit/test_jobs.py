@@ -242,6 +242,16 @@ def test_a_claimed_job_is_never_resumed_without_its_claim(registry, clock):
     assert registry.sweep(max_attempts=3) == ["a"]
 
 
+def test_a_claimed_job_that_the_asynchronous_api_joins_outlives_its_claim(registry, clock):
+    """Whoever entered it there has been promised a webhook, whatever the orchestrator does."""
+    job, _ = registry.submit(request(), Origin.CLAIMED, 10)
+    assert registry.submit(request(), Origin.ASYNC, 10)[0].origin is Origin.ASYNC
+    assert registry.submit(request(), Origin.CLAIMED, 10)[0].origin is Origin.ASYNC
+    clock.now += 1000
+    assert registry.sweep(max_attempts=3) == []
+    assert take(registry).id == job.id
+
+
 def test_jobs_survive_a_restart(tmp_path, clock):
     path = tmp_path / "jobs.sqlite3"
     first = JobRegistry(path, clock)
