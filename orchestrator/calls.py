@@ -132,7 +132,7 @@ def read_claim(http: OrchestratorHttp, status: int, answer: bytes, *, id_field: 
         # `from None`: the validation error would quote the answer, signed addresses and all.
         kinds = sorted({error["type"] for error in exc.errors(include_input=False)})
         raise MalformedAnswer(f"the answer to a claim cannot be read: {', '.join(kinds)}") from None
-    error = http.without_secrets(str(fields.error)) if fields.error else None
+    error = http.without_secrets(fields.error) if fields.error else None
     if not fields.job:
         return Claim(None, error)
     job_id = fields.job.get(id_field)
@@ -157,4 +157,4 @@ class _ClaimAnswer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     job: dict[str, JsonValue] | None = None
-    error: JsonValue = None  # text, by the protocol; no other form of it may cost the job
+    error: str | None = None

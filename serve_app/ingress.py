@@ -159,11 +159,19 @@ class Ingress:
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
         tell = None if self._pushed is None else self._pushed.tell
-        if await self._readiness.is_ready() and await self._service.work(tell) is not None:
+        if await self._may_begin() and await self._service.work(tell) is not None:
             return True
         # A job that would wait here is better claimed by another worker.
         has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
-        return has_place and self._polling is not None and await self._polling.work_once()
+        if self._is_stopping or not has_place or self._polling is None:
+            return False
+        return await self._polling.work_once()
+
+    async def _may_begin(self) -> bool:
+        """Return whether a job can begin here now. The end of this worker may have been asked for
+        while that was looked up, or while a claim was tried again.
+        """
+        return await self._readiness.is_ready() and not self._is_stopping
 
     async def _has_output(self, job: Job) -> bool:
         loop = asyncio.get_running_loop()
@@ -178,7 +186,7 @@ class Ingress:
             self._env,
             folders.state,
             self._service,
-            self._readiness.is_ready,
+            self._may_begin,
             self._n_slots,
             self._batch_size,
         )
@@ -365,7 +373,7 @@ class Ingress:
 
     async def files(self, key: str) -> Response:
         """Serve a stored video or its sidecar, with Range."""
-        path = self._store.resolve(key)
+        path = await asyncio.to_thread(self._store.resolve, key)
         if path is None:
             raise RequestRefused(refused(404, "file_not_found", "There is no such file."))
         return FileResponse(path)

@@ -154,7 +154,7 @@ class Worker:
         """Return what the next heartbeat says. Runs in the heartbeat thread."""
         if not self._journal.acquire():
             return None
-        jobs = self._jobs(self._journal.read())
+        jobs = self._jobs() or self._journal.read()
         if jobs:
             names = tuple(held.job for held in jobs)
             return Pulse("busy", names[0].job_id, self._trouble, names)
@@ -166,11 +166,9 @@ class Worker:
             return None
         return Pulse("idle", None, self._trouble)
 
-    def _jobs(self, stored: tuple[HeldJob, ...] = ()) -> tuple[HeldJob, ...]:
-        """Return all jobs of this worker, the oldest first; `stored` are those in the journal,
-        some of which an earlier process left and nobody here has taken up yet.
-        """
-        by_key = {held.key: held for held in stored + self._held + self._settling}
+    def _jobs(self) -> tuple[HeldJob, ...]:
+        """Return all jobs of this worker, the oldest first."""
+        by_key = {held.key: held for held in self._held + self._settling}
         return tuple(by_key[key] for key in sorted(by_key))
 
     def _obey(self, answer: HeartbeatAnswer) -> None:
@@ -271,11 +269,9 @@ class Worker:
 
     async def _run(self, held: HeldJob) -> Succeeded | Failed | None:
         """Return how the job ended; None if it is not this worker's any more."""
-        # The id that its progress is reported to is the one that it has here, too.
-        payload = {**held.job.payload, "musetalk_job_id": held.job.musetalk_job_id}
         try:
             request, warnings = read_leniently(
-                payload, legacy_size_source=self._options.legacy_size_source
+                held.job.payload, legacy_size_source=self._options.legacy_size_source
             )
         except ValidationError as exc:
             return Failed(_invalid_job(exc))
