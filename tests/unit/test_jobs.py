@@ -397,6 +397,19 @@ def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
     assert event_of(failed).id != event_of(succeeded).id
 
 
+def test_a_job_that_ends_in_the_same_way_again_is_told_of_again(registry):
+    """Mend 3.8: runs and attempts tell two failures apart."""
+    ticket = Ticket("https://hook/1")
+    registry.submit(request(), Origin.ASYNC, 10, ticket)
+    end(registry, "failed")
+    [first] = registry.take_news(10)
+    registry.submit(request(), Origin.ASYNC, 10, ticket)  # while the webhook is being queued
+    end(registry, "failed")
+    registry.mark_notified(first)
+    [second] = registry.take_news(10)
+    assert second.job.run == 2
+
+
 # Phases ------------------------------------------------------------------------------------------
 
 
