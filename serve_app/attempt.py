@@ -197,8 +197,12 @@ def outcome_of(
     failed = Progress(
         Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
     )
-    if verdict is not Verdict.GO_ON or driving.cancelled():
+    if verdict is not Verdict.GO_ON:
         return CANCELLED, failed
+    if driving.cancelled():
+        # By nobody here. A caller who was told that the job is cancelled would not try again.
+        cut_off = StageFailed("The job was interrupted before it was done.")
+        return failure_of(cut_off, seconds), failed
     error = driving.exception()
     if isinstance(error, PipelineError):
         return failure_of(error, seconds), failed

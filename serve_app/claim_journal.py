@@ -60,6 +60,7 @@ class ClaimJournal:
         self._wanted_path = folder / f"{self._stem}.wanted"
         self._lock_fd: int | None = None
         self._guard = threading.Lock()
+        self._cleared: set[str] = set()  # keys whose files the disk did not let go
 
     def acquire(self) -> bool:
         """Tell whether this process speaks for the identity, becoming it if nobody is.
@@ -96,7 +97,7 @@ class ClaimJournal:
     def read(self) -> tuple[HeldJob, ...]:
         """Return the jobs that are stored, the oldest first. May be called from any thread."""
         found = (self._read(path) for path in sorted(self._folder.glob(f"{self._stem}*.held")))
-        return tuple(held for held in found if held is not None)
+        return tuple(held for held in found if held is not None and held.key not in self._cleared)
 
     async def start(self, held: HeldJob) -> HeldJob:
         """Store that work on `held` begins once more. A full disk does not stop the job."""
@@ -115,8 +116,14 @@ class ClaimJournal:
         return started
 
     async def clear(self, held: HeldJob) -> None:
-        """Forget a job: its end is in the outbox, or it is somebody else's."""
-        await asyncio.to_thread(self._path(held.key).unlink, missing_ok=True)
+        """Forget a job: its end is in the outbox, or it is somebody else's. A disk that does not
+        let go of it does not make the job begin anew, but for a restart.
+        """
+        try:
+            await asyncio.to_thread(self._path(held.key).unlink, missing_ok=True)
+        except OSError as exc:
+            logger.error("claim not removed", extra={"error": str(exc)})
+            self._cleared.add(held.key)
 
     def _path(self, key: str) -> Path:
         return self._folder / (f"{self._stem}.{key}.held" if key else f"{self._stem}.held")

@@ -11,7 +11,9 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import certifi
@@ -20,6 +22,9 @@ import httpcore
 from serve_app.addresses import AddressPolicy, IpAddress, Location
 
 MAX_ADDRESSES = 4  # of one host that are tried in turn
+# A resolver that does not answer keeps its thread for half a minute, however soon the asker gives
+# up. The names are strangers', so these are not the threads that files are written with.
+_RESOLVERS = ThreadPoolExecutor(32, "resolver")
 
 Resolve = Callable[[str, int], Awaitable[list[IpAddress]]]
 
@@ -31,7 +36,8 @@ async def resolve_host(host: str, port: int) -> list[IpAddress]:
         OSError: the name has no address, or no resolver answers.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await loop.run_in_executor(_RESOLVERS, ask)
     # A scoped address (fe80::1%eth0) keeps its zone and is refused for it later.
     return [ipaddress.ip_address(text) for text in dict.fromkeys(str(f[4][0]) for f in found)]
 

@@ -18,7 +18,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 # the stage are asked after the first pause already.
 RETRY_PAUSES_S = (0.5, 4.0, 10.0)
 KEEP_S = 60.0  # how often the stages hear that an attempt lives
+TELL_S = 10.0  # how long a stage may take to hear something about an attempt
 PREVIEW_FRAMES = 9  # looked at for a face at most, and one is drawn
 
 
@@ -169,10 +170,7 @@ class JobDriver:
         async def keep() -> None:
             while True:
                 await asyncio.sleep(KEEP_S)
-                try:
-                    await self._tell_stages("keep", attempt_id)
-                except Exception:  # Ray raises anything for a call that cannot be sent
-                    logger.exception("keeping an attempt failed", extra={"attempt": attempt_id})
+                await self._tell_stages("keep", attempt_id)
 
         keeper = asyncio.create_task(keep())
         try:
@@ -307,7 +305,7 @@ class JobDriver:
                     value = await responses[-1]
             except BaseException as exc:
                 _cancel(responses)
-                if not isinstance(exc, Exception):
+                if not isinstance(exc, Exception) and not _is_of_ray(exc):
                     raise
                 error = as_pipeline_error(exc, stage)
                 if not error.retryable or attempt == self._settings.tries:
@@ -335,16 +333,14 @@ class JobDriver:
 
     async def _tell_stages(self, method: str, attempt_id: str) -> None:
         """Call a method of both stages that keep scratch. A call that fails is only logged."""
-        calls: list[Awaitable[None]] = [
-            getattr(stage, method).remote(attempt_id)
-            for stage in (self._graph.preprocessor, self._graph.finisher)
-        ]
-        for call in calls:
+        for stage in (self._graph.preprocessor, self._graph.finisher):
             try:
-                async with asyncio.timeout(10.0):
-                    await call
-            except (TimeoutError, RayError, RayServeException):
-                extra = {"attempt": attempt_id, "call": method}
+                async with asyncio.timeout(TELL_S):
+                    await getattr(stage, method).remote(attempt_id)
+            except BaseException as exc:  # Ray raises anything for a call that cannot be sent
+                if not isinstance(exc, Exception) and not _is_of_ray(exc):
+                    raise
+                extra = {"attempt": attempt_id, "call": method, "error": type(exc).__name__}
                 logger.warning("a stage was not told about an attempt's scratch", extra=extra)
 
 
@@ -457,6 +453,13 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
         )
     logger.error("stage crashed\n%s", "".join(traceback.format_exception(exc)))
     return StageFailed(f"A stage crashed ({type(exc).__name__}).", stage=stage)
+
+
+def _is_of_ray(exc: BaseException) -> bool:
+    """Tell a call that Ray has cancelled from a cancellation of this task; both raise the same."""
+    task = asyncio.current_task()
+    is_ours = task is not None and task.cancelling() > 0
+    return isinstance(exc, asyncio.CancelledError) and not is_ours
 
 
 def _cancel(responses: list[Any]) -> None:

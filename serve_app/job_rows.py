@@ -129,6 +129,15 @@ UPDATE subscribers SET notified = 1 WHERE job_id = :id AND webhook_url = :url
                   AND status = :status)
 """
 
+# -- forget --  The oldest ended jobs beyond `keep`, unless a target waits for the news of one.
+FORGET = """
+DELETE FROM jobs
+ WHERE id IN (SELECT id FROM jobs WHERE status IN ('succeeded', 'failed', 'cancelled')
+               ORDER BY updated DESC LIMIT -1 OFFSET :keep)
+   AND (updated < :too_old OR NOT EXISTS (
+        SELECT 1 FROM subscribers WHERE job_id = jobs.id AND NOT notified))
+"""
+
 # Ended for want of a client, but not cancelled, and a client (or the asynchronous API) came since.
 WANTED_AGAIN = "NOT cancel_requested AND (origin = 'async' OR wanted_until >= :now)"
 

@@ -57,6 +57,8 @@ WANTED_S = 5.0  # a waiting connection renews its wish well within this
 CLAIM_GRACE_S = 120.0
 MAX_PHASES = 64  # remembered of one job; an attempt has six
 MAX_WARNINGS = 32
+# A job of whose end a target has not been told yet is kept that long, whatever there is beyond it.
+UNTOLD_S = 24 * 3600.0
 PAGE_BYTES = 1 << 20
 
 
@@ -302,14 +304,11 @@ class JobRegistry:
         return unwanted + [row["id"] for row in abandoned]
 
     def forget(self, keep: int) -> None:
-        """Drop the oldest finished jobs beyond `keep`, and all that belongs to them."""
+        """Drop the oldest finished jobs beyond `keep`, and all that belongs to them, once those who
+        want to know of their end have been told.
+        """
         with self.file.writing() as db:
-            db.execute(
-                "DELETE FROM jobs WHERE id IN (SELECT id FROM jobs "
-                "WHERE status IN ('succeeded', 'failed', 'cancelled') "
-                "ORDER BY updated DESC LIMIT -1 OFFSET ?)",
-                (keep,),
-            )
+            db.execute(rows.FORGET, {"keep": keep, "too_old": self._clock() - UNTOLD_S})
 
     def take_news(self, limit: int) -> list[News]:
         """Return ended jobs with targets that have not been told of it yet."""
@@ -388,8 +387,9 @@ class JobRegistry:
         db.execute("UPDATE jobs SET request = ? WHERE id = ?", (request.model_dump_json(), job.id))
         if origin is Origin.SYNC:
             self._want(db, [job.id], WANTED_S)
-        elif job.origin is Origin.SYNC:
-            # Somebody wants it who does not wait on a connection: a disconnect no longer ends it.
+        elif job.origin is Origin.SYNC or origin is Origin.ASYNC:
+            # Somebody wants it who does not wait on a connection: a disconnect no longer ends it,
+            # nor an orchestrator that takes its claim back.
             db.execute("UPDATE jobs SET origin = ? WHERE id = ?", (Origin.ASYNC, job.id))
 
     def _add_phases(self, db: sqlite3.Connection, job: Job, phases: Sequence[Progress]) -> None:

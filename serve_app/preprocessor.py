@@ -19,7 +19,7 @@ from serve_app.metrics import STAGE_SECONDS
 from serve_app.node_media import NodeMedia
 from serve_app.replica_setup import set_up_replica
 from serve_app.selection import build_detector, build_listener, needs_parse_inputs
-from serve_app.settings import AppArgs, read_environment
+from serve_app.settings import AppArgs, jobs_at_a_time, read_environment
 from serve_app.threads import Worker
 from serve_app.transfers import Attempt, Fetched, Opened
 
@@ -37,8 +37,7 @@ class Preprocessor:
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
-        jobs = env.max_concurrent_jobs or args.queue.max_concurrent_jobs
-        self._listener = build_listener(args, jobs)
+        self._listener = build_listener(args, jobs_at_a_time(args, env))
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = Worker(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import asdict
 from typing import Any
@@ -43,7 +44,10 @@ class Readiness:
         self._ready = False
         self._description: Description | None = None
         self._looking: asyncio.Task[None] | None = None
-        self._asking: asyncio.Task[set[str]] | None = None
+        self._asking: asyncio.Future[set[str]] | None = None
+        # Of its own: slow names and disks fill the loop's common threads, and `/hc` is due all the
+        # same.
+        self._thread = ThreadPoolExecutor(1, "readiness")
 
     async def is_ready(self) -> bool:
         """Return whether a Preprocessor, a Finisher and a Generator of some pool are running, and
@@ -114,7 +118,8 @@ class Readiness:
         One thread at most waits for it, however often this is asked.
         """
         if self._asking is None:
-            self._asking = asyncio.create_task(asyncio.to_thread(self._ask_controller))
+            loop = asyncio.get_running_loop()
+            self._asking = loop.run_in_executor(self._thread, self._ask_controller)
         done, _ = await asyncio.wait({self._asking}, timeout=CALL_TIMEOUT_S)
         if not done:
             logger.warning("Serve's controller does not answer")

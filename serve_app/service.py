@@ -31,6 +31,7 @@ LOOK_S = 1.0  # how often a follower looks, although nothing here changed its jo
 WISH_S = 0.5  # how often jobs that callers wait for are said to be wanted; a wish is a write
 LAST_WISH_S = 1.5  # a client that left: long enough for another process to renew its wish
 SWEEP_S = IDLE_S = 1.0
+FORGET_S = 30.0  # how often ended jobs beyond the configured number are dropped
 SAY_AGAIN_S = 30.0  # a fault that lasts is said that often
 
 
@@ -64,6 +65,7 @@ class JobService:
         self._wishing: asyncio.Task[None] | None = None
         self._may_have_work = True
         self._had_none_at = self._swept_at = self._said_at = float("-inf")
+        self._forgot_at = float("-inf")
         # By job id: slots that the orchestrator gave the job to, and those that it took it from.
         self._claims: Counter[str] = Counter()
         self._void_claims: Counter[str] = Counter()
@@ -166,7 +168,6 @@ class JobService:
             await tell(job, partial(self._run, job))
         else:
             await self._run(job, lambda progress: None)
-        await self._forget()
         return job
 
     async def preview(self, request: JobRequest) -> PreviewPicture:
@@ -322,7 +323,9 @@ class JobService:
     # Housekeeping ----------------------------------------------------------------------------
 
     async def _sweep(self) -> None:
-        """End what can never be taken, now and then: every slot asks several times a second."""
+        """End what can never be taken, and drop what ended long ago, now and then: every slot asks
+        several times a second, also where all jobs are claimed or are cancelled before they run.
+        """
         if time.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = time.monotonic()
             ended = await self.threads.write(
@@ -332,12 +335,9 @@ class JobService:
                 self._waiting.job_ids,
             )
             self._changed(*ended)
-
-    async def _forget(self) -> None:
-        try:
+        if time.monotonic() - self._forgot_at > FORGET_S:
+            self._forgot_at = time.monotonic()
             await self.threads.write(self.registry.forget, self._queue.keep_finished)
-        except StateUnavailable as exc:
-            self._say(exc)
 
     async def _gone(self, request: JobRequest, ticket: Ticket | None) -> Job | None:
         """Return the job of an earlier success whose output cannot be found any more."""

@@ -153,20 +153,20 @@ class StateThreads:
         Raises:
             StateUnavailable: it was not written.
         """
-        asked = time.monotonic()
-
-        def run() -> T:
-            # Behind a stalled file everything waits: answers are due, even if they are refusals.
-            if time.monotonic() - asked > QUEUED_S:
-                raise StateUnavailable("too many writes wait for the state file")
-            return work(*args, **kwargs)
-
+        begun = self._writer.submit(work, *args, **kwargs)
+        written = asyncio.wrap_future(begun)
         try:
-            done = await asyncio.get_running_loop().run_in_executor(self._writer, run)
+            await asyncio.wait({written}, timeout=QUEUED_S)
+            # Behind a stalled file everything waits: answers are due, even if they are refusals.
+            if not written.done() and begun.cancel():
+                raise StateUnavailable("too many writes wait for the state file")
+            return await written
         except StateUnavailable:
             self._note(is_writable=False)
             raise
-        return done
+        except asyncio.CancelledError:
+            written.cancel()
+            raise
 
     async def read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something that only reads.

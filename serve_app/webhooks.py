@@ -24,11 +24,12 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import httpcore
 from standardwebhooks import Webhook
@@ -44,6 +45,9 @@ from serve_app.connections import (
 )
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SECRET_PREFIX = "whsec_"
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the scheme's own bounds
@@ -160,6 +164,8 @@ class WebhookSender:
         self._rules = rules or DeliveryRules()
         self._clock = clock
         self._store = _EventStore(path, self._rules, clock)
+        # One thread of its own: a file that another process holds up holds up nothing else.
+        self._thread = ThreadPoolExecutor(1, "webhooks")
         self._wake = asyncio.Event()
 
     async def check_target(self, url: str) -> None:
@@ -178,7 +184,7 @@ class WebhookSender:
 
         Dropping is logged, and the job's state stays readable over the API.
         """
-        stored = await asyncio.to_thread(self._store.add, event.id, event.url, event.body())
+        stored = await self._in_thread(self._store.add, event.id, event.url, event.body())
         if not stored:
             logger.error("webhook dropped: the queue is full", extra={"event_id": event.id})
         self._wake.set()
@@ -195,7 +201,7 @@ class WebhookSender:
             while True:
                 self._wake.clear()
                 await slots.acquire()
-                taken = await asyncio.to_thread(self._store.take)
+                taken = await self._in_thread(self._store.take)
                 if taken is None:
                     slots.release()
                     await self._wait_for_due()
@@ -205,9 +211,14 @@ class WebhookSender:
     def close(self) -> None:
         """Close the file."""
         self._store.close()
+        self._thread.shutdown(wait=False)
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
     async def _wait_for_due(self) -> None:
-        due = await asyncio.to_thread(self._store.next_due)
+        due = await self._in_thread(self._store.next_due)
         wait_s = IDLE_LOOK_S if due is None else min(IDLE_LOOK_S, due - self._clock())
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wait_s)):
@@ -247,7 +258,7 @@ class WebhookSender:
         except _Refused as refused:
             await self._failed(taken, refused)
         else:
-            await asyncio.to_thread(self._store.remove, taken.id)
+            await self._in_thread(self._store.remove, taken.id)
             logger.info("webhook delivered", extra={"event_id": taken.id, "host": location.host})
 
     async def _failed(self, taken: _Taken, refused: _Refused) -> None:
@@ -262,13 +273,13 @@ class WebhookSender:
         if due > taken.created + self._rules.max_age_s:
             await self._give_up(taken, refused.reason)
             return
-        await asyncio.to_thread(self._store.postpone, taken.id, due)
+        await self._in_thread(self._store.postpone, taken.id, due)
         self._wake.set()
         logger.info("webhook will be tried again", extra=_facts(taken, refused.reason))
 
     async def _give_up(self, taken: _Taken, reason: str) -> None:
         logger.warning("webhook given up", extra=_facts(taken, reason))
-        await asyncio.to_thread(self._store.remove, taken.id)
+        await self._in_thread(self._store.remove, taken.id)
 
     async def _post(self, taken: _Taken, location: Location) -> None:
         """Send one signed request.
@@ -361,14 +372,14 @@ class _EventStore:
 
     def next_due(self) -> float | None:
         """Return when the next event is due, None if there is none."""
-        with self._transaction() as db:
-            due: float | None = db.execute("SELECT min(due) FROM events").fetchone()[0]
+        with self._lock:
+            due: float | None = self._db.execute("SELECT min(due) FROM events").fetchone()[0]
         return due
 
     def count(self) -> int:
         """Return how many events wait."""
-        with self._transaction() as db:
-            return int(db.execute("SELECT count(*) FROM events").fetchone()[0])
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM events").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -381,10 +392,10 @@ class _EventStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # some errors have ended it already
+                    self._db.execute("ROLLBACK")
 
 
 def signing_key(secret: str) -> bytes:

@@ -56,7 +56,8 @@ class Worker:
         outbox: the process runs its `deliver_forever`.
         runner: does a job and returns its outcome; its own deadlines end it, nothing here does.
         cancel: ends a running job, by its `musetalk_job_id`.
-        can_work: whether a job could run now. Asked before every claim.
+        can_work: whether a job could run now. Asked before every claim, and before a job that was
+            left is resumed: one that cannot be stored would be reported as failed.
         batch_size: what reports say about it; asked at the start and the end of a job.
         sleep: waits between the tries of one claim.
         clock: seconds that never go back.
@@ -187,15 +188,16 @@ class Worker:
         """Return a job to work on, marked as being at work: one that was left, or a claimed one."""
         if not self._journal.acquire():
             return None  # a draining predecessor still speaks for this identity
-        held = self._left()
-        if held is None:
-            # Nobody else looks for work meanwhile, so that a claimed job is not taken for a left
-            # one before this call has it.
-            self._is_claiming = True
-            try:
-                held = await self._claim()
-            finally:
-                self._is_claiming = False
+        # Nobody else looks for work meanwhile, so that a claimed job is not taken for a left one
+        # before this call has it.
+        self._is_claiming = True
+        try:
+            if not await self._can_work():
+                self._trouble = CANNOT_WORK
+                return None
+            held = self._left() or await self._claim()
+        finally:
+            self._is_claiming = False
         if held is not None:
             self._at_work.add(held.key)
         return held

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import sqlite3
 import ssl
 import threading
 from collections import deque
@@ -25,6 +26,7 @@ from serve_app.addresses import AddressPolicy, IpAddress
 from serve_app.connections import Network
 from serve_app.webhooks import DeliveryRules, Event, WebhookSender, _EventStore, signing_key
 from tests.contract.fake_orchestrator import TlsFiles
+from tests.threads import threads_taken
 
 # The secret of the scheme's own examples.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -289,6 +291,27 @@ async def test_an_unexpected_failure_obeys_the_age_of_its_event(path: Path) -> N
     async with delivering(path, rules, network=network) as sender:
         await sender.enqueue(event("https://127.0.0.1:9/hook"))
         await until(lambda: sender.pending() == 0)
+
+
+async def test_threads_that_are_all_taken_hold_up_no_webhook(target: Target, path: Path) -> None:
+    with threads_taken():
+        async with asyncio.timeout(10.0), delivering(path) as sender:
+            await sender.enqueue(event(target.url))
+            await until(lambda: sender.pending() == 0)
+    assert len(target.got) == 1
+
+
+async def test_a_full_disk_is_named_and_the_file_goes_on_to_be_used(path: Path) -> None:
+    """SQLite has rolled back by itself then, and a second time would be the error that is seen."""
+    store = _EventStore(path, QUICK, lambda: 1000.0)
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        store.add("evt_1", "http://h/hook", "x" * 100_000)
+    store._db.execute("PRAGMA max_page_count = 10000")
+    assert store.add("evt_1", "http://h/hook", "{}")
+    assert store.count() == 1
+    store.close()
 
 
 async def test_tries_that_end_with_their_process_are_counted_too(

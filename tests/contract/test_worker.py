@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import random
 import sys
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
+from serve_app import outbox as outbox_module
 from serve_app.claim_journal import ClaimJournal, HeldJob
 from serve_app.heartbeat import next_due
 from serve_app.outbox import Outbox
@@ -612,6 +616,42 @@ async def test_a_killed_workers_job_is_resumed_by_its_successor(
     assert fake.jobs["job-1"].status == "succeeded"
 
 
+async def test_a_job_that_was_left_waits_until_it_can_be_done(
+    fake: FakeOrchestrator, tmp_path: Path
+) -> None:
+    """Without a registry that takes it, for one, it would be reported as failed."""
+    fake.add_job("job-1")
+    fake._hand_out(WORKER_ID)
+    journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+    await journal.start(HeldJob(ClaimedJob("job-1", fake.jobs["job-1"].payload)))
+    async with worker_rig(fake, tmp_path, desk=Desk(is_able=False)) as rig:
+        assert not await rig.worker.work_once()
+        assert (rig.desk.ran, fake.of("final")) == ([], [])
+        rig.desk.is_able = True
+        assert await rig.worker.work_once()
+    assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_disk_that_does_not_let_go_of_a_claim_does_not_make_it_begin_anew(
+    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def stays(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".held":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", stays)
+    fake.add_job("job-1")
+    async with worker_rig(fake, tmp_path) as rig:
+        assert await rig.worker.work_once()
+        assert rig.worker.current_job_id is None
+        assert not await rig.worker.work_once()
+    assert len(rig.desk.ran) == 1
+    assert len(fake.of("final")) == 1
+
+
 async def test_a_job_that_kills_the_worker_each_time_is_given_up(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
@@ -986,6 +1026,52 @@ async def test_a_disk_that_takes_nothing_costs_no_report(
     assert await outbox.deliver_round(send)
     assert sent == [report(1)]
     assert await outbox.wait_settled(name, 1.0)
+
+
+async def test_a_report_that_comes_while_others_are_loaded_waits_for_the_next_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 3.9: a thread went through what `put` was writing to."""
+    outbox, sent = Outbox(tmp_path), list[FinalReport]()
+    began, go_on = threading.Event(), threading.Event()
+    load = outbox._load
+
+    def loads_slowly(unsaved: dict[str, FinalReport]) -> list[Any]:
+        began.set()
+        assert go_on.wait(30)
+        return load(unsaved)
+
+    def disk_full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async def send(each: FinalReport) -> None:
+        sent.append(each)
+
+    monkeypatch.setattr(outbox_module, "write_atomically", disk_full)
+    monkeypatch.setattr(outbox, "_load", loads_slowly)
+    await outbox.put(report(1))
+    sending = asyncio.create_task(outbox.deliver_round(send))
+    assert await asyncio.to_thread(began.wait, 30)
+    await outbox.put(report(2))
+    go_on.set()
+    await sending
+    assert sent == [report(1)]
+    await outbox.deliver_round(send)
+    assert sent == [report(1), report(2)]
+
+
+async def test_the_name_of_a_report_is_on_the_disk_before_it_is_relied_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mend 3.9: else a crash of the machine may lose a file whose bytes are there."""
+    seen: list[tuple[Path, list[str]]] = []
+
+    def synced(folder: Path) -> None:
+        seen.append((folder, [path.name for path in folder.iterdir()]))
+
+    monkeypatch.setattr(outbox_module, "sync_folder", synced)
+    name = await Outbox(tmp_path).put(report(1))
+    assert seen == [(tmp_path, [name])]
 
 
 def test_only_one_process_speaks_for_an_identity(tmp_path: Path) -> None:

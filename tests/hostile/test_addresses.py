@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import itertools
 import socket
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage
 from serve_app.addresses import AddressPolicy, parse_location, refusal
-from serve_app.connections import Network, judged_addresses
+from serve_app.connections import Network, judged_addresses, resolve_host
+from tests.threads import threads_taken
 
 CLOSED = AddressPolicy()
 
@@ -444,3 +446,10 @@ def test_spellings_of_this_test_mean_what_they_say() -> None:
     # Where the C library reads a spelling, it reads the address that the test claims.
     for text, spelling in itertools.product(("127.0.0.1", "10.0.0.1"), range(9)):
         assert socket.inet_ntoa(socket.inet_aton(ipv4_spellings(text)[spelling])) == text
+
+
+async def test_names_are_resolved_when_all_common_threads_are_taken():
+    """And so names that never resolve take none of the threads that files are written with."""
+    with threads_taken():
+        async with asyncio.timeout(10.0):
+            assert await resolve_host("localhost", 80)

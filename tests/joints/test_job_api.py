@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import ClassVar
@@ -188,3 +189,18 @@ async def test_the_queues_own_id_travels_with_the_attempt(rig):
     await rig.service.work()
     [work] = rig.graph.ran
     assert Attempt.of(work).queue_job_id == "salad-7"
+
+
+async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, monkeypatch):
+    go_on = threading.Event()
+
+    def stalls(key: str) -> None:
+        go_on.wait(10.0)
+
+    monkeypatch.setattr(rig.door._store, "resolve", stalls)
+    asked = asyncio.create_task(rig.client.get("/files/a~b.mp4"))
+    await asyncio.sleep(0.1)
+    assert (await rig.client.get(f"{JOBS}/unknown")).status_code == 404
+    assert not asked.done()
+    go_on.set()
+    assert (await asked).status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,7 @@ from serve_app import state_file
 from serve_app.job import Origin, Ticket
 from serve_app.jobs import JobRegistry
 from serve_app.schemas import Phase, Progress
-from serve_app.state_file import StateUnavailable
+from serve_app.state_file import StateThreads, StateUnavailable
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
 
 
@@ -216,3 +217,29 @@ async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(rig, m
             await work
     job = rig.door.registry.get("a")
     assert (job.status, rig.graph.ran) == ("queued", [])
+
+
+async def test_behind_a_write_that_never_returns_others_are_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that stalls raises nothing, and a thread in it cannot be ended."""
+    monkeypatch.setattr(state_file, "QUEUED_S", 0.1)
+    registry = JobRegistry(tmp_path / "jobs.sqlite3")
+    threads = StateThreads(registry.file)
+    go_on, written = threading.Event(), list[str]()
+    stalled = asyncio.create_task(threads.write(go_on.wait, 30.0))
+    async with asyncio.timeout(10.0):
+        await asyncio.sleep(0)
+        with pytest.raises(StateUnavailable):
+            await threads.write(written.append, "refused")
+        assert not await threads.is_writable()
+        given_up = asyncio.create_task(threads.write(written.append, "given up"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        go_on.set()
+        assert await stalled
+        assert await threads.is_writable()
+        await threads.write(written.append, "written")
+    assert written == ["written"]
+    registry.close()

@@ -242,6 +242,16 @@ def test_a_claimed_job_is_never_resumed_without_its_claim(registry, clock):
     assert registry.sweep(max_attempts=3) == ["a"]
 
 
+def test_a_claimed_job_that_the_asynchronous_api_joins_outlives_its_claim(registry, clock):
+    """Whoever entered it there has been promised a webhook, whatever the orchestrator does."""
+    job, _ = registry.submit(request(), Origin.CLAIMED, 10)
+    assert registry.submit(request(), Origin.ASYNC, 10)[0].origin is Origin.ASYNC
+    assert registry.submit(request(), Origin.CLAIMED, 10)[0].origin is Origin.ASYNC
+    clock.now += 1000
+    assert registry.sweep(max_attempts=3) == []
+    assert take(registry).id == job.id
+
+
 def test_jobs_survive_a_restart(tmp_path, clock):
     path = tmp_path / "jobs.sqlite3"
     first = JobRegistry(path, clock)
@@ -387,6 +397,19 @@ def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
     assert event_of(failed).id != event_of(succeeded).id
 
 
+def test_a_job_that_ends_in_the_same_way_again_is_told_of_again(registry):
+    """Mend 3.8: runs and attempts tell two failures apart."""
+    ticket = Ticket("https://hook/1")
+    registry.submit(request(), Origin.ASYNC, 10, ticket)
+    end(registry, "failed")
+    [first] = registry.take_news(10)
+    registry.submit(request(), Origin.ASYNC, 10, ticket)  # while the webhook is being queued
+    end(registry, "failed")
+    registry.mark_notified(first)
+    [second] = registry.take_news(10)
+    assert second.job.run == 2
+
+
 # Phases ------------------------------------------------------------------------------------------
 
 
@@ -492,8 +515,33 @@ def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
 
 def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
     registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1", None, "key"))
-    end(registry, "succeeded")
+    job = take(registry)
+    assert registry.beat(job, 20.0, RUNNING, (RUNNING,)) is Verdict.GO_ON
+    assert registry.finish(job, SUCCESS, DONE)
+    [news] = registry.take_news(10)
+    registry.mark_notified(news)
     registry.forget(keep=0)
-    assert registry.take_news(10) == []
+    with registry.file.reading() as db:
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        for [table] in db.execute(tables).fetchall():
+            assert db.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] == 0, table
     other = request(video="https://h/other.mp4")
     assert registry.submit(other, Origin.ASYNC, 10, Ticket(idempotency_key="key"))[1]
+
+
+def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+    end(registry, "succeeded")
+    registry.forget(keep=0)
+    [news] = registry.take_news(10)
+    registry.mark_notified(news)
+    registry.forget(keep=0)
+    assert registry.get("a") is None
+
+
+def test_a_job_that_nobody_can_be_told_of_is_forgotten_after_a_day(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+    end(registry, "succeeded")
+    clock.now += 25 * 3600
+    registry.forget(keep=0)
+    assert registry.get("a") is None

@@ -165,3 +165,41 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     assert (said[-1].phase, said[-1].stage_seconds) == (Phase.DOWNLOADING, {"download": 1.0})
     site.goes_on.set()
     await asyncio.wait([first, second])
+
+
+async def test_a_call_that_ray_cancels_is_made_again(monkeypatch):
+    """Ray raises `CancelledError` for it, as it does for a cancellation of the job."""
+    monkeypatch.setattr(driver_module, "RETRY_PAUSES_S", (0.0,))
+    site = Site(places=1)
+    site.goes_on.set()
+    fetch, cancelled = site.fetch, []
+
+    async def cancelled_once(work: Attempt) -> Fetched:
+        if not cancelled:
+            cancelled.append(work.job_id)
+            raise asyncio.CancelledError
+        return await fetch(work)
+
+    stage = Handle(fetch=cancelled_once, open=site.open, release=site.release, keep=site.keep)
+    site.driver = JobDriver(Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, 1)
+    job = site.start("a")
+    site.arrive("a")
+    with pytest.raises(InvalidVideo):
+        await job
+    assert cancelled == ["a"]
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, AttributeError])
+async def test_a_release_that_fails_does_not_become_the_jobs_end(error):
+    site = Site(places=1)
+    site.goes_on.set()
+
+    async def fails(attempt_id: str) -> None:
+        raise error
+
+    stage = Handle(fetch=site.fetch, open=site.open, release=fails, keep=site.keep)
+    site.driver = JobDriver(Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, 1)
+    job = site.start("a")
+    site.arrive("a")
+    with pytest.raises(InvalidVideo):
+        await job

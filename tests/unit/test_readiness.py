@@ -11,6 +11,7 @@ from serve_app import readiness as readiness_module
 from serve_app.driver import Graph, Pool
 from serve_app.readiness import Readiness
 from serve_app.transfers import Description
+from tests.threads import threads_taken
 
 ABOUT = Description("warp", "1", "mesh", "cpu", "cpu", 1)
 
@@ -67,6 +68,15 @@ async def test_a_controller_that_hangs_is_asked_by_one_thread_only(readiness, mo
     answer.set()
     monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
     assert await readiness.is_ready()
+
+
+async def test_threads_that_are_all_taken_do_not_make_a_worker_unready(readiness, monkeypatch):
+    """Names that do not resolve and disks that stall fill the threads that all others share."""
+    stages = status("Preprocessor", "Finisher", "Generator-cpu")
+    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
+    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
+    with threads_taken():
+        assert await asyncio.wait_for(readiness.is_ready(), 5.0)
 
 
 async def test_a_controller_that_is_away_is_not_ready(readiness, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from musetalk_pipeline.published import published
-from serve_app import selection
+from serve_app import preprocessor, selection
 from serve_app.selection import resolve
 from serve_app.settings import AppArgs, read_environment
 
@@ -97,3 +98,27 @@ def test_without_a_gpu_both_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     selection.build_engine(args, args.pools[0], read_environment({}))
     selection.build_detector(args)
     assert devices == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "jobs"),
+    [
+        ({}, 4),
+        ({"WORKER_MAX_CONCURRENT_JOBS": "6"}, 6),
+        ({"WORKER_MODE": "buffer", "BUFFER_CAPACITY": "8"}, 8),
+    ],
+)
+def test_the_listener_remembers_sound_for_all_jobs_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], jobs: int
+) -> None:
+    """Mend 3.4, also where the environment says how many they are."""
+    heard: list[int] = []
+    monkeypatch.setattr(preprocessor, "read_environment", lambda: read_environment(variables))
+    monkeypatch.setattr(preprocessor, "set_up_replica", lambda env: None)
+    monkeypatch.setattr(preprocessor, "NodeMedia", lambda args, env: MagicMock())
+    monkeypatch.setattr(preprocessor, "build_detector", lambda args: None)
+    monkeypatch.setattr(preprocessor, "build_listener", lambda args, jobs: heard.append(jobs))
+    preprocessor.Preprocessor(
+        AppArgs.model_validate({"pools": [{"name": "c"}], "queue": {"max_concurrent_jobs": 4}})
+    )
+    assert heard == [jobs]

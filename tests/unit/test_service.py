@@ -126,3 +126,35 @@ async def test_idle_slots_ask_the_registry_now_and_then(registry, monkeypatch):
     assert await service.work() is None
     await service.submit(request().model_copy(update={"musetalk_job_id": "b"}), Origin.ASYNC)
     assert (await service.work()).id == "b"
+
+
+async def test_claimed_and_cancelled_jobs_are_forgotten_like_any_other(registry, monkeypatch):
+    """A worker that only claims never ends a job of its own queue, yet its registry is bounded."""
+    monkeypatch.setattr(service_module, "SWEEP_S", 0.0)
+    monkeypatch.setattr(service_module, "FORGET_S", 0.0)
+    driver = SlowDriver(Phase.INFERRING)
+    driver.go_on.set()
+    service = JobService(registry, driver, QueueSettings(keep_finished=10), JobOptions())
+    for n in range(15):
+        named = request().model_copy(update={"musetalk_job_id": f"claimed-{n}"})
+        await service.run_claimed(named, lambda progress: None)
+        await service.submit(
+            named.model_copy(update={"musetalk_job_id": f"cancelled-{n}"}), Origin.ASYNC
+        )
+        await service.cancel(f"cancelled-{n}")
+    assert await service.work() is None
+    assert len(registry.page(None, 100).jobs) == 10
+
+
+async def test_a_job_that_nobody_cancelled_is_not_told_to_be_cancelled(registry):
+    """409 would count as done with Salad's queue; the caller has to try again."""
+
+    class CutOff:
+        async def run(self, work, report):
+            raise asyncio.CancelledError
+
+    service = JobService(registry, CutOff(), QueueSettings(), JobOptions())
+    await service.submit(request(), Origin.ASYNC)
+    await service.work()
+    job = registry.get("a")
+    assert (job.status, job.outcome.status_code, job.outcome.retryable) == ("failed", 500, True)
