@@ -365,7 +365,7 @@ class Ingress:
 
     async def files(self, key: str) -> Response:
         """Serve a stored video or its sidecar, with Range."""
-        path = self._store.resolve(key)
+        path = await asyncio.to_thread(self._store.resolve, key)
         if path is None:
             raise RequestRefused(refused(404, "file_not_found", "There is no such file."))
         return FileResponse(path)
