@@ -111,11 +111,13 @@ def _rules(
 
 
 def _installation(program: Path) -> list[str]:
-    """Return where a program and its libraries are: the folder above its `bin`, or itself alone."""
+    """Return where a program and its libraries are: its `bin` and what belongs to that, or itself
+    alone. Not all that lies beside `bin`, which may be somebody's home or this application.
+    """
     real = program.resolve()
     prefix = real.parent.parent
     if real.parent.name == "bin" and prefix != Path("/"):
-        return [str(prefix)]
+        return [str(prefix / name) for name in ("bin", "lib", "lib64", "libexec")]
     return [str(real)]
 
 

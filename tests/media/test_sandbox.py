@@ -155,6 +155,19 @@ def test_a_child_reads_its_input_and_writes_its_output(tmp_path: Path) -> None:
     assert (tmp_path / "output").read_text() == "hello"
 
 
+def test_what_lies_beside_the_folder_of_the_program_is_not_the_programs(tmp_path: Path) -> None:
+    """A tool in somebody's own `bin` opened the whole home above it."""
+    for name in ("bin/tool", "lib/library", "secret"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('#!/bin/sh\ncat "$@"\n')
+    (tmp_path / "bin" / "tool").chmod(0o755)
+    tool, limits = str(tmp_path / "bin" / "tool"), ChildLimits(20)
+    assert run([tool, str(tmp_path / "lib" / "library")], limits).returncode == 0
+    if landlock_version():
+        done = run([tool, str(tmp_path / "secret")], limits)
+        assert done.returncode != 0 and "ermission denied" in done.message, done
+
+
 def test_the_preflight_starts_the_tools_as_jobs_do() -> None:
     found = check_tools()
     assert (found["ffmpeg"], found["ffprobe"]) == ("ok", "ok")
