@@ -1,12 +1,15 @@
-"""What a media child may touch: its input, its output and the programs; no TCP. By Landlock.
+"""What a media child may touch: its input, its output and the programs; no socket.
 
-Landlock (Linux 5.13; TCP from 6.7) takes rights away from one thread and from the children that it
-starts, for good, without privileges and without a package. A thread that starts a child gives up
-its rights first, so the child begins without them: no wrapper, no code between fork and exec.
+Landlock (Linux 5.13) takes rights on files away from one thread and from the children that it
+starts, for good, without privileges and without a package; from 6.7 on TCP too. Sockets of every
+kind, also those with a name in a folder, such as Ray's, are forbidden by a seccomp filter, which
+acts on one thread in the same way. A thread that starts a child gives up its rights first, so the
+child begins without them: no wrapper, no code between fork and exec.
 Measured: 0.3 ms a child, of which an 8 s job has seven in one process; 2026-11-25, two busy cores.
 
-Where the kernel has none, children run with this process's rights and `missing()` says so. UDP and
-what is open already are beyond Landlock; children inherit nothing but their three pipes.
+Where the kernel has one of them not, children run without it and `missing()` says so. Beyond both
+are times and modes of this user's files and, before Linux 6.12, signals to this user's processes;
+children inherit nothing but their three pipes.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import platform
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -30,6 +34,15 @@ FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 TCP_RIGHTS = 0b11  # bind and connect, from version 4 on
 SCOPES = 0b11  # abstract sockets and signals outside, from version 6 on
 
+# The call `seccomp`, how the kernel names the machine, and the calls `socket` and `io_uring_setup`.
+SECCOMP = {
+    "x86_64": (317, 0xC000003E, (41, 425)),
+    "aarch64": (277, 0xC00000B7, (198, 425)),
+}
+SET_FILTER, LEAVE_SPECULATION = 1, 1 << 2  # the latter costs the child nothing on older kernels
+OTHER_NUMBERS = 0x4000_0000  # from here on they are calls of x32, another way to the same
+ALLOW, DENY = 0x7FFF_0000, 0x0005_0000 | errno.EACCES
+
 PROGRAMS = (
     *("/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ld.so.preload"),
     "/nix/store",
@@ -44,6 +57,19 @@ class _Ruleset(ctypes.Structure):
 class _PathRule(ctypes.Structure):
     _pack_ = 1
     _fields_ = (("rights", ctypes.c_uint64), ("folder", ctypes.c_int32))
+
+
+class _Instruction(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("if_true", ctypes.c_uint8),
+        ("if_false", ctypes.c_uint8),
+        ("value", ctypes.c_uint32),
+    )
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("start", ctypes.POINTER(_Instruction)))
 
 
 @cache
@@ -63,17 +89,24 @@ def missing() -> str | None:
     """Return what this kernel cannot take from media children, in words; None if nothing."""
     version = landlock_version()
     if version == 0:
-        return "Landlock is not available here, so media tools run with all rights of this worker"
-    if version < 4:
-        return "Landlock before Linux 6.7 knows no network, so media tools may open connections"
+        return "Landlock is not available here, so media tools open what files this worker may"
+    if not can_forbid_sockets():
+        return "seccomp is not available here, so media tools may open connections"
     return None
 
 
-def confine_this_thread(program: Path, reads: Iterable[Path], writes: Iterable[Path]) -> None:
-    """Leave this thread, and what it starts, only the programs, `reads` and `writes`.
+@cache
+def can_forbid_sockets() -> bool:
+    """Return whether this machine and its kernel let a thread give up sockets."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_forbid_sockets).exception() is None
 
-    `program`: what will be started, wherever it is installed. `writes`: files that exist. Nothing
-    happens where Landlock does not work.
+
+def confine_this_thread(program: Path, reads: Iterable[Path], writes: Iterable[Path]) -> None:
+    """Leave this thread, and what it starts, only the programs, `reads` and `writes`, no socket.
+
+    `program`: what will be started, wherever it is installed. `writes`: files that exist. What
+    does not work here is left out.
 
     Raises:
         OSError: the kernel refused, although it has Landlock.
@@ -81,6 +114,23 @@ def confine_this_thread(program: Path, reads: Iterable[Path], writes: Iterable[P
     version = landlock_version()
     if version:
         _confine(version, program, reads, writes)
+    if can_forbid_sockets():
+        _forbid_sockets()
+
+
+def _forbid_sockets() -> None:
+    if platform.machine() not in SECCOMP:
+        raise OSError(errno.ENOSYS, "seccomp")
+    number, machine, calls = SECCOMP[platform.machine()]
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    tests = [(equal, 1, 0, machine), (answer, 0, 0, DENY), (load, 0, 0, 0)]
+    for code, value in ((at_least, OTHER_NUMBERS), *((equal, call) for call in calls)):
+        tests += [(code, 0, 1, value), (answer, 0, 0, DENY)]
+    program = [(load, 0, 0, 4), *tests, (answer, 0, 0, ALLOW)]
+    instructions = (_Instruction * len(program))(*(_Instruction(*line) for line in program))
+    if _libc().prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "no_new_privs")
+    _call(number, SET_FILTER, LEAVE_SPECULATION, ctypes.byref(_Filter(len(program), instructions)))
 
 
 def _confine(version: int, program: Path, reads: Iterable[Path], writes: Iterable[Path]) -> None:
@@ -111,11 +161,13 @@ def _rules(
 
 
 def _installation(program: Path) -> list[str]:
-    """Return where a program and its libraries are: the folder above its `bin`, or itself alone."""
+    """Return where a program and its libraries are: its `bin` and what belongs to that, or itself
+    alone. Not all that lies beside `bin`, which may be somebody's home or this application.
+    """
     real = program.resolve()
     prefix = real.parent.parent
     if real.parent.name == "bin" and prefix != Path("/"):
-        return [str(prefix)]
+        return [str(prefix / name) for name in ("bin", "lib", "lib64", "libexec")]
     return [str(real)]
 
 
@@ -137,7 +189,7 @@ def _call(number: int, *arguments: object) -> int:
     result = int(_libc().syscall(number, *arguments))
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"Landlock: {errno.errorcode.get(code, code)}")
+        raise OSError(code, f"Landlock or seccomp: {errno.errorcode.get(code, code)}")
     return result
 
 

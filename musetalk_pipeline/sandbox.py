@@ -6,8 +6,8 @@ A child
 2. gets the limits of `prlimit` (memory, CPU seconds, file size, open files, no core) and
    `--no-new-privs` and a parent-death signal from `setpriv`, both of util-linux;
 3. reads local files and pipes only, with one named demuxer and no standard input;
-4. may open nothing but its own input and output and the programs, and no TCP connection, where the
-   kernel can see to that (`confinement`);
+4. may open nothing but its own input and output and the programs, and no socket, where the kernel
+   can see to that (`confinement`);
 5. is killed with its group, and waited for, when its deadline passes, its reader goes away or
    anything is raised.
 

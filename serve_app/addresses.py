@@ -340,12 +340,17 @@ def _parse_entry(entry: str) -> _Entry:
     try:
         location = parse_location("http://" + entry.removeprefix("*."))
     except SourceRefused as exc:
-        raise ValueError(
-            f"ALLOWED_SOURCE_HOSTS: {entry!r} is not a host, host:port, *.domain or network"
-        ) from exc
+        raise _not_understood(entry) from exc
     if location.target != "/" or (wildcard and location.ip is not None):
-        raise ValueError(f"ALLOWED_SOURCE_HOSTS: {entry!r} is not a host or network")
+        raise _not_understood(entry)
     port = location.port if re.search(r":[0-9]+$", entry) else None
     if location.ip is not None:
         return _Entry("", port, network=ipaddress.ip_network(location.ip))
     return _Entry(location.host, port, is_suffix=wildcard)
+
+
+def _not_understood(entry: str) -> ValueError:
+    return ValueError(
+        f"{shown_url(entry)!r} in ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts is not a host, "
+        "host:port, *.domain or network"
+    )

@@ -32,6 +32,10 @@ class Unanswered(Exception):
     """Nobody answered for the file."""
 
 
+class TooManyReaders(Exception):
+    """As many clients read as may, and none of them has ended meanwhile."""
+
+
 class FileChanged(Exception):
     """The file behind a link was replaced or removed between two of its pieces."""
 
@@ -41,6 +45,9 @@ class FileLimits:
     """How files are read. By default a client must take 64 KiB every 20 s."""
 
     readers: int = 32
+    place_s: float = (
+        2.0  # for a place; links are checked by the ingress, so wrong ones take one too
+    )
     piece_bytes: int = 1 << 20
     slice_s: float = 20.0
     piece_s: float = 30.0  # for the ingress to send one piece
@@ -98,12 +105,7 @@ class FilePieces:
     def __init__(self, app: ASGIApp, limits: FileLimits) -> None:
         self._app = app
         self._limits = limits
-        self._readers = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether as many clients read as may."""
-        return self._readers >= self._limits.readers
+        self._places = asyncio.Semaphore(limits.readers)
 
     async def answer(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
@@ -113,20 +115,16 @@ class FilePieces:
 
         Raises:
             Unanswered: the ingress gave no answer; nothing has been sent.
+            TooManyReaders: there was no place; nothing has been asked or sent.
         """
-        self._readers += 1
         try:
-            wanted = wanted_of(scope["headers"])
-            first = await self._begin(scope, wanted)
-            if isinstance(first, Answer):
-                await _send_whole(first, send)
-                return
-            if not _condition_holds(scope["headers"], first) and not wanted.whole:
-                wanted = Wanted()
-                first = await self._begin(scope, wanted)
-            assert isinstance(first, _Piece)
-            async with departure(receive) as gone:
-                await self._send_pieces(scope, first, wanted, send, gone)
+            async with asyncio.timeout(self._limits.place_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise TooManyReaders from None
+        refusal = None
+        try:
+            refusal = await self._send_file(scope, receive, send)
         except (FileChanged, AnswerTooLarge) as exc:
             logger.warning("A file was not sent to its end: %s", exc)
             abort()
@@ -134,7 +132,26 @@ class FilePieces:
             logger.info("A client did not read the file that it asked for; the connection ends.")
             abort()
         finally:
-            self._readers -= 1
+            self._places.release()
+        if refusal is not None:  # in no place: whoever gets no file may read as slowly as others
+            await _send_whole(refusal, send)
+
+    async def _send_file(self, scope: Scope, receive: Receive, send: Send) -> Answer | None:
+        """Send the file, or return what the ingress said instead."""
+        wanted = wanted_of(scope["headers"])
+        first = await self._begin(scope, wanted)
+        if (
+            isinstance(first, _Piece)
+            and not wanted.whole
+            and not _condition_holds(scope["headers"], first)
+        ):
+            wanted = Wanted()
+            first = await self._begin(scope, wanted)
+        if isinstance(first, Answer):
+            return first
+        async with departure(receive) as gone:
+            await self._send_pieces(scope, first, wanted, send, gone)
+        return None
 
     async def _begin(self, scope: Scope, wanted: Wanted) -> _Piece | Answer:
         try:

@@ -36,7 +36,7 @@ from serve_app.bodies import (
 )
 from serve_app.callers import FILES_PREFIX, CallerRules, Refusal, route_path
 from serve_app.doorkeeper import Doorkeeper
-from serve_app.file_pieces import FileLimits, FilePieces, Unanswered
+from serve_app.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
 from serve_app.forwarding import Answering
 from serve_app.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
 from serve_app.probes import HC, HEALTH, Probes
@@ -197,10 +197,10 @@ class Gate:
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
     ) -> Refusal | None:
         assert self._files is not None
-        if self._files.is_full:
-            return TOO_MANY_READERS
         try:
             await self._files.answer(scope, receive, send, abort)
+        except TooManyReaders:
+            return TOO_MANY_READERS
         except Unanswered:
             return UNAVAILABLE
         return None

@@ -18,6 +18,7 @@ import errno
 import json
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -205,11 +206,15 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
     started = time.monotonic()
     target = job.output_path
     beside = target.with_suffix(".json")
-    parts = [path.with_name(f".{path.name}.part") for path in (target, beside)]
+    # New files with names that nobody can have made links of: the default folder is for all users.
+    mark = secrets.token_hex(6)
+    parts = [path.with_name(f".{path.name}.{mark}.part") for path in (target, beside)]
     stopping.remove_at_end(*parts)
     try:
-        shutil.copyfile(video, parts[0])
-        parts[1].write_bytes(note(time.monotonic() - started))
+        with video.open("rb") as source, parts[0].open("xb") as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+        with parts[1].open("xb") as sidecar_file:
+            sidecar_file.write(note(time.monotonic() - started))
         parts[0].replace(target)  # complete before it has its name
         parts[1].replace(beside)
     except OSError as exc:

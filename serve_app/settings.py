@@ -27,6 +27,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     Speedup,
 )
+from serve_app.addresses import AddressPolicy
 from serve_app.download_body import DownloadLimits
 from serve_app.private_files import make_folder, private_folder, require_makeable, require_own
 from serve_app.schemas import Params
@@ -120,6 +121,12 @@ class InputSettings(Section):
     min_bytes_per_s: int = Field(
         65536, ge=0, description="Slower downloads are given up after a minute; 0: never."
     )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: list[str]) -> list[str]:
+        AddressPolicy(frozenset(entries))
+        return entries
 
     def download_limits(self) -> DownloadLimits:
         """Return what one download may cost."""

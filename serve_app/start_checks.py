@@ -26,6 +26,7 @@ from pydantic import BaseModel
 from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.published import published
+from serve_app.addresses import AddressPolicy
 from serve_app.config_file import ConfigFile, ConfigInvalid, Place, faults_of, read_config_file
 from serve_app.private_files import FolderRefused
 from serve_app.settings import (
@@ -182,6 +183,7 @@ def environment_faults(env: Environment) -> Iterator[str]:
             f"{_listed(given)} set, but {_listed(missing)} not: set all three to upload to B2, "
             "or none of them to keep outputs on this machine"
         )
+    yield from _unusable_values(env)
     if env.orchestrator_url is not None or env.mode != "queue":
         from serve_app.polling import polling_rules  # takes a second to import
         from serve_app.pushed import report_rules
@@ -197,6 +199,20 @@ def environment_faults(env: Environment) -> Iterator[str]:
             f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
             "whoever reads them can reach this worker, by the `public_base_url` that you set"
         )
+
+
+def _unusable_values(env: Environment) -> Iterator[str]:
+    try:
+        AddressPolicy(frozenset(env.allowed_hosts))
+    except ValueError as exc:
+        yield str(exc)
+    if env.webhook_secret is not None:
+        from serve_app.webhooks import signing_key  # takes a second to import
+
+        try:
+            signing_key(env.webhook_secret)
+        except ValueError as exc:
+            yield str(exc).replace("the webhook secret", "WEBHOOK_SECRET")
 
 
 def _listed(names: list[str]) -> str:

@@ -29,7 +29,8 @@ from serve_app.connections import Network
 from serve_app.download_body import DownloadLimits
 from serve_app.downloads import download
 from serve_app.one_shot import VARIABLES, read_one_shot
-from serve_app.run_job import exit_code
+from serve_app.run_job import _store, exit_code
+from serve_app.stopping import Stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"VIDEO_URL": "https://h/v.mp4", "AUDIO_URL": "https://h/a.wav", "OUTPUT_PATH": "/o.mp4"}
@@ -144,6 +145,18 @@ def test_a_job_ends_as_a_file_with_its_sidecar(run_job, clip, speech, tmp_path):
     }  # fmt: skip
     assert sidecar["generation_time_sec"] == sidecar["stage_times"]["inference"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.mp4"]
+
+
+def test_a_link_in_the_place_of_the_output_is_not_followed(tmp_path):
+    """Mend 4.7: the default folder is that of all users' temporary files."""
+    (tmp_path / "video").write_text("video")
+    (tmp_path / "theirs").write_text("theirs")
+    for name in ("o.mp4", "o.json", ".o.mp4.part", ".o.json.part"):
+        (tmp_path / name).symlink_to("theirs")
+    job = read_one_shot(GOOD | {"OUTPUT_PATH": str(tmp_path / "o.mp4")})
+    _store(job, tmp_path / "video", lambda seconds: b"{}", Stopping())
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert (tmp_path / "o.mp4").read_text() == "video"
 
 
 def test_a_job_ends_at_a_signed_address(run_job, clip, speech):

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from serve_app.file_pieces import FileLimits
 from serve_app.gate import GateLimits
@@ -159,7 +161,7 @@ async def test_more_readers_than_may_are_asked_to_come_back(tmp_path: Path) -> N
     with (tmp_path / "large.mp4").open("wb") as writer:
         writer.truncate(200 * MIB)
     inner = Inner(folder=tmp_path)
-    limits = GateLimits(files=FileLimits(readers=1))
+    limits = GateLimits(files=FileLimits(readers=1, place_s=0.05))
     async with gated(inner, limits) as port, caller(port) as client:
         async with raw(port, head("GET", "/files/large.mp4"), receive_buffer=4096) as reader:
             await reader.reader.readuntil(b"\r\n\r\n")
@@ -175,3 +177,27 @@ async def test_more_readers_than_may_are_asked_to_come_back(tmp_path: Path) -> N
         sent = inner.sent_bytes
         await asyncio.sleep(0.1)
         assert inner.sent_bytes == sent  # nothing is read for a client that has gone
+
+
+async def test_wrong_links_do_not_crowd_out_readers(tmp_path: Path) -> None:
+    """Mend 4.4: 64 connections that sent made-up signatures left 15 of 40 requests a place."""
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+
+    class Checking(Inner):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["query_string"] == b"signature=wrong":
+                self.arrived.set()
+                await self.release.wait()
+                await JSONResponse({"code": "link_wrong"}, 403)(scope, receive, send)
+                return
+            await super().__call__(scope, receive, send)
+
+    inner, limits = Checking(folder=tmp_path), GateLimits(files=FileLimits(readers=1, place_s=60))
+    async with gated(inner, limits) as port, caller(port) as client:
+        wrong = asyncio.create_task(client.get("/files/clip.mp4?signature=wrong"))
+        await inner.arrived.wait()
+        right = asyncio.create_task(client.get("/files/clip.mp4?signature=right"))
+        await asyncio.sleep(0.1)
+        inner.release.set()
+        assert (await wrong).status_code == 403
+        assert (await right).content == b"video"

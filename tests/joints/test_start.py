@@ -252,6 +252,19 @@ def test_a_misspelt_size_rule_refuses_the_start(tmp_path: Path) -> None:
     assert started(config(tmp_path), {"LEGACY_SIZE": "Source"}).env.legacy_size_source
 
 
+def test_an_allow_list_or_a_webhook_secret_that_cannot_be_used_refuses_the_start(
+    tmp_path: Path,
+) -> None:
+    """Mend 2.2: a replica failed at it, with a trace that showed the value."""
+    [said] = faults(config(tmp_path), {"ALLOWED_SOURCE_HOSTS": "good.example,http://u:hunter2@h/"})
+    assert "'http://h/' in ALLOWED_SOURCE_HOSTS" in said
+    path = config(tmp_path, **{"allowed_folders: []": "allowed_hosts: ['*']"})
+    [said] = faults(path)
+    assert said.startswith(f"{path}:{line_of(path, 'allowed_hosts')}: '*' in ")
+    [said] = faults(config(tmp_path), {"WEBHOOK_SECRET": "hunter2"})
+    assert said.startswith("WEBHOOK_SECRET must be") and "hunter2" not in said
+
+
 # --- the machine ----------------------------------------------------------------------------------
 
 

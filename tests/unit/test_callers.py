@@ -129,9 +129,15 @@ def test_a_cross_site_request_is_refused_but_a_followed_link_is_not() -> None:
     assert status(rules(), head("/generate", method="POST", **visit)) == 403
 
 
-def test_a_browser_that_came_by_a_name_of_another_site_is_not_a_local_caller() -> None:
-    """Its page may have pointed that name at this machine; what it reads carries no `Origin`."""
-    seen = {"user_agent": "Mozilla/5.0"}
+@pytest.mark.parametrize(
+    "seen", [{"user_agent": "Mozilla/5.0"}, {"user_agent": "chosen", "accept_language": "en"}]
+)
+def test_a_browser_that_came_by_a_name_of_another_site_is_not_a_local_caller(
+    seen: dict[str, str],
+) -> None:
+    """Its page may have pointed that name at this machine; what it reads carries no `Origin`, and
+    where the page may choose the `User-Agent` it says nothing.
+    """
     read = head("/v1/avatar/jobs", method="GET", host="rebound.example:8000", **seen)
     assert status(rules(), read) == 403
     for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000"):
