@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from serve_app.start_checks import Start, joined_cluster
 ROOT = Path(__file__).resolve().parent.parent
 PROXY_MIDDLEWARES = "serve_app.gate:proxy_middlewares"
 NAMESPACE = "serve"
-SHUTDOWN_S = 30.0
+REACHED_S = 3.0
 
 
 def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
@@ -85,6 +86,8 @@ class Cluster:
         """
         import ray
 
+        if self._start.cluster is not None:
+            require_answer(self._start.cluster)
         options: dict[str, Any] = {}
         if self._is_own:
             options["_metrics_export_port"] = self._start.metrics_port
@@ -180,6 +183,25 @@ class Cluster:
 
         node = ray._private.worker._global_node
         return "" if node is None else str(node.get_logs_dir_path())
+
+
+def require_answer(address: str) -> None:
+    """Look whether anything listens where a cluster is to be joined; Ray tries for two minutes.
+
+    Raises:
+        StartFailed: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # `auto`, or what Ray refuses itself
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
+    except (OSError, OverflowError) as exc:
+        why = getattr(exc, "strerror", None) or "no answer"
+        raise StartFailed(
+            f"nothing answers at RAY_ADDRESS, {address} ({why}): start Ray there, or unset "
+            "RAY_ADDRESS for a cluster of this machine alone"
+        ) from exc
 
 
 def _with_environment(document: dict[str, Any], variables: dict[str, str]) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from serve_app import start_checks
 from serve_app.config_file import ConfigInvalid
 from serve_app.demo import free_port
 from serve_app.launch import ready_line
-from serve_app.ray_cluster import State, environment_before_ray, environment_of_replicas, last_error
+from serve_app.ray_cluster import (
+    Cluster,
+    StartFailed,
+    State,
+    environment_before_ray,
+    environment_of_replicas,
+    last_error,
+)
 from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
@@ -383,6 +390,18 @@ def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(tmp_path: Path) 
     path = config(tmp_path, **{"arch: cpu": "arch: ada\n          num_gpus: 1"})
     start = started(path, {"RAY_ADDRESS": "10.0.0.7:6379"})
     assert start.cluster == "10.0.0.7:6379"
+
+
+def test_a_cluster_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
+    """Mend 2.2: Ray looked for it for two minutes, with a dozen lines and no sentence."""
+    port = free_port("127.0.0.1")
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
+        start = started(config(tmp_path), {"RAY_ADDRESS": address})
+        with pytest.raises(StartFailed, match=f"nothing answers at RAY_ADDRESS, {address} "):
+            Cluster(start).begin()
+    answer = launch(str(config(tmp_path)), RAY_ADDRESS=f"127.0.0.1:{port}")
+    assert answer.returncode == 2
+    assert "lipsync-serve: nothing answers at RAY_ADDRESS" in answer.stderr.splitlines()[-1]
 
 
 # --- what Ray is told, and what is said -----------------------------------------------------------
