@@ -12,12 +12,22 @@ PAUSE_S = 5.0
 async def run_again(
     name: str, work: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S
 ) -> None:
-    """Run `work` to its end; start it anew whenever it fails (a full disk, a locked file)."""
+    """Run `work` to its end; start it anew whenever it fails (a full disk, a locked file).
+
+    A fault that lasts is traced once and said in one line each time after that.
+    """
+    traced = ""
     while True:
         try:
             await work()
-        except Exception:
-            logger.exception("background work failed, starting anew", extra={"work": name})
+        except Exception as exc:
+            fault = f"{type(exc).__name__}: {exc}"
+            logger.error(
+                "background work failed, starting anew",
+                exc_info=None if fault == traced else exc,
+                extra={"work": name, "error": fault},
+            )
+            traced = fault
             await asyncio.sleep(pause_s)
         else:
             return

@@ -27,3 +27,16 @@ async def test_cancelling_ends_it():
     task.cancel()
     await asyncio.wait({task}, timeout=5)
     assert task.cancelled()
+
+
+async def test_a_fault_that_lasts_is_traced_once(caplog):
+    faults = ["full", "full", "full", "locked"]
+
+    async def work() -> None:
+        if faults:
+            raise OSError(faults.pop(0))
+
+    await run_again("test", work, pause_s=0.0)
+    traced = [record.exc_info is not None for record in caplog.records]
+    assert traced == [True, False, False, True]
+    assert caplog.records[1].error == "OSError: full"
