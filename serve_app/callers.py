@@ -223,7 +223,7 @@ def _is_of_another_site(scope: Scope) -> bool:
     origins = [value.decode("latin-1") for value in header_values(scope, b"origin")]
     if any(not _is_local_origin(origin) for origin in origins):
         return True
-    if any(agent.startswith(b"Mozilla/") for agent in header_values(scope, b"user-agent")):
+    if _is_a_browsers(scope):
         hosts = [value.decode("latin-1") for value in header_values(scope, b"host")]
         if any(not _is_local_origin(f"http://{host}") for host in hosts):
             return True
@@ -231,6 +231,15 @@ def _is_of_another_site(scope: Scope) -> bool:
         scope, b"sec-fetch-mode"
     )
     return b"cross-site" in header_values(scope, b"sec-fetch-site") and not is_visit
+
+
+def _is_a_browsers(scope: Scope) -> bool:
+    """Whether a browser sent this. Some let a page choose its `User-Agent`, but none lets it leave
+    `Accept-Language` out, which programs hardly ever send.
+    """
+    agents = header_values(scope, b"user-agent")
+    is_named = any(agent.startswith(b"Mozilla/") for agent in agents)
+    return is_named or bool(header_values(scope, b"accept-language"))
 
 
 def _is_local_origin(origin: str) -> bool:

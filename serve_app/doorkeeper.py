@@ -89,7 +89,8 @@ class Doorkeeper:
         """Return why a request is refused; None if it may go on.
 
         A right key or link always goes on, however many wrong ones came from the same address:
-        programs on one machine, or behind one proxy, do not lock each other out.
+        programs on one machine, or behind one proxy, do not lock each other out. So the limit tells
+        searches apart from mistakes, and does not end them: a key has to be long enough for that.
         """
         refusal = self._judge(scope)
         if refusal is None or refusal.code not in GUESSED_WRONG:

@@ -144,6 +144,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def _should_upgrade_to_ws(self) -> bool:
         return False
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: clients of HTTP/2 ask at every request, and the advice is no use here."""
+
     # Clients that do not read ------------------------------------------------------------------
 
     def _watch_reading(self) -> None:
