@@ -82,7 +82,9 @@ def inputs(clip, speech, tmp_path_factory) -> list[Hostile]:
         # What `/generate` takes with a warning ends at the body's address, where nobody answers.
         taken = name in TAKEN_LENIENTLY
         codes = (DownloadFailed.code,) if taken else ("invalid_request",)
-        found.append(Hostile(f"body {name}", data, codes))
+        # Ids of their own: two that run at a time must not be one job.
+        own = data.replace(b"job-123", f"body-{next(numbers)}".encode())
+        found.append(Hostile(f"body {name}", own, codes))
     return found
 
 
