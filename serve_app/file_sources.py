@@ -41,7 +41,9 @@ def open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise DownloadFailed(
-            "Download failed: the file does not exist or cannot be read.", url=shown_url(url)
+            "Download failed: the file does not exist or cannot be read.",
+            hint="Check the path, and that the worker's user may read the file.",
+            url=shown_url(url),
         ) from exc
     opened = Path(os.path.realpath(f"/proc/self/fd/{descriptor}"))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _is_below(opened, folders):

@@ -979,8 +979,9 @@ async def test_without_allowed_folders_every_file_is_refused(
 async def test_a_missing_file_is_a_failed_download(
     target: Path, folders: tuple[Path, Path]
 ) -> None:
-    with pytest.raises(DownloadFailed, match="does not exist"):
+    with pytest.raises(DownloadFailed, match="does not exist") as caught:
         await take(f"file://{folders[0]}/missing.mp4", target, folders[0])
+    assert caught.value.hint and "Check the path" in caught.value.hint
 
 
 async def test_sizes_of_files_are_limited_too(target: Path, folders: tuple[Path, Path]) -> None:
