@@ -1,0 +1,80 @@
+"""The documents agree with the code, their links lead somewhere, and their lines are short."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve_app import settings
+from serve_app.settings import AppArgs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+CONFIGURATION = ROOT / "docs" / "configuration.md"
+MAX_CHARS = 120
+by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def test_configuration_tables_are_those_of_the_code() -> None:
+    answer = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "configuration_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_every_variable_that_is_read_is_listed() -> None:
+    source = inspect.getsource(settings.read_environment)
+    read = set(re.findall(r'"([A-Z][A-Z0-9_]{3,})"', source))
+    assert len(read) > 20
+    text = CONFIGURATION.read_text()
+    assert {name for name in read if f"`{name}`" not in text} == set()
+
+
+@by_name
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, _, anchor in links_of(page):
+        file = (page.parent / target) if target else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors_of(file), f"{target}#{anchor}"
+
+
+@by_name
+def test_lines_are_short(page: Path) -> None:
+    """A row of a table has to stand on one line, whatever its length; nothing else has to."""
+    long = [line for line in page.read_text().splitlines() if len(line) > MAX_CHARS]
+    assert [line for line in long if not line.startswith("|")] == []
+
+
+@by_name
+def test_commands_are_targets_of_the_makefile(page: Path) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    used = re.findall(r"(?:`|^)make ([a-z]+)", page.read_text(), re.MULTILINE)
+    assert set(used) <= set(targets)
+
+
+def links_of(page: Path) -> list[tuple[str, str, str]]:
+    """Return the relative links of a page, as (path, `#`, heading)."""
+    found = re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text())
+    return [target.partition("#") for target in found]
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return what links to a heading of `page` end in, as GitHub makes it of the heading."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+def test_shipped_configurations_are_valid(name: str) -> None:
+    document = yaml.safe_load((ROOT / name).read_text())
+    AppArgs.model_validate(document["applications"][0]["args"])
