@@ -48,6 +48,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors_of(file), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/configuration.md", "docs/develop.md"])
+def test_files_that_are_named_exist(name: str) -> None:
+    found = re.findall(r"`([\w.-]+/[\w./-]*)`", (ROOT / name).read_text())
+    tops = {path.name for path in ROOT.iterdir()}
+    named = {path for path in found if path.partition("/")[0] in tops}
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
 @by_name
 def test_lines_are_short(page: Path) -> None:
     """A row of a table has to stand on one line, whatever its length; nothing else has to."""
