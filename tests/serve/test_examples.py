@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.demo import free_port
+from demo.application import free_port
 from tests.serve.running import WEBHOOK_SECRET, RunningApp
 
 ROOT = Path(__file__).resolve().parents[2]
