@@ -49,7 +49,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "invalid_video": "Check that the file plays; MP4 with H.264 always works.",
         "invalid_audio": "Check that the file has sound and plays; WAV or AAC always works.",
         "audio_too_short": "Send at least one video frame's length of speech.",
-        "invalid_options": "Correct the option that the message names; docs/configuration.md lists them.",
+        "invalid_options": "Correct the option that the message names (see docs/configuration.md).",
         "no_face": "Use a video in which a face looks towards the camera and is larger.",
         # A job's end.
         "processing_error": "Send the job again, or to another worker.",
