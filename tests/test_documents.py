@@ -6,10 +6,12 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from serve_app.config import environment
 from serve_app.config.settings import AppArgs
@@ -80,6 +82,23 @@ def anchors_of(page: Path) -> set[str]:
     """Return what links to a heading of `page` end in, as GitHub makes it of the heading."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_moving_picture_is_short_and_small() -> None:
+    path = ROOT / "docs" / "images" / "demo.webp"
+    assert path.stat().st_size < 700_000
+    with Image.open(path) as picture:
+        assert picture.n_frames > 20  # type: ignore[attr-defined]
+
+
+def test_the_moving_picture_is_drawn_from_two_videos(tmp_path: Path, clip: Callable[..., Path]) -> None:
+    script, video = ROOT / "scripts" / "moving_picture.py", clip(frames=10)
+    drawn = tmp_path / "drawn.webp"
+    command = [sys.executable, script, video, video, drawn, "--first", "2", "--frames", "6"]
+    subprocess.run(command, check=True, timeout=60)
+    with Image.open(drawn) as picture:
+        assert picture.n_frames == 3  # type: ignore[attr-defined]
+        assert picture.width > 1.5 * picture.height  # side by side
 
 
 @pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
