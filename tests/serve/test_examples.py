@@ -68,7 +68,7 @@ def examples_of(page: str) -> list[Example]:
             text = "\n".join(block) + "\n"
             if language in RUNNERS:
                 found.append(Example(page, number - len(block), section, language, text))
-            elif language == "json" and found:
+            elif language in ("json", "text") and found:
                 found[-1] = replace(found[-1], answer=text)
             language = None
         else:
@@ -220,9 +220,18 @@ def in_section(section: str, language: str) -> list[Example]:
 
 def check_answer(example: Example, said: str) -> None:
     """Compare what an example printed with the answer below it: its keys, and its states."""
-    if example.answer is not None:
-        where = f"{example.page}:{example.line}"
+    if example.answer is None:
+        return
+    where = f"{example.page}:{example.line}"
+    if example.answer.startswith("{"):
         assert_alike(json.loads(example.answer), json.loads(said), where)
+    else:
+        assert event_names(example.answer) == event_names(said), where
+
+
+def event_names(stream: str) -> set[str]:
+    """Return the names of the server-sent events in `stream`."""
+    return set(re.findall(r"^event: (\w+)$", stream, re.MULTILINE))
 
 
 def assert_alike(printed: Any, real: Any, where: str) -> None:
