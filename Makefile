@@ -30,7 +30,7 @@ help:  ## this list
 
 run:  ## set up, start the application, do one job, show where the result is, stop
 	@scripts/setup.sh base
-	@$(PY) -m serve_app.demo
+	@$(PY) -m demo
 
 serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base

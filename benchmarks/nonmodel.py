@@ -33,16 +33,16 @@ from numpy.typing import NDArray
 from project import RESULTS
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
-from musetalk_pipeline.blend import MASK_SIDE
-from musetalk_pipeline.decode import read_frames
-from musetalk_pipeline.encode import PieceEncoder, stitch
 from musetalk_pipeline.engines import make_listener
 from musetalk_pipeline.faces import Landmarks, make_detector
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.encode import PieceEncoder, stitch
+from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import EncodeOptions, FrameOptions, JobOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture
 from musetalk_pipeline.pipeline import Tools, run
+from musetalk_pipeline.pixels.blend import MASK_SIDE
+from musetalk_pipeline.pixels.picture import fit_picture
 from musetalk_pipeline.plan import Segment, count_output_frames
-from musetalk_pipeline.probe import probe_video
 from musetalk_pipeline.watch import Check, go_on
 
 SIZES = {"720p": (1280, 720), "1080p": (1920, 1080)}
@@ -141,7 +141,7 @@ def transcode(
 
 
 def known_faces(video: Path, folder: Path) -> list[Landmarks | None]:
-    from musetalk_pipeline.colour import BgrFrames
+    from musetalk_pipeline.pixels.colour import BgrFrames
 
     source = probe_video(video, MediaLimits(), folder)
     picture = fit_picture(source, FrameOptions(), ())

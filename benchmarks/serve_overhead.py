@@ -63,8 +63,8 @@ def main() -> None:
 
 def make_media(folder: Path, size: str, seconds: float) -> tuple[Path, Path]:
     """Return a talking-head clip (a third as long as the sound) and speech."""
-    from serve_app.demo import CACHE, SPEECH_ROOTS
-    from serve_app.demo_media import demo_speech, demo_video
+    from demo.__main__ import CACHE, SPEECH_ROOTS
+    from demo.media import demo_speech, demo_video
 
     video, audio = folder / "video.mp4", folder / "audio.wav"
     box = size.replace("x", ":")
@@ -113,7 +113,7 @@ def one_process(folder: Path) -> Iterator[Callable[[Path, Path], Cost]]:
 
 def child() -> None:
     """Do jobs in this process until standard input ends."""
-    from musetalk_pipeline.engines.warp import WarpEngine, WarpListener
+    from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
     from musetalk_pipeline.faces.mesh import MeshDetector
     from musetalk_pipeline.options import JobOptions
     from musetalk_pipeline.pipeline import Tools, run

@@ -25,12 +25,12 @@ import skimage.data
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Face, PreparedBlock, SpeechAudio
-from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.boxes import Box, face_box, with_chin_margin
-from musetalk_pipeline.crops import face_crop
-from musetalk_pipeline.engines.warp import WarpEngine, WarpListener
+from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.options import FaceOptions, MaskOptions, SpeechOptions
+from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
+from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import SAMPLE_RATE, Block, Segment
 
 Frame = NDArray[np.uint8]

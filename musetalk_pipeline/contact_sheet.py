@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SourceVideo
-from musetalk_pipeline.colour import to_bgr
-from musetalk_pipeline.decode import read_frames
 from musetalk_pipeline.errors import StageFailed
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import FrameOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture
+from musetalk_pipeline.pixels.colour import to_bgr
+from musetalk_pipeline.pixels.picture import fit_picture
 from musetalk_pipeline.plan import source_of
-from musetalk_pipeline.probe import probe_video
 
 CELL_PX = 320  # width of one picture
 GAP_PX = 6

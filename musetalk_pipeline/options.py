@@ -1,7 +1,7 @@
 """Every choice that a job or a deployment can make, in one place.
 
-Plain frozen dataclasses: serve_app/settings.py and serve_app/schemas.py validate what comes from
-outside and hand these inward. Nothing here is read from the environment.
+Plain frozen dataclasses: serve_app/config/settings.py and serve_app/contract/requests.py validate
+what comes from outside and hand these inward. Nothing here is read from the environment.
 """
 
 from __future__ import annotations

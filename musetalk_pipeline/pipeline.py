@@ -23,16 +23,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.ahead import Ahead
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, PreparedBlock, Speech
-from musetalk_pipeline.decode import frame_bytes
-from musetalk_pipeline.encode import stitch
-from musetalk_pipeline.engines.engine import Engine, Listener
+from musetalk_pipeline.engines.interface import Engine, Listener
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.media.decode import frame_bytes
+from musetalk_pipeline.media.encode import stitch
+from musetalk_pipeline.media.reader import RunningReader
+from musetalk_pipeline.one_process.ahead import Ahead
+from musetalk_pipeline.one_process.shelf import BlockShelf
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.plan import BLOCK_S, Block, Segment
-from musetalk_pipeline.reader import RunningReader
-from musetalk_pipeline.shelf import BlockShelf
 from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
 from musetalk_pipeline.watch import Watch
 

@@ -18,15 +18,15 @@ from musetalk_pipeline.artifacts import (
     PreparedBlock,
     Speech,
 )
-from musetalk_pipeline.blend import unpack_mask
 from musetalk_pipeline.boxes import crop_box
-from musetalk_pipeline.colour import to_bgr
 from musetalk_pipeline.contact_sheet import spread
-from musetalk_pipeline.decode import read_frames
-from musetalk_pipeline.engines.engine import Engine, Listener
+from musetalk_pipeline.engines.interface import Engine, Listener
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import Tools
+from musetalk_pipeline.pixels.blend import unpack_mask
+from musetalk_pipeline.pixels.colour import to_bgr
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.stages import OpenJob, open_job, prepare_block, redraw, require_face
 

@@ -34,12 +34,7 @@ from musetalk_pipeline.artifacts import (
     SourceVideo,
     SpeechAudio,
 )
-from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.boxes import Box, crop_box
-from musetalk_pipeline.colour import BgrFrames, to_bgr, write_bgr
-from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
-from musetalk_pipeline.decode import frame_bytes, read_frames
-from musetalk_pipeline.encode import PieceEncoder
 from musetalk_pipeline.errors import (
     AudioTooShort,
     InvalidOptions,
@@ -49,8 +44,17 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.faces.tracks import face_of, smooth
+from musetalk_pipeline.media.decode import frame_bytes, read_frames
+from musetalk_pipeline.media.encode import PieceEncoder
+from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.media.reader import Frames, ReadFrames
+from musetalk_pipeline.media.soundtrack import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture, size_warnings, target_size, whole_picture
+from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
+from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
+from musetalk_pipeline.pixels.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
+from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, target_size, whole_picture
 from musetalk_pipeline.plan import (
     BLOCK_S,
     Block,
@@ -61,11 +65,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.probe import probe_video
-from musetalk_pipeline.reader import Frames, ReadFrames
-from musetalk_pipeline.soundtrack import open_audio
 from musetalk_pipeline.survey import Crowd, survey
-from musetalk_pipeline.tracks import face_of, smooth
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box, face_box
-from musetalk_pipeline.colour import BgrFrames
-from musetalk_pipeline.decode import read_frames
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.pixels.colour import BgrFrames
 
 MIN_LOOKS, MAX_LOOKS = 9, 60
 LOOKS_PER_S = 1

@@ -23,8 +23,8 @@ README = ROOT / "README.md"
 sys.path.insert(0, str(ROOT))
 
 from musetalk_pipeline.options import JobOptions  # noqa: E402
-from serve_app.schemas import Params  # noqa: E402
-from serve_app.settings import AppArgs  # noqa: E402
+from serve_app.config.settings import AppArgs  # noqa: E402
+from serve_app.contract.requests import Params  # noqa: E402
 
 
 def kind_of(annotation: Any) -> str:

@@ -26,19 +26,19 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from serve_app.callers import CallerRules
-from serve_app.config_file import ConfigInvalid
-from serve_app.console import Console
-from serve_app.links import in_address
-from serve_app.logs import set_up_logging
-from serve_app.ray_cluster import (
+from serve_app.config.config_file import ConfigInvalid
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.links import in_address
+from serve_app.launcher.checks import Start, check_start, port_fault
+from serve_app.launcher.console import Console
+from serve_app.launcher.ray_cluster import (
     Cluster,
     StartFailed,
     State,
     environment_before_ray,
     environment_of_replicas,
 )
-from serve_app.start_checks import Start, check_start, port_fault
+from serve_app.telemetry.logs import set_up_logging
 
 logger = logging.getLogger("serve_app.launch")
 
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(start: Start) -> int:
     """Start what was checked, stand by it until somebody wants its end; the exit status."""
-    set_up_logging(replace(start.env, logs_json=start.is_json))
+    set_up_logging(start.env.secrets, is_json=start.is_json)
     wishes, console, cluster = Wishes(), Console(start.is_json), Cluster(start)
     wishes.listen()
     try:
@@ -284,7 +284,7 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
 
 def _facts(start: Start) -> dict[str, str]:
     """Return engine and landmarks as this machine resolves them."""
-    from serve_app.selection import resolve
+    from serve_app.graph.tools import resolve
 
     args = resolve(start.args, start.env)
     return {"engine": args.engine, "landmarks": args.landmarks}

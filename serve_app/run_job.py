@@ -40,20 +40,21 @@ from musetalk_pipeline.errors import (
     UploadFailed,
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
-from serve_app.addresses import AddressPolicy
-from serve_app.config_file import ConfigInvalid, faults_of, read_config_file
-from serve_app.download_body import Downloaded
-from serve_app.downloads import download
-from serve_app.identity import detect_gpu_class, gpu_class
-from serve_app.logs import set_up_logging
-from serve_app.one_shot import VARIABLES, OneShot, first_line, make_room, read_one_shot
-from serve_app.put_store import PutStore
-from serve_app.redact import redact
-from serve_app.schemas import JobRequest
-from serve_app.selection import build_detector, build_engine, build_listener, resolve
-from serve_app.settings import AppArgs, Environment, InputSettings, read_environment
-from serve_app.stopping import SIGNALLED, Stopped, Stopping
-from serve_app.storage import SidecarFacts, peak_ram_kb, sidecar
+from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
+from serve_app.config.environment import Environment, read_environment
+from serve_app.config.gpu_class import detect_gpu_class, gpu_class
+from serve_app.config.settings import AppArgs, InputSettings
+from serve_app.contract.requests import JobRequest
+from serve_app.graph.tools import build_detector, build_engine, build_listener, resolve
+from serve_app.inputs.download_body import Downloaded
+from serve_app.inputs.downloads import download
+from serve_app.net.addresses import AddressPolicy
+from serve_app.one_shot.stopping import SIGNALLED, Stopped, Stopping
+from serve_app.one_shot.variables import VARIABLES, OneShot, first_line, make_room, read_one_shot
+from serve_app.outputs.put import PutStore
+from serve_app.outputs.store import SidecarFacts, peak_ram_kb, sidecar
+from serve_app.telemetry.logs import set_up_logging
+from serve_app.telemetry.redact import redact
 
 logger = logging.getLogger("serve_app.run_job")  # not `__main__`, which nobody set up
 
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
     stopping = stopping or Stopping()
     try:
         env = read_environment()
-        set_up_logging(env)
+        set_up_logging(env.secrets, is_json=env.logs_json)
         summary = _do(read_one_shot(os.environ), _read_args(os.environ), env, stopping)
     except Exception as exc:  # the boundary of the process: whatever it is, it is said once
         error = exc if isinstance(exc, PipelineError) else _as_pipeline_error(exc)

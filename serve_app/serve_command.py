@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from serve_app import launch
-from serve_app.start_checks import IMPORT_PATH
+from serve_app.launcher.checks import IMPORT_PATH
 
 ADDRESS_OPTIONS = ("--address", "-a")
 

@@ -22,17 +22,17 @@ RULES = {
     "musetalk_pipeline.options": (*SERVICE, *HEAVY),
     "musetalk_pipeline.plan": (*SERVICE, *HEAVY),
     "musetalk_pipeline.boxes": (*SERVICE, *HEAVY),
-    "musetalk_pipeline.picture": (*SERVICE, *HEAVY),
-    "musetalk_pipeline.tracks": (*SERVICE, *HEAVY),
+    "musetalk_pipeline.pixels.picture": (*SERVICE, *HEAVY),
+    "musetalk_pipeline.faces.tracks": (*SERVICE, *HEAVY),
     "musetalk_pipeline.engines": (*SERVICE, *HEAVY),
     "musetalk_pipeline.faces": (*SERVICE, *HEAVY),
     # Media, but no networks: what the command line needs before it has chosen an engine.
     "musetalk_pipeline.stages": (*SERVICE, "torch", "diffusers", "transformers"),
     "musetalk_pipeline.pipeline": (*SERVICE, "torch", "diffusers", "transformers"),
     "musetalk_pipeline.__main__": (*SERVICE, "torch", "diffusers", "transformers"),
-    "musetalk_pipeline.engines.warp": (*SERVICE, "torch", "diffusers", "transformers"),
-    "musetalk_pipeline.engines.musetalk": SERVICE,
-    "musetalk_pipeline.weights": (*SERVICE, "torch"),
+    "musetalk_pipeline.engines.warp.engine": (*SERVICE, "torch", "diffusers", "transformers"),
+    "musetalk_pipeline.engines.musetalk.engine": SERVICE,
+    "musetalk_pipeline.weights.fetch": (*SERVICE, "torch"),
     "orchestrator": ("torch", "ray"),
     "orchestrator.client": ("torch", "ray", "sqlalchemy", "psycopg"),
     "cluster": ("torch",),
@@ -101,7 +101,7 @@ def reached_from(module: str) -> dict[str, set[str]]:
 
 def test_the_job_service_knows_nothing_of_http():
     """Mend 3.11: service.py said so, and imported FastAPI through answers.py."""
-    reached = reached_from("serve_app.service")
-    assert "serve_app.outcomes" in reached
+    reached = reached_from("serve_app.jobs.service")
+    assert "serve_app.contract.outcomes" in reached
     for name, imports in reached.items():
         assert not {module.partition(".")[0] for module in imports} & WEB, name

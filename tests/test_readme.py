@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app import settings
-from serve_app.settings import AppArgs
+from serve_app.config import settings
+from serve_app.config.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

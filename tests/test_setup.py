@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from serve_app.config.settings import AppArgs
 from serve_app.serve_command import run_of_ours
-from serve_app.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 SETUP = ROOT / "scripts" / "setup.sh"

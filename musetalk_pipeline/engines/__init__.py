@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from musetalk_pipeline.engines.engine import Engine, Listener
+from musetalk_pipeline.engines.interface import Engine, Listener
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Speedup, Version
@@ -120,10 +120,10 @@ def make_engine(
         ModelLoadFailed: a file or the device is missing; the message names what helps.
     """
     if name == "warp":
-        from musetalk_pipeline.engines.warp import WarpEngine
+        from musetalk_pipeline.engines.warp.engine import WarpEngine
 
         return WarpEngine()
-    from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+    from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
     from musetalk_pipeline.networks.runner import Acceleration
 
     options = MuseTalkOptions(
@@ -148,10 +148,10 @@ def make_listener(name: EngineName, models_dir: Path | None = None, jobs: int = 
         ModelLoadFailed: Whisper's files are missing or damaged.
     """
     if name == "warp":
-        from musetalk_pipeline.engines.warp import WarpListener
+        from musetalk_pipeline.engines.warp.engine import WarpListener
 
         return WarpListener(jobs)
-    from musetalk_pipeline.audio import WhisperListener
+    from musetalk_pipeline.engines.musetalk.listener import WhisperListener
 
     return WhisperListener(_models(models_dir), jobs=jobs)
 

@@ -6,7 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from serve_app.schemas import JobRequest, Outcome
+from serve_app.contract.outcomes import Outcome
+from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.worker_rig import DONE, Desk, Note, worker_rig
 

@@ -12,10 +12,11 @@ import pytest
 
 from orchestrator.client import FinalReport
 from orchestrator.errors import JobUnknown
-from serve_app import outbox as outbox_module
-from serve_app import progress_reporter
-from serve_app.outbox import UNKNOWN_S, Outbox
-from serve_app.schemas import JobRequest, Outcome, Phase, Progress
+from serve_app.contract.outcomes import Outcome, Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet import outbox as outbox_module
+from serve_app.fleet import progress_reporter
+from serve_app.fleet.outbox import UNKNOWN_S, Outbox
 from tests.contract.fake_orchestrator import PASS, FakeOrchestrator, Fault, answer, close, stall
 from tests.contract.worker_rig import DONE, OPTIONS, QUICK, Desk, Note, worker_rig
 

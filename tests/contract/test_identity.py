@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.identity import (
+from serve_app.config.gpu_class import detect_gpu_class, gpu_class, read_gpu_class
+from serve_app.fleet.identity import (
     ID_VARIABLES,
     buffer_worker_id,
-    detect_gpu_class,
-    gpu_class,
     kept_id,
     new_worker_id,
-    read_gpu_class,
     worker_id,
 )
 

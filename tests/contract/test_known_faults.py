@@ -16,7 +16,8 @@ import pytest
 
 from musetalk_pipeline.errors import UploadFailed
 from orchestrator.client import Timeouts
-from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
+from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles, answer, garbage, stall
 from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, worker_rig
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client import ClaimedJob
-from serve_app.claim_journal import ClaimJournal, HeldJob
-from serve_app.polling import PollingRules
-from serve_app.schemas import JobRequest, Outcome, Phase, Progress
+from serve_app.contract.outcomes import Outcome, Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
+from serve_app.fleet.polling import PollingRules
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 from tests.contract.worker_rig import DONE, OPTIONS, WORKER_ID, Desk, Note, Rig, worker_rig
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.errors import DownloadFailed
-from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
-from serve_app.system_info import collect_system_info
+from serve_app.contract.outcomes import Outcome, Phase, Progress, Success
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet.system_info import collect_system_info
 from tests.contract.exchange import RECORDED, Worker, assert_like_the_predecessor, recorded, shape
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.worker_rig import OPTIONS, Desk, Note, worker_rig

@@ -12,15 +12,17 @@ import pytest
 
 from musetalk_pipeline.errors import DownloadFailed, StageFailed
 from musetalk_pipeline.options import JobOptions
-from serve_app.job import Origin
-from serve_app.jobs import JobRegistry
-from serve_app.polling import polling_rules
-from serve_app.pushed import PushedReports, report_rules
-from serve_app.schemas import JobRequest, Phase, Progress
-from serve_app.service import JobService
-from serve_app.settings import EnvironmentInvalid, QueueSettings, read_environment
-from serve_app.transfers import Assignment, Finished
-from serve_app.worker_options import WorkerOptions
+from serve_app.config.environment import EnvironmentInvalid, read_environment
+from serve_app.config.settings import QueueSettings
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet.options import WorkerOptions
+from serve_app.fleet.polling import polling_rules
+from serve_app.fleet.pushed import PushedReports, report_rules
+from serve_app.graph.transfers import Assignment, Finished
+from serve_app.jobs.job import Origin
+from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.service import JobService
 from tests.contract.exchange import assert_like_the_predecessor, recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 

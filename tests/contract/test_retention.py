@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.local_store import LocalStore, folder_lock
-from serve_app.retention import DAY_S, Retention, retention
-from serve_app.settings import AppArgs
-from serve_app.storage import object_name
+from serve_app.config.settings import AppArgs
+from serve_app.outputs.local import LocalStore, folder_lock
+from serve_app.outputs.retention import DAY_S, Retention, retention
+from serve_app.outputs.store import object_name
 
 NOW = 2_000_000_000.0
 FOREVER_S = 1e9

@@ -24,13 +24,13 @@ from musetalk_pipeline.errors import (
     SourceUnreachable,
     StageFailed,
 )
-from serve_app.addresses import AddressPolicy
-from serve_app.connections import Network
-from serve_app.download_body import DownloadLimits
-from serve_app.downloads import download
-from serve_app.one_shot import VARIABLES, read_one_shot
+from serve_app.inputs.download_body import DownloadLimits
+from serve_app.inputs.downloads import download
+from serve_app.net.addresses import AddressPolicy
+from serve_app.net.connections import Network
+from serve_app.one_shot.stopping import Stopping
+from serve_app.one_shot.variables import VARIABLES, read_one_shot
 from serve_app.run_job import _store, exit_code
-from serve_app.stopping import Stopping
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"VIDEO_URL": "https://h/v.mp4", "AUDIO_URL": "https://h/a.wav", "OUTPUT_PATH": "/o.mp4"}

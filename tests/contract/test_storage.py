@@ -23,12 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage, UploadFailed
-from serve_app.addresses import AddressPolicy
-from serve_app.b2 import B2Settings, B2Store
-from serve_app.local_store import LocalStore
-from serve_app.put_store import PutLimits, PutStore
-from serve_app.redact import RedactingFilter
-from serve_app.storage import OutputStore, SidecarFacts, object_name, sidecar
+from serve_app.net.addresses import AddressPolicy
+from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.local import LocalStore
+from serve_app.outputs.put import PutLimits, PutStore
+from serve_app.outputs.store import OutputStore, SidecarFacts, object_name, sidecar
+from serve_app.telemetry.redact import RedactingFilter
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDECAR = b'{"musetalk_job_id": "job-123"}'
@@ -203,7 +203,7 @@ def test_what_a_killed_writer_left_is_removed_at_the_next_start(
     folder = tmp_path / "outputs" / "deep"
     endless = tmp_path / "endless.mp4"
     os.mkfifo(endless)
-    put = "import sys; from pathlib import Path; from serve_app.local_store import LocalStore;"
+    put = "import sys; from pathlib import Path; from serve_app.outputs.local import LocalStore;"
     put += "LocalStore(Path(sys.argv[1])).put('job', Path(sys.argv[2]), b'{}')"
     writer = subprocess.Popen([sys.executable, "-c", put, folder, endless], cwd=ROOT)
     try:
@@ -238,7 +238,7 @@ FULL_DISK = """
 import json, os, sys
 from pathlib import Path
 from musetalk_pipeline.errors import UploadFailed
-from serve_app.local_store import LocalStore
+from serve_app.outputs.local import LocalStore
 store = LocalStore(Path("/mnt/outputs"))
 store.check()
 Path("/mnt/small.mp4").write_bytes(b"s" * 20_000)

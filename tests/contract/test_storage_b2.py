@@ -23,9 +23,9 @@ from b2sdk.v3.exception import ServiceError
 from fake_b2 import FakeB2, refuse
 
 from musetalk_pipeline.errors import Stage, UploadFailed
-from serve_app.b2 import B2Settings, B2Store
-from serve_app.redact import RedactingFilter
-from serve_app.storage import object_name
+from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.store import object_name
+from serve_app.telemetry.redact import RedactingFilter
 
 SIDECAR = b'{"musetalk_job_id": "job-123"}'
 SMALL = 30_000

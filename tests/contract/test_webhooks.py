@@ -22,9 +22,10 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from musetalk_pipeline.errors import SourceRefused
-from serve_app.addresses import AddressPolicy, IpAddress
-from serve_app.connections import Network
-from serve_app.webhooks import DeliveryRules, Event, WebhookSender, _EventStore, signing_key
+from serve_app.net.addresses import AddressPolicy, IpAddress
+from serve_app.net.connections import Network
+from serve_app.webhooks.events import DeliveryRules, Event, EventStore
+from serve_app.webhooks.sender import WebhookSender, signing_key
 from tests.contract.fake_orchestrator import TlsFiles
 from tests.threads import threads_taken
 
@@ -303,7 +304,7 @@ async def test_threads_that_are_all_taken_hold_up_no_webhook(target: Target, pat
 
 async def test_a_full_disk_is_named_and_the_file_goes_on_to_be_used(path: Path) -> None:
     """SQLite has rolled back by itself then, and a second time would be the error that is seen."""
-    store = _EventStore(path, QUICK, lambda: 1000.0)
+    store = EventStore(path, QUICK, lambda: 1000.0)
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
     with pytest.raises(sqlite3.OperationalError, match="full"):
@@ -319,7 +320,7 @@ async def test_tries_that_end_with_their_process_are_counted_too(
 ) -> None:
     """Mend 3.8."""
     now = [1000.0]
-    store = _EventStore(path, QUICK, lambda: now[0])
+    store = EventStore(path, QUICK, lambda: now[0])
     assert store.add("evt_1", target.url, "{}")
     for _ in range(1 + len(QUICK.pauses_s)):
         assert store.take() is not None  # and the process dies

@@ -20,13 +20,14 @@ import pytest
 from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
-from serve_app import outbox as outbox_module
-from serve_app.claim_journal import ClaimJournal, HeldJob
-from serve_app.heartbeat import next_due
-from serve_app.outbox import Outbox
-from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress
-from serve_app.worker import MAX_STARTS
-from serve_app.worker_options import WorkerOptions
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet import outbox as outbox_module
+from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
+from serve_app.fleet.heartbeat import next_due
+from serve_app.fleet.options import WorkerOptions
+from serve_app.fleet.outbox import Outbox
+from serve_app.fleet.worker import MAX_STARTS
 from tests.contract.fake_orchestrator import (
     PASS,
     FakeOrchestrator,

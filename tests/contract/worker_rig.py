@@ -17,12 +17,13 @@ from orchestrator.client import (
     Timeouts,
     WorkerProfile,
 )
-from serve_app.claim_journal import ClaimJournal
-from serve_app.job import Ticket
-from serve_app.outbox import Outbox
-from serve_app.schemas import JobRequest, Outcome, Phase, Progress, Success
-from serve_app.worker import Worker
-from serve_app.worker_options import WorkerOptions
+from serve_app.contract.outcomes import Outcome, Phase, Progress, Success
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet.claim_journal import ClaimJournal
+from serve_app.fleet.options import WorkerOptions
+from serve_app.fleet.outbox import Outbox
+from serve_app.fleet.worker import Worker
+from serve_app.jobs.job import Ticket
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles
 
 WORKER_ID = "machine-7"

@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.callers import CallerRules
-from serve_app.gate import Gate, GateLimits, Judge
-from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
+from serve_app.gate.middleware import Gate, GateLimits, Judge
 
 
 @dataclass

@@ -19,11 +19,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from musetalk_pipeline.decode import read_frames
 from musetalk_pipeline.errors import DeadlineExceeded, MediaError
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.probe import open_audio, probe_video
 from musetalk_pipeline.options import FrameOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture
-from musetalk_pipeline.probe import open_audio, probe_video
+from musetalk_pipeline.pixels.picture import fit_picture
 
 LIMITS = MediaLimits(max_duration_s=30.0, min_bytes=1)
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=0.6,format=yuv420p")

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from musetalk_pipeline.errors import SourceRefused
 from musetalk_pipeline.options import JobOptions
-from serve_app.addresses import parse_location
-from serve_app.schemas import MAX_ID_CHARS, MAX_URL_CHARS, JobCreate, JobRequest
-from serve_app.storage import object_name
+from serve_app.contract.requests import MAX_ID_CHARS, MAX_URL_CHARS, JobCreate, JobRequest
+from serve_app.net.addresses import parse_location
+from serve_app.outputs.store import object_name
 
 GOOD = {
     "musetalk_job_id": "job-123",

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage
-from serve_app.addresses import AddressPolicy, parse_location, refusal
-from serve_app.connections import Network, judged_addresses, resolve_host
+from serve_app.net.addresses import AddressPolicy, parse_location, refusal
+from serve_app.net.connections import Network, judged_addresses, resolve_host
 from tests.threads import threads_taken
 
 CLOSED = AddressPolicy()

@@ -36,11 +36,11 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
-from serve_app.addresses import AddressPolicy
-from serve_app.connections import Network
-from serve_app.download_body import Downloaded, DownloadLimits
-from serve_app.downloads import download
-from serve_app.redact import RedactingFilter
+from serve_app.inputs.download_body import Downloaded, DownloadLimits
+from serve_app.inputs.downloads import download
+from serve_app.net.addresses import AddressPolicy
+from serve_app.net.connections import Network
+from serve_app.telemetry.redact import RedactingFilter
 from tests.hostile.raw_server import Exchange, RawServer, Script, serve
 
 BODY = bytes(range(256)) * 40
@@ -1048,9 +1048,9 @@ FULL_DISK = """
 import asyncio, json, os, sys
 from pathlib import Path
 from musetalk_pipeline.errors import PipelineError
-from serve_app.addresses import AddressPolicy
-from serve_app.download_body import DownloadLimits
-from serve_app.downloads import download
+from serve_app.net.addresses import AddressPolicy
+from serve_app.inputs.download_body import DownloadLimits
+from serve_app.inputs.downloads import download
 try:
     asyncio.run(download(sys.argv[1], Path("/mnt/clip.mp4"), policy=AddressPolicy(),
                          limits=DownloadLimits(), allowed_folders=[Path(sys.argv[2])]))

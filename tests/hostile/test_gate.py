@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from serve_app.bodies import BodyLimits
-from serve_app.callers import CallerRules
-from serve_app.doorkeeper import Doorkeeper, Guesses
-from serve_app.gate import INGRESS_LIMITS, Gate, GateLimits
+from serve_app.gate.bodies import BodyLimits
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.doorkeeper import Doorkeeper, Guesses
+from serve_app.gate.middleware import INGRESS_LIMITS, Gate, GateLimits
 from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
 
 KEY = "the-key-of-callers"

@@ -13,10 +13,10 @@ import pytest
 import uvicorn.config
 import yaml
 
-from serve_app.callers import CallerRules
-from serve_app.gate import Gate
-from serve_app.http_protocol import ConnectionLimits, GuardedProtocol
-from serve_app.ray_cluster import PROXY_MIDDLEWARES
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
+from serve_app.gate.middleware import Gate
+from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
 from tests.hostile.edge import Inner, caller, gated, head, raw, skip, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,7 +185,7 @@ async def proxy_port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int
     monkeypatch.setattr(GuardedProtocol, "limits", ConnectionLimits())
     host = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["http_options"]["host"]
     variable = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-    monkeypatch.setattr(http_util, variable, "serve_app.gate:proxy_middlewares")
+    monkeypatch.setattr(http_util, variable, "serve_app.gate.middleware:proxy_middlewares")
     options = http_util.configure_http_options_with_defaults(HTTPOptions(host=host, port=port))
     options = http_util.configure_http_middlewares(options)
     inner = Inner()

@@ -16,8 +16,8 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.file_pieces import FileLimits
-from serve_app.gate import GateLimits
+from serve_app.gate.file_pieces import FileLimits
+from serve_app.gate.middleware import GateLimits
 from tests.hostile.edge import Inner, caller, gated, head, raw, until
 
 MIB = 1 << 20

@@ -27,8 +27,8 @@ from musetalk_pipeline.errors import (
     MediaTooLarge,
     Stage,
 )
+from musetalk_pipeline.media.probe import open_audio, probe_video
 from musetalk_pipeline.options import MediaLimits
-from musetalk_pipeline.probe import open_audio, probe_video
 
 LIMITS = replace(MediaLimits(), max_duration_s=20.0, max_fps=60.0, max_streams=4)
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.redact import RedactingFilter, redact, shown_url
+from serve_app.telemetry.redact import RedactingFilter, redact, shown_url
 
 KEY = "K005-not-a-real-key-42"
 

@@ -18,18 +18,20 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.jobs import JobRegistry
-from serve_app.local_store import LocalStore
-from serve_app.schemas import JobRequest, Params, Phase, Progress, Success
-from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
+from serve_app.contract.outcomes import Phase, Progress, Success
+from serve_app.contract.requests import JobRequest, Params
+from serve_app.jobs.registry import JobRegistry
+from serve_app.outputs.local import LocalStore
 from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-    from serve_app.api import build_api
-    from serve_app.ingress import Ingress
-    from serve_app.service import JobService
-    from serve_app.slots import Slots
+    from serve_app.api.ingress import Ingress
+    from serve_app.api.routes import build_api
+    from serve_app.jobs.service import JobService
+    from serve_app.jobs.slots import Slots
 
 MINIMAL = {key: GOOD[key] for key in ("musetalk_job_id", "video_url", "audio_url")}
 KEY = "internal-key-one"

@@ -15,19 +15,21 @@ import httpx
 import uvicorn
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.job import Job
-from serve_app.jobs import JobRegistry
-from serve_app.local_store import LocalStore
-from serve_app.schemas import JobRequest, Phase, Progress
-from serve_app.settings import AppArgs, PoolSettings, QueueSettings, read_environment
-from serve_app.transfers import Assignment, Finished
-from serve_app.webhooks import WebhookSender
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.graph.transfers import Assignment, Finished
+from serve_app.jobs.job import Job
+from serve_app.jobs.registry import JobRegistry
+from serve_app.outputs.local import LocalStore
+from serve_app.webhooks.sender import WebhookSender
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-    from serve_app.api import build_api
-    from serve_app.ingress import Ingress
-    from serve_app.service import JobService
+    from serve_app.api.ingress import Ingress
+    from serve_app.api.routes import build_api
+    from serve_app.jobs.service import JobService
 
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (

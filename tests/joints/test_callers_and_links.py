@@ -15,14 +15,15 @@ import pytest
 import uvicorn
 
 from musetalk_pipeline.errors import PipelineError
-from serve_app.callers import CallerRules
-from serve_app.codes import HINTS
-from serve_app.doorkeeper import Guesses
-from serve_app.jobs import ABANDONED, CANCELLED, Job
-from serve_app.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
-from serve_app.schemas import Failure, Outcome, Phase, Progress, Success
-from serve_app.settings import AppArgs, read_environment
-from serve_app.storage import object_name
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs
+from serve_app.contract.codes import HINTS
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.doorkeeper import Guesses
+from serve_app.gate.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
+from serve_app.jobs.registry import ABANDONED, CANCELLED, Job
+from serve_app.outputs.store import object_name
 from tests.hostile.test_requests import MINIMAL, Doorway, build_api
 
 KEY = "callers-key-one"

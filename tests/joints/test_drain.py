@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
-from serve_app.job import Origin
-from serve_app.settings import read_environment
+from serve_app.config.environment import read_environment
+from serve_app.jobs.job import Origin
 from tests.joints.job_door import job_door, request
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.identity import GPU_CLASS_VARIABLES, ID_VARIABLES
-from serve_app.jobs import JobRegistry
-from serve_app.polling import Polling, polling_rules
-from serve_app.service import JobService
-from serve_app.settings import QueueSettings, jobs_at_a_time, read_environment
-from serve_app.start_checks import environment_faults
+from serve_app.config.environment import read_environment
+from serve_app.config.gpu_class import GPU_CLASS_VARIABLES
+from serve_app.config.settings import QueueSettings, jobs_at_a_time
+from serve_app.fleet.identity import ID_VARIABLES
+from serve_app.fleet.polling import Polling, polling_rules
+from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.service import JobService
+from serve_app.launcher.checks import environment_faults
 from tests.contract.exchange import recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.test_pushed import Driver

@@ -11,12 +11,13 @@ from typing import ClassVar
 
 import pytest
 
-from serve_app.addresses import AddressPolicy
-from serve_app.job import Origin, Ticket
-from serve_app.notifications import notify_forever
-from serve_app.slots import Slots
-from serve_app.transfers import Attempt
-from serve_app.webhooks import DeliveryRules, WebhookSender
+from serve_app.api.notifications import notify_forever
+from serve_app.graph.transfers import Attempt
+from serve_app.jobs.job import Origin, Ticket
+from serve_app.jobs.slots import Slots
+from serve_app.net.addresses import AddressPolicy
+from serve_app.webhooks.events import DeliveryRules
+from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
 from tests.joints.job_door import Rig, body, job_door, request
 

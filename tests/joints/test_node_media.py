@@ -12,11 +12,12 @@ import pytest
 from musetalk_pipeline.errors import DownloadFailed, MediaError, SourceRefused, StageFailed
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.options import JobOptions
-from serve_app.node_media import NodeMedia
-from serve_app.schemas import JobRequest
-from serve_app.settings import AppArgs, Environment
-from serve_app.threads import Worker
-from serve_app.transfers import Assignment, Attempt, Fetched
+from serve_app.config.environment import Environment
+from serve_app.config.settings import AppArgs
+from serve_app.contract.requests import JobRequest
+from serve_app.graph.node_media import NodeMedia
+from serve_app.graph.threads import Worker
+from serve_app.graph.transfers import Assignment, Attempt, Fetched
 from tests.hostile.raw_server import Exchange, RawServer, serve
 
 SIGNED = "?X-Amz-Signature=planted-secret"

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client import ClaimedJob, FinalReport
-from serve_app.addresses import AddressPolicy
-from serve_app.claim_journal import ClaimJournal, HeldJob
-from serve_app.identity import kept_id
-from serve_app.job import Origin
-from serve_app.jobs import JobRegistry
-from serve_app.outbox import Outbox
-from serve_app.schemas import JobRequest
-from serve_app.settings import AppArgs, Environment, make_folders
-from serve_app.webhooks import Event, WebhookSender
+from serve_app.config.environment import Environment
+from serve_app.config.folders import make_folders
+from serve_app.config.settings import AppArgs
+from serve_app.contract.requests import JobRequest
+from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
+from serve_app.fleet.identity import kept_id
+from serve_app.fleet.outbox import Outbox
+from serve_app.jobs.job import Origin
+from serve_app.jobs.registry import JobRegistry
+from serve_app.net.addresses import AddressPolicy
+from serve_app.webhooks.events import Event
+from serve_app.webhooks.sender import WebhookSender
 
 SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 

@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from demo.application import free_port
 from serve_app import launch as launch_module
-from serve_app import start_checks
-from serve_app.config_file import ConfigInvalid
-from serve_app.demo import free_port
+from serve_app.config.config_file import ConfigInvalid
 from serve_app.launch import ready_line
-from serve_app.ray_cluster import (
+from serve_app.launcher import checks as start_checks
+from serve_app.launcher.checks import Start, check_start
+from serve_app.launcher.ray_cluster import (
     Cluster,
     StartFailed,
     State,
@@ -28,7 +29,6 @@ from serve_app.ray_cluster import (
     environment_of_replicas,
     last_error,
 )
-from serve_app.start_checks import Start, check_start
 from tests.serve.running import ROOT
 
 SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}

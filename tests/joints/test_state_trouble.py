@@ -12,12 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app import service as service_module
-from serve_app import state_file
-from serve_app.job import Origin, Ticket
-from serve_app.jobs import JobRegistry
-from serve_app.schemas import Phase, Progress
-from serve_app.state_file import StateThreads, StateUnavailable
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.jobs import service as service_module
+from serve_app.jobs import state_file
+from serve_app.jobs.job import Origin, Ticket
+from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.state_file import StateThreads, StateUnavailable
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
 
 

@@ -18,10 +18,10 @@ from media_clips import ffmpeg
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import ColourTags, Picture
-from musetalk_pipeline.encode import PieceEncoder, stitch
 from musetalk_pipeline.errors import Stage, StageFailed
+from musetalk_pipeline.media.encode import PieceEncoder, stitch
+from musetalk_pipeline.media.soundtrack import open_audio
 from musetalk_pipeline.options import EncodeOptions, MediaLimits
-from musetalk_pipeline.soundtrack import open_audio
 
 WIDTH, HEIGHT = 128, 96
 BT709 = ColourTags("bt709", "tv", "bt709", "bt709")

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.decode import read_frames
 from musetalk_pipeline.errors import InvalidVideo
-from musetalk_pipeline.frame_index import FrameIndex
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.frame_index import FrameIndex
+from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import FrameOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture
-from musetalk_pipeline.probe import probe_video
+from musetalk_pipeline.pixels.picture import fit_picture
 
 RISKY = {"bframes.mp4", "open_gop.mp4", "intra_refresh.mp4", "uneven.mp4", "open_gop.ts"}
 

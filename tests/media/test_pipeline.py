@@ -14,7 +14,6 @@ import av
 import numpy as np
 import pytest
 
-from musetalk_pipeline import soundtrack
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines import make_engine, make_listener
 from musetalk_pipeline.errors import (
@@ -27,6 +26,8 @@ from musetalk_pipeline.errors import (
     NoFaceFound,
 )
 from musetalk_pipeline.faces import make_detector
+from musetalk_pipeline.faces.tracks import face_of
+from musetalk_pipeline.media import soundtrack
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -36,7 +37,6 @@ from musetalk_pipeline.options import (
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.plan import count_output_frames, source_of
-from musetalk_pipeline.tracks import face_of
 from musetalk_pipeline.watch import Watch
 
 # Lossless: what comes out of the file is exactly what was put into the encoder.

@@ -6,12 +6,12 @@ import numpy as np
 import psutil
 import pytest
 
-from musetalk_pipeline import reader
-from musetalk_pipeline.decode import read_frames
+from musetalk_pipeline.media import reader
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.media.reader import RunningReader
 from musetalk_pipeline.options import FrameOptions, MediaLimits
-from musetalk_pipeline.picture import fit_picture
-from musetalk_pipeline.probe import probe_video
-from musetalk_pipeline.reader import RunningReader
+from musetalk_pipeline.pixels.picture import fit_picture
 
 
 @pytest.fixture(params=[False, True], ids=["constant rate", "variable rate"])

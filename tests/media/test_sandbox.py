@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from musetalk_pipeline.confinement import can_forbid_sockets, landlock_version
 from musetalk_pipeline.errors import DeadlineExceeded, StageFailed
-from musetalk_pipeline.sandbox import Child, ChildLimits, ffmpeg, ffprobe, local_input, run
-from serve_app.preprocessor import check_tools
+from musetalk_pipeline.media.confinement import can_forbid_sockets, landlock_version
+from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, local_input, run
+from serve_app.graph.preprocessor import check_tools
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ["sh", "-c", "sleep 600 & sleep 600"]
@@ -70,7 +70,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
 def test_children_die_with_their_parent() -> None:
     code = (
         "import os, sys\n"
-        "from musetalk_pipeline.sandbox import Child, ChildLimits\n"
+        "from musetalk_pipeline.media.sandbox import Child, ChildLimits\n"
         "child = Child(['sh', '-c', 'echo $$; exec sleep 600'], ChildLimits(600))\n"
         "sys.stdout.write(child.read().decode()); sys.stdout.flush()\n"
         "os.read(0, 1)\n"
@@ -90,7 +90,7 @@ def test_a_forked_process_can_start_children_of_its_own() -> None:
     run(["true"], ChildLimits(10))  # this process has its spawner now
     code = (
         "import os\n"
-        "from musetalk_pipeline.sandbox import ChildLimits, run\n"
+        "from musetalk_pipeline.media.sandbox import ChildLimits, run\n"
         "run(['true'], ChildLimits(10))\n"
         "pid = os.fork()\n"
         "if pid == 0:\n"

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Face, PreparedBlock
-from musetalk_pipeline.blend import unpack_mask
-from musetalk_pipeline.crops import parse_input
-from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
+from musetalk_pipeline.pixels.blend import unpack_mask
+from musetalk_pipeline.pixels.crops import parse_input
 from musetalk_pipeline.plan import Block, count_output_frames, plan_frames, source_of
 
 from .golden import SPEECH

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import WhisperListener
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
+from musetalk_pipeline.engines.musetalk.listener import WhisperListener
+from musetalk_pipeline.media.soundtrack import open_audio
 from musetalk_pipeline.options import MediaLimits, SpeechOptions, Version
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames
-from musetalk_pipeline.soundtrack import open_audio
 
 CHIN_MARGIN = 10  # what the golden sets were made with (v15), the reference's default
 BATCH = 8  # likewise

@@ -12,7 +12,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from musetalk_pipeline.audio import count_steps, cut_windows, window_places
+from musetalk_pipeline.engines.musetalk.listener import count_steps, cut_windows, window_places
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, load_ear
 from musetalk_pipeline.plan import SAMPLE_RATE, count_output_frames
 

@@ -11,10 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from musetalk_pipeline.blend import crop_mask, paste_face, soft_mask
 from musetalk_pipeline.boxes import Box, crop_box, face_box
-from musetalk_pipeline.crops import face_crop, parse_input
-from musetalk_pipeline.masks import cheek_columns, cheek_kernel, jaw_kernel, replace_mask
 from musetalk_pipeline.networks.parser import BiSeNet, load_parser, to_labels
 from musetalk_pipeline.networks.unet import MouthUnet, load_unet, unet_files
 from musetalk_pipeline.networks.vae import (
@@ -28,6 +25,9 @@ from musetalk_pipeline.networks.vae import (
     to_pixels,
 )
 from musetalk_pipeline.options import MaskOptions, ParsingMode, Version
+from musetalk_pipeline.pixels.blend import crop_mask, paste_face, soft_mask
+from musetalk_pipeline.pixels.crops import face_crop, parse_input
+from musetalk_pipeline.pixels.masks import cheek_columns, cheek_kernel, jaw_kernel, replace_mask
 from musetalk_pipeline.plan import source_of
 
 from .golden import (

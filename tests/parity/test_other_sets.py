@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from musetalk_pipeline.media.soundtrack import open_audio
 from musetalk_pipeline.options import MediaLimits
-from musetalk_pipeline.soundtrack import open_audio
 
 from .__main__ import main
 from .golden import frames_of

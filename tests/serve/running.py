@@ -25,7 +25,7 @@ import psutil
 import yaml
 from numpy.typing import NDArray
 
-from serve_app.demo import free_port, session_processes, stop
+from demo.application import free_port, session_processes, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0

@@ -119,7 +119,7 @@ def test_files_are_served_in_ranges(app, clip, speech):
 
 
 def test_the_output_equals_that_of_one_process(app, clip, speech, tmp_path):
-    from musetalk_pipeline.engines.warp import WarpEngine, WarpListener
+    from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
     from musetalk_pipeline.options import EncodeOptions, JobOptions
     from musetalk_pipeline.pipeline import Tools, run
 

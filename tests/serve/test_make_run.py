@@ -44,7 +44,7 @@ def demo_sessions() -> list[str]:
 def start_demo(out: Path, **variables: str) -> subprocess.Popen[str]:
     """Start what `make run` starts; the Makefile hands its variables on in the environment."""
     return subprocess.Popen(
-        [sys.executable, "-m", "serve_app.demo", "--out", str(out)],
+        [sys.executable, "-m", "demo", "--out", str(out)],
         cwd=ROOT,
         env=os.environ | variables,
         stdout=subprocess.PIPE,

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from serve_app.demo import session_processes
+from demo.application import session_processes
 from tests.serve.running import JOB_S, RunningApp, running_app
 
 NOT_FOUND_S = 60.0  # metrics are brought together every few seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from musetalk_pipeline.ahead import Ahead
+from musetalk_pipeline.one_process.ahead import Ahead
 
 
 def count(n: int, taken: list[int]) -> Iterator[int]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from serve_app.background import run_again
+from serve_app.telemetry.background import run_again
 
 
 async def test_work_that_fails_is_started_anew_and_said(caplog):

@@ -11,9 +11,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from musetalk_pipeline.blend import SoftMask, crop_mask, mix, paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
-from musetalk_pipeline.crops import face_crop
+from musetalk_pipeline.pixels.blend import (
+    SoftMask,
+    crop_mask,
+    mix,
+    paste_face,
+    soft_mask,
+    unpack_mask,
+)
+from musetalk_pipeline.pixels.crops import face_crop
 
 GOLDEN = Path(__file__).resolve().parents[2].parent / "shared" / "golden"
 WIDTH, HEIGHT = 320, 240

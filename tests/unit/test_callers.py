@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from starlette.types import Scope
 
-from serve_app.callers import CallerRules
-from serve_app.settings import read_environment
+from serve_app.config.environment import read_environment
+from serve_app.gate.callers import CallerRules
 
 HERE = ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"]
 ELSEWHERE = ["10.0.0.7", "192.0.2.1", "2001:db8::1", "::ffff:10.0.0.7", "0.0.0.0", "testclient"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.colour import to_bgr, write_bgr
+from musetalk_pipeline.pixels.colour import to_bgr, write_bgr
 
 WIDTH, HEIGHT = 202, 130  # no multiple of a vector register
 SPACES = ["unknown", "bt709", "smpte170m", "bt470bg", "bt2020nc", "fcc", "smpte240m"]

@@ -20,9 +20,10 @@ from musetalk_pipeline.options import (
     JobOptions,
     MaskOptions,
 )
-from musetalk_pipeline.published import published
-from serve_app.selection import resolve
-from serve_app.settings import AppArgs, read_environment
+from musetalk_pipeline.weights.published import published
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs
+from serve_app.graph.tools import resolve
 
 
 @pytest.mark.parametrize(

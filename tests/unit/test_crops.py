@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from musetalk_pipeline.boxes import Box, crop_box
-from musetalk_pipeline.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
+from musetalk_pipeline.pixels.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 
 
 def noise(height: int, width: int) -> np.ndarray:

@@ -17,19 +17,19 @@ import numpy as np
 import pytest
 
 from musetalk_pipeline.artifacts import ColourTags
-from musetalk_pipeline.blend import paste_face, soft_mask
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.crops import face_crop
 from musetalk_pipeline.engines import choose_engine, make_engine, make_listener
 from musetalk_pipeline.faces import Landmarks, make_detector
+from musetalk_pipeline.faces.tracks import face_of
+from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits, Version
 from musetalk_pipeline.pipeline import Tools, run
+from musetalk_pipeline.pixels.blend import paste_face, soft_mask
+from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import plan_frames
-from musetalk_pipeline.probe import probe_video
-from musetalk_pipeline.published import published
-from musetalk_pipeline.tracks import face_of
-from serve_app.schemas import Params
-from serve_app.settings import AppArgs
+from musetalk_pipeline.weights.published import published
+from serve_app.config.settings import AppArgs
+from serve_app.contract.requests import Params
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "musetalk_pipeline"

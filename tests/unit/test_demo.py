@@ -14,9 +14,11 @@ import psutil
 import pytest
 import yaml
 
+from demo import __main__ as demo
+from demo import application
+from demo import media as demo_media
 from musetalk_pipeline.faces import make_detector
-from serve_app import demo, demo_media
-from serve_app.settings import AppArgs
+from serve_app.config.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,7 +75,7 @@ def test_address_is_handed_on_as_it_is() -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(demo.DemoFailed, match=r"no file .*gone\.mp4"):
+    with pytest.raises(application.DemoFailed, match=r"no file .*gone\.mp4"):
         demo.media_of(str(tmp_path / "gone.mp4"))
 
 
@@ -89,8 +91,8 @@ def shipped_config(folder: Path, port: int) -> Path:
 def test_the_run_has_a_registry_of_its_own_and_nothing_else_differs(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    config = shipped_config(tmp_path, demo.free_port("127.0.0.1"))
-    copy, port = demo.own_config(config, scratch)
+    config = shipped_config(tmp_path, application.free_port("127.0.0.1"))
+    copy, port = application.own_config(config, scratch)
     changed, document = yaml.safe_load(copy.read_text()), yaml.safe_load(config.read_text())
     assert port == document["http_options"]["port"]
     args = changed["applications"][0]["args"]
@@ -106,7 +108,7 @@ def test_taken_port_is_avoided(tmp_path: Path) -> None:
         taken.listen()
         config = shipped_config(tmp_path, taken.getsockname()[1])
         (tmp_path / "scratch").mkdir()
-        copy, port = demo.own_config(config, tmp_path / "scratch")
+        copy, port = application.own_config(config, tmp_path / "scratch")
         assert port != taken.getsockname()[1]
     assert yaml.safe_load(copy.read_text())["http_options"]["port"] == port
 
@@ -114,11 +116,11 @@ def test_taken_port_is_avoided(tmp_path: Path) -> None:
 def test_child_works_for_nobody_else_and_asks_for_a_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in demo.NOT_FOR_THE_DEMO:
+    for name in application.NOT_FOR_THE_DEMO:
         monkeypatch.setenv(name, "set")
     monkeypatch.setenv("LIPSYNC_ALLOWED_FOLDERS", "/theirs")
-    env = demo.environment(tmp_path, 8123, [Path("/a"), Path("/b")], "secret")
-    assert not env.keys() & set(demo.NOT_FOR_THE_DEMO)
+    env = application.environment(tmp_path, 8123, [Path("/a"), Path("/b")], "secret")
+    assert not env.keys() & set(application.NOT_FOR_THE_DEMO)
     assert env["LIPSYNC_ALLOWED_FOLDERS"] == "/theirs:/a:/b"
     assert env["RAY_ADDRESS"] == "local"
     assert env["RAY_TMPDIR"] == str(tmp_path)
@@ -147,13 +149,13 @@ def test_stop_ends_the_whole_session_and_nothing_else(
     deadline = time.monotonic() + 10
     while not any(
         p.name() == "sleep" and p.ppid() != 0 and "60" in p.cmdline()
-        for p in demo.session_processes(folder)
+        for p in application.session_processes(folder)
     ):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    demo.stop(parent, folder)
+    application.stop(parent, folder)
     assert parent.returncode == 0
-    assert demo.session_processes(folder) == []
+    assert application.session_processes(folder) == []
     assert not folder.exists()
     assert psutil.Process(bystander.pid).status() != psutil.STATUS_ZOMBIE
     assert bystander.poll() is None

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.answers import generate_body, job_body
-from serve_app.job import (
+from serve_app.api.answers import generate_body, job_body
+from serve_app.api.notifications import event_of
+from serve_app.contract.outcomes import Failure, Phase, Progress, Success
+from serve_app.contract.requests import JobRequest
+from serve_app.jobs.job import (
     CANCELLED,
     JobConflict,
     Origin,
@@ -15,10 +18,8 @@ from serve_app.job import (
     TooManyJoined,
     Verdict,
 )
-from serve_app.jobs import MAX_PHASES, JobRegistry
-from serve_app.joining import MAX_KEYS, MAX_SUBSCRIBERS
-from serve_app.notifications import event_of
-from serve_app.schemas import Failure, JobRequest, Phase, Progress, Success
+from serve_app.jobs.joining import MAX_KEYS, MAX_SUBSCRIBERS
+from serve_app.jobs.registry import MAX_PHASES, JobRegistry
 
 DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
 RUNNING = Progress(Phase.INFERRING, 0.5, 5, 10)

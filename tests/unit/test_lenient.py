@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve_app.lenient import read_leniently
-from serve_app.schemas import Params
+from serve_app.contract.lenient import read_leniently
+from serve_app.contract.requests import Params
 
 JOB = {"musetalk_job_id": "a", "video_url": "http://a/v", "audio_url": "http://a/a"}
 

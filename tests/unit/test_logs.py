@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from musetalk_pipeline.errors import InvalidVideo, JobCancelled, StageFailed
-from serve_app.console import Console
-from serve_app.job import Job, Origin
-from serve_app.job_log import log_end
-from serve_app.logs import PACKAGES, SERVE_LOGGER, set_up_logging
-from serve_app.schemas import Failure, JobRequest, Outcome, Phase, Progress, Success
-from serve_app.settings import Environment
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
+from serve_app.contract.requests import JobRequest
+from serve_app.jobs.job import Job, Origin
+from serve_app.jobs.job_log import log_end
+from serve_app.launcher.console import Console
+from serve_app.telemetry.logs import PACKAGES, SERVE_LOGGER, set_up_logging
 
 SECRET = "a-secret-of-some-length"
 
@@ -42,7 +42,7 @@ def fail(logger: logging.Logger, error: Exception) -> None:
 
 def test_json_lines_where_the_configuration_says_json(capsys: pytest.CaptureFixture[str]) -> None:
     """Mend 2.7."""
-    set_up_logging(Environment(logs_json=True, worker_token=SECRET))
+    set_up_logging((SECRET,), is_json=True)
     logger = logging.getLogger("serve_app.thing")
     logger.info("token %s\nin two lines", SECRET, extra={"frames": 3, "at": f"x {SECRET}"})
     fail(logger, ValueError(f"bad {SECRET}"))
@@ -56,7 +56,7 @@ def test_json_lines_where_the_configuration_says_json(capsys: pytest.CaptureFixt
 
 
 def test_text_lines_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up_logging(Environment(worker_token=SECRET))
+    set_up_logging((SECRET,))
     logging.getLogger("serve_app.thing").info("said", extra={"frames": 3, "at": f"x {SECRET}"})
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("INFO serve_app.thing: said frames=3 at='x [hidden]'")
@@ -69,8 +69,8 @@ def test_serve_writes_no_trace_for_a_callers_mistake_and_keeps_that_of_a_crash(
     serve = logging.getLogger(SERVE_LOGGER)
     serve.handlers[:] = [logging.StreamHandler(sys.stderr)]
     serve.propagate = False
-    set_up_logging(Environment())
-    set_up_logging(Environment())  # a replica that is set up twice
+    set_up_logging()
+    set_up_logging()  # a replica that is set up twice
     fail(serve, InvalidVideo("The video is none."))
     fail(serve, JobCancelled("Nobody waits."))
     assert capsys.readouterr().err == ""
@@ -104,7 +104,7 @@ def end(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> logging.LogRecord
         queue_position=None,
     )
     caplog.clear()
-    with caplog.at_level(logging.INFO, "serve_app.job_log"):
+    with caplog.at_level(logging.INFO, "serve_app.jobs.job_log"):
         logging.getLogger("serve_app").propagate = True
         log_end(job, outcome, progress)
     [record] = caplog.records
@@ -133,7 +133,7 @@ def batch(source: str, *lines: str, is_err: bool = True) -> dict[str, object]:
     return {"actor_name": source, "pid": 7, "is_err": is_err, "lines": list(lines)}
 
 
-OURS = "2026-11-25 23:50:59,001 INFO serve_app.job_log: job a1 succeeded"
+OURS = "2026-11-25 23:50:59,001 INFO serve_app.jobs.job_log: job a1 succeeded"
 BOOKKEEPING = "INFO 2026-11-25 23:50:56,149 controller 1 -- Deploying new version"
 CRASH = "ERROR 2026-11-25 23:50:56,149 controller 1 -- Exception in Replica"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from musetalk_pipeline.masks import (
+from musetalk_pipeline.options import MaskOptions, ParsingMode
+from musetalk_pipeline.pixels.masks import (
     LOWER_LIP,
     MOUTH,
     NECK,
@@ -18,7 +19,6 @@ from musetalk_pipeline.masks import (
     pack_mask,
     replace_mask,
 )
-from musetalk_pipeline.options import MaskOptions, ParsingMode
 
 
 def face() -> NDArray[np.uint8]:

@@ -9,8 +9,8 @@ import pytest
 
 from musetalk_pipeline.__main__ import _options, _parser
 from musetalk_pipeline.options import JobOptions
-from serve_app.schemas import JobRequest
-from serve_app.settings import AppArgs
+from serve_app.config.settings import AppArgs
+from serve_app.contract.requests import JobRequest
 
 REQUEST = {"musetalk_job_id": "a", "video_url": "http://a/v", "audio_url": "http://a/a"}
 POOLS = [{"name": "cpu"}]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.pace import Pace
+from serve_app.inputs.pace import Pace
 
 
 def lasts(pace: Pace, seconds: int, bytes_per_s: int, start: int = 0) -> int:

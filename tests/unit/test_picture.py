@@ -13,7 +13,7 @@ from musetalk_pipeline.artifacts import ColourTags, Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import InvalidOptions, Stage
 from musetalk_pipeline.options import FrameOptions
-from musetalk_pipeline.picture import MAX_PIXELS, MAX_SIDE_PX, fit_picture, size_warnings
+from musetalk_pipeline.pixels.picture import MAX_PIXELS, MAX_SIDE_PX, fit_picture, size_warnings
 
 COLOUR = ColourTags("bt709", "tv", "bt709", "bt709")
 

@@ -9,11 +9,13 @@ import pytest
 from musetalk_pipeline.errors import InvalidVideo
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import Digests
-from serve_app import driver as driver_module
-from serve_app.driver import Graph, JobDriver
-from serve_app.schemas import JobRequest, Phase, Progress
-from serve_app.settings import DriverSettings
-from serve_app.transfers import Assignment, Attempt, Fetched
+from serve_app.config.settings import DriverSettings
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.graph import driver as driver_module
+from serve_app.graph.driver import JobDriver
+from serve_app.graph.pools import Graph
+from serve_app.graph.transfers import Assignment, Attempt, Fetched
 
 Method = Callable[..., Awaitable[Any]]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.plan import plan_frames
-from serve_app.progress import ProgressMeter
-from serve_app.schemas import Phase, Progress
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.graph.progress import ProgressMeter
 
 PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app import readiness as readiness_module
-from serve_app.driver import Graph, Pool
-from serve_app.readiness import Readiness
-from serve_app.transfers import Description
+from serve_app.graph import readiness as readiness_module
+from serve_app.graph.pools import Graph, Pool
+from serve_app.graph.readiness import Readiness
+from serve_app.graph.transfers import Description
 from tests.threads import threads_taken
 
 ABOUT = Description("warp", "1", "mesh", "cpu", "cpu", 1)

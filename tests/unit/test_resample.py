@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.resample import resize_part
+from musetalk_pipeline.pixels.resample import resize_part
 
 
 @given(

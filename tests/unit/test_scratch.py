@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from musetalk_pipeline.errors import StageFailed
-from serve_app import scratch as scratch_module
-from serve_app.private_files import FolderRefused, private_folder
-from serve_app.scratch import Scratch, default_work_dir
-from serve_app.settings import AppArgs, Environment, make_folders
+from serve_app.config.environment import Environment
+from serve_app.config.folders import default_work_dir, make_folders
+from serve_app.config.settings import AppArgs
+from serve_app.files import FolderRefused, private_folder
+from serve_app.graph import scratch as scratch_module
+from serve_app.graph.scratch import Scratch
 
 STALE_S = 100.0
 

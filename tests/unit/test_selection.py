@@ -8,10 +8,12 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from musetalk_pipeline.published import published
-from serve_app import preprocessor, selection
-from serve_app.selection import resolve
-from serve_app.settings import AppArgs, read_environment
+from musetalk_pipeline.weights.published import published
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs
+from serve_app.graph import preprocessor
+from serve_app.graph import tools as selection
+from serve_app.graph.tools import resolve
 
 
 def chosen(models: Path, **variables: str) -> tuple[str, str]:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import pytest
 
 from musetalk_pipeline.options import JobOptions
-from serve_app import attempt as attempt_module
-from serve_app import service as service_module
-from serve_app.jobs import JobRegistry, Origin
-from serve_app.schemas import JobRequest, Phase, Progress
-from serve_app.service import JobService
-from serve_app.settings import QueueSettings
-from serve_app.transfers import Assignment, Finished
+from serve_app.config.settings import QueueSettings
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.contract.requests import JobRequest
+from serve_app.graph.transfers import Assignment, Finished
+from serve_app.jobs import attempt as attempt_module
+from serve_app.jobs import service as service_module
+from serve_app.jobs.registry import JobRegistry, Origin
+from serve_app.jobs.service import JobService
 
 
 class SlowDriver:

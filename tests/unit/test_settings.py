@@ -10,13 +10,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from serve_app.settings import (
-    AppArgs,
-    Environment,
-    EnvironmentInvalid,
-    Section,
-    read_environment,
-)
+from serve_app.config.environment import Environment, EnvironmentInvalid, read_environment
+from serve_app.config.settings import AppArgs, Section
 
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = [{"name": "cpu"}]

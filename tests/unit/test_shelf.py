@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from musetalk_pipeline.artifacts import AvatarBlock, Face
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.one_process.shelf import BlockShelf
 from musetalk_pipeline.plan import Block, FramePlan, plan_frames
-from musetalk_pipeline.shelf import BlockShelf
 
 
 def avatar(block: Block) -> AvatarBlock:

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from serve_app import slots as slots_module
-from serve_app.slots import Slots
+from serve_app.jobs import slots as slots_module
+from serve_app.jobs.slots import Slots
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serve_app.system_info import collect_system_info, measure_download_mbit_s, read_cpu_model
+from serve_app.fleet.system_info import collect_system_info, measure_download_mbit_s, read_cpu_model
 
 
 def test_the_machine_is_described_plausibly(tmp_path: Path) -> None:

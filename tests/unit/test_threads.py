@@ -8,7 +8,7 @@ import sys
 LOSES_THE_GPU = """
 import asyncio
 from musetalk_pipeline.errors import GpuLost, StageFailed
-from serve_app.threads import Worker
+from serve_app.graph.threads import Worker
 
 def fail(error):
     raise error

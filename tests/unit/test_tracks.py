@@ -7,8 +7,8 @@ import numpy as np
 from musetalk_pipeline.artifacts import Face
 from musetalk_pipeline.boxes import NOSE, Box
 from musetalk_pipeline.faces import Landmarks
+from musetalk_pipeline.faces.tracks import MIN_FACE_PX, face_of, smooth
 from musetalk_pipeline.options import FaceOptions
-from musetalk_pipeline.tracks import MIN_FACE_PX, face_of, smooth
 
 
 def landmarks(x0: float, x1: float, nose_y: float, y1: float, box: Box | None = None) -> Landmarks:

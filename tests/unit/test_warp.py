@@ -24,14 +24,19 @@ from musetalk_pipeline.artifacts import (
     Speech,
     SpeechAudio,
 )
-from musetalk_pipeline.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
-from musetalk_pipeline.crops import face_crop
-from musetalk_pipeline.engines.mouth_drawing import Lips, MouthShape, draw_mouth
-from musetalk_pipeline.engines.mouth_map import MouthMap, crop_grid, map_mouth, table_places
-from musetalk_pipeline.engines.warp import WarpEngine, WarpListener, _plain_face, replace_mask
+from musetalk_pipeline.engines.warp.engine import (
+    WarpEngine,
+    WarpListener,
+    _plain_face,
+    replace_mask,
+)
+from musetalk_pipeline.engines.warp.mouth_drawing import Lips, MouthShape, draw_mouth
+from musetalk_pipeline.engines.warp.mouth_map import MouthMap, crop_grid, map_mouth, table_places
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
+from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import Block, Segment
 
 Frame = NDArray[np.uint8]

@@ -14,7 +14,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Speech, SpeechAudio
-from musetalk_pipeline.engines.mouth_shapes import CLIPS_KEPT, HOP, LEAD_S, WarpListener
+from musetalk_pipeline.engines.warp.listener import CLIPS_KEPT, HOP, LEAD_S, WarpListener
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, plan_frames
 

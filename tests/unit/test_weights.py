@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from musetalk_pipeline.errors import ModelLoadFailed
-from musetalk_pipeline.published import State, WeightFile, published
-from musetalk_pipeline.weights import Patience, main, verify
+from musetalk_pipeline.weights.fetch import Patience, main, verify
+from musetalk_pipeline.weights.published import State, WeightFile, published
 
 QUICK = Patience(connect_s=5, read_s=5, stall_s=60, attempts=4, backoff_s=0.01, max_backoff_s=0.02)
 CONTENT = np.random.default_rng(5).bytes(300_000)

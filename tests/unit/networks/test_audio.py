@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.audio import (
+from musetalk_pipeline.engines import make_listener
+from musetalk_pipeline.engines.musetalk.listener import (
     WhisperListener,
     chunk_at,
     count_steps,
     window_places,
     window_starts,
 )
-from musetalk_pipeline.engines import make_listener
-from musetalk_pipeline.loudness import frame_loudness
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames, plan_frames
+from musetalk_pipeline.sound.loudness import frame_loudness
 
 OPTIONS = SpeechOptions()
 RATES = [Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30)]

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from musetalk_pipeline.errors import StageFailed
-from serve_app.generator import Generator
-from serve_app.logs import PACKAGES
-from serve_app.settings import AppArgs, PoolSettings
+from serve_app.config.settings import AppArgs, PoolSettings
+from serve_app.graph.generator import Generator
+from serve_app.telemetry.logs import PACKAGES
 
 
 @pytest.fixture(autouse=True)

@@ -16,14 +16,15 @@ from torch import Tensor
 from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
 from musetalk_pipeline.errors import JobCancelled, ModelLoadFailed, OutOfGpuMemory
 from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
-from serve_app.selection import build_engine
-from serve_app.settings import AppArgs, PoolSettings, read_environment
+from serve_app.config.environment import read_environment
+from serve_app.config.settings import AppArgs, PoolSettings
+from serve_app.graph.tools import build_engine
 
 RANDOM = np.random.default_rng(3)
 FACE = Face(np.zeros((68, 2), np.float32), Box(0, 0, 100, 100), 1.0)

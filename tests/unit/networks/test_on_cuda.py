@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from musetalk_pipeline.engines.musetalk import MuseTalkEngine, MuseTalkOptions
+from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
 from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.runner import Acceleration
 from tests.unit.networks.test_musetalk_engine import draw, worst

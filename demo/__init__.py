@@ -1,0 +1,1 @@
+"""`make run`: start the application, do one job, show its result, stop."""

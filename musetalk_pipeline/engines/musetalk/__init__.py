@@ -1,0 +1,1 @@
+"""The MuseTalk engine: faces drawn by the networks, speech encoded by Whisper."""

@@ -1,0 +1,1 @@
+"""Containers, frames and sound tracks: probing, decoding, encoding and joining."""

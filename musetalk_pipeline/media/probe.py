@@ -1,0 +1,374 @@
+"""What a video is and which frames it has, found out before anything is decoded, and refused in one
+sentence if need be.
+
+    first bytes ─► demuxer ─► header (limits) ─► times of the packets ─► FrameIndex
+
+Frames are counted from the times of the packets, without decoding, where packets and frames agree
+one to one; the rest is decoded once to be counted. A container that cannot be sought exactly
+(MPEG-TS, FLV, …) has its packets copied into an MP4 beside the index first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from musetalk_pipeline.artifacts import ColourTags, SourceVideo
+from musetalk_pipeline.errors import InvalidVideo, MediaTooLarge, at_fault
+from musetalk_pipeline.media.containers import MOV
+from musetalk_pipeline.media.decode import RGB_FORMATS
+from musetalk_pipeline.media.frame_index import FrameIndex, constant_rate_order, frame_times
+from musetalk_pipeline.media.media_file import (
+    HEADER_S,
+    WHOLE_FILE,
+    MediaFile,
+    admit,
+    read_header,
+    temporary_name,
+    too_long,
+)
+from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, run
+from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.options import MediaLimits
+
+__all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]
+
+DEFAULT_STREAM_BONUS = 5_000_000  # pixels; ffmpeg's own, when it chooses a stream
+
+MIN_FPS = 1  # guess: below it is a slide show, and a job's length would round to nothing
+
+# Codecs whose packets and frames agree one to one, each packet's time being its frame's.
+INDEXED_CODECS = frozenset(
+    {
+        *("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores"),
+        *("dnxhd", "ffv1", "png", "qtrle", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "v210"),
+    }
+)
+VIDEO_CODECS = INDEXED_CODECS | {
+    *("vp8", "h263", "h263p", "h261", "flv1", "theora", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
+    *("wmv3", "vc1", "dvvideo", "cinepak", "svq3", "rpza", "vp6", "vp6f", "magicyuv", "cfhd"),
+    "gif",
+}
+
+
+@at_fault("video")
+def probe_video(
+    path: Path,
+    limits: MediaLimits,
+    out_dir: Path | None = None,
+    *,
+    sha256: str | None = None,
+) -> SourceVideo:
+    """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
+
+    `sha256`: the file's digest in hex where it is known already.
+
+    Raises:
+        InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
+        DeadlineExceeded: reading it took too long.
+    """
+    media = admit(path, limits, InvalidVideo, sha256)
+    stream = _choose_video(media)
+    _check_video(stream, limits)
+    fps = constant_rate(stream, limits)
+    out_dir = out_dir or path.parent
+    index, copy = _index_frames(media, stream, fps, limits, out_dir)
+    index_path = out_dir / f"{path.name}.{media.sha256[:12]}.frames"
+    with temporary_name(index_path) as temporary:
+        index.save(temporary)
+    width, height = displayed_size(stream)
+    return SourceVideo(
+        path=path,
+        sha256=media.sha256,
+        size_bytes=media.size_bytes,
+        width=width,
+        height=height,
+        fps=fps,
+        n_frames=len(index.shown),
+        duration_s=float(len(index.shown) / fps),
+        colour=_colour_of(stream),
+        index_path=index_path,
+        read_path=copy,
+        demuxer=(MOV if copy else media.container).demuxer,
+        stream=0 if copy else int(stream["index"]),
+        pixel_format=stream["pix_fmt"],
+    )
+
+
+def constant_rate(stream: Mapping[str, Any], limits: MediaLimits) -> Fraction:
+    """Return the exact rate at which the reference counts the frames of `stream`.
+
+    ffmpeg's `r_frame_rate`, or the average where that is a time base rather than a rate: above 210
+    with an average below 70 (ffmpeg's `av_guess_frame_rate`), or above the limit.
+    """
+    base, average = _rate(stream.get("r_frame_rate")), _rate(stream.get("avg_frame_rate"))
+    if average and (not base or (average < 70 and base > 210) or base > limits.max_fps):
+        base = average
+    if not base:
+        raise InvalidVideo("The video does not say how many frames a second it has.")
+    if base < MIN_FPS:
+        raise InvalidVideo(
+            f"The video has less than {MIN_FPS} frame a second: too few to speak.", fps=float(base)
+        )
+    if base > limits.max_fps:
+        raise MediaTooLarge(
+            f"The video has {float(base):.0f} frames a second; at most {limits.max_fps:.0f} are "
+            "accepted.",
+            fps=float(base),
+            max_fps=limits.max_fps,
+        )
+    return base
+
+
+def displayed_size(stream: Mapping[str, Any]) -> tuple[int, int]:
+    """Return width and height in pixels with the rotation applied that players apply."""
+    width, height = int(stream["width"]), int(stream["height"])
+    turns = [float(side.get("rotation", 0)) for side in stream.get("side_data_list", [])]
+    is_lying = any(abs(abs(turn) % 180 - 90) < 1 for turn in turns)
+    return (height, width) if is_lying else (width, height)
+
+
+def _rate(text: str | None) -> Fraction:
+    with contextlib.suppress(ValueError, ZeroDivisionError):
+        return max(Fraction(0), Fraction(text or 0))
+    return Fraction(0)
+
+
+def _choose_video(media: MediaFile) -> dict[str, Any]:
+    """Return the stream that ffmpeg itself would take: the default one, then the largest."""
+    videos = [s for s in media.streams if s.get("codec_type") == "video"]
+    moving = [s for s in videos if not _is_still(s)]
+    if not moving:
+        what = "only a cover picture" if videos else "no picture"
+        raise InvalidVideo(
+            f"The video file holds {what}. Send a video with a face in it.",
+            hint="Send a file with moving pictures, and make sure that the two are not swapped.",
+            streams=len(media.streams),
+        )
+
+    def rank(stream: dict[str, Any]) -> int:
+        bonus = DEFAULT_STREAM_BONUS * int(stream.get("disposition", {}).get("default", 0))
+        return int(stream.get("width", 0)) * int(stream.get("height", 0)) + bonus
+
+    return max(moving, key=rank)
+
+
+def _is_still(stream: Mapping[str, Any]) -> bool:
+    flags = stream.get("disposition", {})
+    return any(flags.get(name) for name in ("attached_pic", "timed_thumbnails", "still_image"))
+
+
+def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
+    width, height = int(stream.get("width", 0)), int(stream.get("height", 0))
+    if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
+        raise MediaTooLarge(
+            f"The picture is {width}x{height}; at most {limits.max_side_px} pixels a side and "
+            f"{limits.max_pixels / 1e6:.1f} megapixels are accepted.",
+            width=width,
+            height=height,
+        )
+    codec = stream.get("codec_name", "unknown")
+    if codec not in VIDEO_CODECS:
+        raise InvalidVideo(
+            f"The video's codec ({codec}) is not accepted. H.264 in MP4 always is.", codec=codec
+        )
+    if width < 2 or height < 2 or stream.get("pix_fmt") is None:
+        raise InvalidVideo("The video holds no picture that can be decoded.", codec=codec)
+
+
+def _colour_of(stream: Mapping[str, Any]) -> ColourTags:
+    """Return the colour tags of the frames that `read_frames` delivers.
+
+    A full-range pixel format (yuvj…) counts as `pc` even without a tag. RGB becomes BT.709 of
+    limited range on the way to YUV.
+    """
+    pixels = stream["pix_fmt"]
+    if pixels.startswith(RGB_FORMATS):
+        return ColourTags("bt709", "tv", "bt709", "bt709")
+    space = stream.get("color_space", "unknown")
+    return ColourTags(
+        space="unknown" if space in ("gbr", "reserved") else space,
+        range="pc" if pixels.startswith("yuvj") else stream.get("color_range", "unknown"),
+        primaries=stream.get("color_primaries", "unknown"),
+        transfer=stream.get("color_transfer", "unknown"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """One entry per frame, in display order, in ticks. `keys`: where decoding can begin, empty if
+    only at the start. `complaint`: ffprobe's, empty if it had none.
+    """
+
+    pts: list[int]
+    durations: list[int]
+    keys: list[int]
+    complaint: str
+
+
+def _index_frames(
+    media: MediaFile, stream: dict[str, Any], fps: Fraction, limits: MediaLimits, out_dir: Path
+) -> tuple[FrameIndex, Path | None]:
+    """Return the index, and the copy that it is about where the file itself cannot be sought."""
+    times = _times_from_packets(media, stream, limits) or _times_from_frames(media, stream, limits)
+    base = Fraction(stream["time_base"])
+    _check_times(times, base, limits)
+    start = media.start_s
+    if media.container.starts_with_picture:
+        start = Fraction(stream.get("start_time") or 0)
+    shown = constant_rate_order(
+        frame_times(times.pts, start, base, fps),
+        [round(duration * base * fps) for duration in times.durations],
+        is_only_stream=len(media.streams) == 1,
+    )
+    if not shown:
+        raise _no_frames(times)
+    copy = None
+    if times.keys and not media.container.is_exact:
+        copied = _copy_exactly(media, stream, limits, out_dir)
+        if copied is not None and len(copied[1].pts) == len(times.pts):
+            copy, times, base = copied
+        else:
+            times = replace(times, keys=[])
+    return FrameIndex.of(times.pts, shown, times.keys, base), copy
+
+
+def _check_times(times: _Times, base: Fraction, limits: MediaLimits) -> None:
+    if not times.pts:
+        raise _no_frames(times)
+    length_s = (max(times.pts) - min(times.pts)) * base
+    if length_s > limits.max_duration_s:
+        raise too_long("The video file", float(length_s), limits)
+
+
+def _no_frames(times: _Times) -> InvalidVideo:
+    return InvalidVideo("The video holds no frames.", **_said(times.complaint))
+
+
+def _said(complaint: str) -> dict[str, Any]:
+    """Return ffprobe's complaint as a detail of an error, if it had one."""
+    return {"ffprobe": complaint} if complaint else {}
+
+
+def _times_from_packets(
+    media: MediaFile, stream: dict[str, Any], limits: MediaLimits
+) -> _Times | None:
+    """Read the times of all packets; None if they do not tell which frames will be shown when.
+
+    They do if each packet has a time of its own and the first one is a key frame that no other is
+    shown before.
+    """
+    frames: list[tuple[int, int]] = []
+    keys: list[int] = []
+    is_reliable, n_packets = stream["codec_name"] in INDEXED_CODECS, 0
+    with _probing(media, stream, "packet=pts,duration,flags", limits) as child:
+        for n_packets, row in enumerate(_rows(child, b"packet|", limits), 1):
+            flags, time = row.get("flags", ""), _whole(row.get("pts"))
+            if time is None or (n_packets == 1 and "K" not in flags):
+                is_reliable = False
+                continue
+            if "K" in flags:
+                keys.append(time)
+            if "D" not in flags:  # discarded: before an edit list's start
+                frames.append((time, _whole(row.get("duration")) or 0))
+        complaint = child.message
+        _refuse_if_cut_off(media, stream, n_packets, complaint)
+    frames.sort()
+    pts = [time for time, _ in frames]
+    is_reliable &= bool(keys) and len(set(pts)) == len(pts) and min(pts, default=0) >= min(keys)
+    if not is_reliable:
+        return None
+    return _Times(pts, [duration for _, duration in frames], sorted(keys), complaint)
+
+
+def _times_from_frames(media: MediaFile, stream: dict[str, Any], limits: MediaLimits) -> _Times:
+    """Decode everything once to learn the times of the frames, in the order they come out."""
+    fields = "frame=best_effort_timestamp,pkt_duration,duration"
+    pts: list[int] = []
+    durations: list[int] = []
+    with _probing(media, stream, fields, limits) as child:
+        for row in _rows(child, b"frame|", limits):
+            time = _whole(row.get("best_effort_timestamp"))
+            if time is None:
+                time = pts[-1] + (durations[-1] or 1) if pts else 0
+            pts.append(time)
+            durations.append(_whole(row.get("pkt_duration")) or _whole(row.get("duration")) or 0)
+        complaint = child.message
+    return _Times(pts, durations, [], complaint)
+
+
+def _probing(
+    media: MediaFile, stream: Mapping[str, Any], fields: str, limits: MediaLimits
+) -> Child:
+    """Start an ffprobe that prints one row of `fields` per packet or frame."""
+    choice = ("-select_streams", str(stream["index"]), "-show_entries", fields, "-of", "compact")
+    limit = ChildLimits(HEADER_S + limits.max_duration_s)  # as long as the longest clip lasts
+    return Child(ffprobe(*choice, *media.input()), limit)
+
+
+def _rows(child: Child, section: bytes, limits: MediaLimits) -> Iterator[dict[str, str]]:
+    """Yield the rows of one section, as many as the limits allow."""
+    most = int(limits.max_duration_s * limits.max_fps * 2) + 1000
+    n_rows = 0
+    for line in child.lines():
+        if not line.startswith(section):  # side data has rows of its own
+            continue
+        n_rows += 1
+        if n_rows > most:
+            raise MediaTooLarge("The video holds more frames than are accepted.", max_frames=most)
+        items = line.decode("ascii", "replace").split("|")
+        yield dict(item.split("=", 1) for item in items if "=" in item)
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
+
+
+def _refuse_if_cut_off(
+    media: MediaFile, stream: Mapping[str, Any], n_packets: int, message: str
+) -> None:
+    """Refuse a file that ends before its own index does.
+
+    Matroska's and MP4's readers complain when the file ends inside something, AVI says how many
+    frames there are (as MP4 does, but there an edit list may leave some out). A length alone is no
+    proof: sound may go on after the picture.
+    """
+    declared = 0 if media.container is MOV else _whole(stream.get("nb_frames")) or 0
+    if n_packets < declared or "partial file" in message or "ended prematurely" in message:
+        raise InvalidVideo(
+            "The video is cut off: its end is missing. Send the whole file.",
+            hint=WHOLE_FILE,
+            packets=n_packets,
+            **_said(message),
+        )
+
+
+def _copy_exactly(
+    media: MediaFile, stream: dict[str, Any], limits: MediaLimits, out_dir: Path
+) -> tuple[Path, _Times, Fraction] | None:
+    """Copy the packets into an MP4, which can be sought exactly; None if it cannot hold them."""
+    copy = out_dir / f"{media.path.name}.{media.sha256[:12]}.mp4"
+    with temporary_name(copy) as temporary:
+        command = ffmpeg(
+            *media.input(),
+            *("-map", f"0:{stream['index']}", "-c", "copy", "-copyts", "-f", "mp4"),
+            f"file:{temporary.resolve()}",
+        )
+        limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=2 * limits.max_bytes)
+        if run(command, limit).returncode != 0:
+            temporary.unlink(missing_ok=True)
+            return None
+        _, streams = read_header(temporary, MOV, InvalidVideo)
+        copied = replace(media, path=temporary, container=MOV)
+        times = _times_from_packets(copied, streams[0], limits)
+        if times is None:
+            temporary.unlink()
+            return None
+    return copy, times, Fraction(streams[0]["time_base"])

@@ -1,0 +1,1 @@
+"""What only a single process can do: overlap the stages and keep decoded frames."""

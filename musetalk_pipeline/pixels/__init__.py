@@ -1,0 +1,1 @@
+"""Arithmetic on pictures: output geometry, colour, crops, masks, resampling and blending."""

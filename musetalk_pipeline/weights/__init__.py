@@ -1,0 +1,1 @@
+"""Which published files the networks need; fetching and verifying them."""

@@ -1,0 +1,1 @@
+"""HTTP: the ingress, its routes, and how jobs are told of in answers and events."""

@@ -1,0 +1,89 @@
+"""Outcomes as contracts.md says them over HTTP.
+
+Every error of every route has the shape of `error_body`, whatever refuses the request.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from serve_app.contract.codes import hint_of
+from serve_app.contract.errors import error_body
+from serve_app.contract.outcomes import Failure, Outcome, Success
+from serve_app.gate.links import Links
+from serve_app.jobs.job import Job
+from serve_app.telemetry.redact import shown_url
+
+OLDER_NAMES = ("b2_bucket", "b2_file_name")
+
+
+def generate_body(
+    job_id: str, outcome: Outcome, warnings: tuple[str, ...] = (), links: Links | None = None
+) -> dict[str, Any]:
+    """Return the body of `POST /generate`'s answer; `warnings` are those of the request.
+
+    Without `links` the output is named as its store named it.
+    """
+    if isinstance(outcome, Failure):
+        return error_body(job_id, outcome)
+    # An older form of the answer, which some clients still read, has these at the top.
+    older = {name: outcome.metrics[name] for name in OLDER_NAMES if name in outcome.metrics}
+    return {
+        "status": "success",
+        "output_url": _output_url(outcome, links),
+        "musetalk_job_id": job_id,
+        "metrics": outcome.metrics,
+        "error": None,
+        "warnings": [*warnings, *outcome.warnings],
+        **older,
+    }
+
+
+def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
+    """Return contracts.md §3's shape, and the progress."""
+    outcome = job.outcome
+    failure = None
+    if isinstance(outcome, Failure):
+        names = ("error_type", "code", "input", "stage", "details", "retryable")
+        failure = {name: getattr(outcome, name) for name in names}
+        failure["hint"] = outcome.hint or hint_of(outcome.code)
+    request = job.request
+    return {
+        "id": job.id,
+        "status": job.status,
+        "output_url": _output_url(outcome, links),
+        "metrics": outcome.metrics if isinstance(outcome, Success) else None,
+        "error": outcome.error_message if isinstance(outcome, Failure) else None,
+        "failure": failure,
+        "warnings": [*job.warnings, *(outcome.warnings if isinstance(outcome, Success) else ())],
+        "input": {
+            # Signed query strings stay on this worker.
+            "video_url": shown_url(request.video_url),
+            "audio_url": shown_url(request.audio_url),
+            "aspect_ratio": request.aspect_ratio,
+            "resolution": request.resolution,
+            "params": request.params.model_dump(exclude_none=True),
+        },
+        "progress": {
+            "phase": str(job.progress.phase),
+            "fraction": round(job.progress.fraction, 4),
+            "frames_done": job.progress.frames_done,
+            "frames_total": job.progress.frames_total,
+            "stage_seconds": job.progress.stage_seconds,
+            "eta_s": None if job.is_terminal else job.progress.eta_s,
+            "queue_position": job.queue_position,
+        },
+        "attempt": job.attempt,
+        "metadata": job.metadata,
+        "created_at": _utc(job.created),
+        "updated_at": _utc(job.updated),
+    }
+
+
+def _output_url(outcome: Outcome | None, links: Links | None) -> str | None:
+    if not isinstance(outcome, Success):
+        return None
+    return links.link(outcome.output_url) if links else outcome.output_url
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

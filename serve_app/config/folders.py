@@ -1,0 +1,97 @@
+"""The working folders: which they are, whether they can be trusted, and making them."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.config.environment import Environment
+from serve_app.config.settings import AppArgs
+from serve_app.files import (
+    make_folder,
+    private_folder,
+    require_makeable,
+    require_own,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Where this node keeps things. `scratch` holds one folder per attempt and nothing else."""
+
+    scratch: Path
+    results: Path
+    state: Path
+
+
+def check_folders(args: AppArgs, env: Environment) -> None:
+    """Look at the working folders that are there already, and make nothing.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted. The sentence names the setting.
+    """
+    folders = _folders(args, env)
+    check_root(folders.scratch)
+    require_own(folders.state.resolve(), "state_dir")
+    require_makeable(folders.scratch, "work_dir (MUSETALK_WORKDIR)")
+    if env.b2_bucket is None:
+        require_makeable(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
+    require_makeable(folders.state, "state_dir")
+
+
+def make_folders(args: AppArgs, env: Environment) -> Folders:
+    """Create the working folders; relative ones are taken from the working directory.
+
+    Raises:
+        FolderRefused: one of them cannot be trusted or made. The sentence names the setting.
+    """
+    folders = _folders(args, env)
+    make_root(folders.scratch)
+    if not folders.results.is_dir():
+        # One that is there keeps its mode: the operator may share it. The files in it are private.
+        make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
+    make_folder(folders.state.parent, "state_dir")
+    # The registry holds signed addresses. A link that the operator made is followed.
+    private_folder(folders.state.resolve(), "state_dir")
+    return folders
+
+
+def _folders(args: AppArgs, env: Environment) -> Folders:
+    work = env.work_dir or args.work_dir or default_work_dir()
+    results = env.result_dir or args.result_dir
+    return Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
+
+
+SETTING = "work_dir (MUSETALK_WORKDIR)"
+
+
+def default_work_dir() -> Path:
+    """Return this user's own folder among the temporary files."""
+    return Path(tempfile.gettempdir()).absolute() / f"lipsync-serve-{os.geteuid()}"
+
+
+def check_root(root: Path) -> None:
+    """Look at the scratch root and the default parent, where they are there; make nothing.
+
+    Raises:
+        FolderRefused: as `make_root`.
+    """
+    if root.parent == default_work_dir():
+        require_own(root.parent, SETTING)
+    require_own(root, SETTING)
+
+
+def make_root(root: Path) -> None:
+    """Make the scratch root, and the folder above it if need be.
+
+    The default parent lies in the folder for temporary files and is made private too; another one
+    is the operator's, and may be shared.
+
+    Raises:
+        FolderRefused: the root, or the default parent, is a link or somebody else's.
+    """
+    if root.parent == default_work_dir():
+        private_folder(root.parent, SETTING)
+    else:
+        make_folder(root.parent, SETTING)
+    private_folder(root, SETTING)

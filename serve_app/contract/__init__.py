@@ -1,0 +1,1 @@
+"""The values of the fixed protocol: requests, outcomes and error codes."""

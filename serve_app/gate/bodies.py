@@ -1,0 +1,127 @@
+"""Request bodies: read whole, within a size, a rate and a deadline, before anybody acts on them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from starlette.types import Message, Receive, Scope
+
+from serve_app.gate.asgi import header
+
+WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+class BodyTooLarge(Exception):
+    """The body is, or says that it is, larger than the limit."""
+
+
+class BodyTooSlow(Exception):
+    """The body did not come in time, or made room for a newer one."""
+
+
+class ClientGone(Exception):
+    """The client has closed its connection before its body was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """How large and how slow a body may be. By default the slowest whole body takes 30 s."""
+
+    max_bytes: int = 64 * 1024
+    grace_s: float = 5.0  # may pass before the rate counts
+    bytes_per_s: float = 1024.0
+    whole_s: float = 30.0
+    at_a_time: int = 512  # one more makes the oldest unfinished one give up its place
+
+
+class Bodies:
+    """Reads bodies. They wait here, in no place of the application behind."""
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._unfinished: OrderedDict[asyncio.Timeout, None] = OrderedDict()
+
+    async def read(self, scope: Scope, receive: Receive) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            BodyTooLarge: it is larger than the limit; the rest has not been read.
+            BodyTooSlow: it came too slowly; the rest has not been read.
+            ClientGone: nobody waits for an answer any more.
+        """
+        if (declared_bytes(scope) or 0) > self._limits.max_bytes:
+            raise BodyTooLarge
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        deadline = asyncio.timeout_at(began + self._limits.grace_s)
+        try:
+            async with deadline:
+                self._enter(deadline, loop.time())
+                return await self._collect(receive, deadline, began)
+        except TimeoutError:
+            raise BodyTooSlow from None
+        finally:
+            self._unfinished.pop(deadline, None)
+
+    def _enter(self, deadline: asyncio.Timeout, now: float) -> None:
+        while len(self._unfinished) >= self._limits.at_a_time:
+            # A real body comes with its head; what has waited longest is the least likely one.
+            oldest, _ = self._unfinished.popitem(last=False)
+            if not oldest.expired():
+                oldest.reschedule(now)
+        self._unfinished[deadline] = None
+
+    async def _collect(self, receive: Receive, deadline: asyncio.Timeout, began: float) -> bytes:
+        limits = self._limits
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            body += message.get("body", b"")
+            if len(body) > limits.max_bytes:
+                raise BodyTooLarge
+            if not message.get("more_body", False):
+                return bytes(body)
+            if deadline in self._unfinished:  # else it is to end now
+                earned_s = limits.grace_s + len(body) / limits.bytes_per_s
+                deadline.reschedule(began + min(earned_s, limits.whole_s))
+
+
+def declared_bytes(scope: Scope) -> int | None:
+    """Return `Content-Length`; None where the head does not say it."""
+    value = header(scope["headers"], b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the head of a request announces a body."""
+    return bool(declared_bytes(scope)) or (
+        header(scope["headers"], b"transfer-encoding") is not None
+    )
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives `body` first, and then what else comes from the client."""
+    whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return receive_again
+
+
+async def drain(receive: Receive, max_bytes: int, seconds: float) -> None:
+    """Read and drop what a refused client is still sending, so that it can read its answer."""
+    seen = 0
+    try:
+        async with asyncio.timeout(seconds):
+            while seen <= max_bytes:
+                message = await receive()
+                seen += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

@@ -1,0 +1,227 @@
+"""Links to finished videos of the local store: what they begin with, and what proves them.
+
+A store of this machine records where a video lies under this worker (`/files/name.mp4`). A link is
+made of that only when an answer is given, so that it begins with what the caller came by, and is
+fresh. Addresses of other stores (B2, a signed address) pass unchanged.
+
+A link carries `expires` (Unix seconds) and `signature`, an HMAC-SHA256 over the name and the
+expiry. The name is that of the result, without suffix: whoever may see the video may read the
+description beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+
+from starlette.types import Scope
+
+from serve_app.config.environment import Environment
+from serve_app.config.settings import AppArgs
+from serve_app.contract.outcomes import Outcome, Success
+from serve_app.gate.callers import FILES_PREFIX, header_values
+
+SECRET_NAME, SECRET_BYTES = "link_secret", 32
+# Expiry is rounded up, so that a job that is asked for again and again has one and the same link.
+ROUNDED_S = 3600
+LOOPBACK_PEER = "127.0.0.1"
+
+_HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}/?")
+_EXPIRES = re.compile(r"\d{1,12}")
+
+
+class LinkState(StrEnum):
+    """What a link's signature is worth."""
+
+    ABSENT = "absent"
+    WRONG = "wrong"
+    EXPIRED = "expired"
+    VALID = "valid"
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSigner:
+    """Signs links and checks them; `lifetime_s` is how long a new one is valid, in seconds."""
+
+    secret: bytes = field(repr=False)
+    lifetime_s: float
+    clock: Callable[[], float] = time.time
+
+    def query(self, key: str) -> str:
+        """Return the query string that opens `key` (a file's name, as in `/files/{key}`)."""
+        expires = math.ceil((self.clock() + self.lifetime_s) / ROUNDED_S) * ROUNDED_S
+        return f"expires={expires}&signature={self._signature(key, str(expires))}"
+
+    def check(self, key: str, query_string: bytes) -> LinkState:
+        """Say what the query string of a request for `key` is worth."""
+        query = parse_qs(query_string.decode("latin-1"), keep_blank_values=True)
+        given, expires = query.get("signature", []), query.get("expires", [])
+        if not given:
+            return LinkState.ABSENT
+        if len(given) != 1 or len(expires) != 1 or not _EXPIRES.fullmatch(expires[0]):
+            return LinkState.WRONG
+        right = self._signature(key, expires[0])
+        if not hmac.compare_digest(given[0].encode("utf-8", "replace"), right.encode()):
+            return LinkState.WRONG
+        return LinkState.VALID if self.clock() < int(expires[0]) else LinkState.EXPIRED
+
+    def _signature(self, key: str, expires: str) -> str:
+        stem = os.path.splitext(key)[0]
+        signed = f"files\n{stem}\n{expires}".encode("utf-8", "surrogatepass")
+        digest = hmac.new(self.secret, signed, hashlib.sha256).digest()
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def read_secret(path: Path) -> bytes:
+    """Return the secret kept in `path`, made once (0600), so that links survive a restart."""
+    if not _holds_secret(path):
+        path.unlink(missing_ok=True)  # a crash may have cut it short
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(SECRET_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+            # Replicas may start at the same time: the first one's secret stays.
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    return path.read_bytes()
+
+
+def _holds_secret(path: Path) -> bool:
+    try:
+        return path.stat().st_size == SECRET_BYTES
+    except FileNotFoundError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """Decides what links begin with.
+
+    `public_base_url` if it is set, else what the request came by, else `bound`. Forwarding headers
+    count from `trusted_proxies` (addresses and networks) only.
+    """
+
+    bound: str
+    public_base_url: str | None = None
+    trusted_proxies: Sequence[str] = ()
+
+    def of(self, scope: Scope | None = None) -> str:
+        """Return the base for the answer to a request; for what is sent unasked without one."""
+        if self.public_base_url is not None:
+            return self.public_base_url.rstrip("/")
+        if scope is None:
+            return self.bound
+        is_trusted = self._is_trusted(scope)
+        host = _header(scope, b"host")
+        scheme, prefix = _scheme(scope, is_trusted), str(scope.get("root_path", "")).rstrip("/")
+        if is_trusted:
+            host = _header(scope, b"x-forwarded-host") or host
+            prefix = _forwarded_prefix(scope) or prefix
+        if not _HOST.fullmatch(host):
+            return self.bound
+        return f"{scheme}://{host}{prefix}"
+
+    def _is_trusted(self, scope: Scope) -> bool:
+        client = scope.get("client")
+        if client is None or not self.trusted_proxies:
+            return False
+        host, port = client
+        # Where Serve's proxy was not told of the gate, uvicorn puts X-Forwarded-For in the place of
+        # a loopback peer, with port 0.
+        peer = LOOPBACK_PEER if port == 0 else host
+        try:
+            address = ipaddress.ip_address(peer.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        networks = [ipaddress.ip_network(text, strict=False) for text in self.trusted_proxies]
+        return any(address in network for network in networks)
+
+
+def in_address(host: str) -> str:
+    """Return a host as it stands in an http address."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _scheme(scope: Scope, is_trusted: bool) -> str:
+    said = _header(scope, b"x-forwarded-proto").lower()
+    if is_trusted and said in ("http", "https"):
+        return said
+    # There uvicorn believes that header of a loopback peer too: then the scope's word is not ours.
+    return "http" if said else str(scope.get("scheme", "http"))
+
+
+def _forwarded_prefix(scope: Scope) -> str:
+    prefix = _header(scope, b"x-forwarded-prefix")
+    return prefix.rstrip("/") if _PREFIX.fullmatch(prefix) else ""
+
+
+def _header(scope: Scope, name: bytes) -> str:
+    """Return a header's last value: of a list, the one that the nearest proxy put there."""
+    values = header_values(scope, name)
+    return values[-1].decode("latin-1").rpartition(",")[2].strip() if values else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Makes links that begin with one base."""
+
+    base: str
+    signer: LinkSigner
+
+    def link(self, location: str) -> str:
+        """Return the link to a stored location; one that is not under this worker as it is."""
+        if not location.startswith(FILES_PREFIX):
+            return location
+        key = unquote(location.removeprefix(FILES_PREFIX))
+        return f"{self.base}{location}?{self.signer.query(key)}"
+
+    def publish(self, outcome: Outcome) -> Outcome:
+        """Return an outcome whose output's location has become a link."""
+        if not isinstance(outcome, Success):
+            return outcome
+        return replace(outcome, output_url=self.link(outcome.output_url))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkMaker:
+    """Makes the links of one ingress."""
+
+    bases: Bases
+    signer: LinkSigner
+
+    @classmethod
+    def of(cls, args: AppArgs, env: Environment, state: Path) -> LinkMaker:
+        """Return what the configuration asks for; the secret is kept in the folder `state`."""
+        bound = f"http://{in_address(env.host)}:{env.port}"
+        bases = Bases(bound, args.public_base_url, tuple(args.links.trusted_proxies))
+        secret = read_secret(state / SECRET_NAME)
+        return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400))
+
+    def answering(self, scope: Scope) -> Links:
+        """Return what makes the links in the answer to a request."""
+        return Links(self.bases.of(scope), self.signer)
+
+    def unasked(self) -> Links:
+        """Return what makes the links in webhooks and reports, which answer nobody."""
+        return Links(self.bases.of(), self.signer)

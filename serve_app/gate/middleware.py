@@ -1,0 +1,241 @@
+"""What every request passes before the ingress acts on it: who calls, readiness, the body.
+
+The gate stands in two places. In Serve's HTTP proxy, where Ray is told of it by
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.gate.middleware:proxy_middlewares`, it guards
+the port from the first second that it listens, and keeps unfinished requests out of the ingress,
+whose places health checks and running jobs share. In front of the ingress' own routes it guards
+clusters whose proxies were not told.
+
+The order is the cheapest first, and nothing of a body is read before it is known who sends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fastapi.responses import JSONResponse, Response
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve_app.config.environment import read_environment
+from serve_app.gate.bodies import (
+    WITH_BODY,
+    Bodies,
+    BodyLimits,
+    BodyTooLarge,
+    BodyTooSlow,
+    ClientGone,
+    drain,
+    has_body,
+    replay,
+)
+from serve_app.gate.callers import FILES_PREFIX, CallerRules, Refusal, route_path
+from serve_app.gate.doorkeeper import Doorkeeper
+from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
+from serve_app.gate.forwarding import Answering
+from serve_app.gate.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
+from serve_app.gate.probes import HC, HEALTH, Probes
+from serve_app.gate.refusals import (
+    BUSY,
+    NO_BODY,
+    STARTING,
+    TOO_MANY_READERS,
+    TOO_SLOW,
+    UNAVAILABLE,
+    refusal_body,
+    too_large,
+)
+
+logger = logging.getLogger("ray.serve")
+
+SERVES_OWN = "/-/"  # health and routes of Serve's proxy itself
+# What Serve's proxy takes from a client's headers. None of it is a caller's to choose: with
+# `x-request-disconnect-disabled` an abandoned request would keep its place.
+_SERVE_HEADERS = frozenset(
+    {
+        b"x-request-disconnect-disabled",
+        b"x-request-timeout-seconds",
+        b"x-session-id",
+        b"serve-multiplexed-model-id",
+        b"serve_multiplexed_model_id",
+    }
+)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+# A client that is refused before its body was read may go on for that long, so that it reads why.
+_LINGER_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """What may be under way at a time, and for how long."""
+
+    body: BodyLimits = field(default_factory=BodyLimits)
+    files: FileLimits = field(default_factory=FileLimits)
+    # Below MAX_HTTP of app.py: probes, file pieces and the slots' own calls have the rest.
+    forwarded: int = 800
+    first_probe_s: float = 2.0
+    probe_s: float = 10.0
+    send_s: float = 60.0  # for a client to take what it was sent
+    linger_s: float = 2.0  # for a refused client to stop sending
+
+
+# What the ingress takes from all proxies: more, so that their file pieces and probes get through.
+INGRESS_LIMITS = GateLimits(forwarded=900)
+
+
+class Judge(Protocol):
+    """Who says whether a caller is let in: `Doorkeeper`, or `CallerRules` alone."""
+
+    def judge(self, scope: Scope) -> Refusal | None:
+        """Return why a request is refused, from its head alone; None if it may go on."""
+        ...
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """Return what Serve's proxy puts in front of everything; Serve calls this as its port opens."""
+    import uvicorn.config
+
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
+    GuardedProtocol.limits = ConnectionLimits.of_this_process()
+    doorkeeper = Doorkeeper(CallerRules.of(read_environment()), signer=None)
+    return [Middleware(Gate, judge=doorkeeper, is_proxy=True)]
+
+
+class Gate:
+    """ASGI middleware. `is_proxy`: it stands where clients connect, so it also answers probes,
+    refuses requests until the application has been ready, and sends files piece by piece.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        judge: Judge,
+        limits: GateLimits | None = None,
+        *,
+        is_proxy: bool = False,
+    ) -> None:
+        self._app = app
+        self._judge = judge
+        self._limits = limits or GateLimits()
+        self._bodies = Bodies(self._limits.body)
+        self._forwarded = 0
+        self._probes = self._files = None
+        if is_proxy:
+            self._probes = Probes(app, self._limits.first_probe_s, self._limits.probe_s)
+            self._files = FilePieces(app, self._limits.files)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope, abort = _cleaned(scope)
+        try:
+            refusal = self._refusal(scope) or await self._pass(scope, receive, send, abort)
+        except ClientGone:
+            where = f"{scope['method']} {scope['path'][:100]!r}"
+            logger.info("A client went away before its request was complete: %s", where)
+            return
+        if refusal is not None:
+            await self._refuse(refusal, scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        """Decide from the head of the request alone."""
+        refusal = self._judge.judge(scope)
+        if refusal is None and has_body(scope) and scope["method"] not in WITH_BODY:
+            return NO_BODY
+        return refusal
+
+    async def _pass(
+        self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
+    ) -> Refusal | None:
+        """Answer or forward the request, or return why neither was done."""
+        path, is_read = route_path(scope), scope["method"] in ("GET", "HEAD")
+        if self._probes is not None and not path.startswith(SERVES_OWN):
+            if path in self._probes and is_read:
+                await self._probe(path, scope, receive, send)
+                return None
+            if not await self._probes.is_past_start(scope):
+                return STARTING
+        if self._files is not None and path.startswith(FILES_PREFIX) and scope["method"] == "GET":
+            return await self._send_file(scope, receive, send, abort)
+        if self._is_full(scope):
+            return BUSY
+        try:
+            body = await self._bodies.read(scope, receive)
+        except BodyTooLarge:
+            return too_large(self._limits.body.max_bytes)
+        except BodyTooSlow:
+            return TOO_SLOW
+        if self._is_full(scope):
+            return BUSY
+        answering = Answering(send, abort, self._limits.send_s)
+        with self._place():
+            await self._app(scope, replay(body, receive), answering)
+        return None if answering.has_begun else UNAVAILABLE
+
+    def _is_full(self, scope: Scope) -> bool:
+        """Whether a request has to come back; probes never have to."""
+        is_probe = route_path(scope) in (HC, HEALTH) and scope["method"] in ("GET", "HEAD")
+        return self._forwarded >= self._limits.forwarded and not is_probe
+
+    async def _probe(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self._probes is not None
+        answer = await self._probes.answer(path, scope)
+        headers = {key.decode(): value.decode() for key, value in answer.headers}
+        response = Response(answer.body, answer.status, headers, "application/json")
+        await response(scope, receive, send)
+
+    async def _send_file(
+        self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
+    ) -> Refusal | None:
+        assert self._files is not None
+        try:
+            await self._files.answer(scope, receive, send, abort)
+        except TooManyReaders:
+            return TOO_MANY_READERS
+        except Unanswered:
+            return UNAVAILABLE
+        return None
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        self._forwarded += 1
+        try:
+            yield
+        finally:
+            self._forwarded -= 1
+
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+        response = JSONResponse(refusal_body(refusal), refusal.status_code, refusal.headers)
+        if not has_body(scope):
+            await response(scope, receive, send)
+            return
+        # What is left of the body is not this request's any more: the connection must end. A client
+        # that is still writing would lose the answer if it ended at once.
+        response.headers["connection"] = "close"
+        start = {"status": refusal.status_code, "headers": response.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        await drain(receive, _LINGER_BYTES, self._limits.linger_s)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _cleaned(scope: Scope) -> tuple[Scope, Callable[[], None]]:
+    """Return the scope with nothing in it that steers Serve, and how to cut the connection off."""
+    extensions = dict(scope.get("extensions") or {})
+    abort = extensions.pop(ABORT, lambda: None)
+    headers = [
+        (key, value)
+        for key, value in scope["headers"]
+        if key not in _SERVE_HEADERS
+        and (key != b"x-request-id" or _REQUEST_ID.fullmatch(value) is not None)
+    ]
+    return {**scope, "headers": headers, "extensions": extensions}, abort

@@ -1,0 +1,1 @@
+"""One job through the stages: the driver, the deployments, a job's files on each node."""

@@ -1,0 +1,173 @@
+"""The Finisher deployment: paste, encode, stitch, upload. Decides nothing."""
+
+import asyncio
+import logging
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces
+from musetalk_pipeline.errors import UploadFailed
+from musetalk_pipeline.media.encode import stitch
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.plan import Segment
+from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, show_glimpse
+from musetalk_pipeline.stages import compose_segment
+from serve_app.config.environment import read_environment
+from serve_app.config.folders import make_folders
+from serve_app.config.settings import AppArgs
+from serve_app.graph.node_media import NodeMedia
+from serve_app.graph.replica_setup import set_up_replica
+from serve_app.graph.threads import Worker
+from serve_app.graph.tools import build_store
+from serve_app.graph.transfers import (
+    Composed,
+    Description,
+    Finished,
+    Opened,
+    PreviewPicture,
+    RunFacts,
+)
+from serve_app.outputs.retention import retention
+from serve_app.outputs.store import SidecarFacts, StoredOutput, peak_ram_kb, sidecar
+from serve_app.telemetry.metrics import STAGE_SECONDS
+
+logger = logging.getLogger(__name__)
+
+
+class Finisher:
+    """Encodes segments and stores finished videos."""
+
+    def __init__(self, args: AppArgs) -> None:
+        self._env = read_environment()
+        set_up_replica(self._env)
+        self._media = NodeMedia(args, self._env)
+        self._media.scratch.start_janitor()
+        self._store = build_store(args, self._env)
+        self._store.check()
+        # Also where outputs go elsewhere: the folder may hold what was made before.
+        retention(args, make_folders(args, self._env).results).start()
+        self._threads = Worker(args.finisher.threads, "finish")
+        logger.info("finisher ready", extra={"store": self._store.name})
+
+    async def compose(
+        self,
+        opened: Opened,
+        avatar: AvatarBlock,
+        drawn: DrawnFaces,
+        segment: Segment,
+        counts_block: bool,
+    ) -> Composed:
+        """Paste a segment's faces and encode it. `counts_block`: add the block's seconds here."""
+        job = await self._media.here(opened, self._threads)
+        options = opened.work.options
+        piece = await self._threads.run_cancellable(
+            lambda check: compose_segment(job, segment, avatar, drawn, options, check=check)
+        )
+        STAGE_SECONDS.observe(piece.seconds, {"stage": "compose"})
+        seconds = {
+            "listen": drawn.listen_seconds,
+            "inference": drawn.seconds,
+            "compose": piece.seconds,
+        }
+        if counts_block:
+            seconds["prepare"] = avatar.prepare_seconds
+            seconds["inference"] += avatar.seconds
+        return Composed(piece.data, len(drawn.faces), seconds, drawn.peak_memory_mib)
+
+    async def finish(
+        self, opened: Opened, facts: RunFacts, about: Description, *pieces: Composed
+    ) -> Finished:
+        """Stitch the pieces, add the sound, store the video and its sidecar."""
+        job = await self._media.here(opened, self._threads)
+        started = time.monotonic()
+        path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
+        data: list[NDArray[np.uint8]] = [piece.data for piece in pieces]
+        await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
+        stitched = time.monotonic()
+        seconds = {**facts.stage_seconds, "stitch": stitched - started}
+        note = self._sidecar(opened, facts, about, seconds)
+        stored = await self._threads.run(self._store.put, opened.work.job_id, path, note)
+        seconds["upload"] = time.monotonic() - stitched
+        for stage in ("stitch", "upload"):
+            STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
+        total_s = facts.elapsed_s + time.monotonic() - started
+        metrics = _metrics(stored, facts, about, seconds, total_s)
+        return Finished(stored.url, metrics, job.warnings)
+
+    async def show(
+        self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
+    ) -> PreviewPicture:
+        """Paste a preview's face and write the PNG."""
+        preview = await self._threads.run(show_glimpse, glimpse, drawn, options)
+        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+
+    async def keep(self, attempt_id: str) -> None:
+        """Say that an attempt lives, though nothing of it is worked on here just now."""
+        await asyncio.to_thread(self._media.scratch.touch, attempt_id)
+
+    async def release(self, attempt_id: str) -> None:
+        """Remove an attempt's scratch on this node."""
+        await asyncio.to_thread(self._media.scratch.release, attempt_id)
+
+    async def preflight(self) -> dict[str, str]:
+        """Use the storage credentials."""
+        try:
+            await self._threads.run(self._store.check)
+        except UploadFailed as exc:
+            return {f"storage-{self._store.name}": exc.message}
+        return {f"storage-{self._store.name}": "ok"}
+
+    def _sidecar(
+        self, opened: Opened, facts: RunFacts, about: Description, seconds: dict[str, float]
+    ) -> bytes:
+        work, job = opened.work, opened.job
+        place = self._store.place(work.job_id)
+        return sidecar(
+            SidecarFacts(
+                musetalk_job_id=work.job_id,
+                queue_job_id=work.queue_job_id or self._env.salad_queue_job_id,
+                gpu_class=about.gpu_class,
+                aspect_ratio=work.aspect_ratio,
+                resolution=work.resolution,
+                generation_time_sec=round(seconds.get("inference", 0.0), 3),
+                script_wall_time_sec=round(facts.elapsed_s, 3),
+                peak_vram_mib=facts.peak_memory_mib,
+                peak_ram_kb=peak_ram_kb(),
+                b2_bucket=place.bucket,
+                b2_file_name=place.file_name,
+                engine=about.engine,
+                model_version=about.model_version,
+                source_sha256=job.source.sha256,
+                audio_sha256=job.audio.sha256,
+                stage_times=_rounded(seconds),
+            )
+        )
+
+
+def _metrics(
+    stored: StoredOutput,
+    facts: RunFacts,
+    about: Description,
+    seconds: dict[str, float],
+    total_s: float,
+) -> dict[str, object]:
+    """Return contracts.md's hybrid: flat upper-case keys for older readers, nested for newer."""
+    return {
+        "GENERATION_TIME_SEC": round(seconds.get("inference", 0.0), 3),
+        "SCRIPT_WALL_TIME_SEC": round(total_s, 3),
+        "PEAK_VRAM_MIB": facts.peak_memory_mib,
+        "PEAK_RAM_KB": peak_ram_kb(),
+        "gpu_class": about.gpu_class,
+        "engine": about.engine,
+        "model_version": about.model_version,
+        "landmarks": about.landmarks,
+        "stage_times": _rounded(seconds),
+        "total_time": round(total_s, 3),
+        **stored.metrics,
+    }
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in seconds.items()}

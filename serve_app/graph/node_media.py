@@ -1,0 +1,201 @@
+"""A job's media on the node that works on it.
+
+    fetch (any node) ─► open (any node) ─► here (every call of a stage, any node)
+
+`fetch` downloads both files into the attempt's scratch folder and leaves their digests beside
+them; it takes time, not work, so it needs no thread. `open` checks them and plans the job. Replicas
+on the same node use the same files. A replica on another node fetches them again, once per node,
+and makes sure that they are the same.
+"""
+
+import asyncio
+import dataclasses
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import ray
+
+from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
+from musetalk_pipeline.faces import LandmarkDetector
+from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.stages import Digests, OpenJob, open_job
+from serve_app.config.environment import Environment
+from serve_app.config.folders import make_folders
+from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.graph.scratch import Scratch
+from serve_app.graph.threads import Worker
+from serve_app.graph.transfers import Attempt, Fetched, Opened, Sources
+from serve_app.inputs.downloads import download
+from serve_app.net.addresses import AddressPolicy
+
+logger = logging.getLogger(__name__)
+
+VIDEO, AUDIO, DIGESTS, LOCK = "video", "audio", "digests.json", "lock"
+LOCK_LOOK_S = 0.05
+KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow: clocks and queues are not exact
+
+
+class NodeMedia:
+    """Media files of this node's attempts, shared by its replicas through the scratch folder.
+
+    `node_id`: this node's name; None: what Ray calls it.
+    """
+
+    def __init__(self, args: AppArgs, env: Environment, node_id: str | None = None) -> None:
+        silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
+        self.scratch = Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
+        self.node_id = node_id or ray.get_runtime_context().get_node_id()
+        max_mb = env.max_file_mb or args.inputs.max_file_mb
+        inputs = args.inputs.model_copy(update={"max_file_mb": max_mb})
+        self._limits = inputs.limits()
+        self._download_limits = inputs.download_limits()
+        self._policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
+        self._folders = [*inputs.allowed_folders, *env.allowed_folders]
+        self._wait_s = inputs.download_timeout_s
+        self._block_s = args.driver.block_s
+
+    async def fetch(self, work: Attempt) -> Fetched:
+        """Download a job's media to this node.
+
+        Raises:
+            MediaError: they cannot be fetched. `input` says which.
+        """
+        folder, seconds = self.scratch.folder(work.attempt_id), dict[str, float]()
+        with _timed("download", seconds):
+            digests = await self._files(work.sources, folder)
+        return Fetched(digests, seconds["download"])
+
+    async def open(
+        self, work: Attempt, fetched: Fetched, detector: LandmarkDetector, threads: Worker
+    ) -> Opened:
+        """Check a job's media and plan its frames.
+
+        Raises:
+            MediaError: they cannot be used.
+        """
+        folder = self.scratch.folder(work.attempt_id)
+        _require_same(await self._files(work.sources, folder), fetched.digests)
+        seconds = {"download": fetched.seconds}
+        with _timed("validation", seconds):
+            job: OpenJob = await threads.run(
+                open_job,
+                folder / VIDEO,
+                folder / AUDIO,
+                folder,
+                work.options,
+                self._limits,
+                detector,
+                digests=fetched.digests,
+                block_s=self._block_s,
+            )
+        return Opened(work, self.node_id, job, seconds)
+
+    async def here(self, opened: Opened, threads: Worker) -> OpenJob:
+        """Return the opened job with paths that are valid on this node.
+
+        Raises:
+            StageFailed: the attempt is over, or the media have changed since it began.
+        """
+        work, job = opened.work, opened.job
+        if opened.node_id == self.node_id:
+            if not self.scratch.touch(work.attempt_id):
+                raise StageFailed("The attempt is over: its files are gone.")
+            return job
+        folder = self.scratch.folder(work.attempt_id)
+        digests = Digests(job.source.sha256, job.audio.sha256)
+        _require_same(await self._files(work.sources, folder), digests)
+        async with _locked(folder / LOCK, self._wait_s):
+            return await threads.run(self._indexed, job, folder, work.options)
+
+    def _indexed(self, job: OpenJob, folder: Path, options: JobOptions) -> OpenJob:
+        """Make on this node what the stages read beside the media."""
+        kbps = options.encode.audio_bitrate_kbps
+        source = probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256)
+        audio = open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256)
+        return dataclasses.replace(job, source=source, audio=audio)
+
+    async def _files(self, sources: Sources, folder: Path) -> Digests:
+        """Return the digests of the files in `folder`, fetched now unless they are there."""
+        async with _locked(folder / LOCK, self._wait_s):
+            kept = _read_digests(folder / DIGESTS)
+            if kept is None:
+                kept = await self._fetch_both(sources, folder)
+                _write_digests(folder / DIGESTS, kept)
+            return kept
+
+    async def _fetch_both(self, sources: Sources, folder: Path) -> Digests:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                video = tasks.create_task(self._fetch("video", sources.video_url, folder / VIDEO))
+                audio = tasks.create_task(self._fetch("audio", sources.audio_url, folder / AUDIO))
+        except* Exception as group:
+            # Both may have failed; the first is what the caller can act on.
+            raise group.exceptions[0] from None
+        return Digests(video.result(), audio.result())
+
+    async def _fetch(self, name: InputName, url: str, target: Path) -> str:
+        with at_fault(name):
+            downloaded = await download(
+                url,
+                target,
+                policy=self._policy,
+                limits=self._download_limits,
+                allowed_folders=self._folders,
+            )
+        return downloaded.sha256
+
+
+def _require_same(found: Digests, expected: Digests) -> None:
+    if found != expected:
+        raise StageFailed("The media changed while the job was running.")
+
+
+def _read_digests(path: Path) -> Digests | None:
+    try:
+        return Digests(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _write_digests(path: Path, digests: Digests) -> None:
+    """Written last: where the digests are, both files are whole."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dataclasses.asdict(digests)))
+    part.replace(path)
+
+
+@contextmanager
+def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Count a stage's seconds. An error that ends it takes all seconds so far along."""
+    started = time.monotonic()
+    try:
+        yield
+    except PipelineError as error:
+        error.stage_seconds = {**seconds, stage: time.monotonic() - started}
+        raise
+    seconds[stage] = time.monotonic() - started
+
+
+@asynccontextmanager
+async def _locked(path: Path, wait_s: float) -> AsyncIterator[None]:
+    """Hold an exclusive lock on `path`; the kernel frees it if its holder dies."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(LOCK_LOOK_S)
+        yield
+    finally:
+        os.close(handle)

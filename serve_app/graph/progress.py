@@ -1,0 +1,174 @@
+"""How far a job is: its phase, a fraction that never goes back, and the time that is left.
+
+    downloading ─► validating ─► inferring ─► encoding ─► uploading
+    0 … 3 %        3 … 5 %       5 … 95 %, by frames     95 %
+
+Frames count thrice: when they are prepared, drawn and encoded. `encoding` begins when every frame
+is drawn, though most are encoded by then.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.plan import FramePlan, Segment
+from serve_app.contract.outcomes import Phase, Progress
+from serve_app.graph.transfers import Composed, Fetched, Opened, RunFacts
+
+# The fraction at the end of the download, of the opening and of the segments.
+FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
+# Of the part between: what a frame that is prepared, drawn, encoded adds to (guess).
+PREPARED_WEIGHT, DRAWN_WEIGHT, ENCODED_WEIGHT = 0.35, 0.45, 0.2
+RATE_SHARE = 0.02  # the rate is known once so much has been done since the opening
+
+
+class ProgressMeter:
+    """Turns what happened into Progress, and sums up the stages' seconds."""
+
+    def __init__(
+        self, report: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._report = report
+        self._clock = clock
+        self._phase = Phase.QUEUED
+        self._fraction = 0.0
+        self._frames: _Frames | None = None
+        self._seconds: dict[str, float] = {}
+        self._peak_mib: float | None = None
+        self._started = self._opened_at = clock()
+
+    def say(self, phase: Phase, fraction: float = 0.0) -> None:
+        """Report a phase, and a fraction if it is further than the last."""
+        self._phase = phase
+        self._fraction = max(self._fraction, fraction)
+        frames = self._frames
+        self._report(
+            Progress(
+                phase,
+                self._fraction,
+                0 if frames is None else frames.drawn,
+                0 if frames is None else frames.total,
+                {name: round(value, 3) for name, value in self._seconds.items()},
+                self._eta_s(),
+            )
+        )
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Count what was done for a job that could not be fetched or opened."""
+        try:
+            yield
+        except PipelineError as error:
+            self._seconds |= error.stage_seconds
+            self.say(self._phase)
+            raise
+
+    def fetched(self, fetched: Fetched) -> None:
+        """Count the download. The phase stays while the job waits for its place."""
+        self._seconds["download"] = fetched.seconds
+        self.say(Phase.DOWNLOADING, FETCHED_SHARE)
+
+    def waited(self, seconds: float) -> None:
+        """Leave seconds in which nothing was done for the job out of its time."""
+        self._started += seconds
+
+    def opened(self, opened: Opened) -> None:
+        """Count the opening."""
+        self._frames = _Frames(opened.job.plan)
+        self._seconds |= opened.stage_seconds
+        self._opened_at = self._clock()
+        self.say(Phase.INFERRING, OPEN_SHARE)
+
+    def prepared(self, block: int) -> None:
+        """Count a block whose faces have been found."""
+        self._known_frames.prepare(block)
+        self._say_frames()
+
+    def drawn(self, segment: Segment) -> None:
+        """Count a segment whose faces have been drawn."""
+        self._known_frames.draw(segment)
+        self._say_frames()
+
+    def composed(self, segment: Segment, composed: Composed) -> None:
+        """Count a segment that is encoded, and so has been prepared and drawn."""
+        for name, seconds in composed.stage_seconds.items():
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+        if composed.peak_memory_mib is not None:
+            self._peak_mib = max(self._peak_mib or 0.0, composed.peak_memory_mib)
+        self._known_frames.encode(segment)
+        self._say_frames()
+
+    def lost(self, segment: Segment) -> None:
+        """Take back what was counted of a segment that has to be made anew."""
+        self._known_frames.lose(segment)
+        self._say_frames()
+
+    def uploading(self) -> None:
+        """Say that the pieces are being joined and stored."""
+        self.say(Phase.UPLOADING, ENCODED_SHARE)
+
+    def facts(self) -> RunFacts:
+        """Return what the sidecar and the metrics say about the run so far."""
+        return RunFacts(dict(self._seconds), self._peak_mib, self._clock() - self._started)
+
+    @property
+    def _known_frames(self) -> "_Frames":
+        assert self._frames is not None, "no frame is made before the job is opened"
+        return self._frames
+
+    def _say_frames(self) -> None:
+        frames = self._known_frames
+        phase = Phase.ENCODING if frames.drawn == frames.total else Phase.INFERRING
+        self.say(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
+
+    def _eta_s(self) -> float | None:
+        """Return the seconds that are left at the rate since the opening."""
+        done = self._fraction - OPEN_SHARE
+        if done < RATE_SHARE:
+            return None
+        elapsed_s = self._clock() - self._opened_at
+        return round(elapsed_s * (1.0 - self._fraction) / done, 1)
+
+
+class _Frames:
+    """Which frames of a plan have come how far. Counting something twice counts once."""
+
+    def __init__(self, plan: FramePlan) -> None:
+        self.total = plan.n_output
+        self._blocks = {block.index: len(block) for block in plan.blocks}
+        self._segments = {segment.index: len(segment) for segment in plan.segments}
+        self._prepared: set[int] = set()
+        self._drawn: set[int] = set()
+        self._encoded: set[int] = set()
+
+    @property
+    def drawn(self) -> int:
+        """How many output frames are drawn."""
+        return sum(self._segments[index] for index in self._drawn)
+
+    @property
+    def share(self) -> float:
+        """How much of the work on frames is done, 0 to 1."""
+        prepared = sum(self._blocks[index] for index in self._prepared)
+        encoded = sum(self._segments[index] for index in self._encoded)
+        return (
+            PREPARED_WEIGHT * prepared / sum(self._blocks.values())
+            + DRAWN_WEIGHT * self.drawn / self.total
+            + ENCODED_WEIGHT * encoded / self.total
+        )
+
+    def prepare(self, block: int) -> None:
+        self._prepared.add(block)
+
+    def draw(self, segment: Segment) -> None:
+        self._prepared.add(segment.block)
+        self._drawn.add(segment.index)
+
+    def encode(self, segment: Segment) -> None:
+        self.draw(segment)
+        self._encoded.add(segment.index)
+
+    def lose(self, segment: Segment) -> None:
+        self._drawn.discard(segment.index)
+        self._encoded.discard(segment.index)

@@ -1,0 +1,34 @@
+"""What every replica does first: its log lines, and where Serve's own server listens."""
+
+from __future__ import annotations
+
+import os
+
+import ray.serve._private.replica as serve_replica
+
+from serve_app.config.environment import Environment
+from serve_app.telemetry.logs import set_up_logging
+
+
+def set_up_replica(env: Environment) -> None:
+    """Prepare this process. To be called by the constructor of a deployment."""
+    set_up_logging(env.secrets, is_json=env.logs_json)
+    keep_serves_server_on_loopback()
+
+
+def keep_serves_server_on_loopback() -> None:
+    """Make the server for calls between deployments listen on this machine only.
+
+    Serve starts one in every replica after the constructor, on all addresses and without a key,
+    and it unpickles what it is sent: whoever reaches it can run code here. Calls go through Ray
+    unless RAY_SERVE_USE_GRPC_BY_DEFAULT says otherwise, so nobody has to reach it.
+    """
+    if os.environ.get("RAY_SERVE_USE_GRPC_BY_DEFAULT", "0") == "1":
+        return
+    listen = serve_replica.add_port_to_grpc_server
+
+    def listen_here(server: object, address: str) -> int:
+        return int(listen(server, address.replace("[::]:", "127.0.0.1:")))
+
+    if listen.__name__ != listen_here.__name__:
+        serve_replica.add_port_to_grpc_server = listen_here

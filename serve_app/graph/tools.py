@@ -1,0 +1,94 @@
+"""What draws mouths, finds faces and keeps outputs: chosen once, from configuration and files."""
+
+from musetalk_pipeline.engines import (
+    Engine,
+    EngineName,
+    Listener,
+    choose_engine,
+    make_engine,
+    make_listener,
+)
+from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
+from serve_app.config.environment import Environment
+from serve_app.config.folders import make_folders
+from serve_app.config.settings import AppArgs, PoolSettings
+from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.local import LocalStore
+from serve_app.outputs.store import OutputStore
+
+
+def resolve(args: AppArgs, env: Environment) -> AppArgs:
+    """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
+    models = args.models_dir.absolute()
+    engine = choose_engine(
+        args.engine,
+        models,
+        args.version,
+        unet_weights=env.unet_path,
+        unet_config=env.unet_config,
+    )
+    landmarks = args.landmarks
+    if landmarks == "auto":
+        landmarks = best_landmarks(engine, models)
+    chosen = {"engine": engine, "landmarks": landmarks, "models_dir": models}
+    chosen["state_dir"] = args.state_dir.absolute()
+    chosen["result_dir"] = (env.result_dir or args.result_dir).absolute()
+    return args.model_copy(update=chosen)
+
+
+def build_detector(args: AppArgs) -> LandmarkDetector:
+    """Load the configured landmark detector."""
+    assert args.landmarks != "auto", "resolve() comes first"
+    return make_detector(
+        args.landmarks,
+        args.models_dir,
+        presence=args.face_presence,
+        presence_interval=args.presence_interval,
+        device="cuda:0" if args.preprocessor.num_gpus else "cpu",
+        person_box=args.person_box,
+    )
+
+
+def build_listener(args: AppArgs, jobs: int = 1) -> Listener:
+    """Load the configured engine's listener. `jobs`: that may run at a time."""
+    return make_listener(_engine_of(args), args.models_dir, jobs)
+
+
+def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
+    """Load the configured engine for one pool."""
+    return make_engine(
+        _engine_of(args),
+        args.models_dir,
+        version=args.version,
+        device=device_of(pool),
+        precision=pool.dtype,
+        batch_size=pool.batch_size or env.batch_size,
+        gpu_share=pool.num_gpus or 1.0,
+        speedup=pool.speedup,
+        seed=args.seed,
+        threads=pool.threads,
+        unet_weights=env.unet_path,
+        unet_config=env.unet_config,
+    )
+
+
+def needs_parse_inputs(args: AppArgs) -> bool:
+    """Whether the configured engine parses faces."""
+    return args.engine == "musetalk"
+
+
+def build_store(args: AppArgs, env: Environment) -> OutputStore:
+    """Return B2 where its key is set, else the local folder that the ingress serves."""
+    if env.b2_key_id and env.b2_app_key and env.b2_bucket:
+        return B2Store(B2Settings(env.b2_key_id, env.b2_app_key, env.b2_bucket, env.b2_prefix))
+    return LocalStore(make_folders(args, env).results)
+
+
+def device_of(pool: PoolSettings) -> str:
+    """Return the torch device of a pool's replicas; Ray shows each only its own GPUs."""
+    return pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
+
+
+def _engine_of(args: AppArgs) -> EngineName:
+    assert args.engine != "auto", "resolve() comes first"
+    return args.engine

@@ -1,0 +1,144 @@
+"""The values that travel between the deployments, beside those of the pipeline itself."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.stages import Digests, OpenJob
+from serve_app.contract.requests import JobRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One attempt at one job, as the ingress drives it; the stages get an `Attempt`.
+
+    `attempt_id` names its scratch folder; ours, never the caller's. `lost_attempt_id`: the attempt
+    before, if it fell silent; its scratch may still be there. `queue_job_id`: what Salad's queue
+    calls the job, for the sidecar.
+    """
+
+    attempt_id: str
+    lost_attempt_id: str | None
+    job_id: str
+    attempt: int
+    request: JobRequest
+    options: JobOptions
+    queue_job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The addresses of a job's media. They may be signed, so they are left out of `repr`.
+
+    They travel to every stage because every stage may run on a node that has not the files yet;
+    only node_media.py reads them.
+    """
+
+    video_url: str = field(repr=False)
+    audio_url: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What the stages know of an attempt. `aspect_ratio`, `resolution`: as the caller wrote them,
+    for the sidecar.
+    """
+
+    attempt_id: str
+    job_id: str
+    options: JobOptions
+    sources: Sources
+    aspect_ratio: str | None
+    resolution: str | None
+    queue_job_id: str | None
+
+    @classmethod
+    def of(cls, work: Assignment) -> "Attempt":
+        """Return what the stages need of an assignment."""
+        request = work.request
+        sources = Sources(request.video_url, request.audio_url)
+        return cls(
+            work.attempt_id,
+            work.job_id,
+            work.options,
+            sources,
+            request.aspect_ratio,
+            request.resolution,
+            work.queue_job_id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Media that lie in the attempt's scratch folder of some node, not looked into yet."""
+
+    digests: Digests
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A job whose media lie, checked, in the attempt's scratch folder on the node `node_id`."""
+
+    work: Attempt
+    node_id: str
+    job: OpenJob
+    stage_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """An encoded segment.
+
+    `data`: (size,) uint8, what `musetalk_pipeline.media.encode.stitch` reads.
+    """
+
+    data: NDArray[np.uint8]
+    frames_with_face: int
+    stage_seconds: dict[str, float]
+    peak_memory_mib: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Seconds of work per stage, peak GPU memory, and wall seconds since the attempt began."""
+
+    stage_seconds: dict[str, float]
+    peak_memory_mib: float | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A stored output. `metrics` is what contracts.md puts under that name; `warnings` are what the
+    run itself decided.
+    """
+
+    output_url: str
+    metrics: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPicture:
+    """One composited frame as PNG, the face box that was redrawn, and which source frame it is."""
+
+    png: bytes
+    box: Box
+    source_frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What draws and finds faces on a replica, for `/health`, logs, responses and sidecars."""
+
+    engine: str
+    model_version: str
+    landmarks: str
+    device: str
+    gpu_class: str
+    batch_size: int  # frames in one pass; 1 where the engine draws one by one

@@ -1,0 +1,1 @@
+"""Where videos and audio come from: addresses nobody vouches for, and local files."""

@@ -1,0 +1,1 @@
+"""The network guard: which addresses may be asked, and connections to those alone."""

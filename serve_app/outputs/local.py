@@ -1,0 +1,168 @@
+"""Outputs in a folder of this machine, served by the ingress.
+
+Who puts an output in its place, who is about to read one and who removes an old one (retention.py)
+hold a lock on the folder itself for a moment. So nothing that was just written or asked for is
+removed, whatever process does which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+from musetalk_pipeline.errors import UploadFailed
+from serve_app.files import FOLDER_MODE, create_private, sync_folder
+from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
+
+_READ_BLOCK_BYTES = 1 << 20
+# A file that is being written is locked well within this of its creation.
+_LOCKED_WITHIN_S = 1.0
+_OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
+
+
+class LocalStore:
+    """Keeps outputs in a folder that the ingress serves under `/files/{key}`.
+
+    The address of an output is that path alone: the ingress makes a link of it in each answer.
+    """
+
+    name = "local"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def check(self) -> None:
+        """Create the folder, write to it once, and remove what killed writers left half-done."""
+        probe = self._folder / f".check-{secrets.token_hex(6)}.part"
+        try:
+            self._make_folder()
+            with create_private(probe) as file:
+                file.write(b"ok")
+            self._remove_abandoned()
+        except OSError as exc:
+            raise UploadFailed(
+                f"Storage check failed: the output folder cannot be written to "
+                f"({os.strerror(exc.errno or 0)}). Check its path, owner and free space."
+            ) from exc
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def place(self, job_id: str) -> Place:
+        return Place(None, None)
+
+    def has(self, job_id: str) -> bool:
+        """Look for the file."""
+        return self.resolve(object_name(job_id) + VIDEO_SUFFIX) is not None
+
+    def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
+        """Copy the video, then the sidecar, each complete before it gets its name."""
+        name = object_name(job_id)
+        part = self._folder / f".{name}.{secrets.token_hex(6)}.part"
+        try:
+            self._make_folder()
+            with _durable(part) as writer:
+                size_bytes, digest = _copy(video, writer)
+            with folder_lock(self._folder, fcntl.LOCK_SH):
+                os.replace(part, self._folder / (name + VIDEO_SUFFIX))
+                with _durable(part) as writer:
+                    writer.write(sidecar)
+                os.replace(part, self._folder / (name + SIDECAR_SUFFIX))
+            # The bytes are on the disk; without this the names might not be after a crash.
+            sync_folder(self._folder)
+        except OSError as exc:
+            raise _folder_failed(exc) from exc
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+        location = f"/files/{quote(name + VIDEO_SUFFIX)}"
+        return StoredOutput(location, None, None, size_bytes, digest)
+
+    def resolve(self, key: str) -> Path | None:
+        """Return the file that `GET /files/{key}` may serve; None for everything else.
+
+        Only names that `put` makes are looked up, and links are not followed. The video's time of
+        access becomes now, so that retention.py leaves the result alone for a while.
+        """
+        stem, suffix = os.path.splitext(key)
+        if suffix not in (VIDEO_SUFFIX, SIDECAR_SUFFIX) or not _OBJECT_NAME.fullmatch(stem):
+            return None
+        path = self._folder / key
+        with contextlib.suppress(OSError), folder_lock(self._folder, fcntl.LOCK_SH):
+            if path.is_file() and not path.is_symlink():
+                with contextlib.suppress(OSError):  # a sidecar may be left alone
+                    video = path.with_suffix(VIDEO_SUFFIX)
+                    os.utime(video, ns=(time.time_ns(), video.stat().st_mtime_ns))
+                return path
+        return None
+
+    def _make_folder(self) -> None:
+        # Only a new folder gets our mode: what the operator made may be meant for others too. The
+        # files in it are private either way.
+        if not self._folder.is_dir():
+            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    def _remove_abandoned(self) -> None:
+        """Remove half-written files whose writer, in whatever process, has died."""
+        for part in self._folder.glob(".*.part"):
+            with contextlib.suppress(OSError), part.open("rb") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime < _LOCKED_WITHIN_S:
+                    continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a writer lives
+                part.unlink()
+
+
+def _folder_failed(exc: OSError) -> UploadFailed:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UploadFailed("Upload failed: the disk of the output folder is full.")
+    return UploadFailed(
+        f"Upload failed: the output folder cannot be written to ({os.strerror(exc.errno or 0)})."
+    )
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, kind: int) -> Iterator[None]:
+    """Hold `fcntl.LOCK_SH` or `LOCK_EX` on `folder`; the kernel frees it if its holder dies.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _durable(target: Path) -> Iterator[BinaryIO]:
+    """Open a new file that is locked while it is written and on the disk itself afterwards."""
+    with create_private(target) as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        yield writer
+        writer.flush()
+        # A result that was reported must survive the machine's next crash.
+        os.fsync(writer.fileno())
+
+
+def _copy(source: Path, writer: BinaryIO) -> tuple[int, str]:
+    """Copy a file; return its size in bytes and SHA-256 in hex."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with source.open("rb") as reader:
+        while block := reader.read(_READ_BLOCK_BYTES):
+            digest.update(block)
+            size_bytes += len(block)
+            writer.write(block)
+    return size_bytes, digest.hexdigest()

@@ -1,0 +1,166 @@
+"""Outputs sent to an address that takes an HTTP PUT, usually a pre-signed one of object storage."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpcore
+
+from musetalk_pipeline.errors import Detail, Stage, UploadFailed
+from serve_app.net.addresses import AddressPolicy, parse_location
+from serve_app.net.connections import (
+    DEFAULT_NETWORK,
+    Network,
+    PinnedBackend,
+    judged_addresses,
+    request_target,
+)
+from serve_app.outputs.store import Place, StoredOutput, file_digests
+
+logger = logging.getLogger(__name__)
+
+_READ_BLOCK_BYTES = 1 << 20
+_RETRYABLE_STATUSES = (408, 425, 429)  # and every 5xx
+
+
+class _UnresolvedError(Exception):
+    """The host of the address has no address now."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutLimits:
+    """What storing one video by HTTP PUT may take."""
+
+    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    connect_s: float = 15.0
+    stall_s: float = 60.0
+    tries: int = 3
+    backoff_s: float = 1.0
+
+
+class PutStore:
+    """Sends the video to one address (`OUTPUT_URL`), usually signed, by HTTP PUT. No sidecar.
+
+    `policy` judges the address like a download's where it comes from a request; None trusts it,
+    for an address from the operator's own environment.
+    """
+
+    name = "put"
+
+    def __init__(
+        self,
+        output_url: str,
+        *,
+        policy: AddressPolicy | None = None,
+        limits: PutLimits | None = None,
+        network: Network = DEFAULT_NETWORK,
+    ) -> None:
+        self._target = parse_location(output_url)
+        self._policy = policy
+        self._limits = limits or PutLimits()
+        self._network = network
+
+    def __repr__(self) -> str:
+        return f"PutStore({self._target.shown})"
+
+    def check(self) -> None:
+        """Nothing can be asked of a signed address without using it up."""
+
+    def place(self, job_id: str) -> Place:
+        return Place(None, None)
+
+    def has(self, job_id: str) -> bool:
+        """An address that takes a PUT cannot be asked."""
+        return True
+
+    def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
+        """Send the video, up to `limits.tries` times. A redirect is not followed."""
+        # An event loop of its own gives every try a deadline that holds whatever the server does.
+        asyncio.run(self._send(video))
+        digests = file_digests(video)
+        url = self._target.url.partition("?")[0]  # the query is the signature
+        return StoredOutput(url, None, None, digests.size_bytes, digests.sha256)
+
+    async def _send(self, video: Path) -> None:
+        failure = UploadFailed("Upload failed: no try was made.")
+        for attempt in range(self._limits.tries):
+            if attempt:
+                logger.info("upload failed, trying again", extra={"reason": failure.message})
+                pause_s = self._limits.backoff_s * 2.0 ** (attempt - 1)
+                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            try:
+                async with asyncio.timeout(self._limits.try_s):
+                    status = await self._send_once(video)
+            except TimeoutError:
+                failure = self._failed(f"it did not finish within {self._limits.try_s:g} s")
+                continue
+            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError):
+                failure = self._failed("the connection could not be made or was cut off")
+                continue
+            except _UnresolvedError:
+                failure = self._failed("the host name could not be resolved")
+                continue
+            except OSError as exc:
+                raise UploadFailed("Upload failed: the finished video cannot be read.") from exc
+            if 200 <= status < 300:
+                return
+            failure = self._failed(f"the address answers {status}", status_code=status)
+            if status < 500 and status not in _RETRYABLE_STATUSES:
+                break
+        raise failure
+
+    def _failed(self, what: str, **details: Detail) -> UploadFailed:
+        error = UploadFailed(f"Upload failed: {what}.", stage=Stage.UPLOAD, url=self._target.shown)
+        error.details |= details
+        return error
+
+    async def _send_once(self, video: Path) -> int:
+        """Make one request; return the status of the answer, whose body is not read."""
+        limits = self._limits
+        try:
+            addresses = await judged_addresses(
+                self._target, self._policy, self._network, limits.connect_s
+            )
+        except OSError as exc:
+            raise _UnresolvedError from exc
+        timeouts = {
+            "connect": limits.connect_s,
+            "read": limits.stall_s,
+            "write": limits.stall_s,
+            "pool": limits.connect_s,
+        }
+        target = self._target
+        is_tls = target.scheme == "https"
+        with video.open("rb") as reader:
+            size_bytes = os.fstat(reader.fileno()).st_size
+
+            async def body() -> AsyncIterator[bytes]:
+                while block := reader.read(_READ_BLOCK_BYTES):
+                    yield block
+
+            async with (
+                httpcore.AsyncConnectionPool(
+                    ssl_context=self._network.tls_context() if is_tls else None,
+                    max_connections=1,
+                    network_backend=PinnedBackend(addresses),
+                ) as pool,
+                pool.stream(
+                    "PUT",
+                    request_target(target),
+                    headers={
+                        "Host": target.authority,
+                        "Content-Type": "video/mp4",
+                        "Content-Length": str(size_bytes),
+                        "Connection": "close",
+                    },
+                    content=body(),
+                    extensions={"timeout": timeouts},
+                ) as response,
+            ):
+                return response.status

@@ -1,0 +1,1 @@
+"""Logs and metrics, and what of an address may appear in them."""

@@ -1,0 +1,1 @@
+"""Signed notifications of what became of a job."""

@@ -1,0 +1,159 @@
+"""Webhook events on disk: what is to be sent, when it is due, and when it is given up."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id TEXT PRIMARY KEY,
+    url TEXT NOT NULL,
+    body TEXT NOT NULL,
+    created REAL NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    due REAL NOT NULL
+) STRICT
+"""
+
+
+# Lease the event that has been due longest. A process that dies leaves it to be due again.
+TAKE = """
+UPDATE events SET due = :now + :lease_s, tries = tries + 1
+ WHERE id = (SELECT id FROM events WHERE due <= :now ORDER BY due, id LIMIT 1)
+RETURNING id, url, body, created, tries
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to tell a target. `id`: the same event, however often sent, has the same one.
+
+    `type` is dotted (`avatar.job.succeeded`), `data` JSON, `happened` in UTC.
+    """
+
+    id: str
+    type: str
+    url: str = field(repr=False)
+    data: Mapping[str, Any] = field(repr=False)
+    happened: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def body(self) -> str:
+        """Return the signed payload, as the scheme recommends it."""
+        payload = {
+            "type": self.type,
+            "timestamp": self.happened.isoformat().replace("+00:00", "Z"),
+            "data": dict(self.data),
+        }
+        return json.dumps(payload, separators=(",", ":"), allow_nan=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRules:
+    """How long and how often a target is tried.
+
+    `pauses_s` follow the scheme's recommendation (seconds, then minutes, then hours; each spread
+    by a fifth); the first try is immediate, so there is one try more than pauses.
+    """
+
+    pauses_s: tuple[float, ...] = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18000.0)
+    max_age_s: float = 24 * 3600.0
+    timeout_s: float = 15.0
+    max_retry_after_s: float = 3600.0
+    concurrent: int = 8
+    capacity: int = 10_000
+
+    @property
+    def lease_s(self) -> float:
+        """How long one try may take before another process may try."""
+        return 2 * self.timeout_s + 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class TakenEvent:
+    """An event on its way. `tries` counts this one."""
+
+    id: str
+    url: str = field(repr=False)
+    body: str = field(repr=False)
+    created: float
+    tries: int
+
+
+class EventStore:
+    """The SQLite file. Every method blocks for a moment: call it in a thread."""
+
+    def __init__(self, path: Path, rules: DeliveryRules, clock: Callable[[], float]) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._lock = threading.Lock()
+        path.touch(mode=0o600)  # target addresses may hold tokens
+        self._db = sqlite3.connect(
+            path, timeout=10.0, isolation_level=None, check_same_thread=False
+        )
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(SCHEMA)
+
+    def add(self, event_id: str, url: str, body: str) -> bool:
+        """Store an event, once however often it comes; False if there is no room."""
+        now = self._clock()
+        with self._transaction() as db:
+            if db.execute("SELECT count(*) FROM events").fetchone()[0] >= self._rules.capacity:
+                return False
+            db.execute(
+                "INSERT OR IGNORE INTO events (id, url, body, created, due) VALUES (?, ?, ?, ?, ?)",
+                (event_id, url, body, now, now),
+            )
+        return True
+
+    def take(self) -> TakenEvent | None:
+        """Lease the event that has been due longest."""
+        values = {"now": self._clock(), "lease_s": self._rules.lease_s}
+        with self._transaction() as db:
+            row = db.execute(TAKE, values).fetchone()
+        return None if row is None else TakenEvent(**dict(row))
+
+    def postpone(self, event_id: str, due: float) -> None:
+        """Let an event be tried again at `due`."""
+        with self._transaction() as db:
+            db.execute("UPDATE events SET due = ? WHERE id = ?", (due, event_id))
+
+    def remove(self, event_id: str) -> None:
+        """Forget an event."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM events WHERE id = ?", (event_id,))
+
+    def next_due(self) -> float | None:
+        """Return when the next event is due, None if there is none."""
+        with self._lock:
+            due: float | None = self._db.execute("SELECT min(due) FROM events").fetchone()[0]
+        return due
+
+    def count(self) -> int:
+        """Return how many events wait."""
+        with self._lock:
+            return int(self._db.execute("SELECT count(*) FROM events").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # some errors have ended it already
+                    self._db.execute("ROLLBACK")
