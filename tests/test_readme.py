@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from serve_app.config import settings
+from serve_app.config import environment
 from serve_app.config.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ def test_configuration_tables_are_those_of_the_code() -> None:
 
 
 def test_every_variable_that_is_read_is_listed() -> None:
-    source = inspect.getsource(settings.read_environment)
+    source = inspect.getsource(environment.read_environment)
     read = set(re.findall(r'"([A-Z][A-Z0-9_]{3,})"', source))
     assert len(read) > 20
     assert {name for name in read if f"`{name}`" not in README} == set()

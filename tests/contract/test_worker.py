@@ -20,6 +20,7 @@ import pytest
 from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
+from serve_app import files
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet import outbox as outbox_module
@@ -1070,7 +1071,7 @@ async def test_the_name_of_a_report_is_on_the_disk_before_it_is_relied_on(
     def synced(folder: Path) -> None:
         seen.append((folder, [path.name for path in folder.iterdir()]))
 
-    monkeypatch.setattr(outbox_module, "sync_folder", synced)
+    monkeypatch.setattr(files, "sync_folder", synced)
     name = await Outbox(tmp_path).put(report(1))
     assert seen == [(tmp_path, [name])]
 

@@ -523,7 +523,7 @@ def kinds(base: type[PipelineError] = PipelineError) -> set[type[PipelineError]]
 def test_every_code_has_a_hint_and_is_documented() -> None:
     codes = {kind.code for kind in kinds() if kind.__module__.startswith("musetalk_pipeline")}
     codes |= {CANCELLED.code, ABANDONED.code}
-    for source in (ROOT / "serve_app").glob("*.py"):
+    for source in (ROOT / "serve_app").rglob("*.py"):
         codes |= set(
             re.findall(r"(?:refused|busy|Refusal)\(\s*\d+,\s*\"(\w+)\"", source.read_text())
         )

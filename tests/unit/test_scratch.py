@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -13,7 +14,6 @@ from serve_app.config.environment import Environment
 from serve_app.config.folders import default_work_dir, make_folders
 from serve_app.config.settings import AppArgs
 from serve_app.files import FolderRefused, private_folder
-from serve_app.graph import scratch as scratch_module
 from serve_app.graph.scratch import Scratch
 
 STALE_S = 100.0
@@ -51,7 +51,7 @@ def temporary_folder(tmp_path, monkeypatch) -> Path:
     folder = tmp_path / "tmp"
     folder.mkdir()
     folder.chmod(0o1777)
-    monkeypatch.setattr(scratch_module.tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
