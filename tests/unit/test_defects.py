@@ -1,6 +1,6 @@
 """Defects of the reference that have no better home, and the table that lists them all.
 
-Each test tells what went wrong there (musetalk_reference §4); docs/fidelity.md names the test of
+Each test tells what went wrong there (docs/reference.md §4); docs/fidelity.md names the test of
 every row.
 """
 
