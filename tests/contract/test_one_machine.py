@@ -152,7 +152,7 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
 async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """docs/protocol.md §9: one that is not listed twice goes to another worker: it is done twice."""
+    """docs/protocol.md §9: a job that is not listed twice goes elsewhere and is done twice."""
     journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
     for name in ("job-1", "job-2"):
         fake.add_job(name)
