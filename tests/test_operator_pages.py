@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ray.util.metrics import Metric
 
+from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
 from serve_app.telemetry import metrics
 from tests.test_promises import names_in
 
@@ -74,6 +75,10 @@ def test_every_rule_names_metrics_that_exist() -> None:
 )
 def test_a_guard_has_the_test_that_is_named(path: str, name: str) -> None:
     assert name in names_in(path)
+
+
+def test_a_cluster_is_told_where_the_gate_is() -> None:
+    assert f"`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH={PROXY_MIDDLEWARES}`" in SECURITY
 
 
 @pytest.mark.parametrize(
