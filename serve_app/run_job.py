@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
 
 
 def exit_code(error: PipelineError) -> int:
-    """Return docs/protocol.md §4's exit code: whose fault it is.
+    """Return contracts.md §4's exit code: whose fault it is.
 
     A source that cannot be reached is taken for a fault of this machine's network: another machine
     finds out, whereas a job that is given up for a broken resolver is lost.

@@ -131,7 +131,7 @@ class _Variables:
 
 
 def read_environment(env: Mapping[str, str] = os.environ) -> Environment:
-    """Read docs/protocol.md §5. Empty values count as unset.
+    """Read contracts.md §5. Empty values count as unset.
 
     Raises:
         EnvironmentInvalid: a number is not a number. Correct the variable and start again.
@@ -196,7 +196,7 @@ def _ignores_sizes(variables: _Variables) -> bool:
 
 
 def _mode(variables: _Variables) -> Mode:
-    """Return where jobs come from (docs/protocol.md §2, "Modes").
+    """Return where jobs come from (contracts.md §2, "Modes").
 
     Raises:
         EnvironmentInvalid: `WORKER_MODE` names no mode.

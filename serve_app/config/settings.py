@@ -275,7 +275,7 @@ class AppArgs(Section):
             names = kind.__dataclass_fields__.keys() & chosen.keys()  # type: ignore[attr-defined]
             return kind(**{name: chosen[name] for name in names}, **extra)
 
-        # v1 has no chin margin and parses in `raw` mode (docs/reference.md §1.12).
+        # v1 has no chin margin and parses in `raw` mode (reference §1.12).
         mask = pick(MaskOptions)
         assert isinstance(mask, MaskOptions)
         if self.version == "v1" and "parsing_mode" not in chosen:

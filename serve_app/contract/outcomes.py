@@ -59,8 +59,8 @@ def refused(
 ) -> Failure:
     """Return the answer to a request that is not even tried.
 
-    `error_type` is neither the media's nor the worker's unless the caller says so:
-    docs/protocol.md §1 gives those two names to jobs that were examined.
+    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
+    gives those two names to jobs that were looked at.
     """
     return Failure(
         error_type=error_type,
@@ -137,7 +137,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """`metrics` is exactly what docs/protocol.md puts under `metrics`; never empty. `warnings` are
+    """`metrics` is exactly what contracts.md puts under `metrics`; never empty. `warnings` are
     sentences about what the run itself decided, such as which of two faces speaks.
     """
 
@@ -148,7 +148,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Everything of docs/protocol.md's error answer but the job id. `status_code`: 422 or 500."""
+    """Everything of contracts.md's error answer but the job id. `status_code`: 422 or 500."""
 
     error_type: str
     error_message: str

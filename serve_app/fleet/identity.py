@@ -35,7 +35,7 @@ def kept_id(state: Path) -> str:
 
 
 def worker_id(env: Mapping[str, str], *, fallback: str) -> str:
-    """Return the identity of this machine: the first variable that is set (docs/protocol.md §2).
+    """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
     One machine is one worker, however many jobs it runs at a time. `fallback` is the random one.
     """

@@ -1,4 +1,4 @@
-"""Who may call this worker (docs/protocol.md §1), decided from the head of a request alone.
+"""Who may call this worker: the rule of contracts.md §1, decided from the head of a request alone.
 
 `judge` is pure and reads neither a body nor a clock, so it can run wherever a request first
 arrives. What it looks at:
