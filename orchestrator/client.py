@@ -1,4 +1,4 @@
-"""The worker's half of the orchestrator protocol (docs/protocol.md §2).
+"""The worker's half of the orchestrator protocol (contracts.md, section 2).
 
 `MainClient`, `PushedClient` and `BufferClient` know the paths and fields of their kinds of worker
 and share one interface, `WorkerClient`. What they say is in `messages`, what their requests are
@@ -44,8 +44,8 @@ DOWNLOADING_SHARE, INFERENCE_SHARE = 0.05, 0.1  # what the predecessor's first t
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Total deadlines of each call in seconds. Progress: docs/protocol.md §2; the others are
-    guesses well below the 30 s of silence after which a worker counts as offline.
+    """Total deadlines of each call in seconds. Progress: contracts.md; the others are guesses well
+    below the 30 s of silence after which a worker counts as offline.
     """
 
     register_s: float = 5.0

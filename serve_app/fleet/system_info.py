@@ -23,7 +23,7 @@ MIN_BYTES = 100_000  # fewer say more about latency than about the line
 
 @dataclass(frozen=True, slots=True)
 class SystemInfo:
-    """The fields of `system_info`, named as docs/protocol.md names them. GB are 2^30 bytes;
+    """The fields of `system_info`, named as contracts.md names them. GB are 2^30 bytes;
     `download_speed_mbps` is in Mbit/s, None if not measured.
     """
 
