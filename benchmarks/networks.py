@@ -140,6 +140,7 @@ class Timing:
     matmul_gflop_per_s: float
     share_of_matmul: float
     peak_mib: float | None
+    beyond_weights_mib: float | None  # of the peak: neither weights nor inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{machine}; torch {torch.__version__}; {torch.get_num_threads()} threads")
     rows: list[Row] = []
     for subject in SUBJECTS:
-        if options.only and options.only not in subject.name:
+        if options.only and not any(part in subject.name for part in options.only):
             continue
         kind = torch.float32 if subject.is_float32_only else dtype
         for variant in options.variant:
@@ -222,6 +223,7 @@ def measure(
         network = prepared(subject, variant, device, dtype)
         for batch in batches:
             inputs = tuple(rows.to(device) for rows in subject.inputs(batch))
+            held = held_mib(device)
             with (
                 time_limit(options.limit_s),
                 exact_math(device, dtype),
@@ -248,6 +250,7 @@ def measure(
                 matmul_gflop_per_s=rate,
                 share_of_matmul=gflop * batch / wall_s / rate,
                 peak_mib=peak,
+                beyond_weights_mib=None if peak is None or held is None else peak - held,
             )
     except Exception as error:
         # Of whatever kind (a compiler's, a library's, the limit's): the other rows still count.
@@ -310,6 +313,11 @@ def time_calls(
     return wall_s, cpu_s, peak
 
 
+def held_mib(device: torch.device) -> float | None:
+    """Return the GPU memory that tensors hold now, in MiB."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the GFLOP/s of a large square matrix product: what the device can be made to do.
 
@@ -365,23 +373,23 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         "",
         "| network | variant | dtype | batch | ms/batch | CPU ms/batch | ms/frame | frames/s "
-        "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB | of it beyond weights |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for each in rows:
         if isinstance(each, Failure):
-            blanks = "| " * 8
+            blanks = "| " * 9
             lines.append(
                 f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
                 f"| failed: {each.failed} {blanks}|"
             )
             continue
-        peak = "" if each.peak_mib is None else f"{each.peak_mib:.0f}"
+        memory = ["" if mib is None else f"{mib:.0f}" for mib in _memory(each)]
         lines.append(
             f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
             f"| {each.wall_ms:.1f} | {each.cpu_ms:.1f} | {each.wall_ms / each.batch:.1f} "
             f"| {each.frames_per_s:.2f} | {each.gflop_per_frame:.1f} | {each.gflop_per_s:.0f} "
-            f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {peak} |"
+            f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {' | '.join(memory)} |"
         )
     lines.append("")
     timings = [row for row in rows if isinstance(row, Timing)]
@@ -398,6 +406,10 @@ def table(rows: Sequence[Row]) -> str:
                 "of the matrix product"
             )
     return "\n".join(lines)
+
+
+def _memory(timing: Timing) -> tuple[float | None, float | None]:
+    return timing.peak_mib, timing.beyond_weights_mib
 
 
 def describe(device: torch.device) -> str:
@@ -445,7 +457,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--variant", nargs="+", default=["eager"], choices=sorted(VARIANTS), help="ways to run"
     )
-    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--only", nargs="+", help="networks whose name contains one of these")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each figure")
     parser.add_argument(
         "--limit-s", type=float, default=300.0, help="time after which a row counts as failed"
