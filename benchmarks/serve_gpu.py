@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tiny = make_media(short, argparse.Namespace(**vars(options) | {"seconds": 2.0}))
         started = time.perf_counter()
         try:
-            with running_app(folder / "app", **settings(options)) as app:
+            with running_app(folder / "app", env=resources(options), **settings(options)) as app:
                 document["start_s"] = round(time.perf_counter() - started, 2)
                 for step, jobs in (
                     ("tiny", [tiny]),
@@ -77,6 +77,11 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
         for pool in args["pools"]:
             pool["speedup"] = options.speedup
     return args
+
+
+def resources(options: argparse.Namespace) -> dict[str, str]:
+    """Return what makes Ray count one GPU, also where it cannot ask the driver's library."""
+    return {"RAY_OVERRIDE_RESOURCES": '{"GPU": 1}'} if options.device == "cuda" else {}
 
 
 def do(app: RunningApp, jobs: Sequence[tuple[Path, Path]], folder: Path) -> dict[str, Any]:

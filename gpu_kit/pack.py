@@ -1,10 +1,11 @@
 """Pack what a machine with a CUDA GPU and no network lacks, in parts that travel well.
 
-    scripts/gpu_kit.sh [OUTDIR] [--python 3.12] [--part base] [--part serve]
+    scripts/gpu_kit.sh [OUTDIR] [--python 3.12] [--part base] [--part media] [--part serve]
 
-Writes OUTDIR/base.tar.xz and OUTDIR/serve.tar.xz (out/gpu_kit/ unless named). Each unpacks into a
-folder of its own, below which lie `site/` (Python packages), `bin/` (static ffmpeg and ffprobe) and
-`media/` (a face and speech). Copy the project and the parts there and start gpu_kit/run.sh.
+Writes OUTDIR/base.tar.xz, media.tar.xz and serve.tar.xz (out/gpu_kit/ unless named). Each unpacks
+into a folder of its own; in all of them `site/` holds Python packages, and in `media` lie static
+programs of FFmpeg, a face and speech as well. Copy the project and the parts to the machine and
+start gpu_kit/run.sh there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "gpu_kit"
-PARTS = ("base", "serve")
+PARTS = ("base", "media", "serve")
 DEFAULT_OUT = ROOT / "out" / "gpu_kit"
 
 # Wheels are matched by these names exactly, so all that the locked ones use are listed.
@@ -52,9 +53,8 @@ LEFT_OUT = (
     "ray/jars/*",
     "ray/rllib/*",
     "ray/llm/*",
-    "ray/tune/*",
-    "ray/train/*",
     "ray/cpp/*",
+    "virtualenv-*.dist-info/sboms/*",
 )
 
 # Static programs of FFmpeg, taken out of a wheel; mediapipe's networks, out of another.
@@ -77,10 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(name) / part
             folder.mkdir()
             install(requirements(part), folder / "site", options.python)
-            if part == "base":
+            strip(folder / "site")
+            if part == "media":
                 add_mesh_networks(folder / "site")
                 add_ffmpeg(folder)
-                add_media(folder / "media")
+                add_clips(folder)
             compress(folder, target)
         size = target.stat().st_size / 2**20
         print(f"{target}: {size:.1f} MiB", flush=True)
@@ -128,12 +129,28 @@ def install(wanted: Sequence[str], site: Path, python: str) -> None:
             path.unlink()
 
 
+def strip(site: Path) -> None:
+    """Take symbols out of compiled files, if binutils is installed: a fifth of their size.
+
+    Libraries that a wheel has brought along are left alone. They are stripped already, and some do
+    not survive it once more after their names were changed.
+    """
+    if shutil.which("strip") is None:
+        return
+    for path in site.rglob("*"):
+        is_elf = path.is_file() and path.open("rb").read(4) == b"\x7fELF"
+        if is_elf and not path.parent.name.endswith(".libs"):
+            command = ["strip", "--strip-unneeded", str(path)]
+            subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+
+
 def add_mesh_networks(site: Path) -> None:
     """Add the .tflite files that landmarks are found with, and the metadata they are found by."""
-    wanted = r"/(face_detection|face_landmark)/[^/]*\.tflite$|\.dist-info/(METADATA|RECORD|WHEEL)$"
+    networks = r"/(face_detection/[^/]*|face_landmark/face_landmark)\.tflite$"
+    facts = r"\.dist-info/(METADATA|RECORD|WHEEL)$"
     with downloaded(f"mediapipe=={locked_versions()['mediapipe']}") as archive:
         for member in archive.namelist():
-            if re.search(wanted, member):
+            if re.search(f"{networks}|{facts}", member):
                 archive.extract(member, site)
 
 
@@ -149,11 +166,10 @@ def add_ffmpeg(folder: Path) -> None:
                 path.chmod(0o755)
 
 
-def add_media(folder: Path) -> None:
-    """Add the demo's face and speech, made here where their libraries are."""
+def add_clips(folder: Path) -> None:
+    """Add the demo's face and speech, made here, where what makes them is installed."""
     from serve_app.demo_media import demo_speech, demo_video
 
-    folder.mkdir()
     with tempfile.TemporaryDirectory() as name:
         shutil.copy(demo_video(Path(name)), folder / "face.mp4")
         roots = (Path("/"), ROOT / ".cache" / "speech")

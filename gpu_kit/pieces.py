@@ -129,7 +129,7 @@ def _engine(place: Place) -> list[Command]:
 
 
 def _media(place: Place) -> tuple[str, ...]:
-    media = place.kit / "base" / "media"
+    media = place.kit / "media"
     return ("--video", str(media / "face.mp4"), "--audio", str(media / "speech.wav"))
 
 
@@ -161,7 +161,7 @@ PIECES = (
     Piece("networks", _networks),
     Piece("precision", _precision, needs_weights=True),
     Piece("engine", _engine, needs_weights=True),
-    Piece("job", _job, needs_weights=True),
-    Piece("serve", _serve, needs_weights=True, parts=("serve", "base")),
+    Piece("job", _job, needs_weights=True, parts=("base", "media")),
+    Piece("serve", _serve, needs_weights=True, parts=("serve", "base", "media")),
     Piece("compile", _compile),
 )

@@ -112,12 +112,12 @@ def compile_site(site: Path) -> None:
 def environment(piece: Piece, place: Place) -> dict[str, str]:
     """Return what a piece's commands are started with."""
     sites = [str(place.kit / part / "site") for part in piece.parts]
-    path = [str(place.kit / "base" / "bin"), os.environ.get("PATH", os.defpath)]
+    bins = [str(place.kit / part / "bin") for part in piece.parts]
     old = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     cache = place.kit / "cache"
     return os.environ | {
         "PYTHONPATH": os.pathsep.join([*sites, str(ROOT), *old]),
-        "PATH": os.pathsep.join(path),
+        "PATH": os.pathsep.join([*bins, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "HF_HUB_OFFLINE": "1",
