@@ -80,21 +80,16 @@ def _timed(place: Place, name: str, limit_s: float, *arguments: str) -> Command:
 def _networks(place: Place) -> list[Command]:
     half, short = ("--dtype", "float16"), ("--seconds", "0.2")
     drawing = ("--only", "UNet", "decoder")
+    plain = ("--variant", "eager", "no_sdpa", "--batch", "8", "32")
     fast = ("--variant", "channels_last", "cuda_graphs", "--batch", "1", "8", "16", "32")
     return [
         _timed(place, "networks-float16", 140, *half, *short, *fast),
-        _timed(place, "networks-eager", 70, *half, *short, "--batch", "8", "32"),
+        _timed(place, "networks-eager", 90, *half, *short, *plain),
         _timed(
             place,
             "networks-64",
             60,
             *(*half, *short, *drawing, "--variant", "channels_last", "--batch", "64"),
-        ),
-        _timed(
-            place,
-            "networks-no-sdpa",
-            40,
-            *(*half, *short, "--only", "UNet", "--variant", "no_sdpa", "--batch", "8", "32"),
         ),
         _timed(
             place,

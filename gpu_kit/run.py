@@ -291,7 +291,7 @@ def _timing(row: dict[str, Any]) -> str:
         return f"{where} failed: {row['failed'][:100]}"
     return (
         f"{where} {row['wall_ms']:.1f} ms {row['share_of_matmul']:.0%} "
-        f"{row['beyond_weights_mib'] or 0:.0f} MiB"
+        f"{row['beyond_weights_mib'] or 0:.0f} MiB, first {row['first_s']:.1f} s"
     )
 
 
