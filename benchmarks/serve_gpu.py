@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         video, audio = make_media(folder, options)
         short = folder / "short"
         short.mkdir()
-        tiny = make_media(short, argparse.Namespace(**vars(options) | {"seconds": 2.0}))
+        tiny_s = min(2.0, options.seconds)
+        tiny = make_media(short, argparse.Namespace(**vars(options) | {"seconds": tiny_s}))
         started = time.perf_counter()
         try:
             with running_app(folder / "app", env=resources(options), **settings(options)) as app:
