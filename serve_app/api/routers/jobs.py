@@ -1,18 +1,16 @@
 """The asynchronous API: submit jobs, list, read, follow and cancel them."""
 
 import uuid
-from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from musetalk_pipeline.errors import PipelineError
 from serve_app.api.answers import failure_answer, job_body
 from serve_app.api.errors import BadField, RequestRejected, reject_if_stopping
-from serve_app.api.event_stream import events_of
+from serve_app.api.event_stream import EventStreamResponse, event_stream
 from serve_app.api.fields import check_size
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
@@ -28,10 +26,6 @@ async def _found_job(job_id: str, services: ServicesDep) -> Job:
     if job is None:
         raise _no_job()
     return job
-
-
-async def _forbid_storing(response: Response) -> None:
-    response.headers["Cache-Control"] = "no-store"
 
 
 FoundJob = Annotated[Job, Depends(_found_job)]
@@ -81,19 +75,17 @@ async def list_jobs(
 @router.get(
     "/{job_id:path}/events",
     summary="Follow a job (server-sent events)",
-    response_class=EventSourceResponse,
-    dependencies=[Depends(_forbid_storing)],
+    response_class=EventStreamResponse,
 )
 async def job_events(
     http: Request,
     job: FoundJob,
     services: ServicesDep,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStreamResponse:
     """Send `progress` events, one for every change of phase among them, then one `end` event."""
     links = services.links.for_request(http.scope)
-    async for event in events_of(services.jobs, job.id, last_event_id, links):
-        yield event
+    return EventStreamResponse(event_stream(services.jobs, job.id, last_event_id, links))
 
 
 @router.get("/{job_id:path}", summary="Get a job")
