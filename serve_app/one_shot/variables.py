@@ -1,5 +1,5 @@
-"""What a one-shot job is asked to do: contracts.md §4's variables, read and checked before anything
-is fetched or loaded.
+"""What a one-shot job is asked to do: the variables of docs/protocol.md §4, read and checked before
+anything is fetched or loaded.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OneShot:
 
 
 def read_one_shot(env: Mapping[str, str]) -> OneShot:
-    """Read contracts.md §4's variables.
+    """Read docs/protocol.md §4's variables.
 
     Raises:
         InvalidOptions: one is missing or cannot be used. The sentence names it.

@@ -63,7 +63,7 @@ class StoredOutput:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """What contracts.md §1 adds to a job's metrics; empty unless the output went to B2."""
+        """What docs/protocol.md §1 adds to a job's metrics; empty unless the output went to B2."""
         if self.bucket is None or self.file_name is None:
             return {}
         return {"b2_bucket": self.bucket, "b2_file_name": self.file_name}
@@ -104,7 +104,7 @@ class OutputStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SidecarFacts:
-    """contracts.md §6, and after it what this project adds. Names are the JSON's."""
+    """docs/protocol.md §6, and after it what this project adds. Names are the JSON's."""
 
     musetalk_job_id: str
     queue_job_id: str | None
