@@ -131,7 +131,7 @@ def _reports(
             logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
         return None
     # Logged, because the environment may be a poller's that lacks only WORKER_TYPE.
-    logger.info("no jobs are claimed; jobs sent to POST /generate are reported")
+    logger.info("jobs are not claimed; those sent to POST /generate are reported")
     return PushedReports(rules, env, folders.state, jobs, _batch_size(env, availability))
 
 
