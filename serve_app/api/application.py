@@ -30,7 +30,7 @@ def build_api(services: Services) -> FastAPI:
     api = FastAPI(
         title="Lip-sync",
         version=API_VERSION,
-        description="Takes a video and a sound, and returns the video with a mouth that speaks it.",
+        description="Takes a video and speech; returns the video with lips that match the speech.",
         exception_handlers={
             RequestValidationError: on_invalid,
             HTTPException: on_http_error,

@@ -22,7 +22,7 @@ from serve_app.webhooks.sender import WebhookSender
 
 
 class ReadinessCheck(Protocol):
-    """Whether every stage runs; `graph.readiness.Readiness` asks Serve."""
+    """Whether every stage runs; `graph.readiness.Readiness` queries Serve."""
 
     async def is_ready(self) -> bool:
         """Return whether every stage has a running replica."""
@@ -105,7 +105,7 @@ class Services:
     """Everything that the routes and the job runner of one ingress use.
 
     `capacity` is the number of jobs that run at the same time. `webhooks`, `polling` and `reports`
-    are None if the environment does not ask for them.
+    are None if the environment does not enable them.
     """
 
     jobs: JobService

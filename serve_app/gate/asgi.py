@@ -74,16 +74,16 @@ async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
 @contextlib.asynccontextmanager
 async def disconnection(receive: Receive) -> AsyncIterator[asyncio.Event]:
     """Yield an event that is set when the client disconnects. Messages of the body are dropped."""
-    gone = asyncio.Event()
+    disconnected = asyncio.Event()
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone.set()
+        disconnected.set()
 
     watcher = asyncio.create_task(watch())
     try:
-        yield gone
+        yield disconnected
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):

@@ -46,7 +46,7 @@ class CallerRules:
 
     @classmethod
     def of(cls, environment: Environment) -> CallerRules:
-        """Return the rules that the environment asks for."""
+        """Return the rules that the environment sets."""
         return cls(
             ingress_api_key=environment.ingress_api_key,
             internal_api_key=environment.internal_api_key,

@@ -149,8 +149,8 @@ class FilePieces:
             first = await self._begin(scope, requested)
         if isinstance(first, Answer):
             return first
-        async with disconnection(receive) as gone:
-            await self._send_pieces(scope, first, requested, send, gone)
+        async with disconnection(receive) as disconnected:
+            await self._send_pieces(scope, first, requested, send, disconnected)
         return None
 
     async def _begin(self, scope: Scope, requested: ByteRange) -> _Piece | Answer:
@@ -194,7 +194,12 @@ class FilePieces:
         return _Piece(answer.headers, first, total, answer.body)
 
     async def _send_pieces(
-        self, scope: Scope, first: _Piece, requested: ByteRange, send: Send, gone: asyncio.Event
+        self,
+        scope: Scope,
+        first: _Piece,
+        requested: ByteRange,
+        send: Send,
+        disconnected: asyncio.Event,
     ) -> None:
         start, end = requested.within(first.total)
         await self._send(_start(first, start, end, requested.whole), send)
@@ -203,7 +208,7 @@ class FilePieces:
             for at in range(0, len(piece.body), _SLICE_BYTES):
                 data = piece.body[at : at + _SLICE_BYTES]
                 await self._send(_body(data, more=True), send)
-                if gone.is_set():
+                if disconnected.is_set():
                     return
             position = piece.start + len(piece.body)
             if position > end:
