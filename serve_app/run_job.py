@@ -238,7 +238,7 @@ def _facts(
     return SidecarFacts(
         musetalk_job_id=job.request.musetalk_job_id,
         queue_job_id=env.salad_queue_job_id,
-        gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
+        gpu_class=gpu_class(env, detected=detect_gpu_class()),
         aspect_ratio=job.request.aspect_ratio,
         resolution=job.request.resolution,
         generation_time_sec=round(stage_times["inference"], 3),
