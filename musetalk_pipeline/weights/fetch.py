@@ -19,43 +19,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import os
-import random
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.weights.published import HUGGING_FACE, State, WeightFile, published, state_of
+from musetalk_pipeline.weights.transfer import Patience, Transfer
 
-SPARE_BYTES = 256 << 20  # left free on the disk beside the files
-
-Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to wait for a server, and how often to try. Guesses for gigabytes over home lines.
-
-    A connection that brings less than `min_bytes_per_s` over `stall_s` counts as cut.
-    """
-
-    connect_s: float = 15.0
-    read_s: float = 30.0
-    stall_s: float = 60.0
-    min_bytes_per_s: int = 1024
-    attempts: int = 8
-    backoff_s: float = 1.0
-    max_backoff_s: float = 30.0
+SPARE_BYTES = 256 << 20  # left free on the disk in addition
 
 
 def verify(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
@@ -73,8 +53,8 @@ def fetch(
 
     Raises:
         ModelLoadFailed: a file cannot be had, is not the published one, or does not fit on the
-            disk; or `endpoint` is no address. Files that are complete stay; run it again for the
-            rest.
+            disk; or `endpoint` is not a server's URL. Files that are complete stay. Run it again
+            for the rest.
     """
     patience = patience or Patience()
     _check_endpoint(endpoint)
@@ -94,10 +74,6 @@ def fetch(
                     _fetch_one(client, file, models / file.path, origin, patience)
 
 
-class _TryAgain(Exception):
-    """This attempt failed in a way that the next one may not."""
-
-
 def _is_fetched(
     client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
 ) -> bool:
@@ -105,7 +81,7 @@ def _is_fetched(
     try:
         _fetch_one(client, file, target, url, patience)
     except ModelLoadFailed as exc:
-        print(f"{exc} The next server is asked.", file=sys.stderr)
+        print(f"{exc} Asking the next server.", file=sys.stderr)
         return False
     return True
 
@@ -115,10 +91,10 @@ def _check_endpoint(endpoint: str) -> None:
         urlsplit(endpoint)  # httpx lets "http://[a" pass, and asks for that host
         url = httpx.URL(endpoint)
     except (ValueError, httpx.InvalidURL) as exc:
-        raise ModelLoadFailed(f"{endpoint!r} is no address of a server: {exc}.") from exc
+        raise ModelLoadFailed(f"{endpoint!r} is not a valid server URL: {exc}.") from exc
     if url.scheme not in ("http", "https") or not url.host:
         raise ModelLoadFailed(
-            f"{endpoint!r} is no address of a server: write it as {HUGGING_FACE}, scheme included."
+            f"{endpoint!r} is not a valid server URL: write it as {HUGGING_FACE}, scheme included."
         )
 
 
@@ -133,13 +109,13 @@ def _fetch_one(
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
-        disable=None,  # no bar where nobody watches
+        disable=None,  # no bar without a terminal
     ) as bar:
 
         def show(n_bytes: int) -> None:
             bar.update(n_bytes - bar.n)
 
-        _download(client, file, part, url, patience, show)
+        Transfer(client, file, url, part, patience, show).run()
     state = state_of(file, part)
     if not state.is_good:
         part.unlink()
@@ -150,145 +126,6 @@ def _fetch_one(
         )
     os.replace(part, target)
     print(f"{file.path}: {state.value}", flush=True)
-
-
-def _download(
-    client: httpx.Client,
-    file: WeightFile,
-    part: Path,
-    url: str,
-    patience: Patience,
-    show: Progress,
-) -> None:
-    """Fill `part` until the server has given everything."""
-    for attempt in range(patience.attempts):
-        if attempt:
-            # Half of it random, so that many machines do not come back in step.
-            wait_s = min(patience.backoff_s * 2 ** (attempt - 1), patience.max_backoff_s)
-            time.sleep(wait_s * random.uniform(0.5, 1.0))
-        try:
-            _continue_download(client, file, part, url, patience, show)
-            return
-        except (_TryAgain, httpx.TransportError) as exc:
-            reason = str(exc) or type(exc).__name__
-        except httpx.HTTPError as exc:  # a redirect loop, a malformed address
-            raise ModelLoadFailed(f"{url} cannot be fetched: {exc}", file=str(part)) from exc
-        except OSError as exc:
-            raise ModelLoadFailed(f"{part} cannot be written: {exc}", file=str(part)) from exc
-    raise ModelLoadFailed(
-        f"{file.path} could not be fetched from {url} in {patience.attempts} attempts; the last "
-        f"one ended with: {reason}. What arrived is kept: run the command again to continue.",
-        file=str(part),
-    )
-
-
-def _continue_download(
-    client: httpx.Client,
-    file: WeightFile,
-    part: Path,
-    url: str,
-    patience: Patience,
-    show: Progress,
-) -> None:
-    """Ask for what is missing of `part` and append it. Returns when the file is complete.
-
-    Raises:
-        _TryAgain: the answer ended early, stalled, or the server was busy.
-        ModelLoadFailed: the server will not give this file.
-    """
-    held = part.stat().st_size if part.exists() else 0
-    if held == file.size_bytes and file.sha256 is not None:
-        show(held)
-        return
-    headers = {"Range": f"bytes={held}-"} if held else {}
-    with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == 416:  # the part is as long as the file, or longer
-            if _total_bytes(response) == held:
-                return
-            part.unlink()
-            raise _TryAgain("the partial file did not fit the server's")
-        _check_status(response, url)
-        held = _first_byte(response, held)
-        length = _length(response, file, url)
-        with part.open("r+b" if held else "wb") as out:
-            out.truncate(held)
-            out.seek(held)
-            # As it arrives: asked for a size, httpx would keep, and lose, what is less than that.
-            for chunk in _brisk(response.iter_raw(), patience):
-                held += len(chunk)
-                if held > length:
-                    raise _TryAgain(f"the server sent more than {length} bytes")
-                out.write(chunk)
-                show(held)
-            out.flush()
-            os.fsync(out.fileno())
-    if held < length:
-        raise _TryAgain(f"the connection ended after {held} of {length} bytes")
-
-
-def _length(response: httpx.Response, file: WeightFile, url: str) -> int:
-    """Return how long the file will be, having compared that with the published length."""
-    offered = _total_bytes(response)
-    if file.sha256 is None:
-        # Only an estimate is published: the server's word is taken, within reason.
-        length = file.size_bytes if offered is None else offered
-        fits = length <= 2 * file.size_bytes
-    else:
-        length = file.size_bytes
-        fits = offered in (None, length)
-    if not fits:
-        raise ModelLoadFailed(
-            f"{url} offers {offered} bytes, but the published {file.path} has {file.size_bytes}. "
-            "Try another server with --mirror.",
-            file=file.path,
-        )
-    return length
-
-
-def _check_status(response: httpx.Response, url: str) -> None:
-    status = response.status_code
-    if status in (200, 206):
-        return
-    if status in (408, 425, 429) or status >= 500:
-        raise _TryAgain(f"the server answered {status}")
-    raise ModelLoadFailed(
-        f"{url} answered {status} {response.reason_phrase}. If this server does not offer the "
-        "file, name another one with --mirror or HF_ENDPOINT.",
-        status=status,
-    )
-
-
-def _first_byte(response: httpx.Response, held: int) -> int:
-    """Return which byte of the file the answer begins with, at most `held`."""
-    if response.status_code != 206:
-        return 0  # a server that knows no ranges sends everything
-    # "bytes 100-199/200"
-    start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if not start.isdigit() or int(start) > held:
-        raise _TryAgain("the server sent another part than was asked for")
-    return int(start)
-
-
-def _total_bytes(response: httpx.Response) -> int | None:
-    """Return how long the whole file is, None if the server does not say."""
-    if response.status_code in (206, 416):
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        total = response.headers.get("Content-Length", "")
-    return int(total) if total.isdigit() else None
-
-
-def _brisk(chunks: Iterator[bytes], patience: Patience) -> Iterator[bytes]:
-    """Pass `chunks` on; raise _TryAgain when they come too slowly for too long."""
-    since, arrived = time.monotonic(), 0
-    for chunk in chunks:
-        yield chunk
-        arrived += len(chunk)
-        elapsed_s = time.monotonic() - since
-        if elapsed_s >= patience.stall_s:
-            if arrived < patience.min_bytes_per_s * elapsed_s:
-                raise _TryAgain(f"only {arrived} bytes came in {elapsed_s:.0f} s")
-            since, arrived = time.monotonic(), 0
 
 
 def _is_there(file: WeightFile, target: Path) -> bool:
@@ -322,13 +159,13 @@ def _check_space(wanted: Sequence[WeightFile], models: Path) -> None:
 @contextlib.contextmanager
 def _only_fetcher(models: Path) -> Iterator[None]:
     """Hold the folder's lock, so that two fetches do not write one partial file."""
-    with (models / ".fetch.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            raise ModelLoadFailed(
-                f"Another fetch is filling {models}. Wait for it, or name another folder."
-            ) from exc
+    try:
+        held = FileLock(models / ".fetch.lock").acquire(blocking=False)
+    except Timeout as exc:
+        raise ModelLoadFailed(
+            f"Another fetch is filling {models}. Wait for it, or name another folder."
+        ) from exc
+    with held:
         yield
 
 
