@@ -281,7 +281,7 @@ def _last_cause(exc: Exception) -> Exception:
 
 
 def _may_pass(raised: Exception) -> bool:
-    """Tell whether trying again can help: not if the key, its rights or the account are at fault."""
+    """Tell whether trying again can help: not if the key, its rights or the account are wrong."""
     exc = _last_cause(raised)
     if isinstance(exc, Unauthorized):
         return bool(exc.code != "unauthorized")
