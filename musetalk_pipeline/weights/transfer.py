@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.files import sync
 from musetalk_pipeline.retries import retrying
 from musetalk_pipeline.weights.published import WeightFile
 
@@ -109,8 +109,7 @@ class Transfer:
                     raise _TryAgain(f"the server sent more than {length} bytes")
                 out.write(chunk)
                 self.show(held)
-            out.flush()
-            os.fsync(out.fileno())
+            sync(out)
         return held
 
     def _length(self, response: httpx.Response) -> int:

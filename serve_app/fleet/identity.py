@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+from musetalk_pipeline.files import write_atomically
 from serve_app.config.environment import Environment
 
 
@@ -26,8 +27,7 @@ def kept_id(state: Path) -> str:
     if kept:
         return kept
     fresh = new_worker_id()
-    path.touch(mode=0o600)
-    path.write_text(fresh)
+    write_atomically(path, fresh)
     return fresh
 
 

@@ -22,7 +22,6 @@ import contextlib
 import errno
 import logging
 import os
-import secrets
 import shutil
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -39,6 +38,7 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
+from musetalk_pipeline.files import part_name
 from musetalk_pipeline.retries import async_retrying
 from serve_app.inputs import curl
 from serve_app.inputs.download_body import (
@@ -93,7 +93,7 @@ async def download(
         MediaTooLarge: more than `limits.max_bytes`.
         StageFailed: this machine's disk is at fault.
     """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    part = part_name(target)
     try:
         async with asyncio.timeout(limits.total_s):
             if url[:5].lower() == "file:":
