@@ -45,7 +45,7 @@ def require_own(path: Path, setting: str) -> None:
     except OSError:  # not there, or out of reach: making it says why
         return
     if not stat.S_ISDIR(found.st_mode):
-        raise FolderRefused(f"The folder {path} is a link or not a folder. {advice}")
+        raise FolderRefused(f"The folder {path} is a link or no folder. {advice}")
     if found.st_uid != os.geteuid():
         raise FolderRefused(f"The folder {path} belongs to user {found.st_uid}. {advice}")
 
