@@ -4,15 +4,16 @@
     python -m musetalk_pipeline.weights verify [--version v15|v1] [--models DIR] [--s3fd]
 
 A file is fetched in four steps:
-1. Continue `NAME.part` where an earlier attempt ended, or start it.
-2. Try again, a bounded number of times, when the connection is cut, stalls or the server is busy.
-3. Compare size and SHA-256; a file that differs is deleted and never gets its name.
-4. Rename `NAME.part` to `NAME`.
+1. `NAME.part` is continued where an earlier attempt ended, or begun.
+2. The download is tried again, a bounded number of times, if the connection is cut or stalls, or if
+   the server is busy.
+3. Size and SHA-256 are compared. A file that differs is deleted and never gets its name.
+4. `NAME.part` is renamed to `NAME`.
 
-`HF_ENDPOINT` or `--mirror URL` names another Hugging Face server: whoever serves the bytes, the
-digests decide. S3FD is not on Hugging Face: a mirror is asked for `URL/s3fd/s3fd-619a316812.pth`,
-and where it does not have that, the author's own server is. `verify` needs no network. Exit codes:
-0 all files are right, 1 some are not, 2 the command line is wrong.
+`HF_ENDPOINT` or `--mirror URL` names another Hugging Face server. It need not be trusted, because
+the digests decide. S3FD is not on Hugging Face: it is looked for at
+`URL/s3fd/s3fd-619a316812.pth`, and then on its author's own server. `verify` needs no network. The
+exit code is 0 if all files are right, 1 if some are not, and 2 if the command line is wrong.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def fetch(
     endpoint: str = HUGGING_FACE,
     patience: Patience | None = None,
 ) -> None:
-    """Bring every file of `manifest` that is not there yet into `models`.
+    """Download every file of `manifest` that is not in `models` yet.
 
     Raises:
         ModelLoadFailed: a file cannot be had, is not the published one, or does not fit on the
@@ -63,7 +64,7 @@ def fetch(
         wanted = [file for file in manifest if not _is_there(file, models / file.path)]
         _check_space(wanted, models)
         timeout = httpx.Timeout(patience.read_s, connect=patience.connect_s)
-        # Compressed answers would make a range of the file mean something else.
+        # A range of a compressed answer would not be a range of the file.
         headers = {"Accept-Encoding": "identity"}
         with httpx.Client(timeout=timeout, headers=headers, follow_redirects=True) as client:
             for file in wanted:
@@ -77,7 +78,7 @@ def fetch(
 def _is_fetched(
     client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
 ) -> bool:
-    """Fetch the file from a server that need not have it; tell whether it had."""
+    """Fetch the file from a server that may lack it; tell whether it had the file."""
     try:
         _fetch_one(client, file, target, url, patience)
     except ModelLoadFailed as exc:
@@ -120,7 +121,7 @@ def _fetch_one(
     if not state.is_good:
         part.unlink()
         raise ModelLoadFailed(
-            f"{url} gave something else than the published {file.path} ({state.value}). It was "
+            f"{url} sent something else than the published {file.path} ({state.value}). It was "
             "deleted. Try again, or another server with --mirror.",
             file=str(target),
         )
@@ -129,7 +130,7 @@ def _fetch_one(
 
 
 def _is_there(file: WeightFile, target: Path) -> bool:
-    """Whether the right file is in place already. Never replaces one that is not."""
+    """Tell whether the right file is in place already. A wrong one is never replaced."""
     if not target.exists():
         return False
     state = state_of(file, target)

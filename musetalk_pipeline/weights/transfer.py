@@ -1,4 +1,4 @@
-"""One file over HTTP: continued where an earlier attempt ended, tried again, and never too long."""
+"""Downloads one file: continues an earlier attempt, and tries again if that may help."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Transfer:
         """Fill `part` until the server has given everything.
 
         Raises:
-            ModelLoadFailed: it has not, however often it was asked. What arrived is kept.
+            ModelLoadFailed: no attempt succeeded. What arrived is kept.
         """
         patience = self.patience
         again = retrying(patience.attempts, patience.backoff_s, patience.max_backoff_s)
@@ -102,7 +102,7 @@ class Transfer:
         with self.part.open("r+b" if held else "wb") as out:
             out.truncate(held)
             out.seek(held)
-            # As it arrives: asked for a size, httpx would keep, and lose, what is less than that.
+            # As it arrives: with a chunk size, httpx holds back, and loses, what is less than that.
             for chunk in self._brisk(response.iter_raw()):
                 held += len(chunk)
                 if held > length:
@@ -143,7 +143,7 @@ class Transfer:
         )
 
     def _brisk(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """Pass `chunks` on; raise _TryAgain when they come too slowly for too long."""
+        """Pass `chunks` on; raise _TryAgain if they arrive too slowly for too long."""
         since, arrived = time.monotonic(), 0
         for chunk in chunks:
             yield chunk
