@@ -40,6 +40,9 @@ RULES = {
     "musetalk_pipeline.engines.warp.engine": (*SERVICE, "torch", "diffusers", "transformers"),
     "musetalk_pipeline.engines.musetalk.engine": SERVICE,
     "musetalk_pipeline.weights.fetch": (*SERVICE, "torch"),
+    # What the gate in Serve's proxy and the command line load before they have done anything.
+    "serve_app.config.settings": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
+    "serve_app.telemetry.logs": (*SERVICE, *HEAVY),
     "orchestrator": ("torch", "ray"),
     "orchestrator.client": ("torch", "ray", "sqlalchemy", "psycopg"),
     "cluster": ("torch",),
