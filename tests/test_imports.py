@@ -139,3 +139,13 @@ def test_every_contract_and_every_package_is_covered():
         for pattern in PYPROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     }
     assert {name for name in shipped if (ROOT / name / "__init__.py").exists()} == set(PACKAGES)
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_code():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "rooms_picture.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
