@@ -100,7 +100,8 @@ def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSende
     if env.webhook_secret is None:
         return None
     policy = AddressPolicy(frozenset([*args.inputs.allowed_hosts, *env.allowed_hosts]))
-    return WebhookSender(folders.state / "webhooks.sqlite3", env.webhook_secret, policy=policy)
+    secret = env.webhook_secret.get_secret_value()
+    return WebhookSender(folders.state / "webhooks.sqlite3", secret, policy=policy)
 
 
 def _polling(

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.types import Scope
 
-from serve_app.config.environment import Environment
+from serve_app.config.environment import Environment, secret_text
 from serve_app.gate.rejections import Rejection
 
 OPEN_PATHS = frozenset({"/hc", "/health"})
@@ -48,9 +48,9 @@ class CallerRules:
     def of(cls, environment: Environment) -> CallerRules:
         """Return the rules that the environment sets."""
         return cls(
-            ingress_api_key=environment.ingress_api_key,
-            internal_api_key=environment.internal_api_key,
-            worker_token=environment.worker_token,
+            ingress_api_key=secret_text(environment.ingress_api_key),
+            internal_api_key=secret_text(environment.internal_api_key),
+            worker_token=secret_text(environment.worker_token),
             ping_is_public=environment.ping_is_public,
             allow_anonymous=environment.allow_anonymous,
         )

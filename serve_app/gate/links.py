@@ -29,6 +29,7 @@ from urllib.parse import parse_qs, unquote
 
 from starlette.types import Scope
 
+from musetalk_pipeline.files import create_private, part_name, sync
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.outcomes import Outcome, Success
@@ -90,13 +91,11 @@ def read_secret(path: Path) -> bytes:
     """Return the secret in `path`, created once (0600), so that links survive a restart."""
     if not _holds_secret(path):
         path.unlink(missing_ok=True)  # a crash may have cut it short
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        part = part_name(path)
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with create_private(part) as file:
                 file.write(secrets.token_bytes(SECRET_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
             # Replicas may start at the same time: the first one's secret stays.
             with contextlib.suppress(FileExistsError):
                 os.link(part, path)

@@ -22,8 +22,6 @@ import contextlib
 import errno
 import logging
 import os
-import random
-import secrets
 import shutil
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -40,6 +38,8 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
+from musetalk_pipeline.files import part_name
+from musetalk_pipeline.retries import async_retrying
 from serve_app.inputs import curl
 from serve_app.inputs.download_body import (
     WRITE_BLOCK_BYTES,
@@ -88,7 +88,7 @@ async def download(
         MediaTooLarge: more than `limits.max_bytes`.
         StageFailed: this machine's disk is at fault.
     """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    part = part_name(target)
     try:
         async with asyncio.timeout(limits.total_s):
             if url[:5].lower() == "file:":
@@ -143,28 +143,34 @@ class _Fetch:
 
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
-        failure = DownloadFailed("Download failed: no attempt was made.", url=self._start.shown)
+        again = async_retrying(self._limits.attempts, self._limits.backoff_s)
         with Body(part, self._limits, self._start.shown) as body:
-            for attempt in range(self._limits.attempts):
-                if attempt:
-                    logger.info(
-                        "download attempt failed, trying again",
-                        extra={"source": self._start.shown, "reason": failure.message},
-                    )
-                    await asyncio.sleep(_pause_s(self._limits.backoff_s, attempt))
-                    body.restart()
-                try:
-                    async with asyncio.timeout(self._limits.attempt_s):
-                        async with body.paced():
-                            await self._attempt(body)
-                        return await body.complete(target)
-                except TimeoutError:
-                    failure = _timed_out(self._start.url, self._limits.attempt_s)
-                except TryAgainError as fault:
-                    failure = fault.error
-        raise failure
+            try:
+                return await again(TryAgainError, self._attempt, body, target)
+            except TryAgainError as fault:
+                raise fault.error from None
 
-    async def _attempt(self, body: Body) -> None:
+    async def _attempt(self, body: Body, target: Path) -> Downloaded:
+        """Make one attempt, within its time."""
+        body.restart()
+        try:
+            async with asyncio.timeout(self._limits.attempt_s):
+                async with body.paced():
+                    await self._read(body)
+                return await body.complete(target)
+        except TimeoutError as exc:
+            fault = TryAgainError(_timed_out(self._start.url, self._limits.attempt_s))
+            self._log(fault)
+            raise fault from exc
+        except TryAgainError as fault:
+            self._log(fault)
+            raise
+
+    def _log(self, fault: TryAgainError) -> None:
+        extra = {"source": self._start.shown, "reason": fault.error.message}
+        logger.info("download attempt failed", extra=extra)
+
+    async def _read(self, body: Body) -> None:
         """Follow the redirects to a body and read it."""
         location = self._start
         for _ in range(self._limits.max_redirects + 1):
@@ -265,11 +271,6 @@ async def _chunks(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
     stream: AsyncIterator[bytes] = response.aiter_stream()
     async for chunk in stream:
         yield chunk
-
-
-def _pause_s(backoff_s: float, attempt: int) -> float:
-    """Return the pause before `attempt` (1 is the second): doubling, spread by half either way."""
-    return backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
 def _judge_status(location: Location, status: int, redirect: str) -> str | None:
