@@ -20,9 +20,11 @@ from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
+HEAD_OF_VARIABLES = ("| variable | default | meaning |", "|---|---|---|")
 sys.path.insert(0, str(ROOT))
 
 from musetalk_pipeline.options import JobOptions  # noqa: E402
+from serve_app.config.environment import documented  # noqa: E402
 from serve_app.config.settings import AppArgs  # noqa: E402
 from serve_app.contract.requests import Params  # noqa: E402
 
@@ -105,6 +107,19 @@ def table(model: type[BaseModel], fallback: dict[str, Any]) -> str:
     return "\n".join([*head, *rows(model, fallback)])
 
 
+def variables() -> str:
+    """Return a Markdown table of the environment variables of each section, under its heading."""
+    lines: list[str] = []
+    section = ""
+    for variable in documented():
+        if variable.section != section:
+            section = variable.section
+            lines += ["", f"### {section}", "", *HEAD_OF_VARIABLES]
+        text = escaped(variable.description)
+        lines.append(f"| `{variable.name}` | {variable.default} | {text} |")
+    return "\n".join([*lines[1:], ""])
+
+
 def option_defaults() -> dict[str, Any]:
     """Return what a job that chooses nothing gets."""
     parts = [getattr(JobOptions(), part.name) for part in fields(JobOptions)]
@@ -113,7 +128,11 @@ def option_defaults() -> dict[str, Any]:
 
 def filled(text: str) -> str:
     """Return `text` with the lines between each pair of markers replaced by the table."""
-    tables = {"configuration": table(AppArgs, {}), "params": table(Params, option_defaults())}
+    tables = {
+        "configuration": table(AppArgs, {}),
+        "params": table(Params, option_defaults()),
+        "environment": variables(),
+    }
     for name, content in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(start)

@@ -18,7 +18,6 @@ import errno
 import json
 import logging
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -39,6 +38,7 @@ from musetalk_pipeline.errors import (
     Stage,
     UploadFailed,
 )
+from musetalk_pipeline.files import part_name
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
@@ -208,8 +208,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
     target = job.output_path
     beside = target.with_suffix(".json")
     # New files with names that nobody can have made links of: the default folder is for all users.
-    mark = secrets.token_hex(6)
-    parts = [path.with_name(f".{path.name}.{mark}.part") for path in (target, beside)]
+    parts = [part_name(path) for path in (target, beside)]
     stopping.remove_at_end(*parts)
     try:
         with video.open("rb") as source, parts[0].open("xb") as copy:
@@ -238,7 +237,7 @@ def _facts(
     return SidecarFacts(
         musetalk_job_id=job.request.musetalk_job_id,
         queue_job_id=env.salad_queue_job_id,
-        gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
+        gpu_class=gpu_class(env, detected=detect_gpu_class()),
         aspect_ratio=job.request.aspect_ratio,
         resolution=job.request.resolution,
         generation_time_sec=round(stage_times["inference"], 3),

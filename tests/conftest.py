@@ -30,6 +30,7 @@ import psutil
 import pytest
 import skimage.data
 import soundfile
+import stamina
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -72,6 +73,13 @@ class ClipSpec:
 
 ClipFactory = Callable[..., Path]
 SpeechFactory = Callable[..., Path]
+
+
+@pytest.fixture
+def no_waits() -> Iterator[None]:
+    """Retries follow each other at once; their number stays what it is."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

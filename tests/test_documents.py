@@ -5,19 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
-from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
-CONFIGURATION = ROOT / "docs" / "configuration.md"
 MAX_CHARS = 120
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -30,31 +28,6 @@ def test_configuration_tables_are_those_of_the_code() -> None:
         timeout=60,
     )
     assert answer.returncode == 0, answer.stderr
-
-
-class Asked(Mapping[str, str]):
-    """An empty environment that remembers which variables were looked up."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.names.add(name)
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return 0
-
-
-def test_every_variable_that_is_read_is_listed() -> None:
-    asked = Asked()
-    read_environment(asked)
-    assert len(asked.names) > 30
-    text = CONFIGURATION.read_text()
-    assert {name for name in asked.names if f"`{name}`" not in text} == set()
 
 
 @by_name

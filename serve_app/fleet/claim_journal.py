@@ -25,8 +25,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from musetalk_pipeline.files import write_atomically
 from orchestrator.client import ClaimedJob
-from serve_app.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,10 @@ Environment and detection are arguments, so that all of it can be tested without
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
-from serve_app.config.environment import first_set
-
-ID_VARIABLES = ("SALAD_MACHINE_ID", "VAST_CONTAINERLABEL", "OCTASPACE_NODE_ID", "WORKER_ID")
+from musetalk_pipeline.files import write_atomically
+from serve_app.config.environment import Environment
 
 
 def new_worker_id() -> str:
@@ -29,19 +27,18 @@ def kept_id(state: Path) -> str:
     if kept:
         return kept
     fresh = new_worker_id()
-    path.touch(mode=0o600)
-    path.write_text(fresh)
+    write_atomically(path, fresh)
     return fresh
 
 
-def worker_id(env: Mapping[str, str], *, fallback: str) -> str:
+def worker_id(env: Environment, *, fallback: str) -> str:
     """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
     One machine is one worker, however many jobs it runs at a time. `fallback` is the random one.
     """
-    return first_set(env, ID_VARIABLES) or fallback
+    return env.machine_id or fallback
 
 
-def buffer_worker_id(env: Mapping[str, str], *, host: str) -> str:
+def buffer_worker_id(env: Environment, *, host: str) -> str:
     """Return the identity of a buffer worker: `BUFFER_WORKER_ID`, else `buffer-<hostname>`."""
-    return first_set(env, ("BUFFER_WORKER_ID",)) or f"buffer-{host}"
+    return env.buffer_worker_id or f"buffer-{host}"

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from musetalk_pipeline.files import write_atomically
 from orchestrator.client import FinalReport
 from orchestrator.errors import OrchestratorError, RequestRejected
-from serve_app.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

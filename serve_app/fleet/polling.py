@@ -5,7 +5,6 @@
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -75,14 +74,15 @@ def polling_rules(env: Environment) -> PollingRules | None:
         )
     is_own = env.is_buffer and bool(env.buffer_orchestrator_url)
     name = f"BUFFER_{BASE_URL}" if is_own else BASE_URL
-    check_connection(env.polling_url, env.internal_api_key, name)
+    api_key = env.internal_api_key.get_secret_value()
+    check_connection(env.polling_url, api_key, name)
     if env.is_buffer:  # its requests carry no worker type, so any will do
         interval_s = env.buffer_poll_interval_s
-        return PollingRules(env.polling_url, env.internal_api_key, "main", True, interval_s)
+        return PollingRules(env.polling_url, api_key, "main", True, interval_s)
     kind = next((name for name in WORKER_TYPES if name == env.worker_type), None)
     if kind is None:
         raise EnvironmentInvalid(f"WORKER_TYPE must be one of {', '.join(WORKER_TYPES)}")
-    return PollingRules(env.polling_url, env.internal_api_key, kind, False, env.poll_interval_s)
+    return PollingRules(env.polling_url, api_key, kind, False, env.poll_interval_s)
 
 
 def check_connection(base_url: str, api_key: str, name: str = BASE_URL) -> None:
@@ -165,12 +165,12 @@ class Polling:
         mbit_s = None if speed is None else await measure_download_mbit_s(speed)
         info = await asyncio.to_thread(collect_system_info, self._state, download_mbit_s=mbit_s)
         if is_buffer:
-            machine = buffer_worker_id(os.environ, host=socket.gethostname())
+            machine = buffer_worker_id(self._env, host=socket.gethostname())
         else:
-            machine = worker_id(os.environ, fallback=kept_id(self._state))
+            machine = worker_id(self._env, fallback=kept_id(self._state))
         return WorkerProfile(
             worker_id=machine,
-            gpu_class=gpu_class(os.environ, detected=detected, is_buffer=is_buffer),
+            gpu_class=gpu_class(self._env, detected=detected, is_buffer=is_buffer),
             worker_type=self._rules.worker_type,
             provider=self._env.provider,
             capacity=self._capacity,

@@ -9,7 +9,6 @@ orchestrator hands jobs to must not look like one that wants some.
 import asyncio
 import contextlib
 import math
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +51,9 @@ def report_rules(env: Environment) -> ReportRules | None:
     """
     if env.mode != "queue" or env.orchestrator_url is None or env.internal_api_key is None:
         return None
-    check_connection(env.orchestrator_url, env.internal_api_key)
-    return ReportRules(env.orchestrator_url, env.internal_api_key)
+    api_key = env.internal_api_key.get_secret_value()
+    check_connection(env.orchestrator_url, api_key)
+    return ReportRules(env.orchestrator_url, api_key)
 
 
 class PushedReports:
@@ -78,7 +78,7 @@ class PushedReports:
         # orchestrator does not know it, for however long, is no reason to stop.
         options = options or WorkerOptions(config_label=env.config_label)
         self._options = replace(options, unknown_s=math.inf)
-        machine = worker_id(os.environ, fallback=kept_id(state))
+        machine = worker_id(env, fallback=kept_id(state))
         profile = WorkerProfile(machine, gpu_class="")
         self._outbox = Outbox(state / "outbox")
         self._client = PushedClient(OrchestratorHttp(rules.base_url, rules.api_key), profile)

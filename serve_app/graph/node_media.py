@@ -23,6 +23,7 @@ import ray
 
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.soundtrack import open_audio
 from musetalk_pipeline.options import JobOptions
@@ -167,9 +168,8 @@ def _read_digests(path: Path) -> Digests | None:
 
 def _write_digests(path: Path, digests: Digests) -> None:
     """Written last: where the digests are, both files are whole."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dataclasses.asdict(digests)))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(dataclasses.asdict(digests)))
 
 
 @contextmanager

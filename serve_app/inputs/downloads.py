@@ -22,8 +22,6 @@ import contextlib
 import errno
 import logging
 import os
-import random
-import secrets
 import shutil
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -40,6 +38,8 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
+from musetalk_pipeline.files import part_name
+from musetalk_pipeline.retries import async_retrying
 from serve_app.inputs import curl
 from serve_app.inputs.download_body import (
     WRITE_BLOCK_BYTES,
@@ -50,12 +50,7 @@ from serve_app.inputs.download_body import (
 )
 from serve_app.inputs.local_files import open_allowed_file
 from serve_app.net.addresses import AddressPolicy, IpAddress, Location, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-)
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.telemetry.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
@@ -93,7 +88,7 @@ async def download(
         MediaTooLarge: more than `limits.max_bytes`.
         StageFailed: this machine's disk is at fault.
     """
-    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
+    part = part_name(target)
     try:
         async with asyncio.timeout(limits.total_s):
             if url[:5].lower() == "file:":
@@ -140,38 +135,46 @@ class _Fetch:
         self, start: Location, policy: AddressPolicy, limits: DownloadLimits, network: Network
     ) -> None:
         self._start = start
-        self._policy = policy
         self._limits = limits
         self._network = network
+        self._client = PinnedClient(
+            network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
+        )
 
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
-        failure = DownloadFailed("Download failed: no attempt was made.", url=self._start.shown)
+        again = async_retrying(self._limits.attempts, self._limits.backoff_s)
         with Body(part, self._limits, self._start.shown) as body:
-            for attempt in range(self._limits.attempts):
-                if attempt:
-                    logger.info(
-                        "download attempt failed, trying again",
-                        extra={"source": self._start.shown, "reason": failure.message},
-                    )
-                    await asyncio.sleep(_pause_s(self._limits.backoff_s, attempt))
-                    body.restart()
-                try:
-                    async with asyncio.timeout(self._limits.attempt_s):
-                        async with body.paced():
-                            await self._attempt(body)
-                        return await body.complete(target)
-                except TimeoutError:
-                    failure = _timed_out(self._start.url, self._limits.attempt_s)
-                except TryAgainError as fault:
-                    failure = fault.error
-        raise failure
+            try:
+                return await again(TryAgainError, self._attempt, body, target)
+            except TryAgainError as fault:
+                raise fault.error from None
 
-    async def _attempt(self, body: Body) -> None:
+    async def _attempt(self, body: Body, target: Path) -> Downloaded:
+        """Make one attempt, within its time."""
+        body.restart()
+        try:
+            async with asyncio.timeout(self._limits.attempt_s):
+                async with body.paced():
+                    await self._read(body)
+                return await body.complete(target)
+        except TimeoutError as exc:
+            fault = TryAgainError(_timed_out(self._start.url, self._limits.attempt_s))
+            self._log(fault)
+            raise fault from exc
+        except TryAgainError as fault:
+            self._log(fault)
+            raise
+
+    def _log(self, fault: TryAgainError) -> None:
+        extra = {"source": self._start.shown, "reason": fault.error.message}
+        logger.info("download attempt failed", extra=extra)
+
+    async def _read(self, body: Body) -> None:
         """Follow the redirects to a body and read it."""
         location = self._start
         for _ in range(self._limits.max_redirects + 1):
-            addresses = await self._judged_addresses(location)
+            addresses = await self._resolve(location)
             try:
                 answer = await self._get(location, addresses, body)
             except _BrokenHttpError as fault:
@@ -185,48 +188,17 @@ class _Fetch:
             url=self._start.shown,
         )
 
-    async def _judged_addresses(self, location: Location) -> list[IpAddress]:
+    async def _resolve(self, location: Location) -> list[IpAddress]:
         try:
-            return await judged_addresses(
-                location, self._policy, self._network, self._limits.connect_s
-            )
+            return await self._client.resolve(location)
         except OSError as exc:
             raise TryAgainError(_unresolved(location)) from exc
 
     async def _get(self, location: Location, addresses: Sequence[IpAddress], body: Body) -> _Answer:
         """Make one hop and, if it is the last, read the body."""
-        timeouts = {
-            "connect": self._limits.connect_s,
-            "read": self._limits.stall_s,
-            "write": self._limits.stall_s,
-            "pool": self._limits.connect_s,
-        }
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._network.tls_context() if location.scheme == "https" else None,
-            max_connections=1,
-            network_backend=PinnedBackend(addresses),
-        )
+        headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
         try:
-            async with (
-                pool,
-                pool.stream(
-                    "GET",
-                    httpcore.URL(
-                        scheme=location.scheme,
-                        host=location.host,
-                        port=location.port,
-                        target=location.target,
-                    ),
-                    headers={
-                        "Host": location.authority,
-                        "User-Agent": USER_AGENT,
-                        "Accept": "*/*",
-                        "Accept-Encoding": "identity",
-                        "Connection": "close",
-                    },
-                    extensions={"timeout": timeouts},
-                ) as response,
-            ):
+            async with self._client.stream("GET", location, addresses, headers=headers) as response:
                 return await self._read_answer(location, response, body)
         except httpcore.ProtocolError as exc:
             raise _BrokenHttpError(str(exc)) from exc
@@ -299,11 +271,6 @@ async def _chunks(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
     stream: AsyncIterator[bytes] = response.aiter_stream()
     async for chunk in stream:
         yield chunk
-
-
-def _pause_s(backoff_s: float, attempt: int) -> float:
-    """Return the pause before `attempt` (1 is the second): doubling, spread by half either way."""
-    return backoff_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.5)
 
 
 def _judge_status(location: Location, status: int, redirect: str) -> str | None:

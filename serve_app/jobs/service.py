@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import Context
 from functools import partial
 
@@ -124,7 +124,9 @@ class JobService:
                 await self._wish([job_id], LAST_WISH_S)
             raise
 
-    async def follow(self, job_id: str, run: int, number: int) -> AsyncIterator[Followed | None]:
+    async def follow(
+        self, job_id: str, run: int, number: int
+    ) -> AsyncGenerator[Followed | None, None]:
         """Yield a job's state and its new changes of phase whenever there may be some.
 
         Starts after the change `number` of that `run`; None says that nothing came for a while.

@@ -209,7 +209,7 @@ def _unusable_values(env: Environment) -> Iterator[str]:
         from serve_app.webhooks.sender import signing_key  # takes a second to import
 
         try:
-            signing_key(env.webhook_secret)
+            signing_key(env.webhook_secret.get_secret_value())
         except ValueError as exc:
             yield str(exc).replace("the webhook secret", "WEBHOOK_SECRET")
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -44,6 +43,7 @@ from b2sdk.v3.exception import (
 )
 
 from musetalk_pipeline.errors import UploadFailed
+from musetalk_pipeline.retries import retrying
 from serve_app.outputs.b2_transport import DeadlinePassedError, GuardedApi, GuardedConfig, TryGuard
 from serve_app.outputs.store import (
     SIDECAR_SUFFIX,
@@ -190,25 +190,24 @@ class B2Store:
 
     def _try_often(self, what: str, try_s: float, work: Callable[[Bucket], T]) -> T:
         """Do `work` up to `tries` times; say `what` failed and why if it never succeeds."""
-        reason = ""
-        for attempt in range(self._settings.tries):
-            if attempt:
-                pause_s = self._settings.backoff_s * 2.0 ** (attempt - 1)
-                time.sleep(pause_s * random.uniform(0.5, 1.5))
-            try:
-                return self._within(try_s, work)
-            # The SDK asserts, warns and raises bare types too; a failed try is a failed try.
-            except Exception as raised:
-                exc = _last_cause(raised)
-                reason = self._reason(exc, try_s)
-                logger.warning(
-                    "B2 request failed",
-                    extra={"attempt": attempt + 1, "fault": type(exc).__name__, "reason": reason},
-                )
-                if _is_final(exc):
-                    break
+        again = retrying(self._settings.tries, self._settings.backoff_s)
+        try:
+            return again(_may_pass, self._logged, try_s, work)
+        # The SDK asserts, warns and raises bare types too; a failed try is a failed try.
+        except Exception as raised:
+            reason = self._reason(_last_cause(raised), try_s)
         # Not chained: the SDK's messages can hold upload tokens.
-        raise UploadFailed(f"{what}: {reason}.", bucket=self._settings.bucket) from None
+        raise UploadFailed(f"{what}: {reason}.", bucket=self._settings.bucket)
+
+    def _logged(self, try_s: float, work: Callable[[Bucket], T]) -> T:
+        """Do `work` once; log it if it fails."""
+        try:
+            return self._within(try_s, work)
+        except Exception as raised:
+            exc = _last_cause(raised)
+            extra = {"fault": type(exc).__name__, "reason": self._reason(exc, try_s)}
+            logger.warning("B2 request failed", extra=extra)
+            raise
 
     def _within(self, seconds: float, work: Callable[[Bucket], T]) -> T:
         """Do `work` in a thread of its own; give it up when `seconds` have passed."""
@@ -281,11 +280,12 @@ def _last_cause(exc: Exception) -> Exception:
     return exc
 
 
-def _is_final(exc: Exception) -> bool:
-    """Tell whether trying again cannot help: wrong keys, rights, buckets, and full accounts."""
+def _may_pass(raised: Exception) -> bool:
+    """Tell whether trying again can help: not if the key, its rights or the account are wrong."""
+    exc = _last_cause(raised)
     if isinstance(exc, Unauthorized):
-        return bool(exc.code == "unauthorized")
-    return isinstance(
+        return bool(exc.code != "unauthorized")
+    return not isinstance(
         exc,
         _RightsError | NonExistentBucket | RestrictedBucket | NotAllowedByAppKeyError | CapExceeded,
     )

@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import re
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from musetalk_pipeline.errors import UploadFailed
-from serve_app.files import FOLDER_MODE, create_private, sync_folder
+from musetalk_pipeline.files import create_private, part_name, sync, sync_folder
+from serve_app.files import FOLDER_MODE
 from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
 
 _READ_BLOCK_BYTES = 1 << 20
@@ -43,7 +43,7 @@ class LocalStore:
 
     def check(self) -> None:
         """Create the folder, write to it once, and remove what killed writers left half-done."""
-        probe = self._folder / f".check-{secrets.token_hex(6)}.part"
+        probe = part_name(self._folder / "check")
         try:
             self._make_folder()
             with create_private(probe) as file:
@@ -68,7 +68,7 @@ class LocalStore:
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
         """Copy the video, then the sidecar, each complete before it gets its name."""
         name = object_name(job_id)
-        part = self._folder / f".{name}.{secrets.token_hex(6)}.part"
+        part = part_name(self._folder / name)
         try:
             self._make_folder()
             with _durable(part) as writer:
@@ -151,9 +151,7 @@ def _durable(target: Path) -> Iterator[BinaryIO]:
     with create_private(target) as writer:
         fcntl.flock(writer, fcntl.LOCK_EX)
         yield writer
-        writer.flush()
-        # A result that was reported must survive the machine's next crash.
-        os.fsync(writer.fileno())
+        sync(writer)  # a result that was reported must survive the machine's next crash
 
 
 def _copy(source: Path, writer: BinaryIO) -> tuple[int, str]:

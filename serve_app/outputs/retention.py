@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from musetalk_pipeline.files import sync_folder
 from serve_app.config.settings import AppArgs
-from serve_app.files import sync_folder
 from serve_app.outputs.local import folder_lock
 from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, object_name
 

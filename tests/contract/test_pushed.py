@@ -129,13 +129,10 @@ def registry(tmp_path: Path) -> Iterator[JobRegistry]:
 
 @pytest.fixture
 async def site(
-    fake: FakeOrchestrator,
-    registry: JobRegistry,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    fake: FakeOrchestrator, registry: JobRegistry, tmp_path: Path
 ) -> AsyncIterator[Site]:
-    monkeypatch.setenv("SALAD_MACHINE_ID", "machine-7")
-    env = read_environment({"ORCHESTRATOR_BASE_URL": fake.url, "INTERNAL_API_KEY": fake.api_key})
+    variables = {"ORCHESTRATOR_BASE_URL": fake.url, "INTERNAL_API_KEY": fake.api_key}
+    env = read_environment({**variables, "SALAD_MACHINE_ID": "machine-7"})
     rules = report_rules(env)
     assert rules is not None
     driver = Driver()

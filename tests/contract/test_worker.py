@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from musetalk_pipeline import files
 from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
-from serve_app import files
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet import outbox as outbox_module
