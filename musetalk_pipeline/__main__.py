@@ -177,9 +177,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
     """Add the flag of one option; what is not given stays None, and means the default."""
-    text = option.spec.help.replace("%", "%%")
-    if option.default_shown is not None:
-        text = f"{text} Default: {option.default_shown}."
+    text = option.help_text.replace("%", "%%")
     if option.kind is bool:
         group.add_argument(option.flag, action="store_const", const=True, help=text)
         return
@@ -187,13 +185,9 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
         option.flag,
         type=_reader(option),
         choices=option.choices or None,
-        metavar=_metavar(option),
+        metavar=option.metavar,
         help=text,
     )
-
-
-def _metavar(option: Option) -> str | None:
-    return option.spec.metavar or {int: "N", float: "X"}.get(option.kind)
 
 
 def _reader(option: Option) -> Callable[[str], object]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from musetalk_pipeline.engines import (
     EngineChoice,
@@ -27,7 +27,9 @@ from musetalk_pipeline.faces import (
 )
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
 from musetalk_pipeline.options import Spec, Version
-from musetalk_pipeline.pipeline import Tools
+
+if TYPE_CHECKING:
+    from musetalk_pipeline.pipeline import Tools
 
 PROJECT = Path(__file__).resolve().parent.parent
 MOST_ENCODER_THREADS = 64  # guess: a frame has too few rows for more threads
@@ -126,6 +128,8 @@ def load_tools(
     Raises:
         ModelLoadFailed: a file, a package or the device is missing; the message says what helps.
     """
+    from musetalk_pipeline.pipeline import Tools
+
     engine = decision.engine
     return Tools(
         detector=make_detector(

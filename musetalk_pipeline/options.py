@@ -65,11 +65,19 @@ class Option:
         return typing.get_args(self.kind) if is_choice else ()
 
     @property
-    def default_shown(self) -> str | None:
-        """The default as help texts show it; None if there is nothing to show."""
-        if self.spec.default_text is not None:
-            return self.spec.default_text
-        return None if self.default is None or self.default is False else str(self.default)
+    def metavar(self) -> str | None:
+        """What stands for the value in a usage line; None if the choices do."""
+        if self.kind is bool:
+            return ""
+        return self.spec.metavar or {int: "N", float: "X"}.get(self.kind)
+
+    @property
+    def help_text(self) -> str:
+        """The help with the default in a sentence of its own, if there is one."""
+        default = self.spec.default_text
+        if default is None and self.default not in (None, False):
+            default = str(self.default)
+        return self.spec.help if default is None else f"{self.spec.help} Default: {default}."
 
 
 def options_of(kind: type) -> Iterator[Option]:

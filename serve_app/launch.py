@@ -29,8 +29,9 @@ from typing import NoReturn
 from serve_app.config.config_file import ConfigInvalid
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import in_address
-from serve_app.launcher.checks import Start, check_start, port_fault
+from serve_app.launcher.checks import Start, check_start
 from serve_app.launcher.console import Console
+from serve_app.launcher.machine import port_fault
 from serve_app.launcher.ray_cluster import (
     Cluster,
     StartFailed,

@@ -20,7 +20,6 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
@@ -29,16 +28,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from musetalk_pipeline.errors import (
-    MediaError,
     PipelineError,
     ProcessingError,
-    SourceUnreachable,
     Stage,
     UploadFailed,
 )
+from musetalk_pipeline.one_process.progress_bar import ProgressBar
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
@@ -49,7 +45,15 @@ from serve_app.graph.tools import build_detector, build_engine, build_listener, 
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.one_shot.stopping import SIGNALLED, Stopped, Stopping
+from serve_app.one_shot.exit_codes import (
+    BAD_INPUT,
+    DONE,
+    INTERRUPTED,
+    OWN_FAULT,
+    TERMINATED,
+    exit_code,
+)
+from serve_app.one_shot.stopping import Stopped, Stopping
 from serve_app.one_shot.variables import VARIABLES, OneShot, first_line, make_room, read_one_shot
 from serve_app.outputs.put import PutStore
 from serve_app.outputs.store import SidecarFacts, peak_ram_kb, sidecar
@@ -58,14 +62,13 @@ from serve_app.telemetry.redact import redact
 
 logger = logging.getLogger("serve_app.run_job")  # not `__main__`, which nobody set up
 
-DONE, OWN_FAULT, BAD_INPUT = 0, 1, 2
 CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
 EXIT_CODES = {
     DONE: "The result is stored.",
     OWN_FAULT: "This machine is at fault (network, disk, GPU, configuration). Try another one.",
     BAD_INPUT: "The input or a variable of the job is at fault. Do not try again.",
-    SIGNALLED + signal.SIGINT: "Ctrl-C ended the job. Nothing is left behind.",
-    SIGNALLED + signal.SIGTERM: "SIGTERM ended the job. Nothing is left behind.",
+    INTERRUPTED: "Ctrl-C ended the job. Nothing is left behind.",
+    TERMINATED: "SIGTERM ended the job. Nothing is left behind.",
 }
 
 
@@ -89,16 +92,6 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
         return exit_code(error)
     print(json.dumps(summary))
     return DONE
-
-
-def exit_code(error: PipelineError) -> int:
-    """Return contracts.md §4's exit code: whose fault it is.
-
-    A source that cannot be reached is taken for a fault of this machine's network: another machine
-    finds out, whereas a job that is given up for a broken resolver is lost.
-    """
-    is_input = isinstance(error, MediaError) and not isinstance(error, SourceUnreachable)
-    return BAD_INPUT if is_input else OWN_FAULT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,7 +178,7 @@ def _draw(
         build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
-    with _Bar() as bar:
+    with ProgressBar("frames") as bar:
         return run(
             video.path,
             audio.path,
@@ -195,7 +188,7 @@ def _draw(
             limits=inputs.limits(),
             block_s=args.driver.block_s,
             work_dir=scratch,
-            on_progress=bar.show,
+            on_progress=_Shown(bar).show,
         )
 
 
@@ -277,26 +270,20 @@ def _as_pipeline_error(exc: Exception) -> PipelineError:
     return ProcessingError(f"{type(exc).__name__}: {first_line(exc)}", stage=Stage.UNKNOWN)
 
 
-class _Bar:
-    """Frames done of frames to do, on standard error: a bar, or without a terminal a few lines."""
+class _Shown:
+    """What is shown of a job on its way: a bar, or without a terminal a log line for each stage."""
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] = tqdm(unit="frame", disable=not sys.stderr.isatty())
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
         self._stage = ""
 
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
     def show(self, progress: Progress) -> None:
-        """Move the bar."""
-        self._bar.total = progress.frames_total or None
-        self._bar.n = progress.frames_done
-        self._bar.refresh()
-        if self._bar.disable and progress.stage != self._stage:
-            frames = {"frames": progress.frames_total} if progress.frames_total else {}
+        """Show how far the job is."""
+        total = progress.frames_total or None
+        if self._bar.is_drawn:
+            self._bar.show(progress.stage, progress.frames_done, total)
+        elif progress.stage != self._stage:
+            frames = {"frames": total} if total else {}
             logger.info("stage begins", extra={"stage": progress.stage, **frames})
         self._stage = progress.stage
 

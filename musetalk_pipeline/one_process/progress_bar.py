@@ -33,7 +33,7 @@ class ProgressBar:
     """One bar for one piece of work after the other; used as a context manager.
 
     `write`: takes the lines that stand for the bar where there is no terminal; they go to `stream`
-    unless it is given.
+    unless it is given. `is_drawn`: there is a terminal, and a bar on it.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class ProgressBar:
         console = Console(file=stream)
         self._unit = unit
         self._write = write or (lambda line: print(line, file=stream, flush=True))
-        self._is_drawn = console.is_terminal
+        self.is_drawn = console.is_terminal
         self._bar = Progress(
-            *_columns(unit), console=console, transient=True, disable=not self._is_drawn
+            *_columns(unit), console=console, transient=True, disable=not self.is_drawn
         )
         self._task = self._bar.add_task("", total=None, start=False)
         self._step = ""
@@ -69,20 +69,22 @@ class ProgressBar:
             self._bar.reset(self._task, description=step, total=total)
             self._written = now - LINE_S
         self._bar.update(self._task, completed=done, total=total)
-        if not self._is_drawn and now - self._written >= LINE_S:
+        if not self.is_drawn and now - self._written >= LINE_S:
             self._written = now
             self._write(self._line(done, total, now - self._began))
 
     def _line(self, done: int, total: int | None, elapsed_s: float) -> str:
-        if not total and not done:
-            return self._step
-        shown = f"{done} frames" if self._unit == "frames" else decimal(done)
+        if not done:
+            return f"{self._step}: {self._amount(total)}" if total else self._step
         if not total:
-            return f"{self._step}: {shown}"
-        whole = f"{total} frames" if self._unit == "frames" else decimal(total)
-        line = f"{self._step}: {shown} of {whole}, {100 * done // total} %"
-        left_s = elapsed_s * (total - done) / done if done else 0.0
+            return f"{self._step}: {self._amount(done)}"
+        shown = str(done) if self._unit == "frames" else decimal(done)
+        line = f"{self._step}: {shown} of {self._amount(total)}, {100 * done // total} %"
+        left_s = elapsed_s * (total - done) / done
         return f"{line}, about {left_s:.0f} s left" if left_s >= 1 else line
+
+    def _amount(self, count: int) -> str:
+        return f"{count} frames" if self._unit == "frames" else decimal(count)
 
 
 def _columns(unit: Unit) -> list[ProgressColumn]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-SIGNALLED = 128  # plus the signal's number: a shell's exit code of a process that it ended
+from serve_app.one_shot.exit_codes import SIGNALLED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 UNWIND_S = 5.0  # the resolver or a disk may hang; docker kills 10 s after SIGTERM
 
@@ -30,10 +31,16 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Turns signals into `Stopped` once it is installed, and knows what must not be left behind."""
+    """Turns signals into `Stopped` once it is installed, and removes what must not be left behind.
+
+    `stopped`: what a signal has raised, even if it was caught on its way. `last_words`: what is
+    printed after the name of the signal.
+    """
 
     def __init__(self) -> None:
         self._paths: list[Path] = []
+        self.stopped: Stopped | None = None
+        self.last_words = "nothing is left behind"
 
     def remove_at_end(self, *paths: Path) -> None:
         """Name files and folders that go when a signal ends the process."""
@@ -51,14 +58,14 @@ class Stopping:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        print(f"Stopped by {stopped}; nothing is left behind.", file=sys.stderr, flush=True)
+        print(f"Stopped by {stopped}; {self.last_words}.", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for a network that may have a minute to go.
         os._exit(stopped.exit_code)
 
     def _raise(self, number: int, _frame: FrameType | None) -> NoReturn:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        stopped = Stopped(number)
+        self.stopped = stopped = Stopped(number)
         watchdog = threading.Timer(UNWIND_S, self.end, [stopped])
         watchdog.daemon = True
         watchdog.start()

@@ -18,7 +18,7 @@ from serve_app.fleet.identity import ID_VARIABLES
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 from tests.contract.exchange import recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.test_pushed import Driver

@@ -1,0 +1,37 @@
+"""What `make` and `preview` have in common: a scratch folder, and the tools that draw."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lipsync.terminal import Terminal
+from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
+from musetalk_pipeline.options import JobOptions
+
+if TYPE_CHECKING:
+    from musetalk_pipeline.pipeline import Tools
+
+
+@contextmanager
+def scratch(terminal: Terminal) -> Iterator[Path]:
+    """Give a temporary folder for the length of the block; a signal removes it too."""
+    with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder)
+        terminal.stopping.remove_at_end(path)
+        yield path
+
+
+def load(terminal: Terminal, options: ToolOptions, job: JobOptions) -> Tools:
+    """Load the engine and the landmark detector, and say which engine it is and why.
+
+    Raises:
+        ModelLoadFailed: a file, a package or the device is missing; the message says what helps.
+    """
+    models = find_models(options.models, Path.cwd())
+    decision = decide(options, job.face.version, models)
+    terminal.say(f"The engine is {decision.engine}, because {decision.reason}.")
+    return load_tools(options, job.face.version, models, decision)
