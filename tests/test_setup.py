@@ -66,7 +66,11 @@ def bash(
 ) -> subprocess.CompletedProcess[str]:
     """Run `script` after sourcing set-up's functions, with `path` as PATH."""
     return subprocess.run(
-        [shutil.which("bash") or "bash", "-c", f"source {SETUP}\ncd {shlex.quote(str(cwd))}\n{script}"],
+        [
+            shutil.which("bash") or "bash",
+            "-c",
+            f"source {SETUP}\ncd {shlex.quote(str(cwd))}\n{script}",
+        ],
         env={**os.environ, "PATH": str(path or os.environ["PATH"]), **env},
         capture_output=True,
         text=True,
