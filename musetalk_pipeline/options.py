@@ -75,7 +75,7 @@ class Option:
     def help_text(self) -> str:
         """The help with the default in a sentence of its own, if there is one."""
         default = self.spec.default_text
-        if default is None and self.default not in (None, False):
+        if default is None and self.default is not None and self.default is not False:
             default = str(self.default)
         return self.spec.help if default is None else f"{self.spec.help} Default: {default}."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -122,6 +123,28 @@ def test_a_shell_gets_completions(lipsync):
     words = {"COMP_WORDS": "lipsync make --pres", "COMP_CWORD": "2"}
     done = lipsync(_LIPSYNC_COMPLETE="complete_bash", **words)
     assert sorted(done.stdout.split()) == ["--presence-interval", "--preset"]
+
+
+def test_the_page_about_the_command_line_is_what_the_command_line_says():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "command_line_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    known = {words[0] for words in COMMANDS}
+    examples = re.findall(r"^    lipsync (\S+) (.*)$", page, re.MULTILINE)
+    assert len(examples) > 4
+    for name, rest in examples:
+        assert name in known
+        flags = {one for command in ("make", name) for one in _flags_of(command)}
+        assert set(re.findall(r"(?<= )-[a-z-]+", f" {rest.partition('#')[0]}")) <= flags
+
+
+def _flags_of(name: str) -> list[str]:
+    return [flag for one in get_command(app).commands[name].params for flag in one.opts]
 
 
 def test_help_is_light():
