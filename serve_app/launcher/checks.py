@@ -1,10 +1,10 @@
-"""What is looked at before Ray is started, so that a start that cannot succeed ends at once.
+"""The checks before Ray is started, so that a start that cannot succeed ends at once.
 
-1. the configuration: every key and value of the file, ours and Ray's
-2. the environment: numbers, storage that is set in part, polling without a store to upload to
-3. the machine: weights, ports, a GPU, room for every replica
+1. The configuration: every key and value of the file, ours and Ray's.
+2. The environment: numbers, storage that is only set in part, polling without a place for outputs.
+3. The machine: weights, ports, a GPU, room for every replica.
 
-Every fault is a sentence. Light to import; only `ray_faults` and `cpus` import Ray.
+Every fault is a sentence. This is light to import: only `ray_faults` and `cpus` import Ray.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Serve's own
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What is to be started, checked.
+    """A start whose configuration is valid.
 
-    `document` is the configuration as Serve takes it, with the port that is listened on.
-    `cluster` is the address of the Ray cluster that is joined; None: one of our own, for this
-    machine alone.
+    `document` is the configuration as Serve takes it, with the port that the application listens
+    on. `cluster` is the address of the Ray cluster to join, or None for a cluster of our own, which
+    is this machine alone.
     """
 
     document: dict[str, Any]
@@ -58,7 +58,7 @@ class Start:
 
     @property
     def reached_at(self) -> str:
-        """An address of this machine that is listened on."""
+        """An address at which this machine reaches the application."""
         return "127.0.0.1" if self.host in ("0.0.0.0", "::", "") else self.host
 
 
@@ -141,7 +141,7 @@ def machine_faults(
 
 
 def _our_arguments(file: ConfigFile) -> Place | None:
-    """Return where the `args` of our application stand in the document, None if nowhere."""
+    """Return the place of our application's `args` in the document, or None if it is not there."""
     applications = file.values.get("applications")
     for index, application in enumerate(applications if isinstance(applications, list) else ()):
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
@@ -150,10 +150,10 @@ def _our_arguments(file: ConfigFile) -> Place | None:
 
 
 def _application_faults(file: ConfigFile, place: Place) -> list[str]:
-    """Return what is wrong with our application: its arguments, and what Ray takes but we do not.
+    """Return what is wrong with our application: its arguments, and what Ray accepts but we do not.
 
-    Both the name and the prefix are known elsewhere: the ingress asks for the readiness of that
-    application, and the proxy's gate for `/hc`. With others the start would never end.
+    Other parts rely on the name and the prefix: the ingress polls the readiness of the application
+    of that name, and the gate in the proxy knows `/hc`. With others the start would never end.
     """
     application = file.values["applications"][place[1]]
     faults = []
@@ -171,7 +171,7 @@ def _application_faults(file: ConfigFile, place: Place) -> list[str]:
 
 
 def ray_faults(file: ConfigFile) -> list[str]:
-    """Compare the whole document with Serve's schema, which lets unknown keys pass by itself."""
+    """Compare the whole document with Serve's schema, which by itself ignores unknown keys."""
     from ray.serve.schema import ServeDeploySchema
 
     model: type[BaseModel] = ServeDeploySchema
@@ -223,8 +223,8 @@ def _gpu_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Plac
 
 
 def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Place, str]]:
-    """Yield why Ray would wait for ever for a place to run something: on a cluster of our own, this
-    machine is all there is, and it has no labels.
+    """Yield why Ray would wait for ever for a node to run something on. A cluster of our own is
+    this machine alone, and it has no labels.
     """
     args = start.args
     if not environ.get("RAY_OVERRIDE_LABELS"):
@@ -240,7 +240,7 @@ def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tupl
                 yield (
                     place,
                     f"`{text}` asks for a labelled node, and this start makes a cluster of this "
-                    "machine alone, without labels: leave it out, or name a cluster in RAY_ADDRESS",
+                    "machine alone, without labels: remove it, or name a cluster in RAY_ADDRESS",
                 )
     if environ.get("RAY_OVERRIDE_RESOURCES"):
         return
