@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 from lipsync.terminal import Terminal
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
 from musetalk_pipeline.options import JobOptions
+from serve_app.launcher.console import CHATTER
 
 if TYPE_CHECKING:
     from musetalk_pipeline.pipeline import Tools
@@ -34,4 +37,26 @@ def load(terminal: Terminal, options: ToolOptions, job: JobOptions) -> Tools:
     models = find_models(options.models, Path.cwd())
     decision = decide(options, job.face.version, models)
     terminal.say(f"The engine is {decision.engine}, because {decision.reason}.")
-    return load_tools(options, job.face.version, models, decision)
+    with _without_chatter():
+        return load_tools(options, job.face.version, models, decision)
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep back what libraries write to standard error inside the block, below Python and whatever
+    their log level; all but their greetings is printed afterwards.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as written:
+        os.dup2(written.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            written.seek(0)
+            for line in written.read().decode(errors="replace").splitlines():
+                if not CHATTER.match(line):
+                    print(line, file=sys.stderr, flush=True)

@@ -3,13 +3,13 @@
     VIDEO_URL=… AUDIO_URL=… OUTPUT_URL=… python -m serve_app.run_job      (HTTP PUT of the result)
     VIDEO_URL=… AUDIO_URL=… OUTPUT_PATH=… python -m serve_app.run_job     (a file and its sidecar)
 
-No Ray: the pipeline runs in this process. `--help` lists the variables and the exit codes. In this
-order, so that nothing is done in vain:
-1. the variables, the configuration and the place of the result are checked;
-2. both inputs are fetched;
-3. engine, landmark detector and listener are loaded, and the pipeline runs;
-4. the result is stored.
-SIGTERM and Ctrl-C end it at any point, with nothing left behind.
+`lipsync run-job` is the same. The pipeline runs in this process, without Ray. `--help` lists the
+variables and the exit codes. The steps come in this order, so that no work is wasted:
+1. The variables, the configuration and the place of the result are checked.
+2. Both inputs are fetched.
+3. The engine, the landmark detector and the listener are loaded, and the pipeline runs.
+4. The result is stored.
+SIGTERM and Ctrl-C end it at any point, and nothing is left behind.
 """
 
 import argparse
@@ -60,7 +60,7 @@ from serve_app.outputs.store import SidecarFacts, peak_ram_kb, sidecar
 from serve_app.telemetry.logs import set_up_logging
 from serve_app.telemetry.redact import redact
 
-logger = logging.getLogger("serve_app.run_job")  # not `__main__`, which nobody set up
+logger = logging.getLogger("serve_app.run_job")  # not `__main__`, whose logger has no handlers
 
 CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
 EXIT_CODES = {
@@ -84,7 +84,7 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
         env = read_environment()
         set_up_logging(env.secrets, is_json=env.logs_json)
         summary = _do(read_one_shot(os.environ), _read_args(os.environ), env, stopping)
-    except Exception as exc:  # the boundary of the process: whatever it is, it is said once
+    except Exception as exc:  # the boundary of the process, where every error is printed once
         error = exc if isinstance(exc, PipelineError) else _as_pipeline_error(exc)
         print(f"error: {error.code} ({error.stage}): {redact(error.message)}", file=sys.stderr)
         if error.hint is not None:
@@ -193,14 +193,14 @@ def _draw(
 
 
 def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: Stopping) -> str:
-    """Put the result where it is wanted. `note` makes the sidecar, given the seconds of this."""
+    """Store the result. `note` makes the sidecar, given the seconds that this took."""
     if job.output_url is not None:
-        no_sidecar = b""  # there is one address, and it is the video's
+        no_sidecar = b""  # there is only one address, which is for the video
         return PutStore(job.output_url).put(job.request.musetalk_job_id, video, no_sidecar).url
     started = time.monotonic()
     target = job.output_path
     beside = target.with_suffix(".json")
-    # New files with names that nobody can have made links of: the default folder is for all users.
+    # The default folder belongs to all users, so the names of new files cannot be guessed.
     mark = secrets.token_hex(6)
     parts = [path.with_name(f".{path.name}.{mark}.part") for path in (target, beside)]
     stopping.remove_at_end(*parts)
@@ -209,7 +209,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
             shutil.copyfileobj(source, copy, 1 << 20)
         with parts[1].open("xb") as sidecar_file:
             sidecar_file.write(note(time.monotonic() - started))
-        parts[0].replace(target)  # complete before it has its name
+        parts[0].replace(target)  # only a complete file gets this name
         parts[1].replace(beside)
     except OSError as exc:
         raise UploadFailed(f"OUTPUT_PATH cannot be written: {exc.strerror}.") from exc
@@ -271,7 +271,7 @@ def _as_pipeline_error(exc: Exception) -> PipelineError:
 
 
 class _Shown:
-    """What is shown of a job on its way: a bar, or without a terminal a log line for each stage."""
+    """Shows how far a job is: as a bar, or without a terminal as a log line for each stage."""
 
     def __init__(self, bar: ProgressBar) -> None:
         self._bar = bar

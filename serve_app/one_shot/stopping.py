@@ -1,10 +1,10 @@
 """How a process that does one job ends when a signal asks it to: at once, with nothing left behind.
 
-1. The first SIGTERM or SIGINT raises `Stopped` in the main thread; later ones are ignored.
-2. The stack unwinds: connections close, children die, temporary folders go.
-3. `end` removes what was named to `remove_at_end` once more, because threads that nobody waits for
-   may have written on meanwhile, says so, and exits. If unwinding takes longer than `UNWIND_S`, it
-   does so from a thread.
+1. The first SIGTERM or SIGINT raises `Stopped` in the main thread. Later ones are ignored.
+2. The stack unwinds: connections are closed, children are killed, temporary folders are removed.
+3. `end` removes what was given to `remove_at_end` once more, because threads that nothing waits for
+   may have written in the meantime. It prints a line and exits. If unwinding takes longer than
+   `UNWIND_S`, a thread calls `end`.
 """
 
 import os
@@ -43,16 +43,16 @@ class Stopping:
         self.last_words = "nothing is left behind"
 
     def remove_at_end(self, *paths: Path) -> None:
-        """Name files and folders that go when a signal ends the process."""
+        """Remember files and folders that are removed when a signal ends the process."""
         self._paths += paths
 
     def install(self) -> None:
-        """Take the signals; in the main thread only."""
+        """Handle the signals. Only the main thread may call this."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
 
     def end(self, stopped: Stopped) -> NoReturn:
-        """Remove what is left, say so, and exit."""
+        """Remove what is left, print a line, and exit."""
         for path in self._paths:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
