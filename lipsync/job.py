@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from lipsync.terminal import Terminal
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
@@ -37,25 +37,24 @@ def load(terminal: Terminal, options: ToolOptions, job: JobOptions) -> Tools:
     models = find_models(options.models, Path.cwd())
     decision = decide(options, job.face.version, models)
     terminal.say(f"The engine is {decision.engine}, because {decision.reason}.")
-    with _without_chatter():
+    with _without_chatter() as screen, terminal.working("loading the engine", screen):
         return load_tools(options, job.face.version, models, decision)
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
+def _without_chatter() -> Iterator[TextIO]:
     """Keep back what libraries write to standard error inside the block, below Python and whatever
-    their log level; all but their greetings is printed afterwards.
+    their log level. All but their greetings is printed afterwards. Gives the real standard error.
     """
     sys.stderr.flush()
     kept = os.dup(2)
-    with tempfile.TemporaryFile() as written:
+    with os.fdopen(kept, "w") as screen, tempfile.TemporaryFile() as written:
         os.dup2(written.fileno(), 2)
         try:
-            yield
+            yield screen
         finally:
             sys.stderr.flush()
             os.dup2(kept, 2)
-            os.close(kept)
             written.seek(0)
             for line in written.read().decode(errors="replace").splitlines():
                 if not CHATTER.match(line):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -38,6 +38,14 @@ class Terminal:
     def say(self, text: str) -> None:
         """Print a line about what is being done."""
         print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def working(self, text: str, stream: TextIO | None = None) -> Iterator[None]:
+        """Show that something takes a while, for the length of the block; only on a terminal."""
+        from rich.console import Console
+
+        with Console(file=stream or sys.stderr).status(text):
+            yield
 
     def result(self, facts: Mapping[str, Any], rows: Iterable[tuple[str, str]]) -> None:
         """Print the result: `facts` as JSON, or `rows` of a name and a text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import typer
 
@@ -30,17 +31,10 @@ def check(context: typer.Context, config: Config = None, json: Json = False) -> 
 
     terminal = terminal_of(context)
     path = config_of(config, terminal)
-    from serve_app.config.config_file import ConfigInvalid
-    from serve_app.launcher.checks import check_start
-    from serve_app.launcher.ray_cluster import environment_before_ray
     from serve_app.one_shot.exit_codes import BAD_INPUT
 
-    os.environ |= environment_before_ray(os.environ)
-    try:
-        check_start(path)
-        faults: tuple[str, ...] = ()
-    except ConfigInvalid as invalid:
-        faults = invalid.faults
+    with terminal.working("checking"):
+        faults = _faults(path)
     facts = {"config": str(path), "is_valid": not faults, "faults": list(faults)}
     for fault in () if terminal.is_json else faults:
         terminal.say(fault)
@@ -48,3 +42,16 @@ def check(context: typer.Context, config: Config = None, json: Json = False) -> 
     terminal.result(facts, [(str(path), verdict)])
     if faults:
         raise typer.Exit(BAD_INPUT)
+
+
+def _faults(path: Path) -> tuple[str, ...]:
+    from serve_app.config.config_file import ConfigInvalid
+    from serve_app.launcher.checks import check_start
+    from serve_app.launcher.ray_cluster import environment_before_ray
+
+    os.environ |= environment_before_ray(os.environ)
+    try:
+        check_start(path)
+    except ConfigInvalid as invalid:
+        return invalid.faults
+    return ()

@@ -31,7 +31,9 @@ def doctor(context: typer.Context, config: Config = None, json: Json = False) ->
     from serve_app.one_shot.exit_codes import OWN_FAULT
 
     terminal = terminal_of(context)
-    found = list(_examine(config_of(config, terminal)))
+    path = config_of(config, terminal)
+    with terminal.working("examining this machine"):
+        found = list(_examine(path))
     is_ready = all(one.state != "missing" for one in found)
     if terminal.is_json:
         terminal.result({"is_ready": is_ready, "checks": [asdict(one) for one in found]}, ())

@@ -85,7 +85,8 @@ def make(
                 on_progress=show,
             )
         if contact_sheet is not None:
-            write_contact_sheet(video_file, target, contact_sheet)
+            with terminal.working("drawing the contact sheet"):
+                write_contact_sheet(video_file, target, contact_sheet)
     terminal.result(_facts(result, contact_sheet), _rows(result, contact_sheet))
 
 

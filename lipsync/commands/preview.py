@@ -50,7 +50,9 @@ def preview(
     check_output(target, sources, may_overwrite=force)
     with scratch(terminal) as folder:
         video_file, audio_file = (fetch(source, folder) for source in sources)
-        made = make_preview(video_file, audio_file, job, load(terminal, tools, job))
+        loaded = load(terminal, tools, job)
+        with terminal.working("drawing one frame"):
+            made = make_preview(video_file, audio_file, job, loaded)
         target.write_bytes(made.png())
     height, width = made.frame.shape[:2]
     facts = {"source_frame": made.source_frame, "width": width, "height": height}

@@ -66,6 +66,7 @@ def _taken_by(port: int) -> str:
             if connection.status == psutil.CONN_LISTEN and address and address.port == port:
                 if connection.pid is None:
                     break
-                command = " ".join(psutil.Process(connection.pid).cmdline())[:80]
+                words = " ".join(psutil.Process(connection.pid).cmdline()).split()
+                command = " ".join(words)[:80]  # Ray pads the names of its processes
                 return f" by process {connection.pid} ({command})"
     return ""
