@@ -31,7 +31,7 @@ from rich.console import Console
 from demo.application import ROOT, START_TIMEOUT_S, Application, DemoFailed, application, say
 from demo.media import SpeechMissing, demo_speech, demo_video
 from musetalk_pipeline.contact_sheet import write_contact_sheet
-from musetalk_pipeline.one_process.progress_bar import ProgressBar
+from musetalk_pipeline.progress_bar import ProgressBar
 
 OUT = ROOT / "out"
 CACHE = ROOT / ".cache" / "demo"

@@ -19,7 +19,7 @@ from musetalk_pipeline.errors import (
     InvalidVideo,
     MediaError,
 )
-from musetalk_pipeline.one_process.progress_bar import ProgressBar
+from musetalk_pipeline.progress_bar import ProgressBar
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 MAX_STEM_CHARS = 100

@@ -23,7 +23,6 @@ from musetalk_pipeline.errors import (
     PipelineError,
 )
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
-from musetalk_pipeline.one_process.progress_bar import ProgressBar
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -38,6 +37,7 @@ from musetalk_pipeline.options import (
 )
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
 from musetalk_pipeline.preview import make_preview
+from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130

@@ -34,8 +34,8 @@ from musetalk_pipeline.errors import (
     Stage,
     UploadFailed,
 )
-from musetalk_pipeline.one_process.progress_bar import ProgressBar
 from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.progress_bar import ProgressBar
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class

@@ -57,8 +57,8 @@ def make(
     from lipsync.job import load, scratch
     from lipsync.sources import check_output, default_output, fetch, read_source
     from musetalk_pipeline.contact_sheet import write_contact_sheet
-    from musetalk_pipeline.one_process.progress_bar import ProgressBar
     from musetalk_pipeline.pipeline import run
+    from musetalk_pipeline.progress_bar import ProgressBar
     from musetalk_pipeline.watch import Watch
 
     terminal = terminal_of(context)

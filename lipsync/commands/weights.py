@@ -100,7 +100,7 @@ def verify(
 
 def _states(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
     """Return the state of every file, by its path in the manifest. Reads each file once."""
-    from musetalk_pipeline.one_process.progress_bar import ProgressBar
+    from musetalk_pipeline.progress_bar import ProgressBar
     from musetalk_pipeline.weights.published import state_of
 
     total = sum(file.size_bytes for file in manifest)

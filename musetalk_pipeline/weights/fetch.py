@@ -32,9 +32,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
-from tqdm import tqdm
 
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.weights.published import HUGGING_FACE, State, WeightFile, published, state_of
 
 SPARE_BYTES = 256 << 20  # left free on the disk beside the files
@@ -127,17 +127,10 @@ def _fetch_one(
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with tqdm(
-        total=file.size_bytes,
-        desc=file.path,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=None,  # no bar where nobody watches
-    ) as bar:
+    with ProgressBar("bytes") as bar:
 
         def show(n_bytes: int) -> None:
-            bar.update(n_bytes - bar.n)
+            bar.show(file.path, n_bytes, file.size_bytes)
 
         _download(client, file, part, url, patience, show)
     state = state_of(file, part)

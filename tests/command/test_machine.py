@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
-from command_rig import ROOT
+from command_rig import ROOT, command, environment
 
+from musetalk_pipeline.weights.published import published
 from serve_app.one_shot.variables import VARIABLES
 
 NO_NETWORK = "http://127.0.0.1:9"  # nothing listens there
@@ -160,3 +166,54 @@ def test_run_job_does_what_the_environment_says(lipsync, clip, speech, tmp_path)
     assert "Set VIDEO_URL and AUDIO_URL." in nothing.stderr
     listed = {line.split()[0] for line in lipsync("run-job", "--variables").stdout.splitlines()}
     assert listed == VARIABLES.keys()
+
+
+def test_a_fetch_that_is_ended_says_that_it_can_be_continued(served_slowly, tmp_path):
+    url, is_stuck = served_slowly
+    arguments = ("weights", "fetch", "--models", tmp_path / "models", "--mirror", url)
+    process = subprocess.Popen(
+        command(*arguments),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert is_stuck.wait(60)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert "what has arrived is kept, and the same command continues" in stderr
+    assert "Traceback" not in stderr
+    kept = [path.name for path in (tmp_path / "models").rglob("*") if path.is_file()]
+    assert all(name.endswith((".part", ".lock")) for name in kept), kept
+
+
+@pytest.fixture
+def served_slowly() -> Iterator[tuple[str, threading.Event]]:
+    """A server that sends the beginning of a file and then nothing more: its address, and an event
+    for that moment.
+    """
+    is_stuck, is_over = threading.Event(), threading.Event()
+    files = published("v15")
+    sizes = {file.urls("http://h")[0].removeprefix("http://h"): file.size_bytes for file in files}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            size = sizes[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(size))
+            self.end_headers()
+            self.wfile.write(bytes(min(size, 100_000) - 1))
+            is_stuck.set()
+            is_over.wait(120)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", is_stuck
+        is_over.set()
+        server.shutdown()
+        thread.join()

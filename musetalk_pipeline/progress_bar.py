@@ -1,6 +1,7 @@
 """How far a long piece of work is, on standard error: a bar with the time that is left.
 
-Without a terminal nothing is redrawn; a line is written when the step changes, and now and then.
+Without a terminal nothing is redrawn. A line is written now and then, and of frames also when the
+step changes.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class ProgressBar:
         if step != self._step:
             self._step, self._began = step, now
             self._bar.reset(self._task, description=step, total=total)
-            self._written = now - LINE_S
+            self._written = now - LINE_S if self._unit == "frames" else now
         self._bar.update(self._task, completed=done, total=total)
         if not self.is_drawn and now - self._written >= LINE_S:
             self._written = now
