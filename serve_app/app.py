@@ -17,7 +17,7 @@ from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.graph.tools import resolve
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
 

@@ -10,15 +10,18 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from musetalk_pipeline.errors import DownloadFailed, MediaTooLarge, Stage
 from serve_app.inputs.pace import Pace
 
 WRITE_BLOCK_BYTES = 1 << 20
+
+# Gets the bytes that have arrived so far, and the size that the source declared, if it did.
+OnBytes: TypeAlias = Callable[[int, int | None], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,9 @@ class TryAgainError(Exception):
 class Body:
     """The bytes so far: counted, hashed, and written in blocks off the event loop."""
 
-    def __init__(self, part: Path, limits: DownloadLimits, shown: str) -> None:
+    def __init__(
+        self, part: Path, limits: DownloadLimits, shown: str, on_bytes: OnBytes | None = None
+    ) -> None:
         self._part = part
         self._limits = limits
         self._shown = shown
@@ -66,6 +71,8 @@ class Body:
         self._digest = hashlib.sha256()
         self._pending = bytearray()
         self._size_bytes = 0
+        self._on_bytes = on_bytes
+        self._declared_bytes: int | None = None
         self._pacing: tuple[Pace, asyncio.Timeout] | None = None
 
     def __enter__(self) -> Body:
@@ -107,6 +114,7 @@ class Body:
         """Refuse a declared size before its first byte is read."""
         if size_bytes > self._limits.max_bytes:
             raise self._too_large()
+        self._declared_bytes = size_bytes
 
     async def add(self, chunk: bytes) -> None:
         self._size_bytes += len(chunk)
@@ -116,6 +124,8 @@ class Body:
             pace, timer = self._pacing
             pace.came(len(chunk), asyncio.get_running_loop().time())
             timer.reschedule(pace.deadline)
+        if self._on_bytes is not None:
+            self._on_bytes(self._size_bytes, self._declared_bytes)
         self._pending += chunk
         if len(self._pending) >= WRITE_BLOCK_BYTES:
             await self._flush()

@@ -46,6 +46,7 @@ from serve_app.inputs.download_body import (
     Body,
     Downloaded,
     DownloadLimits,
+    OnBytes,
     TryAgainError,
 )
 from serve_app.inputs.local_files import open_allowed_file
@@ -76,8 +77,11 @@ async def download(
     limits: DownloadLimits,
     allowed_folders: Sequence[Path] = (),
     network: Network = DEFAULT_NETWORK,
+    on_bytes: OnBytes | None = None,
 ) -> Downloaded:
     """Fetch `url` (http, https, or file below one of the `allowed_folders`) to `target`.
+
+    `on_bytes` gets the bytes that have arrived and the size that was declared, None if it was not.
 
     Memory stays constant. When cancelled, the connection or curl is closed and the partial file
     removed before the cancellation goes on.
@@ -96,7 +100,7 @@ async def download(
                 with source, Body(part, limits, shown_url(url)) as body:
                     await _copy(source, body)
                     return await body.complete(target)
-            fetch = _Fetch(parse_location(url), policy, limits, network)
+            fetch = _Fetch(parse_location(url), policy, limits, network, on_bytes)
             return await fetch.run(part, target)
     except TimeoutError as exc:
         raise _timed_out(url, limits.total_s) from exc
@@ -132,7 +136,12 @@ class _Fetch:
     """One download over http or https: attempts, hops, and the two ways to make a hop."""
 
     def __init__(
-        self, start: Location, policy: AddressPolicy, limits: DownloadLimits, network: Network
+        self,
+        start: Location,
+        policy: AddressPolicy,
+        limits: DownloadLimits,
+        network: Network,
+        on_bytes: OnBytes | None,
     ) -> None:
         self._start = start
         self._limits = limits
@@ -140,11 +149,12 @@ class _Fetch:
         self._client = PinnedClient(
             network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
         )
+        self._on_bytes = on_bytes
 
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
         again = async_retrying(self._limits.attempts, self._limits.backoff_s)
-        with Body(part, self._limits, self._start.shown) as body:
+        with Body(part, self._limits, self._start.shown, self._on_bytes) as body:
             try:
                 return await again(TryAgainError, self._attempt, body, target)
             except TryAgainError as fault:

@@ -16,7 +16,7 @@ from serve_app.config.settings import QueueSettings, jobs_at_a_time
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 from tests.contract.exchange import recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.test_pushed import Driver
