@@ -38,7 +38,7 @@ from serve_app.contract.lenient import read_leniently
 from serve_app.contract.outcomes import Failure, busy, job_ended, refused
 from serve_app.contract.requests import JobCreate, JobRequest, PreviewRequest
 from serve_app.fleet.polling import Polling, polling_rules
-from serve_app.fleet.pushed import PushedReports, report_rules
+from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.doorkeeper import Doorkeeper
 from serve_app.gate.links import LinkMaker
@@ -47,7 +47,7 @@ from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.replica_setup import set_up_replica
 from serve_app.graph.tools import build_store
-from serve_app.jobs.job import Job, Origin, QueueFull, Ticket
+from serve_app.jobs.job import Job, Origin, QueueFull, SubmissionOptions
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
 from serve_app.jobs.slots import Slots
@@ -144,7 +144,7 @@ class Ingress:
 
     async def work(self, slot: int) -> None:
         """Run one job if one comes within a few seconds; called by the slots themselves."""
-        await self._slots.work(slot)
+        await self._slots.run_next(slot)
 
     async def drain(self) -> None:
         """Begin no job any more; return when those that run have ended and were answered.
@@ -162,14 +162,14 @@ class Ingress:
 
     async def _do_next(self, slot: int) -> bool:
         """Run a job that waits here, or one that the orchestrator hands out; False for none."""
-        tell = None if self._pushed is None else self._pushed.tell
-        if await self._may_begin() and await self._service.work(tell) is not None:
+        reported_runner = None if self._pushed is None else self._pushed.run_reported
+        if await self._may_begin() and await self._service.run_next(reported_runner) is not None:
             return True
         # A job that would wait here is better claimed by another worker.
         has_place = slot < self._n_slots and self._service.active_jobs < self._n_slots
         if self._is_stopping or not has_place or self._polling is None:
             return False
-        return await self._polling.work_once()
+        return await self._polling.claim_and_run()
 
     async def _may_begin(self) -> bool:
         """Return whether a job can begin here now. The end of this worker may have been asked for
@@ -189,10 +189,10 @@ class Ingress:
             rules,
             self._env,
             folders.state,
-            self._service,
-            self._may_begin,
-            self._n_slots,
-            self._batch_size,
+            service=self._service,
+            can_run=self._may_begin,
+            capacity=self._n_slots,
+            batch_size=self._batch_size,
         )
 
     def _make_pushed_reports(self, folders: Folders) -> PushedReports | None:
@@ -203,7 +203,14 @@ class Ingress:
             return None
         # Said, because this environment may have been a poller's: WORKER_TYPE alone is missing.
         logger.info("nothing is claimed: jobs come to POST /generate, and are reported")
-        return PushedReports(rules, self._env, folders.state, self._service, self._batch_size)
+        return PushedReports(
+            rules,
+            self._env,
+            folders.state,
+            service=self._service,
+            batch_size=self._batch_size,
+            public_base_url=self._args.public_base_url,
+        )
 
     def _batch_size(self) -> int | None:
         """Return the frames that go through a network together; known from readiness on."""
@@ -271,10 +278,10 @@ class Ingress:
         """
         self._refuse_while_stopping()
         request, warnings = self._read(payload)
-        ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
-        job = await self._service.submit(request, Origin.SYNC, ticket)
+        submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
+        job = await self._service.submit(request, Origin.SYNC, submission)
         if job.is_terminal and self._pushed is not None:
-            await self._pushed.tell_again(job)
+            await self._pushed.report_again(job)
         self._waiting += 1
         try:
             job = await self._service.wait(job.id)
@@ -322,8 +329,10 @@ class Ingress:
             musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
             **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
         )
-        ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
-        job = await self._service.submit(request, Origin.ASYNC, ticket)
+        submission = SubmissionOptions(
+            create.webhook_url, create.metadata, idempotency_key, warnings
+        )
+        job = await self._service.submit(request, Origin.ASYNC, submission)
         location = {"Location": f"/v1/avatar/jobs/{quote(job.id, safe='')}"}
         body = job_body(job, self._links.answering(http.scope))
         return JSONResponse(body, status_code=202, headers=location)

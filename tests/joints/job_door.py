@@ -17,11 +17,12 @@ import uvicorn
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
-from serve_app.contract.outcomes import Phase, Progress
+from serve_app.contract.outcomes import JobProgress, Phase
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.state_file import DEFAULT_TIMING, StateTiming
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
 
@@ -29,7 +30,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api.ingress import Ingress
     from serve_app.api.routes import build_api
-    from serve_app.jobs.service import JobService
+    from serve_app.jobs.service import JobService, JobTiming
 
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
@@ -55,12 +56,12 @@ class Graph:
     ran: list[Assignment] = field(default_factory=list)
     at_work: int = 0
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+    async def run(self, work: Assignment, report: Callable[[JobProgress], None]) -> Finished:
         self.ran.append(work)
         self.at_work += 1
         try:
             for number, phase in enumerate(PHASES):
-                report(Progress(phase, number / 10, 5, 10))
+                report(JobProgress(phase, number / 10, 5, 10))
                 if phase is Phase.INFERRING and self.holds:
                     self.inferring.set()
                     await self.go_on.wait()
@@ -73,10 +74,18 @@ class Graph:
 class JobDoor(Ingress):
     """The ingress without the deployments behind it."""
 
-    def __init__(self, folder: Path, graph: Graph, queue: QueueSettings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        graph: Graph,
+        queue: QueueSettings,
+        *,
+        timing: JobTiming,
+        state_timing: StateTiming,
+    ) -> None:
         self._env = read_environment({})
         self.path = folder / "jobs.sqlite3"
-        self.registry = JobRegistry(self.path)
+        self.registry = JobRegistry(self.path, timing=state_timing)
         self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
         self._store = store = LocalStore(graph.results)
 
@@ -89,6 +98,7 @@ class JobDoor(Ingress):
             queue,
             JobOptions(),
             has_output,  # type: ignore[arg-type]
+            timing=timing,
         )
         self._webhooks = None
 
@@ -120,12 +130,24 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def job_door(folder: Path, **queue: int | float) -> AsyncIterator[Rig]:
+async def job_door(
+    folder: Path,
+    *,
+    timing: JobTiming = JobTiming(),  # noqa: B008
+    state_timing: StateTiming = DEFAULT_TIMING,
+    **queue: int | float,
+) -> AsyncIterator[Rig]:
     """Serve the job API; end and close everything afterwards."""
     results = folder / "results"
     results.mkdir()
     graph = Graph(results)
-    door = JobDoor(folder, graph, QueueSettings.model_validate(queue))
+    door = JobDoor(
+        folder,
+        graph,
+        QueueSettings.model_validate(queue),
+        timing=timing,
+        state_timing=state_timing,
+    )
     config = uvicorn.Config(
         build_api(door), host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
     )

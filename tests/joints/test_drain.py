@@ -15,7 +15,7 @@ class Claims:
 
     asked = 0
 
-    async def work_once(self) -> bool:
+    async def claim_and_run(self) -> bool:
         self.asked += 1
         return False
 
@@ -58,6 +58,6 @@ async def test_claims_are_not_tried_again_while_this_worker_stops(tmp_path: Path
             }
         )
         polling = door._make_polling(SimpleNamespace(state=tmp_path))  # type: ignore[arg-type]
-        assert polling is not None and await polling._can_work()
+        assert polling is not None and await polling._can_run()
         door._is_stopping = True
-        assert not await polling._can_work()
+        assert not await polling._can_run()
