@@ -121,7 +121,7 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class JobProgress:
+class Progress:
     """A job's state while it runs. `fraction` 0 to 1 never goes back. `stage_seconds` are work, not
     waiting. `frames_done` are drawn. `eta_s` is what is left at the rate so far, None until it is
     known.

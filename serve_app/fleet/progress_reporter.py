@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from orchestrator.client import ClaimedJob, ProgressReport, WorkerClient
 from orchestrator.errors import JobGone, JobUnknown, OrchestratorError
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.fleet.options import WorkerOptions
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class ProgressReporter:
         self._on_gone = on_gone
         self._batch_size = batch_size
         self._clock = clock
-        self._newest = JobProgress(Phase.PREPARING, 0.0)
+        self._newest = Progress(Phase.PREPARING, 0.0)
         self._report = self._newest_report()
         self._unsent: deque[ProgressReport] = deque([self._report], MAX_UNSENT)
         self._unknown, self._unknown_since = 0, 0.0
@@ -66,7 +66,7 @@ class ProgressReporter:
         """Start sending. The first report is `preparing`, as this kind of worker calls it."""
         self._task = asyncio.create_task(self._send_forever(), name="progress")
 
-    def update(self, progress: JobProgress) -> None:
+    def update(self, progress: Progress) -> None:
         """Take the job's newest state. Call this in the event loop's thread."""
         if progress.phase in ENDED:
             return  # only the final report may say that the job has ended
@@ -78,7 +78,7 @@ class ProgressReporter:
             self._set(replace(progress, phase=Phase.INFERRING, fraction=self._newest.fraction))
         self._set(replace(progress, phase=phase, fraction=fraction))
 
-    def _set(self, progress: JobProgress) -> None:
+    def _set(self, progress: Progress) -> None:
         self._newest = progress
         previous, self._report = self._report, self._newest_report()
         if self._report.phase != previous.phase:

@@ -28,7 +28,7 @@ from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.polling import check_connection
 from serve_app.fleet.reported_run import ReportedRun, report_of
-from serve_app.jobs.job import Job, OnProgress, Origin
+from serve_app.jobs.job import Job, Origin, ProgressCallback
 from serve_app.jobs.service import JobService
 from serve_app.jobs.state_file import StateUnavailable
 from serve_app.telemetry.background import run_again
@@ -118,7 +118,9 @@ class PushedReports:
         finally:
             await self._client.aclose()
 
-    async def run_reported(self, job: Job, run: Callable[[OnProgress], Awaitable[Outcome]]) -> None:
+    async def run_reported(
+        self, job: Job, run: Callable[[ProgressCallback], Awaitable[Outcome]]
+    ) -> None:
         """Run an attempt at a job and report its progress, and its end if it ends the job.
 
         The end of a lost or cancelled attempt is not reported, because the job continues elsewhere

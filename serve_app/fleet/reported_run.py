@@ -12,7 +12,7 @@ from orchestrator.client import ClaimedJob, FailureReport, SuccessReport, Worker
 from serve_app.contract.outcomes import Failure, Outcome, Success
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.progress_reporter import ProgressReporter
-from serve_app.jobs.job import OnProgress
+from serve_app.jobs.job import ProgressCallback
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ReportedRun:
         job: ClaimedJob,
         options: WorkerOptions,
         *,
-        run: Callable[[OnProgress], Awaitable[Outcome]],
+        run: Callable[[ProgressCallback], Awaitable[Outcome]],
         cancel: Callable[[], Awaitable[None]],
         batch_size: int | None = None,
         clock: Callable[[], float] = time.monotonic,

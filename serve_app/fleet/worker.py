@@ -36,13 +36,13 @@ from serve_app.fleet.heartbeat import Heartbeats, HeartbeatState
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.reported_run import ReportedRun, sendable
-from serve_app.jobs.job import OnProgress, SubmissionOptions
+from serve_app.jobs.job import ProgressCallback, SubmissionOptions
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-Runner = Callable[[JobRequest, OnProgress, SubmissionOptions], Awaitable[Outcome]]
+Runner = Callable[[JobRequest, ProgressCallback, SubmissionOptions], Awaitable[Outcome]]
 Cancel = Callable[[str], Awaitable[None]]
 
 MAX_STARTS = 3

@@ -25,7 +25,7 @@ from musetalk_pipeline.errors import (
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.stages import require_face
 from serve_app.config.settings import DriverSettings
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.blocks import BlockShelf, Loan
 from serve_app.graph.made import MadeWatch, made_watch
 from serve_app.graph.pools import Graph, Pool
@@ -73,7 +73,7 @@ class JobDriver:
         self._segments_in_flight = 0
         self._places = asyncio.Semaphore(places)  # first come, first served
 
-    async def run(self, work: Assignment, report: Callable[[JobProgress], None]) -> Finished:
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
         """Do one job and return what became of it.
 
         Raises:

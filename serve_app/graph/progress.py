@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Composed, Fetched, Opened, RunFacts
 
 # The fraction at the end of the download, of the opening and of the segments.
@@ -24,10 +24,10 @@ RATE_SHARE = 0.02  # the rate is known once so much has been done since the open
 
 
 class ProgressMeter:
-    """Turns what happened into JobProgress, and sums up the stages' seconds."""
+    """Turns what happened into Progress, and sums up the stages' seconds."""
 
     def __init__(
-        self, report: Callable[[JobProgress], None], clock: Callable[[], float] = time.monotonic
+        self, report: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._report = report
         self._clock = clock
@@ -44,7 +44,7 @@ class ProgressMeter:
         self._fraction = max(self._fraction, fraction)
         frames = self._frames
         self._report(
-            JobProgress(
+            Progress(
                 phase,
                 self._fraction,
                 0 if frames is None else frames.drawn,

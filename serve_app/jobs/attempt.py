@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
-from serve_app.contract.outcomes import JobProgress, Outcome, Phase, Success, failure_of
+from serve_app.contract.outcomes import Outcome, Phase, Progress, Success, failure_of
 from serve_app.graph.transfers import Finished
-from serve_app.jobs.job import CANCELLED, Job, OnProgress, Verdict
+from serve_app.jobs.job import CANCELLED, Job, ProgressCallback, Verdict
 from serve_app.jobs.job_log import log_end
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads, StateUnavailable
@@ -49,7 +49,7 @@ class RunningAttempt:
         threads: StateThreads,
         lease_s: float,
         *,
-        on_progress: OnProgress,
+        on_progress: ProgressCallback,
         has_client: Callable[[], bool],
         on_stored: Callable[[], None],
         beat_s: float = BEAT_S,
@@ -62,13 +62,13 @@ class RunningAttempt:
         self._has_client = has_client
         self._on_stored = on_stored
         self._beat_s = beat_s
-        self._latest = JobProgress(Phase.QUEUED, 0.0)
+        self._latest = Progress(Phase.QUEUED, 0.0)
         self._stored = self._latest
-        self._phases: list[JobProgress] = []  # changes of phase that are not stored yet
+        self._phases: list[Progress] = []  # changes of phase that are not stored yet
         self._beat_due = asyncio.Event()
         self._log_unavailable = UnavailableLog("the job registry cannot be written, trying again")
 
-    def update(self, progress: JobProgress) -> None:
+    def update(self, progress: Progress) -> None:
         """Take the drive's progress. Every change of phase is stored, in order."""
         if progress.phase is not self._latest.phase:
             self._phases.append(progress)
@@ -143,7 +143,7 @@ class RunningAttempt:
         self._on_stored()
         return verdict
 
-    async def _store_end(self, verdict: Verdict, outcome: Outcome, last: JobProgress) -> None:
+    async def _store_end(self, verdict: Verdict, outcome: Outcome, last: Progress) -> None:
         """Store the end, or queue the job again if a client has come back for it."""
         job = self._job
         if verdict is Verdict.CANCELLED and await self._until_stored(
@@ -186,11 +186,11 @@ async def _cancel(driving: "asyncio.Task[Finished]") -> None:
 
 
 def outcome_of(
-    driving: "asyncio.Task[Finished]", verdict: Verdict, latest: JobProgress
-) -> tuple[Outcome, JobProgress]:
+    driving: "asyncio.Task[Finished]", verdict: Verdict, latest: Progress
+) -> tuple[Outcome, Progress]:
     """Return the outcome of an ended attempt, and its last progress."""
     seconds = latest.stage_seconds
-    failed = JobProgress(
+    failed = Progress(
         Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
     )
     if verdict is not Verdict.GO_ON:
@@ -209,5 +209,5 @@ def outcome_of(
         return failure_of(crash, seconds), failed
     finished = driving.result()
     total = latest.frames_total
-    done = JobProgress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
+    done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
     return Success(finished.output_url, finished.metrics, finished.warnings), done

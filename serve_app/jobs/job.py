@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from serve_app.contract.outcomes import Failure, JobProgress, JobStatus, Outcome
+from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
 from serve_app.contract.requests import JobRequest
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 # Receives the progress of one job. It is called in the event loop's thread and returns at once.
-OnProgress = Callable[[JobProgress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 class Origin(StrEnum):
@@ -64,7 +64,7 @@ class Job:
     attempt: int
     attempt_id: str | None
     lost_attempt_id: str | None
-    progress: JobProgress
+    progress: Progress
     outcome: Outcome | None
     metadata: dict[str, Any] | None
     warnings: tuple[str, ...]
@@ -99,7 +99,7 @@ class PhaseEvent:
     number: int
     attempt: int
     happened: float  # Unix seconds
-    progress: JobProgress
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome
+from serve_app.contract.outcomes import Failure, Outcome, Progress
 from serve_app.jobs.job import Job
 from serve_app.telemetry.metrics import JOBS_ENDED
 
 logger = logging.getLogger(__name__)
 
 
-def log_end(job: Job, outcome: Outcome, last: JobProgress) -> None:
+def log_end(job: Job, outcome: Outcome, last: Progress) -> None:
     """Log and count a job's end. Call it once, when the outcome is stored.
 
     A fault of the sender is logged at the level of a success, because the operator of this worker

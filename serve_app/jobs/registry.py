@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from serve_app.contract.outcomes import Failure, JobProgress, JobStatus, Outcome
+from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs import rows, submissions
 from serve_app.jobs.job import (
@@ -149,8 +149,8 @@ class JobRegistry:
         self,
         job: Job,
         lease_s: float,
-        progress: JobProgress,
-        phases: Sequence[JobProgress] = (),
+        progress: Progress,
+        phases: Sequence[Progress] = (),
         *,
         has_client: bool = False,
     ) -> Verdict:
@@ -176,7 +176,7 @@ class JobRegistry:
         return Verdict.CANCELLED if row["cancel_requested"] or is_left else Verdict.GO_ON
 
     def finish(
-        self, job: Job, outcome: Outcome, progress: JobProgress, phases: Sequence[JobProgress] = ()
+        self, job: Job, outcome: Outcome, progress: Progress, phases: Sequence[Progress] = ()
     ) -> bool:
         """Store an attempt's outcome and the phases that no beat has stored. Return False if the
         attempt has lost the job.
@@ -338,7 +338,7 @@ class JobRegistry:
         if waiting >= max_queued and origin is not Origin.CLAIMED:
             raise QueueFull
 
-    def _add_phases(self, db: sqlite3.Connection, job: Job, phases: Sequence[JobProgress]) -> None:
+    def _add_phases(self, db: sqlite3.Connection, job: Job, phases: Sequence[Progress]) -> None:
         for progress in phases:
             values = {
                 "id": job.id,

@@ -8,7 +8,7 @@ import sqlite3
 from dataclasses import asdict
 from typing import Any
 
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import Job, Origin, PendingNotification, PhaseEvent
 
@@ -155,7 +155,7 @@ def get(db: sqlite3.Connection, job_id: str) -> Any:
     return db.execute(READ + "WHERE id = ?", (job_id,)).fetchone()
 
 
-def progress_json(progress: JobProgress) -> str:
+def progress_json(progress: Progress) -> str:
     """Return progress as it is stored."""
     return json.dumps(asdict(progress))
 
@@ -202,9 +202,9 @@ def stored_bytes(row: sqlite3.Row) -> int:
     return sum(len(value.encode()) for value in row if isinstance(value, str))
 
 
-def _progress(text: str) -> JobProgress:
+def _progress(text: str) -> Progress:
     fields = json.loads(text)
-    return JobProgress(**{**fields, "phase": Phase(fields["phase"])})
+    return Progress(**{**fields, "phase": Phase(fields["phase"])})
 
 
 def _outcome(text: str | None) -> Outcome | None:

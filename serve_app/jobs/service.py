@@ -22,9 +22,9 @@ from serve_app.jobs.job import (
     Followed,
     Job,
     JobConflict,
-    OnProgress,
     Origin,
     Page,
+    ProgressCallback,
     SubmissionOptions,
 )
 from serve_app.jobs.registry import JobRegistry
@@ -34,7 +34,7 @@ from serve_app.jobs.unavailable import UnavailableLog
 logger = logging.getLogger(__name__)
 
 # Runs an attempt and reports it: calls the second argument with the receiver of its progress.
-ReportedRunner = Callable[[Job, Callable[[OnProgress], Awaitable[Outcome]]], Awaitable[None]]
+ReportedRunner = Callable[[Job, Callable[[ProgressCallback], Awaitable[Outcome]]], Awaitable[None]]
 
 FOLLOW_POLL_S = 1.0  # between two reads of a followed job that nothing here has changed
 
@@ -204,7 +204,7 @@ class JobService:
     async def run_claimed(
         self,
         request: JobRequest,
-        on_progress: OnProgress,
+        on_progress: ProgressCallback,
         submission: SubmissionOptions | None = None,
     ) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""
@@ -225,7 +225,10 @@ class JobService:
             await self.cancel(job_id)
 
     async def _run_claimed(
-        self, request: JobRequest, on_progress: OnProgress, submission: SubmissionOptions | None
+        self,
+        request: JobRequest,
+        on_progress: ProgressCallback,
+        submission: SubmissionOptions | None,
     ) -> Outcome:
         try:
             job = await self.submit(request, Origin.CLAIMED, submission)
@@ -260,7 +263,7 @@ class JobService:
                         return job.outcome
                 await change.wait(FOLLOW_POLL_S)
 
-    async def _run(self, job: Job, on_progress: OnProgress) -> Outcome:
+    async def _run(self, job: Job, on_progress: ProgressCallback) -> Outcome:
         """Drive one attempt to its outcome and store it."""
         assert job.attempt_id is not None
         assignment = Assignment(

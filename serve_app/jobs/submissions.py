@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs import rows
 from serve_app.jobs.job import TERMINAL, Job, Origin, SubmissionOptions, TooManyJoined, content_key
@@ -60,7 +60,7 @@ def enter(
         "origin": origin,
         "now": now,
         "wanted_until": now + KEEP_ALIVE_S,
-        "progress": rows.progress_json(JobProgress(Phase.QUEUED, 0.0)),
+        "progress": rows.progress_json(Progress(Phase.QUEUED, 0.0)),
         "metadata": None if submission.metadata is None else json.dumps(submission.metadata),
         "warnings": json.dumps(submission.warnings),
         "queue_job_id": submission.queue_job_id,

@@ -9,7 +9,7 @@ from pathlib import Path
 from serve_app.contract.outcomes import Outcome
 from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.contract.worker_rig import DONE, Desk, OnProgress, worker_rig
+from tests.contract.worker_rig import DONE, Desk, ProgressCallback, worker_rig
 
 
 class _Elsewhere(FakeOrchestrator):
@@ -25,7 +25,7 @@ class _Elsewhere(FakeOrchestrator):
 
 
 async def _work_for_ever(url: str, folder: Path) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.Event().wait()
         return DONE
 

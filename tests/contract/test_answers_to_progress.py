@@ -11,23 +11,23 @@ import pytest
 
 from orchestrator.client import FinalReport
 from orchestrator.errors import JobUnknown
-from serve_app.contract.outcomes import JobProgress, Outcome, Phase
+from serve_app.contract.outcomes import Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.outbox import UNKNOWN_S, Outbox
 from tests.contract.fake_orchestrator import PASS, FakeOrchestrator, Fault, answer, close, stall
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, Desk, OnProgress, worker_rig
+from tests.contract.worker_rig import DONE, OPTIONS, QUICK, Desk, ProgressCallback, worker_rig
 
 ALL_PHASES = ["preparing", "downloading", "inferring", "encoding", "uploading"]
 ONE_BY_ONE = replace(OPTIONS, progress_interval_s=0.01, progress_repeat_s=0.02)
 
 
-def tell_all(on_progress: OnProgress) -> None:
+def tell_all(on_progress: ProgressCallback) -> None:
     """Go through every phase at once."""
-    on_progress(JobProgress(Phase.DOWNLOADING, 0.0))
-    on_progress(JobProgress(Phase.INFERRING, 0.05, 0, 100))
-    on_progress(JobProgress(Phase.INFERRING, 0.5, 50, 100))
-    on_progress(JobProgress(Phase.ENCODING, 0.9, 100, 100))
-    on_progress(JobProgress(Phase.UPLOADING, 0.95, 100, 100))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 100))
+    on_progress(Progress(Phase.INFERRING, 0.5, 50, 100))
+    on_progress(Progress(Phase.ENCODING, 0.9, 100, 100))
+    on_progress(Progress(Phase.UPLOADING, 0.95, 100, 100))
 
 
 def sent(fake: FakeOrchestrator, job_id: str) -> list[str]:
@@ -46,7 +46,7 @@ async def test_every_phase_arrives_in_order_however_short(
     Once the phases that waited are sent, the end of the job waits for nothing.
     """
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         tell_all(on_progress)
         return DONE
 
@@ -70,7 +70,7 @@ async def test_a_phase_that_did_not_get_through_is_sent_again(
 ) -> None:
     """Mend 0: in its place, before those that came after."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         tell_all(on_progress)
         await asyncio.to_thread(fake.wait_until, lambda: sent(fake, "job-1")[-1:] == ["uploading"])
         return DONE
@@ -87,7 +87,7 @@ async def test_an_orchestrator_that_does_not_answer_is_not_told_everything(
 ) -> None:
     """Mend 0: the end of a job waits for one report that is on its way, not for all that wait."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         tell_all(on_progress)
         return DONE
 
@@ -103,7 +103,7 @@ async def test_an_orchestrator_that_does_not_answer_is_not_told_everything(
 async def test_a_job_that_starts_again_and_again_keeps_a_bounded_number_of_phases(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for _ in range(1000):
             tell_all(on_progress)
         return DONE
@@ -120,7 +120,7 @@ async def test_a_buffer_job_is_told_as_the_predecessor_told_it(
 ) -> None:
     """Mend 1.7: 0.05 downloading, 0.1 inference, inferring with the frames; to the main path."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         tell_all(on_progress)
         return DONE
 
@@ -149,10 +149,10 @@ async def test_frames_are_told_although_all_are_drawn_at_once(
 ) -> None:
     """Mend 1.7: a job of one segment is past its drawing when its frames are counted."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
-        on_progress(JobProgress(Phase.DOWNLOADING, 0.0))
-        on_progress(JobProgress(Phase.INFERRING, 0.05, 0, 60))
-        on_progress(JobProgress(Phase.ENCODING, 0.9, 60, 60))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.DOWNLOADING, 0.0))
+        on_progress(Progress(Phase.INFERRING, 0.05, 0, 60))
+        on_progress(Progress(Phase.ENCODING, 0.9, 60, 60))
         return DONE
 
     key = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
@@ -189,7 +189,7 @@ async def test_one_or_two_404_do_not_end_a_job(
     """Mend 1.8: the real orchestrator has been seen to answer so for a live job."""
     clock = Hand()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         clock.now += 3600.0
         await _until_answered(fake, count + 4)
         return DONE
@@ -208,7 +208,7 @@ async def test_many_404_within_half_a_minute_do_not_end_a_job(
     """Mend 1.8: three are not enough, they must be 30 s apart."""
     clock = Hand()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await _until_answered(fake, 10)
         clock.now += 29.9
         await _until_answered(fake, 20)
@@ -229,7 +229,7 @@ async def test_404_that_are_not_in_a_row_do_not_end_a_job(
     """Mend 1.8: another answer, or none, and the count begins anew."""
     clock = Hand()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for number in range(1, 13):
             await _until_answered(fake, number)
             clock.now += 60.0
@@ -251,7 +251,7 @@ async def test_404_for_half_a_minute_ends_a_job_without_a_report(
     stopped = asyncio.Event()
     desk = Desk()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await _until_answered(fake, 4)
         assert not desk.cancelled
         clock.now += 30.0

@@ -16,10 +16,18 @@ import pytest
 
 from musetalk_pipeline.errors import UploadFailed
 from orchestrator.client import Timeouts
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles, answer, garbage, stall
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, OnProgress, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    QUICK,
+    WORKER_ID,
+    Desk,
+    ProgressCallback,
+    worker_rig,
+)
 
 OFFLINE_S = 0.3
 
@@ -58,7 +66,7 @@ async def test_1_a_refused_heartbeat_is_noticed_logged_and_followed_by_the_next(
 async def test_2_a_success_that_lacks_anything_is_reported_as_a_failure(
     fake: FakeOrchestrator, tmp_path: Path, outcome: Success, is_buffer: bool
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return outcome
 
     job_id = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
@@ -115,7 +123,7 @@ async def test_3_heartbeats_recover_from_every_tls_fault_without_a_restart(
 async def test_4_heartbeats_go_on_although_a_job_blocks_the_loop(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         seen = len(fake.of("heartbeat"))
         # The fault itself: this thread waits, the loop stands still. It ends with the fifth beat
         # that arrives meanwhile, or fails the job after 20 s without.
@@ -142,7 +150,7 @@ async def test_5_a_job_longer_than_every_timeout_runs_once_to_its_end(tmp_path: 
 
     with FakeOrchestrator() as fake:
 
-        async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+        async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
             await asyncio.sleep(5 * 0.3)
             seen = len(fake.of("heartbeat"))
             await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("heartbeat")) > seen + 1)
@@ -172,8 +180,8 @@ async def test_6_an_upload_that_hangs_ends_with_its_deadline_and_is_reported(
     async def upload_that_hangs() -> None:
         await asyncio.Event().wait()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
-        on_progress(JobProgress(Phase.UPLOADING, 0.95, 100, 100))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.UPLOADING, 0.95, 100, 100))
         try:
             async with asyncio.timeout(0.1):
                 await upload_that_hangs()
@@ -224,7 +232,7 @@ async def test_6_a_report_that_hangs_does_not_hold_the_worker_for_ever(
 async def test_7_the_jobs_own_error_message_is_what_arrives(
     fake: FakeOrchestrator, tmp_path: Path, message: str, status_code: int, is_buffer: bool
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return Failure(
             error_type="media_error",
             error_message=message,
@@ -248,7 +256,7 @@ async def test_7_the_jobs_own_error_message_is_what_arrives(
 async def test_the_fake_returns_the_job_of_a_silent_worker(tmp_path: Path) -> None:
     """What the tests above lean on: silence is noticed, and the job goes to somebody else."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.Event().wait()
         return DONE
 

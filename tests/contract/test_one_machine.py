@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client import ClaimedJob
-from serve_app.contract.outcomes import JobProgress, Outcome, Phase
+from serve_app.contract.outcomes import Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
 from serve_app.fleet.polling import PollingRules
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
-from tests.contract.worker_rig import DONE, OPTIONS, WORKER_ID, Desk, OnProgress, Rig, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    WORKER_ID,
+    Desk,
+    ProgressCallback,
+    Rig,
+    worker_rig,
+)
 
 TWO = replace(OPTIONS, capacity=2)
 
@@ -25,7 +33,7 @@ class Gate:
     def __init__(self) -> None:
         self.open: dict[str, asyncio.Event] = {}
 
-    async def job(self, request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(self, request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await self.open.setdefault(request.musetalk_job_id, asyncio.Event()).wait()
         return DONE
 
@@ -213,9 +221,9 @@ async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: 
     """contracts.md §9: reports of the first attempt are refused, those of the second accepted."""
     again = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await again.wait()
-        on_progress(JobProgress(Phase.ENCODING, 0.9))
+        on_progress(Progress(Phase.ENCODING, 0.9))
         return DONE
 
     with FakeOrchestrator(counts_attempts=True) as fake:

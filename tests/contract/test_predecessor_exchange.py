@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.errors import DownloadFailed
-from serve_app.contract.outcomes import JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.system_info import collect_system_info
 from tests.contract.exchange import RECORDED, Worker, assert_like_the_predecessor, recorded, shape
 from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.contract.worker_rig import OPTIONS, Desk, OnProgress, worker_rig
+from tests.contract.worker_rig import OPTIONS, Desk, ProgressCallback, worker_rig
 
 
-async def phases(on_progress: OnProgress) -> None:
+async def phases(on_progress: ProgressCallback) -> None:
     """Go through a job's phases; the reporter sees to it that each of them is sent."""
-    on_progress(JobProgress(Phase.DOWNLOADING, 0.0))
-    on_progress(JobProgress(Phase.INFERRING, 0.05, 0, 125))
-    on_progress(JobProgress(Phase.INFERRING, 0.4, 50, 125))
-    on_progress(JobProgress(Phase.ENCODING, 0.9, 125, 125))
-    on_progress(JobProgress(Phase.UPLOADING, 0.95, 125, 125))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 125))
+    on_progress(Progress(Phase.INFERRING, 0.4, 50, 125))
+    on_progress(Progress(Phase.ENCODING, 0.9, 125, 125))
+    on_progress(Progress(Phase.UPLOADING, 0.95, 125, 125))
 
 
 def busy(fake: FakeOrchestrator) -> Callable[[], bool]:
@@ -42,7 +42,7 @@ async def test_what_we_say_is_what_the_predecessor_said(
     end = recorded(worker, "final succeeded")["body"]
     is_good = True
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, busy(fake))
         await phases(on_progress)
         if not is_good:

@@ -14,7 +14,7 @@ from musetalk_pipeline.errors import DownloadFailed, StageFailed
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import QueueSettings
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.polling import polling_rules
@@ -87,15 +87,15 @@ class Driver:
         self.go_on.set()
         self.starts = 0
 
-    async def run(self, work: Assignment, report: Callable[[JobProgress], None]) -> Finished:
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.starts += 1
-        report(JobProgress(Phase.DOWNLOADING, 0.0))
-        report(JobProgress(Phase.INFERRING, 0.05, 0, 10))
-        report(JobProgress(Phase.INFERRING, 0.5, 5, 10))
+        report(Progress(Phase.DOWNLOADING, 0.0))
+        report(Progress(Phase.INFERRING, 0.05, 0, 10))
+        report(Progress(Phase.INFERRING, 0.5, 5, 10))
         await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        report(JobProgress(Phase.UPLOADING, 0.95, 10, 10))
+        report(Progress(Phase.UPLOADING, 0.95, 10, 10))
         return self.finished
 
 

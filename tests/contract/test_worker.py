@@ -21,7 +21,7 @@ from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
 from serve_app import files
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome, Phase
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
 from serve_app.fleet.heartbeat import next_due
@@ -45,7 +45,7 @@ from tests.contract.worker_rig import (
     QUICK,
     WORKER_ID,
     Desk,
-    OnProgress,
+    ProgressCallback,
     Rig,
     worker_rig,
 )
@@ -103,15 +103,15 @@ async def test_a_claimed_job_is_run_and_its_success_reported(
 async def test_progress_goes_through_the_phases_in_order(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         # Slow enough for each state to be sent; the reporter itself sends at most 50 a second.
         for progress in (
-            JobProgress(Phase.QUEUED, 0.0),
-            JobProgress(Phase.DOWNLOADING, 0.0),
-            JobProgress(Phase.INFERRING, 0.05, 0, 100),
-            JobProgress(Phase.INFERRING, 0.5, 50, 100),
-            JobProgress(Phase.ENCODING, 0.9, 100, 100),
-            JobProgress(Phase.UPLOADING, 0.95, 100, 100),
+            Progress(Phase.QUEUED, 0.0),
+            Progress(Phase.DOWNLOADING, 0.0),
+            Progress(Phase.INFERRING, 0.05, 0, 100),
+            Progress(Phase.INFERRING, 0.5, 50, 100),
+            Progress(Phase.ENCODING, 0.9, 100, 100),
+            Progress(Phase.UPLOADING, 0.95, 100, 100),
         ):
             on_progress(progress)
             wanted = len(fake.jobs["job-1"].progress) + 2
@@ -137,12 +137,10 @@ async def test_progress_goes_through_the_phases_in_order(
 async def test_progress_never_goes_back_and_never_ends_a_job(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
-        on_progress(JobProgress(Phase.ENCODING, 0.8, 80, 100))
-        on_progress(JobProgress(Phase.ENCODING, 0.3, 30, 100))
-        on_progress(
-            JobProgress(Phase.COMPLETED, 1.0, 100, 100)
-        )  # the final report's business alone
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.ENCODING, 0.8, 80, 100))
+        on_progress(Progress(Phase.ENCODING, 0.3, 30, 100))
+        on_progress(Progress(Phase.COMPLETED, 1.0, 100, 100))  # the final report's business alone
         await asyncio.to_thread(
             fake.wait_until,
             lambda: any(each["progress"] == 0.8 for each in fake.jobs["job-1"].progress),
@@ -159,9 +157,9 @@ async def test_progress_never_goes_back_and_never_ends_a_job(
 async def test_a_flood_of_progress_is_thinned_to_the_newest(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for done in range(2000):
-            on_progress(JobProgress(Phase.INFERRING, done / 2000, done, 2000))
+            on_progress(Progress(Phase.INFERRING, done / 2000, done, 2000))
             if done % 100 == 0:
                 await asyncio.sleep(0)
         await asyncio.to_thread(
@@ -186,9 +184,9 @@ async def test_stalled_progress_does_not_hold_up_the_job(
     fake.always("progress", stall(30.0))
     ended = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for done in range(1000):
-            on_progress(JobProgress(Phase.INFERRING, done / 1000, done, 1000))
+            on_progress(Progress(Phase.INFERRING, done / 1000, done, 1000))
         ended.set()
         return DONE
 
@@ -204,7 +202,7 @@ async def test_stalled_progress_does_not_hold_up_the_job(
 async def test_refused_progress_does_not_end_the_job(
     fake: FakeOrchestrator, tmp_path: Path, status: int
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 3)
         return DONE
 
@@ -220,9 +218,9 @@ async def test_no_progress_takes_effect_after_the_final_report(
 ) -> None:
     """A late `running` would make a finished job look as if it were running again."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
-        on_progress(JobProgress(Phase.UPLOADING, 0.95))
+        on_progress(Progress(Phase.UPLOADING, 0.95))
         await asyncio.sleep(0.1)  # on its way, not yet handled
         return DONE
 
@@ -242,7 +240,7 @@ async def test_no_progress_takes_effect_after_the_final_report(
 async def test_a_runner_that_raises_a_media_error_reports_its_message(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         raise DownloadFailed("Download failed: 404 Not Found")
 
     fake.add_job("job-1")
@@ -254,7 +252,7 @@ async def test_a_runner_that_raises_a_media_error_reports_its_message(
 async def test_a_runner_that_crashes_reports_the_kind_and_no_secret(
     fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         raise ZeroDivisionError("https://media.example/?signature=video-secret")
 
     fake.add_job("job-1")
@@ -271,7 +269,7 @@ async def test_a_runner_that_crashes_reports_the_kind_and_no_secret(
 async def test_unencodable_and_endless_errors_are_still_reported(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return replace(FAILED, error_message="broken \udcff name " + "x" * 100_000)
 
     fake.add_job("job-1")
@@ -413,7 +411,7 @@ async def test_a_second_call_while_a_job_runs_does_nothing(
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
@@ -454,7 +452,7 @@ async def test_a_job_that_is_gone_is_stopped_and_not_reported(
     stopped = asyncio.Event()
     desk = Desk()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         fake.always("progress", answer(status))
         await stopped.wait()
         return replace(FAILED, error_message="The job was cancelled.", cancelled=True)
@@ -480,7 +478,7 @@ async def test_a_job_whose_cancel_fails_is_stopped_all_the_same(
     desk = Desk()
     was_cancelled = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         fake.cancel("job-1")
         try:
             await asyncio.Event().wait()
@@ -505,7 +503,7 @@ async def test_a_silent_job_still_learns_that_it_was_cancelled(
 ) -> None:
     """The last state is repeated, because its answer is the only way to know."""
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
         fake.cancel("job-1")
         await asyncio.Event().wait()
@@ -592,7 +590,7 @@ async def test_the_report_is_on_disk_before_it_is_sent_and_survives_a_restart(
 async def test_an_outage_of_the_orchestrator_delays_the_report_only(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.go_away)
         return DONE
 
@@ -686,7 +684,7 @@ async def test_a_cancelled_call_keeps_the_claim_and_reports_nothing(
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
@@ -766,7 +764,7 @@ async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
@@ -1141,8 +1139,8 @@ async def test_every_job_ends_once_whatever_the_network_does(
             spoilt = chance.random() < 0.3
             fake.plan(kind, chance.choice(usable) if spoilt else PASS)
 
-    async def job(request: JobRequest, on_progress: OnProgress) -> Outcome:
-        on_progress(JobProgress(Phase.INFERRING, 0.5, 5, 10))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.INFERRING, 0.5, 5, 10))
         await asyncio.sleep(0.002)
         number = int(request.musetalk_job_id.removeprefix("job-"))
         if number % 7 == 0:

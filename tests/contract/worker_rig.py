@@ -17,7 +17,7 @@ from orchestrator.client import (
     Timeouts,
     WorkerProfile,
 )
-from serve_app.contract.outcomes import JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.files import write_atomically
 from serve_app.fleet.claim_journal import ClaimJournal
@@ -49,14 +49,14 @@ OPTIONS = WorkerOptions(
     cancel_wait_s=15.0,
 )
 
-OnProgress = Callable[[JobProgress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass
 class Desk:
     """The runner of a test: what it does to a job, what it saw, and a cancel that works."""
 
-    job: Callable[[JobRequest, OnProgress], Awaitable[Outcome]] | None = None
+    job: Callable[[JobRequest, ProgressCallback], Awaitable[Outcome]] | None = None
     ran: list[JobRequest] = field(default_factory=list)
     submissions: list[SubmissionOptions] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Desk:
     is_able: bool = True
 
     async def run(
-        self, request: JobRequest, on_progress: OnProgress, submission: SubmissionOptions
+        self, request: JobRequest, on_progress: ProgressCallback, submission: SubmissionOptions
     ) -> Outcome:
         self.ran.append(request)
         self.submissions.append(submission)
@@ -94,10 +94,10 @@ class Rig:
         await asyncio.to_thread(self.fake.wait_until, is_true)
 
 
-async def preparing(on_progress: OnProgress) -> None:
+async def preparing(on_progress: ProgressCallback) -> None:
     """Report the phases before the frames, as the driver does."""
-    on_progress(JobProgress(Phase.DOWNLOADING, 0.0))
-    on_progress(JobProgress(Phase.INFERRING, 0.05, 0, 100))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 100))
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
-from serve_app.contract.outcomes import JobProgress, Phase, Success
+from serve_app.contract.outcomes import Phase, Progress, Success
 from serve_app.contract.requests import JobRequest, Params
 from serve_app.jobs.registry import JobRegistry
 from serve_app.outputs.local import LocalStore
@@ -277,7 +277,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
     assert jobs[0].request.params == Params()
     started = doorway.registry.take(lease_s=60, max_attempts=1)
     assert started is not None
-    done = JobProgress(Phase.COMPLETED, 1.0)
+    done = Progress(Phase.COMPLETED, 1.0)
     assert doorway.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
     doorway._service._changes.announce(started.id)
     answer = await call

@@ -17,7 +17,7 @@ import uvicorn
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.job import Job
@@ -56,12 +56,12 @@ class Graph:
     ran: list[Assignment] = field(default_factory=list)
     at_work: int = 0
 
-    async def run(self, work: Assignment, report: Callable[[JobProgress], None]) -> Finished:
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.ran.append(work)
         self.at_work += 1
         try:
             for number, phase in enumerate(PHASES):
-                report(JobProgress(phase, number / 10, 5, 10))
+                report(Progress(phase, number / 10, 5, 10))
                 if phase is Phase.INFERRING and self.holds:
                     self.inferring.set()
                     await self.go_on.wait()

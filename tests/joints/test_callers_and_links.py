@@ -18,7 +18,7 @@ from musetalk_pipeline.errors import PipelineError
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.codes import HINTS
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.doorkeeper import Guesses
 from serve_app.gate.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
@@ -78,7 +78,7 @@ def ended(door: Doorway, outcome: Outcome) -> Job:
     """End the job that waits."""
     job = door.registry.take(lease_s=60, max_attempts=3)
     assert job is not None
-    assert door.registry.finish(job, outcome, JobProgress(Phase.COMPLETED, 1.0))
+    assert door.registry.finish(job, outcome, Progress(Phase.COMPLETED, 1.0))
     door._service._changes.announce(job.id)
     return job
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.jobs.housekeeping import SweepTiming
 from serve_app.jobs.job import Origin, SubmissionOptions
 from serve_app.jobs.registry import JobRegistry
@@ -169,7 +169,7 @@ async def test_a_job_that_is_given_up_has_an_end_event_too(rig):
     registry = rig.door.registry
     registry.submit(request(), Origin.ASYNC, 10)
     job = registry.take(lease_s=20.0, max_attempts=1)
-    inferring = JobProgress(Phase.INFERRING, 0.1, 5, 10)
+    inferring = Progress(Phase.INFERRING, 0.1, 5, 10)
     registry.beat(job, -1.0, inferring, [inferring])
     assert registry.sweep(max_attempts=1) == ["a"]
     text = (await rig.client.get("/v1/avatar/jobs/a/events")).text

@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.api.answers import generate_body, job_body
 from serve_app.api.notifications import event_of
-from serve_app.contract.outcomes import Failure, JobProgress, Phase, Success
+from serve_app.contract.outcomes import Failure, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import (
     CANCELLED,
@@ -21,8 +21,8 @@ from serve_app.jobs.job import (
 from serve_app.jobs.registry import MAX_PHASES, JobRegistry
 from serve_app.jobs.submissions import MAX_KEYS, MAX_SUBSCRIBERS
 
-DONE = JobProgress(Phase.COMPLETED, 1.0, 10, 10)
-RUNNING = JobProgress(Phase.INFERRING, 0.5, 5, 10)
+DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
+RUNNING = Progress(Phase.INFERRING, 0.5, 5, 10)
 FAILURE = Failure("media_error", "no", "no_face", "preprocessing", False, 422)
 SUCCESS = Success("http://host/files/a.mp4", {"GENERATION_TIME_SEC": 1.0})
 
@@ -423,8 +423,8 @@ def phases_after(registry: JobRegistry, run: int = 0, number: int = 0) -> list[t
     ]
 
 
-def at(phase: Phase) -> JobProgress:
-    return JobProgress(phase, 0.5)
+def at(phase: Phase) -> Progress:
+    return Progress(phase, 0.5)
 
 
 def test_every_change_of_phase_is_kept_in_order(registry):

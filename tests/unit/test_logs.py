@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from musetalk_pipeline.errors import InvalidVideo, JobCancelled, StageFailed
-from serve_app.contract.outcomes import Failure, JobProgress, Outcome, Phase, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import Job, Origin
 from serve_app.jobs.job_log import log_end
@@ -84,7 +84,7 @@ def test_serve_writes_no_trace_for_a_callers_mistake_and_keeps_that_of_a_crash(
 
 def end(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
     request = JobRequest(musetalk_job_id="a1", video_url="http://x/v", audio_url="http://x/a")
-    progress = JobProgress(Phase.COMPLETED, 1.0, 178, 178, {})
+    progress = Progress(Phase.COMPLETED, 1.0, 178, 178, {})
     job = Job(
         id="a1",
         request=request,

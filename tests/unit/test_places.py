@@ -10,7 +10,7 @@ from musetalk_pipeline.errors import InvalidVideo
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import Digests
 from serve_app.config.settings import DriverSettings
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.graph import driver as driver_module
 from serve_app.graph.driver import JobDriver
@@ -72,7 +72,7 @@ class Site:
     async def keep(self, attempt_id: str) -> None:
         self.told.append(("keep", attempt_id))
 
-    def start(self, job_id: str, report: Callable[[JobProgress], None] = lambda _: None) -> Any:
+    def start(self, job_id: str, report: Callable[[Progress], None] = lambda _: None) -> Any:
         request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
         work = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
         self.arrives.setdefault(job_id, asyncio.Event())
@@ -160,7 +160,7 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     first = site.start("a")
     site.arrive("a")
     await until(lambda: site.opening == ["a"])
-    said: list[JobProgress] = []
+    said: list[Progress] = []
     second = site.start("b", said.append)
     site.arrive("b")
     await until(lambda: bool(said) and "download" in said[-1].stage_seconds)

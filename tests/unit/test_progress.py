@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.plan import plan_frames
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.progress import ProgressMeter
 
 PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
@@ -30,12 +30,12 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def told() -> list[JobProgress]:
+def told() -> list[Progress]:
     return []
 
 
 @pytest.fixture
-def meter(told: list[JobProgress], watch: Watch) -> ProgressMeter:
+def meter(told: list[Progress], watch: Watch) -> ProgressMeter:
     meter = ProgressMeter(told.append, watch)
     meter.say(Phase.DOWNLOADING)
     meter.fetched(fetched(1.0))

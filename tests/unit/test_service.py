@@ -11,7 +11,7 @@ import pytest
 
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import QueueSettings
-from serve_app.contract.outcomes import JobProgress, Phase
+from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.housekeeping import SweepTiming
@@ -31,8 +31,8 @@ class SlowDriver:
         self.may_end = asyncio.Event()
         self.may_end.set()
 
-    async def run(self, work: Assignment, report: Callable[[JobProgress], None]) -> Finished:
-        report(JobProgress(self.phase, 0.5, 5, 10))
+    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+        report(Progress(self.phase, 0.5, 5, 10))
         self.started.set()
         try:
             await self.go_on.wait()
