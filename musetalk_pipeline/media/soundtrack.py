@@ -27,7 +27,7 @@ from musetalk_pipeline.options import MediaLimits
 from musetalk_pipeline.plan import SAMPLE_RATE
 from musetalk_pipeline.watch import Check, go_on
 
-MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (musetalk_reference Q9)
+MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (docs/reference.md Q9)
 CUT_OFF_SHARE = 0.9  # see _check_length
 CUT_OFF_S = 1.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 1000, 384_000, 16

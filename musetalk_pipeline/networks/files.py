@@ -1,4 +1,4 @@
-"""Which files the networks are loaded from, below the models folder (musetalk_reference §2).
+"""Which files the networks are loaded from, below the models folder (docs/reference.md §2).
 
 The loaders read these and no others, and `missing_files` looks for all of them: so what chooses an
 engine by its files and what starts it cannot disagree. Light to import.

@@ -1,6 +1,6 @@
 """Which files inference needs, where they are published, and whether a file is the published one.
 
-Sizes and digests: musetalk_reference §2.1.
+Sizes and digests: docs/reference.md §2.1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.options import Version
 
 HUGGING_FACE = "https://huggingface.co"
-UNET_TENSORS, UNET_PARAMETERS = 686, 849_947_844  # both versions (musetalk_reference §2.3)
+UNET_TENSORS, UNET_PARAMETERS = 686, 849_947_844  # both versions (docs/reference.md §2.3)
 
 
 @dataclass(frozen=True, slots=True)

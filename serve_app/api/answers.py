@@ -1,4 +1,4 @@
-"""Outcomes as contracts.md says them over HTTP.
+"""Outcomes as HTTP answers (docs/protocol.md §1, §3).
 
 Every error of every route has the shape of `error_body`, whatever refuses the request.
 """
@@ -39,7 +39,7 @@ def generate_body(
 
 
 def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
-    """Return contracts.md §3's shape, and the progress."""
+    """Return docs/protocol.md §3's shape, and the progress."""
     outcome = job.outcome
     failure = None
     if isinstance(outcome, Failure):

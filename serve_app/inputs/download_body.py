@@ -25,8 +25,8 @@ WRITE_BLOCK_BYTES = 1 << 20
 class DownloadLimits:
     """The limits of one download. The contract fixes the attempts and the least size."""
 
-    max_bytes: int = 2000 * 1024 * 1024  # contracts.md: WORKER_MAX_FILE_MB 2000
-    min_bytes: int = 1000  # contracts.md §1: "too small (< 1000 bytes)"
+    max_bytes: int = 2000 * 1024 * 1024  # docs/protocol.md: WORKER_MAX_FILE_MB 2000
+    min_bytes: int = 1000  # docs/protocol.md §1: "too small (< 1000 bytes)"
     total_s: float = 900.0
     attempt_s: float = 600.0
     connect_s: float = 15.0

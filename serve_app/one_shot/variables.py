@@ -1,4 +1,4 @@
-"""The variables of a one-shot job, read and checked before anything is fetched or loaded."""
+"""The variables of a one-shot job (docs/protocol.md §4), checked before anything is fetched."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class B2Settings:
     bucket: str
     prefix: str = "avatar/outputs"
     realm: str = "production"
-    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     tries: int = 3
     backoff_s: float = 1.0
     stall_s: float = 60.0

@@ -37,7 +37,7 @@ class _UnresolvedError(Exception):
 class PutLimits:
     """The limits of storing one video by HTTP PUT."""
 
-    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     connect_s: float = 15.0
     stall_s: float = 60.0
     tries: int = 3

@@ -105,7 +105,7 @@ class OutputStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SidecarFacts:
-    """The fields of the sidecar (docs/protocol.md), followed by those that this project adds."""
+    """The fields of the sidecar (docs/protocol.md §6), followed by those that this project adds."""
 
     musetalk_job_id: str
     queue_job_id: str | None

@@ -1,4 +1,4 @@
-"""The seven known faults of the system that this one replaces (contracts.md §2), one by one.
+"""The seven known faults of the system that this one replaces (docs/protocol.md §2), one by one.
 
 Each test rebuilds the circumstances in which the old worker failed. Intervals are scaled down a
 hundredfold: a heartbeat every 50 ms instead of 5 s, offline after 300 ms instead of 30 s.

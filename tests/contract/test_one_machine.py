@@ -160,7 +160,7 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
 async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9: one that is not listed twice goes to another worker, and is done twice."""
+    """docs/protocol.md §9: a job that is not listed twice goes elsewhere and is done twice."""
     journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
     for name in ("job-1", "job-2"):
         fake.add_job(name)
@@ -218,7 +218,7 @@ async def test_cancelling_one_call_leaves_the_other_job_alone(
 
 
 async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: Path) -> None:
-    """contracts.md §9: reports of the first attempt are refused, those of the second accepted."""
+    """docs/protocol.md §9: the first attempt's reports are refused, the second's are accepted."""
     again = asyncio.Event()
 
     async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
@@ -247,7 +247,7 @@ async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: 
 async def test_an_orchestrator_cancels_by_its_answer_to_a_heartbeat(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9."""
+    """docs/protocol.md §9."""
     gate = Gate()
     for name in ("job-1", "job-2"):
         fake.add_job(name)
@@ -268,7 +268,7 @@ async def test_an_orchestrator_cancels_by_its_answer_to_a_heartbeat(
 async def test_a_worker_that_is_drained_finishes_and_claims_nothing_more(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9."""
+    """docs/protocol.md §9."""
     gate = Gate()
     fake.add_job("job-1")
     async with worker_rig(
@@ -301,7 +301,7 @@ def test_heartbeats_do_not_slow_down_with_the_polls(poll_s: float, beat_s: float
 
 @pytest.mark.parametrize(("poll_s", "beat_s"), [(0.5, 5.0), (7.0, 7.0), (10.0, 10.0), (60.0, 10.0)])
 def test_a_buffer_worker_beats_every_5_to_10_s(poll_s: float, beat_s: float) -> None:
-    """contracts.md §2: however often it asks for a job."""
+    """docs/protocol.md §2: however often it asks for a job."""
     rules = PollingRules("http://o", "k", "main", is_buffer=True, interval_s=poll_s)
     assert rules.heartbeat_interval_s == beat_s
 

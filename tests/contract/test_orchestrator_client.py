@@ -278,7 +278,7 @@ async def test_progress_of_a_buffer_job_is_byte_exact(
 async def test_the_number_of_an_attempt_comes_back_in_every_report(
     fake: FakeOrchestrator, main: MainClient, buffer: BufferClient
 ) -> None:
-    """contracts.md §9: only where the claim had one."""
+    """docs/protocol.md §9: only where the claim had one."""
     job = ClaimedJob("job-1", {"musetalk_job_id": "job-1", "attempt": 3})
     for client in (main, buffer):
         fake.always("progress", answer(200))

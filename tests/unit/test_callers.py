@@ -1,4 +1,4 @@
-"""Who may call, by the head of the request alone (contracts.md §1, "Who may call")."""
+"""Who may call, by the head of the request alone (docs/protocol.md §1, "Who may call")."""
 
 from __future__ import annotations
 
