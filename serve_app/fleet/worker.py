@@ -55,9 +55,10 @@ class FleetWorker:
     """Claims, runs and reports jobs under one worker identity, and sends its heartbeats.
 
     Args:
-        connect: makes a client. It is called once per event loop, and the heartbeats have their
-        own. outbox: the caller runs its `deliver_forever`. runner: runs a job and returns its
-        outcome. Its own deadlines end it. cancel: cancels a running job, by its `musetalk_job_id`.
+        connect: makes a client. It is called once per event loop; the heartbeats have their own.
+        outbox: the caller runs its `deliver_forever`.
+        runner: runs a job and returns its outcome. Its own deadlines end it.
+        cancel: cancels a running job, by its `musetalk_job_id`.
         can_run: returns whether a job could run now. It is called before every claim, and before an
             unfinished job is resumed, because a job that cannot be stored would be reported as
             failed.

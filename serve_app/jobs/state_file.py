@@ -150,8 +150,7 @@ class StateFile:
 
 
 class StateThreads:
-    """Uses a `StateFile` off the event loop. Writes run one after another, and reads run next to
-    them.
+    """Uses a `StateFile` off the event loop, with one thread for writes and one for reads.
 
     A refused write counts as a result of `is_writable`, which then returns False without delay.
     """

@@ -22,9 +22,7 @@ UNWIND_S = 5.0  # the resolver or a disk may hang, and docker kills 10 s after S
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends this process. It is a KeyboardInterrupt, so that no code waits for the
-    networks.
-    """
+    """A signal ends this process. It is a KeyboardInterrupt, so that nothing waits for networks."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

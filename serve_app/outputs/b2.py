@@ -4,13 +4,11 @@ b2sdk implements the protocol: authorisation and its renewal, upload addresses, 
 parts, resumption of unfinished large files. This module adds the deadlines and retries:
 
 - Every try runs in a thread of its own under a hard deadline. When it passes, the sockets of the
-try
-  are shut down (b2_transport.py), which ends its threads, and the caller continues at once. Only a
-  thread that hangs in the system's resolver lasts longer, up to the limits of the resolver.
+  try are shut down (b2_transport.py), which ends its threads, and the caller continues at once.
+  Only a thread that hangs in the system's resolver lasts longer, up to the resolver's limits.
 - A try uses at most two upload addresses, as B2 requires if one is busy. There are three tries,
-with
-  jitter. After a failure the next one begins with a new authorisation, new connections and new
-  upload addresses.
+  with jitter. After a failure the next one begins with a new authorisation, new connections and
+  new upload addresses.
 - Unfinished large files of a failed `put` are cancelled.
 """
 
@@ -107,9 +105,7 @@ class B2Store:
         return Place(self._settings.bucket, self._key(job_id, VIDEO_SUFFIX))
 
     def has(self, job_id: str) -> bool:
-        """Find the video by its name, once. Return True if the service or the key does not allow
-        to.
-        """
+        """Find the video by its name, once. Return True if the service does not answer that."""
 
         def find(bucket: Bucket) -> bool:
             try:
@@ -126,9 +122,7 @@ class B2Store:
             return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
-        """Upload the video, then its sidecar. A second upload adds a version that replaces the
-        first.
-        """
+        """Upload the video, then its sidecar. A repeated upload becomes the newest version."""
         try:
             digests = file_digests(video)
         except OSError as exc:

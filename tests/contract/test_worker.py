@@ -642,7 +642,7 @@ async def test_a_job_that_was_left_waits_until_it_can_be_done(
     assert fake.jobs["job-1"].status == "succeeded"
 
 
-async def test_a_disk_that_does_not_let_go_of_a_claim_does_not_make_it_begin_anew(
+async def test_a_claim_that_cannot_be_removed_does_not_run_again(
     fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
@@ -759,7 +759,7 @@ async def test_the_wait_for_acceptance_ends_with_the_call(
         assert rig.outbox.pending() == 1
 
 
-async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
+async def test_a_drained_predecessor_and_its_successor_never_beat_at_once(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     going = asyncio.Event()
@@ -877,7 +877,7 @@ async def test_a_stalled_heartbeat_is_followed_by_the_next(
     assert [call.status for call in fake.of("heartbeat")[:5]] == [None, None, 200, 200, 200]
 
 
-async def test_an_orchestrator_that_forgot_the_worker_gets_it_introduced_again(
+async def test_a_worker_that_the_orchestrator_forgot_registers_again(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     async with worker_rig(fake, tmp_path, is_beating=True) as rig:
@@ -1080,7 +1080,7 @@ async def test_the_name_of_a_report_is_on_the_disk_before_it_is_relied_on(
     assert seen == [(tmp_path, [name])]
 
 
-def test_only_one_process_speaks_for_an_identity(tmp_path: Path) -> None:
+def test_only_one_process_owns_an_identity(tmp_path: Path) -> None:
     first, second = (ClaimJournal(tmp_path, "worker/../1") for _ in range(2))
     other = ClaimJournal(tmp_path, "worker-2")
     assert first.acquire() and first.acquire()

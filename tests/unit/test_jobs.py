@@ -198,7 +198,7 @@ def test_cancelling_a_running_job_ends_it_at_its_next_beat(registry):
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
-def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
+def test_a_job_without_clients_ends(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     job = take(registry)
     clock.now += 4
@@ -295,7 +295,7 @@ def test_the_file_is_for_its_owner_alone(registry, tmp_path):
     assert (tmp_path / "jobs.sqlite3").stat().st_mode & 0o077 == 0
 
 
-def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
+def test_a_registry_of_another_version_is_emptied(tmp_path, clock):
     path = tmp_path / "jobs.sqlite3"
     with sqlite3.connect(path) as old:
         old.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, state TEXT)")
@@ -356,7 +356,7 @@ def test_who_joins_a_job_leaves_webhook_metadata_and_key_with_it(registry):
         assert (again[0].id, again[1]) == ("a", False)
 
 
-def test_who_joins_a_job_that_has_ended_is_told_too_and_once(registry):
+def test_a_webhook_that_joins_an_ended_job_is_called_once_too(registry):
     """Mend 3.1."""
     registry.submit(request(), Origin.ASYNC, 10)
     end(registry, "succeeded")
@@ -384,7 +384,7 @@ def test_what_one_job_keeps_of_its_callers_is_bounded(registry, limit, submissio
     registry.submit(request(), Origin.ASYNC, 10, submission(0))  # what is known is welcome
 
 
-def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
+def test_a_job_that_was_submitted_again_meanwhile_is_notified_again(registry):
     """Mend 3.8: marking the first end as told does not lose the second one."""
     submission = SubmissionOptions("https://hook/1")
     registry.submit(request(), Origin.ASYNC, 10, submission)
@@ -400,7 +400,7 @@ def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
     assert event_of(failed).id != event_of(succeeded).id
 
 
-def test_a_job_that_ends_in_the_same_way_again_is_told_of_again(registry):
+def test_a_job_that_ends_in_the_same_way_again_is_notified_again(registry):
     """Mend 3.8: runs and attempts tell two failures apart."""
     submission = SubmissionOptions("https://hook/1")
     registry.submit(request(), Origin.ASYNC, 10, submission)
@@ -475,7 +475,7 @@ def test_a_job_that_lives_in_this_process_is_not_started_again(registry, clock):
     assert registry.finish(job, SUCCESS, DONE)
 
 
-def test_a_job_that_is_waited_for_here_is_wanted(registry, clock):
+def test_a_job_that_a_client_here_waits_for_is_kept_alive(registry, clock):
     """Mend 3.2: though the wishes of its client could not be written for a while."""
     registry.submit(request(), Origin.SYNC, 10)
     clock.now += 60
@@ -542,7 +542,7 @@ def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry, clo
     assert registry.get("a") is None
 
 
-def test_a_job_that_nobody_can_be_told_of_is_forgotten_after_a_day(registry, clock):
+def test_a_job_whose_webhooks_stay_due_is_forgotten_after_a_day(registry, clock):
     registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
     end(registry, "succeeded")
     clock.now += 25 * 3600

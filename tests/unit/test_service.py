@@ -184,7 +184,7 @@ async def test_a_job_ends_with_the_last_of_its_claims(registry):
     assert [outcome.cancelled for outcome in outcomes] == [True, True]
 
 
-async def test_a_job_that_nobody_cancelled_is_not_told_to_be_cancelled(registry):
+async def test_a_job_that_was_not_cancelled_is_not_reported_as_cancelled(registry):
     """409 would count as done with Salad's queue; the caller has to try again."""
 
     class CutOff:
