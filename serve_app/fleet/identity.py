@@ -15,11 +15,11 @@ ID_VARIABLES = ("SALAD_MACHINE_ID", "VAST_CONTAINERLABEL", "OCTASPACE_NODE_ID", 
 
 
 def new_worker_id() -> str:
-    """Return a random identity. Call it once and store the result, as `stored_id` does."""
+    """Return a random identity. Call it once and store the result, as `kept_id` does."""
     return f"worker-{uuid.uuid4().hex[:16]}"
 
 
-def stored_id(state: Path) -> str:
+def kept_id(state: Path) -> str:
     """Return a random identity that is stored in `state`, so that claims survive a restart."""
     path = state / "worker_id"
     try:
@@ -35,7 +35,7 @@ def stored_id(state: Path) -> str:
 
 
 def worker_id(env: Mapping[str, str], *, fallback: str) -> str:
-    """Return the identity of this machine: the first of the protocol's variables that is set.
+    """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
     One machine is one worker, however many jobs it runs at once. `fallback` is used if none is set.
     """

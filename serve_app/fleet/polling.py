@@ -23,7 +23,7 @@ from orchestrator.client import (
 from serve_app.config.environment import Environment, EnvironmentInvalid
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.fleet.claim_journal import ClaimJournal
-from serve_app.fleet.identity import buffer_worker_id, stored_id, worker_id
+from serve_app.fleet.identity import buffer_worker_id, kept_id, worker_id
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.system_info import collect_system_info, measure_download_mbit_s
@@ -77,7 +77,7 @@ def polling_rules(env: Environment) -> PollingRules | None:
     is_own = env.is_buffer and bool(env.buffer_orchestrator_url)
     name = f"BUFFER_{BASE_URL}" if is_own else BASE_URL
     check_connection(env.polling_url, env.internal_api_key, name)
-    if env.is_buffer:  # its requests have no worker type, so this one is not sent
+    if env.is_buffer:  # its requests carry no worker type, so any will do
         interval_s = env.buffer_poll_interval_s
         return PollingRules(env.polling_url, env.internal_api_key, "main", True, interval_s)
     kind = next((name for name in WORKER_TYPES if name == env.worker_type), None)
@@ -173,8 +173,7 @@ class Polling:
         if is_buffer:
             machine = buffer_worker_id(os.environ, host=socket.gethostname())
         else:
-            fallback = await asyncio.to_thread(stored_id, self._state)
-            machine = worker_id(os.environ, fallback=fallback)
+            machine = worker_id(os.environ, fallback=kept_id(self._state))
         return WorkerProfile(
             worker_id=machine,
             gpu_class=gpu_class(os.environ, detected=detected, is_buffer=is_buffer),

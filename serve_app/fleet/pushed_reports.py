@@ -23,7 +23,7 @@ from orchestrator.client import (
 )
 from serve_app.config.environment import Environment
 from serve_app.contract.outcomes import Failure, Outcome
-from serve_app.fleet.identity import stored_id, worker_id
+from serve_app.fleet.identity import kept_id, worker_id
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.polling import check_connection
@@ -105,7 +105,7 @@ class PushedReports:
         # that the orchestrator does not know is never stopped.
         options = options or WorkerOptions(config_label=env.config_label)
         self._options = replace(options, unknown_s=math.inf)
-        machine = worker_id(os.environ, fallback=stored_id(state))
+        machine = worker_id(os.environ, fallback=kept_id(state))
         profile = WorkerProfile(machine, gpu_class="")
         self._outbox = Outbox(state / "outbox")
         self._client = PushedClient(OrchestratorHttp(rules.base_url, rules.api_key), profile)

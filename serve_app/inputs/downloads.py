@@ -84,8 +84,8 @@ async def download(
 ) -> Downloaded:
     """Fetch `url` (http, https, or file below one of the `allowed_folders`) to `target`.
 
-    Memory stays constant. If this is cancelled, the connection or curl is closed and the partial
-    file removed before `CancelledError` is raised.
+    Memory stays constant. When cancelled, the connection or curl is closed and the partial file
+    removed before the cancellation goes on.
 
     Raises:
         SourceRefused: this worker may not fetch from that address. Send another one.

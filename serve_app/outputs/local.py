@@ -41,7 +41,7 @@ class LocalStore:
         self._folder = folder
 
     def check(self) -> None:
-        """Create the folder, write to it once, and remove incomplete files of killed writers."""
+        """Create the folder, write to it once, and remove what killed writers left half-done."""
         probe = self._folder / f".check-{secrets.token_hex(6)}.part"
         try:
             self._make_folder()

@@ -121,7 +121,7 @@ class PutStore:
         return error
 
     async def _send_once(self, video: Path) -> int:
-        """Make one request. Return the status of the answer, whose body is not read."""
+        """Make one request; return the status of the answer, whose body is not read."""
         limits = self._limits
         try:
             addresses = await judged_addresses(

@@ -12,8 +12,8 @@ from serve_app.config.gpu_class import detect_gpu_class, gpu_class, read_gpu_cla
 from serve_app.fleet.identity import (
     ID_VARIABLES,
     buffer_worker_id,
+    kept_id,
     new_worker_id,
-    stored_id,
     worker_id,
 )
 
@@ -50,7 +50,7 @@ def test_a_buffer_worker_without_it_is_named_by_its_host(env: dict[str, str]) ->
 
 
 def test_a_random_identity_is_kept(tmp_path: Path) -> None:
-    assert stored_id(tmp_path) == stored_id(tmp_path)
+    assert kept_id(tmp_path) == kept_id(tmp_path)
 
 
 def test_random_identities_differ() -> None:

@@ -14,7 +14,7 @@ from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
-from serve_app.fleet.identity import stored_id
+from serve_app.fleet.identity import kept_id
 from serve_app.fleet.outbox import Outbox
 from serve_app.jobs.job import Origin
 from serve_app.jobs.registry import JobRegistry
@@ -53,7 +53,7 @@ async def test_registry_webhooks_reports_and_claims_are_private(state):
     journals = [ClaimJournal(state / "claims", "worker") for _ in range(2)]
     assert [journal.acquire() for journal in journals] == [True, False]
     await journals[0].start(HeldJob(ClaimedJob("a", {"video_url": "https://h/v?sig=x"})))
-    stored_id(state)
+    kept_id(state)
     files = [path for path in state.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".sqlite3", ".sqlite3-wal", ".json", ".held", ".lock", ".wanted", ""} <= kinds
