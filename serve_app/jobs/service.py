@@ -28,7 +28,7 @@ from serve_app.jobs.job import (
     SubmissionOptions,
 )
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateUnavailable
+from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
 from serve_app.jobs.unavailable import UnavailableLog
 
 logger = logging.getLogger(__name__)
@@ -41,13 +41,17 @@ FOLLOW_POLL_S = 1.0  # between two reads of a followed job that nothing here has
 
 @dataclass(frozen=True, slots=True)
 class JobTiming:
-    """Seconds between the beats of an attempt, between the polls of an idle queue, and between the
-    sweeps of the registry.
+    """Seconds between two beats of an attempt and between two polls of an idle queue, and the waits
+    of the registry.
     """
 
     beat_s: float = BEAT_S
     idle_poll_s: float = 1.0
     sweeps: SweepTiming = field(default_factory=SweepTiming)
+    state: StateTiming = field(default_factory=StateTiming)
+
+
+DEFAULT_TIMING = JobTiming()
 
 
 class JobService:
@@ -66,7 +70,7 @@ class JobService:
         defaults: JobOptions,
         has_output: Callable[[Job], Awaitable[bool]] | None = None,
         *,
-        timing: JobTiming = JobTiming(),
+        timing: JobTiming = DEFAULT_TIMING,
     ) -> None:
         self.registry = registry
         self.threads = StateThreads(registry.file)

@@ -22,7 +22,6 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import DEFAULT_TIMING, StateTiming
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
 
@@ -30,7 +29,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api.ingress import Ingress
     from serve_app.api.routes import build_api
-    from serve_app.jobs.service import JobService, JobTiming
+    from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
@@ -79,13 +78,11 @@ class JobDoor(Ingress):
         folder: Path,
         graph: Graph,
         queue: QueueSettings,
-        *,
         timing: JobTiming,
-        state_timing: StateTiming,
     ) -> None:
         self._env = read_environment({})
         self.path = folder / "jobs.sqlite3"
-        self.registry = JobRegistry(self.path, timing=state_timing)
+        self.registry = JobRegistry(self.path, timing=timing.state)
         self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
         self._store = store = LocalStore(graph.results)
 
@@ -133,21 +130,14 @@ class Rig:
 async def job_door(
     folder: Path,
     *,
-    timing: JobTiming = JobTiming(),  # noqa: B008
-    state_timing: StateTiming = DEFAULT_TIMING,
+    timing: JobTiming = DEFAULT_TIMING,
     **queue: int | float,
 ) -> AsyncIterator[Rig]:
     """Serve the job API; end and close everything afterwards."""
     results = folder / "results"
     results.mkdir()
     graph = Graph(results)
-    door = JobDoor(
-        folder,
-        graph,
-        QueueSettings.model_validate(queue),
-        timing=timing,
-        state_timing=state_timing,
-    )
+    door = JobDoor(folder, graph, QueueSettings.model_validate(queue), timing)
     config = uvicorn.Config(
         build_api(door), host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
     )

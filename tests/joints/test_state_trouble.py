@@ -27,7 +27,7 @@ IMPATIENT = StateTiming(busy_s=0.3, writable_s=0.0, unwritable_s=0.0, probe_wait
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with job_door(tmp_path, state_timing=IMPATIENT) as rig:
+    async with job_door(tmp_path, timing=JobTiming(state=IMPATIENT)) as rig:
         yield rig
 
 
