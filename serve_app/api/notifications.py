@@ -1,4 +1,4 @@
-"""Queues a webhook for every target that wants to know of a job's end, whatever ended it."""
+"""Queues a webhook for every target of a job that has ended, whatever ended it."""
 
 import asyncio
 import hashlib
@@ -22,10 +22,10 @@ async def notify_forever(
     webhooks: WebhookSender,
     links: Links | None = None,
 ) -> None:
-    """Queue what has not been queued, until cancelled.
+    """Queue the notifications that are not queued yet, until cancelled.
 
     Raises:
-        StateUnavailable: the registry cannot be used now. Start this again later.
+        StateUnavailable: the registry cannot be used now. Call this again later.
     """
     while True:
         for notification in await threads.read(registry.pending_notifications, NOTIFY_AT_ONCE):
@@ -35,8 +35,9 @@ async def notify_forever(
 
 
 def event_of(notification: PendingNotification, links: Links | None = None) -> Event:
-    """Return the event for one target. The same end has the same id, so that queueing it twice is
-    harmless; it shows the metadata that came with that target.
+    """Return the event for one target, with the metadata that was sent with that target.
+
+    The same end of a job has the same id, so that queueing it twice is harmless.
     """
     job = notification.job
     end = f"{job.id}:{job.run}:{job.created}:{job.attempt}:{job.status}:{notification.webhook_url}"

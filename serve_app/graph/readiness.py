@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import asdict
@@ -26,18 +25,9 @@ _UNANSWERED = (TimeoutError, RayError, RayServeException)
 
 
 class Readiness:
-    """Asks Serve's controller which deployments have a running replica.
+    """Asks Serve's controller which deployments have a running replica."""
 
-    `can_store`: whether jobs can be stored now; without that nothing can be taken either.
-    """
-
-    def __init__(
-        self,
-        graph: Graph,
-        app_name: str,
-        can_store: Callable[[], Awaitable[bool]] | None = None,
-    ) -> None:
-        self._can_store = can_store
+    def __init__(self, graph: Graph, app_name: str) -> None:
         self._graph = graph
         self._app_name = app_name
         self._looked_at = float("-inf")
@@ -50,8 +40,7 @@ class Readiness:
         self._thread = ThreadPoolExecutor(1, "readiness")
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running, and
-        whether jobs can be stored.
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
 
         Looking it up is no part of the request that asks: a client that goes away would have Ray
         cancel the calls within, from another thread than that of their event loop.
@@ -60,7 +49,7 @@ class Readiness:
             if self._looking is None:
                 self._looking = asyncio.create_task(self._refresh(), context=Context())
             await asyncio.wait({self._looking})
-        return self._ready and (self._can_store is None or await self._can_store())
+        return self._ready
 
     def facts(self) -> dict[str, Any]:
         """Return engine, model version, landmarks and device; empty before the first readiness."""

@@ -50,12 +50,7 @@ from serve_app.inputs.download_body import (
 )
 from serve_app.inputs.local_files import open_allowed_file
 from serve_app.net.addresses import AddressPolicy, IpAddress, Location, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-)
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.telemetry.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
@@ -140,9 +135,11 @@ class _Fetch:
         self, start: Location, policy: AddressPolicy, limits: DownloadLimits, network: Network
     ) -> None:
         self._start = start
-        self._policy = policy
         self._limits = limits
         self._network = network
+        self._client = PinnedClient(
+            network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
+        )
 
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
@@ -171,7 +168,7 @@ class _Fetch:
         """Follow the redirects to a body and read it."""
         location = self._start
         for _ in range(self._limits.max_redirects + 1):
-            addresses = await self._judged_addresses(location)
+            addresses = await self._resolve(location)
             try:
                 answer = await self._get(location, addresses, body)
             except _BrokenHttpError as fault:
@@ -185,48 +182,17 @@ class _Fetch:
             url=self._start.shown,
         )
 
-    async def _judged_addresses(self, location: Location) -> list[IpAddress]:
+    async def _resolve(self, location: Location) -> list[IpAddress]:
         try:
-            return await judged_addresses(
-                location, self._policy, self._network, self._limits.connect_s
-            )
+            return await self._client.resolve(location)
         except OSError as exc:
             raise TryAgainError(_unresolved(location)) from exc
 
     async def _get(self, location: Location, addresses: Sequence[IpAddress], body: Body) -> _Answer:
         """Make one hop and, if it is the last, read the body."""
-        timeouts = {
-            "connect": self._limits.connect_s,
-            "read": self._limits.stall_s,
-            "write": self._limits.stall_s,
-            "pool": self._limits.connect_s,
-        }
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._network.tls_context() if location.scheme == "https" else None,
-            max_connections=1,
-            network_backend=PinnedBackend(addresses),
-        )
+        headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
         try:
-            async with (
-                pool,
-                pool.stream(
-                    "GET",
-                    httpcore.URL(
-                        scheme=location.scheme,
-                        host=location.host,
-                        port=location.port,
-                        target=location.target,
-                    ),
-                    headers={
-                        "Host": location.authority,
-                        "User-Agent": USER_AGENT,
-                        "Accept": "*/*",
-                        "Accept-Encoding": "identity",
-                        "Connection": "close",
-                    },
-                    extensions={"timeout": timeouts},
-                ) as response,
-            ):
+            async with self._client.stream("GET", location, addresses, headers=headers) as response:
                 return await self._read_answer(location, response, body)
         except httpcore.ProtocolError as exc:
             raise _BrokenHttpError(str(exc)) from exc

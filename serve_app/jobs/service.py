@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -147,7 +147,9 @@ class JobService:
             await self._keep_alive.leave(job_id)
             raise
 
-    async def follow(self, job_id: str, run: int, number: int) -> AsyncIterator[Followed | None]:
+    async def follow(
+        self, job_id: str, run: int, number: int
+    ) -> AsyncGenerator[Followed | None, None]:
         """Yield a job's state and its new changes of phase whenever there may be some.
 
         Starts after the change `number` of that `run`. Yields None if the registry cannot be read,

@@ -130,6 +130,6 @@ async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
 async def test_the_probe_may_be_a_head_request_behind_the_proxy_too(tmp_path: Path) -> None:
     """Mend 1.17."""
     async with job_door(tmp_path) as rig:
-        rig.door._is_stopping = True
+        rig.door.services.availability.is_stopping = True
         answer = await rig.client.head("/hc")
     assert (answer.status_code, answer.content) == (503, b"")

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import pytest
 
+from serve_app.api.job_runner import JobRunner
 from serve_app.api.notifications import notify_forever
 from serve_app.graph.transfers import Attempt
 from serve_app.jobs.job import Origin, SubmissionOptions
-from serve_app.jobs.slots import Slots
 from serve_app.net.addresses import AddressPolicy
+from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.events import DeliveryRules
 from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
@@ -89,9 +90,9 @@ async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_
             self.told.append("all")
 
     async def nothing(slot):
-        return False
+        """No call of a slot comes here."""
 
-    rig.door._pushed, rig.door._slots = Reports(), Slots(nothing, nothing)
+    rig.door.change(reports=Reports())
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
     await rig.until(lambda: _status(rig) == "queued")
     await rig.service.run_next()
@@ -99,7 +100,7 @@ async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_
     assert Reports.told == []  # the run itself has told
     assert (await rig.client.post("/generate", json=body())).status_code == 200
     assert Reports.told == ["a"]
-    await rig.door.drain()
+    await JobRunner(rig.door.services, nothing).drain()
     assert Reports.told == ["a", "all"]
 
 
@@ -130,7 +131,7 @@ async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
         policy=AddressPolicy(frozenset({"127.0.0.1"})),
         rules=rules,
     )
-    rig.door.send_webhooks(sender)
+    rig.door.change(webhooks=sender)
     with listening() as first, listening() as second:
         for target, who in ((first, "one"), (second, "two"), (second, "two")):
             entered = body(webhook_url=target.url, metadata={"who": who})
@@ -194,13 +195,14 @@ async def test_the_queues_own_id_travels_with_the_attempt(rig):
     assert Attempt.of(work).queue_job_id == "salad-7"
 
 
-async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, monkeypatch):
+async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, tmp_path):
     go_on = threading.Event()
 
-    def stalls(key: str) -> None:
-        go_on.wait(10.0)
+    class Stalling(LocalStore):
+        def resolve(self, key: str) -> None:
+            go_on.wait(10.0)
 
-    monkeypatch.setattr(rig.door._store, "resolve", stalls)
+    rig.door.change(files=Stalling(tmp_path))
     asked = asyncio.create_task(rig.client.get("/files/a~b.mp4"))
     await asyncio.sleep(0.1)
     assert (await rig.client.get(f"{JOBS}/unknown")).status_code == 404

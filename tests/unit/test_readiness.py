@@ -138,18 +138,3 @@ async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again(readiness, m
     readiness = Readiness(Graph(None, (Pool("cpu", Cancelled(), 1, 0.0),), None), "lipsync")
     assert not await readiness.is_ready()
     assert await readiness.is_ready()
-
-
-async def test_a_worker_that_cannot_store_jobs_is_not_ready(readiness, monkeypatch):
-    """Mend 4.8: `/hc` is answered by this."""
-    stages = status("Preprocessor", "Finisher", "Generator-cpu")
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
-    [pool] = readiness._graph.pools
-    storing = [False, True]
-
-    async def can_store() -> bool:
-        return storing.pop(0)
-
-    watched = Readiness(Graph(None, (pool,), None), "lipsync", can_store)
-    assert not await watched.is_ready()
-    assert await watched.is_ready()
