@@ -172,8 +172,8 @@ class JobRegistry:
             if row is None:
                 return Verdict.LOST
             self._add_phases(db, job, phases)
-        is_left = row["origin"] == Origin.SYNC and row["wanted_until"] < now
-        return Verdict.CANCELLED if row["cancel_requested"] or is_left else Verdict.GO_ON
+        is_deserted = row["origin"] == Origin.SYNC and row["wanted_until"] < now
+        return Verdict.CANCELLED if row["cancel_requested"] or is_deserted else Verdict.GO_ON
 
     def finish(
         self, job: Job, outcome: Outcome, progress: Progress, phases: Sequence[Progress] = ()

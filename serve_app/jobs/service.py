@@ -243,8 +243,10 @@ class JobService:
         except StateUnavailable as exc:
             self._log_unavailable(exc)
             return state_unavailable()
-        if job.outcome is not None:
-            return job.outcome
+        return job.outcome or await self._run_or_follow(job, on_progress)
+
+    async def _run_or_follow(self, job: Job, on_progress: ProgressCallback) -> Outcome:
+        """Run a claimed job if it can be taken, or follow it until another attempt ends it."""
         with self._changes.following(job.id) as change:
             number = 0
             while True:
