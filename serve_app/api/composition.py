@@ -71,6 +71,7 @@ def assemble(
         timing=timing,
     )
     jobs.publish = links.for_notifications().publish
+    capacity = jobs_at_a_time(args, env)
     rules = CallerRules.of(env)
     logger.info(rules.in_words())
     availability = Availability(readiness, jobs.threads.is_writable)
@@ -80,7 +81,8 @@ def assemble(
         access=AccessControl(rules, links.signer),
         links=links,
         files=LocalStore(folders.results),
-        capacity=jobs_at_a_time(args, env),
+        capacity=capacity,
+        previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),

@@ -42,7 +42,12 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def event_stream(
-    service: JobService, job_id: str, last_id: str | None, links: Links | None = None
+    service: JobService,
+    job_id: str,
+    last_id: str | None,
+    links: Links | None = None,
+    *,
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> AsyncGenerator[bytes, None]:
     """Yield encoded `progress` events while the job waits and runs, then one `end` event.
 
@@ -62,7 +67,7 @@ async def event_stream(
                 elif sample != last_sample and not is_sent:
                     events.append(_event("progress", sample))
                 last_sample = sample
-            if not events and time.monotonic() - sent_at >= KEEP_ALIVE_S:
+            if not events and time.monotonic() - sent_at >= keep_alive_s:
                 events = [KEEPALIVE_COMMENT]
             for event in events:
                 yield event

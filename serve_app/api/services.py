@@ -104,8 +104,9 @@ class OpenCalls:
 class Services:
     """Everything that the routes and the job runner of one ingress use.
 
-    `capacity` is the number of jobs that run at the same time. `webhooks`, `polling` and `reports`
-    are None if the environment does not enable them.
+    `capacity` is the number of jobs that run at the same time, and `previews` has as many places
+    for previews. `webhooks`, `polling` and `reports` are None if the environment does not enable
+    them.
     """
 
     jobs: JobService
@@ -114,15 +115,12 @@ class Services:
     links: LinkMaker
     files: LocalStore
     capacity: int
+    previews: asyncio.Semaphore
     options: ApiOptions = field(default_factory=ApiOptions)
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
     open_calls: OpenCalls = field(default_factory=OpenCalls)
-    previews: asyncio.Semaphore = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "previews", asyncio.Semaphore(self.capacity))
 
     def attach(self, app: FastAPI) -> None:
         """Let the routes that are included in `app` use these services."""

@@ -98,7 +98,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "invalid_video": "Check that the file plays; MP4 with H.264 always works.",
         "invalid_audio": "Check that the file has sound and plays; WAV or AAC always works.",
         "audio_too_short": "Send speech that is at least one video frame long.",
-        "invalid_options": "Correct the option that the message names; the README lists them all.",
+        "invalid_options": "Correct the option that the message names (see docs/configuration.md).",
         "no_face": "Use a video in which a larger face looks towards the camera.",
         # A job's end.
         "processing_error": "Send the job again, or to another worker.",

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage
-from serve_app.net.addresses import AddressPolicy, parse_location, refusal
+from serve_app.net.addresses import AddressPolicy, parse_location
 from serve_app.net.connections import Network, checked_addresses, resolve_host
+from serve_app.net.special_addresses import refusal
 from tests.threads import threads_taken
 
 CLOSED = AddressPolicy()

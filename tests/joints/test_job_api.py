@@ -196,15 +196,16 @@ async def test_the_queues_own_id_travels_with_the_attempt(rig):
 
 
 async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, tmp_path):
-    go_on = threading.Event()
+    go_on, is_stalled = threading.Event(), threading.Event()
 
     class Stalling(LocalStore):
         def resolve(self, key: str) -> None:
-            go_on.wait(10.0)
+            is_stalled.set()
+            go_on.wait(60.0)
 
     rig.door.change(files=Stalling(tmp_path))
     asked = asyncio.create_task(rig.client.get("/files/a~b.mp4"))
-    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(is_stalled.wait, 60.0)
     assert (await rig.client.get(f"{JOBS}/unknown")).status_code == 404
     assert not asked.done()
     go_on.set()

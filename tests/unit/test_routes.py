@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
 
 from serve_app.api.application import add_routes
+from serve_app.api.event_stream import event_stream
 from serve_app.api.job_runner import JobRunner
 from serve_app.api.routers import files, jobs
 from serve_app.api.services import Availability
@@ -262,6 +263,17 @@ async def test_events_can_be_read_again_from_the_last_one_received(rig: Rig) -> 
     assert json.loads(events[-1]["data"])["status"] == "succeeded"
     later = await rig.client.get(f"{JOBS}/a/events", headers={"Last-Event-ID": ids[1]})
     assert ids[1] not in later.text and ids[2] in later.text and "event: end" in later.text
+
+
+async def test_a_quiet_stream_of_events_is_kept_open_by_comments() -> None:
+    class Quiet:
+        async def follow(self, *_: object) -> AsyncGenerator[None, None]:
+            for _ in range(2):
+                yield None
+
+    for keep_alive_s, sent in ((0.0, [b": ping\n\n"] * 2), (60.0, [])):
+        stream = event_stream(Quiet(), "a", None, keep_alive_s=keep_alive_s)  # type: ignore[arg-type]
+        assert [event async for event in stream] == sent
 
 
 async def test_a_reader_of_events_that_disconnects_is_forgotten(rig: Rig) -> None:
