@@ -127,8 +127,8 @@ class Body:
             raise DownloadFailed("Download failed: the answer is empty.", url=self._shown)
         if self._size_bytes < self._limits.min_bytes:
             raise DownloadFailed(
-                f"Download failed: the file has {self._size_bytes} bytes, which is too few for a "
-                "video or audio file. Check what the address returns.",
+                "Download failed: the answer is too small for a video or audio file "
+                f"({self._size_bytes} bytes). Check what the address returns.",
                 url=self._shown,
                 size_bytes=self._size_bytes,
             )

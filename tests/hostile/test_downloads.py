@@ -218,8 +218,8 @@ async def test_a_refused_connection_is_a_failed_download(target: Path) -> None:
     [
         ("204 No Content", b"", "the answer is empty"),
         ("200 OK", b"", "the answer is empty"),
-        ("200 OK", b"x", "has 1 bytes"),
-        ("200 OK", b"x" * 999, "has 999 bytes"),
+        ("200 OK", b"x", "(1 bytes)"),
+        ("200 OK", b"x" * 999, "(999 bytes)"),
     ],
 )
 async def test_empty_and_tiny_bodies_are_failures(
