@@ -23,7 +23,7 @@ def environment_faults(env: Environment) -> Iterator[str]:
     yield from _unusable_values(env)
     if env.orchestrator_url is not None or env.mode != "queue":
         from serve_app.fleet.polling import polling_rules  # takes a second to import
-        from serve_app.fleet.pushed import report_rules
+        from serve_app.fleet.pushed_reports import report_rules
 
         try:
             polling_rules(env)
