@@ -21,8 +21,8 @@ from musetalk_pipeline.engines import (
     EngineChoice,
     Precision,
     decide_engine,
+    make_audio_encoder,
     make_engine,
-    make_listener,
 )
 from musetalk_pipeline.errors import (
     InvalidAudio,
@@ -56,7 +56,7 @@ from musetalk_pipeline.options import (
     WindowPlacement,
     WindowSpan,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.watch import Watch
 
@@ -122,7 +122,7 @@ def _load(args: argparse.Namespace) -> Tools:
             batch_size=args.batch_size,
             seed=args.seed,
         ),
-        listener=make_listener(engine, models),
+        audio_encoder=make_audio_encoder(engine, models),
         encoder_threads=args.encoder_threads,
     )
 
@@ -218,7 +218,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         self._bar.set_description(progress.stage, refresh=False)
         self._bar.total = progress.frames_total or None
         self._bar.n = progress.frames_done

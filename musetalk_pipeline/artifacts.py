@@ -2,11 +2,11 @@
 
     open ─► SourceVideo, SpeechAudio ─► plan
     prepare(block) ─► PreparedBlock ─► encode ─► AvatarBlock
-    listen(segment) ─► Speech;  AvatarBlock + Speech ─► generate ─► DrawnFaces
+    encode_audio(segment) ─► Speech;  AvatarBlock + Speech ─► generate ─► DrawnFaces
     AvatarBlock + DrawnFaces ─► compose ─► Piece ─► stitch
 
-Small by design: full frames never cross. Every array is C-contiguous, so that it can travel out of
-band.
+They are small, because full frames never leave a stage. Every array is C-contiguous, so that it can
+travel out of band. What a stage cost travels next to its value, in a `cost.Measured`.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ class PreparedBlock:
     faces: tuple[Face | None, ...]
     crops: NDArray[np.uint8]
     parse_inputs: NDArray[np.uint8]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +146,6 @@ class AvatarBlock:
     faces: tuple[Face | None, ...]
     look: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
-    seconds: float
-    prepare_seconds: float = 0.0  # of the PreparedBlock that it was made from
 
     def rows(self, segment: Segment) -> list[int | None]:
         """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
@@ -164,7 +161,7 @@ class AvatarBlock:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What the engine hears during one segment.
+    """What is spoken during one segment, encoded for the engine.
 
     `features`: (n, …) float32, one row per output frame: (n, 50, 384) Whisper windows for musetalk,
     (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 where nobody speaks; the
@@ -173,7 +170,6 @@ class Speech:
 
     features: NDArray[np.float32]
     loudness: NDArray[np.float32]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +184,6 @@ class DrawnFaces:
     segment: Segment
     faces: NDArray[np.uint8]
     weights: NDArray[np.float32]
-    seconds: float
-    listen_seconds: float = 0.0  # of the Speech that it was made from
-    peak_memory_mib: float | None = None  # on a GPU, while drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +191,10 @@ class Piece:
     """One encoded segment: H.264 packets in display order from 0, in a small container that
     `stitch` reads.
 
-    `data`: (size,) uint8, a view of bytes, so that it travels out of band.
+    `data`: (size,) uint8, a view of bytes, so that it travels out of band. `frames_with_face`: how
+    many of its frames show a drawn face.
     """
 
     segment: Segment
     data: NDArray[np.uint8]
-    seconds: float
+    frames_with_face: int

@@ -7,7 +7,7 @@ No Ray: the pipeline runs in this process. `--help` lists the variables and the 
 order, so that nothing is done in vain:
 1. the variables, the configuration and the place of the result are checked;
 2. both inputs are fetched;
-3. engine, landmark detector and listener are loaded, and the pipeline runs;
+3. engine, landmark detector and audio encoder are loaded, and the pipeline runs;
 4. the result is stored.
 SIGTERM and Ctrl-C end it at any point, with nothing left behind.
 """
@@ -39,13 +39,13 @@ from musetalk_pipeline.errors import (
     Stage,
     UploadFailed,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, InputSettings
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.tools import build_detector, build_engine, build_listener, resolve
+from serve_app.graph.builders import build_audio_encoder, build_detector, build_engine, resolve
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
@@ -182,7 +182,7 @@ def _draw(
     env: Environment,
 ) -> Result:
     tools = Tools(
-        build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
+        build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
     with _Bar() as bar:
@@ -290,7 +290,7 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Move the bar."""
         self._bar.total = progress.frames_total or None
         self._bar.n = progress.frames_done

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from musetalk_pipeline.engines.interface import Engine, Listener
+from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Speedup, Version
 
 __all__ = [
+    "AudioEncoder",
     "Engine",
     "EngineChoice",
     "EngineDecision",
     "EngineName",
-    "Listener",
     "choose_engine",
     "decide_engine",
+    "make_audio_encoder",
     "make_engine",
-    "make_listener",
 ]
 
 EngineName = Literal["musetalk", "warp"]
@@ -141,19 +141,23 @@ def make_engine(
     return MuseTalkEngine(_models(models_dir), options)
 
 
-def make_listener(name: EngineName, models_dir: Path | None = None, jobs: int = 1) -> Listener:
-    """Load what hears for the engine `name`; always on the CPU. `jobs`: that it serves at a time.
+def make_audio_encoder(
+    name: EngineName, models_dir: Path | None = None, jobs: int = 1
+) -> AudioEncoder:
+    """Load the audio encoder of the engine `name`, which always runs on the CPU.
+
+    `jobs`: how many it serves at the same time.
 
     Raises:
         ModelLoadFailed: Whisper's files are missing or damaged.
     """
     if name == "warp":
-        from musetalk_pipeline.engines.warp.engine import WarpListener
+        from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder
 
-        return WarpListener(jobs)
-    from musetalk_pipeline.engines.musetalk.listener import WhisperListener
+        return WarpAudioEncoder(jobs)
+    from musetalk_pipeline.engines.musetalk.audio_encoder import WhisperAudioEncoder
 
-    return WhisperListener(_models(models_dir), jobs=jobs)
+    return WhisperAudioEncoder(_models(models_dir), jobs=jobs)
 
 
 def _models(models_dir: Path | None) -> Path:

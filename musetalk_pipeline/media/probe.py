@@ -32,7 +32,7 @@ from musetalk_pipeline.media.media_file import (
     too_long,
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, run
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
 __all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]

@@ -42,11 +42,11 @@ from serve_app.fleet.pushed import PushedReports, report_rules
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.doorkeeper import Doorkeeper
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.builders import build_store
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.replica_setup import set_up_replica
-from serve_app.graph.tools import build_store
 from serve_app.jobs.job import Job, Origin, QueueFull, Ticket
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService

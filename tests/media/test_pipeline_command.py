@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_pipeline.contact_sheet import CELL_PX, GAP_PX, spread, write_contact_sheet
-from musetalk_pipeline.engines import make_engine, make_listener
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
 from musetalk_pipeline.options import JobOptions
@@ -168,7 +168,7 @@ def _tree_bytes(root: psutil.Process) -> int:
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 class Counting:

@@ -34,7 +34,7 @@ from musetalk_pipeline.faces.dwpose import (
 )
 from musetalk_pipeline.faces.presence import ByScore
 from serve_app.config.settings import AppArgs, PoolSettings
-from serve_app.graph.tools import build_detector
+from serve_app.graph.builders import build_detector
 
 missing = [name for name in ("mmpose", "mmcv", "onnxruntime") if not importlib.util.find_spec(name)]
 pytestmark = [

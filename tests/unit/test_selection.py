@@ -11,9 +11,9 @@ import pytest
 from musetalk_pipeline.weights.published import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
+from serve_app.graph import builders as selection
 from serve_app.graph import preprocessor
-from serve_app.graph import tools as selection
-from serve_app.graph.tools import resolve
+from serve_app.graph.builders import resolve
 
 
 def chosen(models: Path, **variables: str) -> tuple[str, str]:
@@ -119,7 +119,7 @@ def test_the_listener_remembers_sound_for_all_jobs_at_a_time(
     monkeypatch.setattr(preprocessor, "set_up_replica", lambda env: None)
     monkeypatch.setattr(preprocessor, "NodeMedia", lambda args, env: MagicMock())
     monkeypatch.setattr(preprocessor, "build_detector", lambda args: None)
-    monkeypatch.setattr(preprocessor, "build_listener", lambda args, jobs: heard.append(jobs))
+    monkeypatch.setattr(preprocessor, "build_audio_encoder", lambda args, jobs: heard.append(jobs))
     preprocessor.Preprocessor(
         AppArgs.model_validate({"pools": [{"name": "c"}], "queue": {"max_concurrent_jobs": 4}})
     )

@@ -16,7 +16,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Worker:
+class StageThreads:
     """A bounded pool of threads for one replica's pipeline calls.
 
     A call that loses the GPU ends this process: no later one could succeed. Serve starts another

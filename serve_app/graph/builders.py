@@ -1,12 +1,15 @@
-"""What draws mouths, finds faces and keeps outputs: chosen once, from configuration and files."""
+"""Builds what a replica works with: engine, detector, audio encoder and output store.
+
+Each is chosen once, from the configuration and from the files on this machine.
+"""
 
 from musetalk_pipeline.engines import (
+    AudioEncoder,
     Engine,
     EngineName,
-    Listener,
     choose_engine,
+    make_audio_encoder,
     make_engine,
-    make_listener,
 )
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
 from serve_app.config.environment import Environment
@@ -18,7 +21,7 @@ from serve_app.outputs.store import OutputStore
 
 
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
-    """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
+    """Replace every `auto` with what this machine has, and paths with absolute ones."""
     models = args.models_dir.absolute()
     engine = choose_engine(
         args.engine,
@@ -49,9 +52,9 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
     )
 
 
-def build_listener(args: AppArgs, jobs: int = 1) -> Listener:
-    """Load the configured engine's listener. `jobs`: that may run at a time."""
-    return make_listener(_engine_of(args), args.models_dir, jobs)
+def build_audio_encoder(args: AppArgs, jobs: int = 1) -> AudioEncoder:
+    """Load the configured engine's audio encoder. `jobs`: how many may run at the same time."""
+    return make_audio_encoder(_engine_of(args), args.models_dir, jobs)
 
 
 def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
@@ -78,14 +81,14 @@ def needs_parse_inputs(args: AppArgs) -> bool:
 
 
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
-    """Return B2 where its key is set, else the local folder that the ingress serves."""
+    """Return the B2 store if its key is set, else the local folder that the ingress serves."""
     if env.b2_key_id and env.b2_app_key and env.b2_bucket:
         return B2Store(B2Settings(env.b2_key_id, env.b2_app_key, env.b2_bucket, env.b2_prefix))
     return LocalStore(make_folders(args, env).results)
 
 
 def device_of(pool: PoolSettings) -> str:
-    """Return the torch device of a pool's replicas; Ray shows each only its own GPUs."""
+    """Return the torch device of a pool's replicas; each replica sees only its own GPUs."""
     return pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
 
 
