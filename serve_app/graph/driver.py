@@ -75,6 +75,7 @@ class JobDriver:
         open_timeout_s: float,
         describe: Callable[[], Description],
         places: int,
+        *,
         pauses: DriverPauses = DEFAULT_PAUSES,
     ) -> None:
         """Make a driver that opens at most `places` jobs at a time, and fetches for more."""

@@ -48,7 +48,7 @@ class Site:
         self.told: list[tuple[str, str]] = []
         stage = Handle(fetch=self.fetch, open=self.open, release=self.release, keep=self.keep)
         graph = Graph(stage, (), stage)
-        self.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, places, pauses)
+        self.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, places, pauses=pauses)
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
         self.fetching.append(attempt.job_id)
@@ -181,7 +181,7 @@ async def test_a_call_that_ray_cancels_is_made_again():
 
     stage = Handle(fetch=cancelled_once, open=site.open, release=site.release, keep=site.keep)
     pauses, graph = DriverPauses(retry_s=(0.0,)), Graph(stage, (), stage)
-    site.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, 1, pauses)
+    site.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, 1, pauses=pauses)
     job = site.start("a")
     site.arrive("a")
     with pytest.raises(InvalidVideo):
