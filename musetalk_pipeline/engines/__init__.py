@@ -1,6 +1,6 @@
 """Drawing mouths: engines behind one interface, chosen once by `make_engine`.
 
-Light to import: the libraries of an engine are loaded when it is made.
+It is light to import: the libraries of an engine are loaded when it is made.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def decide_engine(
 ) -> EngineDecision:
     """Decide which engine `choice` means on this machine, and say why.
 
-    `auto` is `musetalk` where every file of it is found, else `warp`; whether the files are sound
-    is not looked at. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
-    takes 15 minutes (musetalk_reference §6.3). Where only some are found, a warning names the rest.
-    `unet_weights`, `unet_config`: the files given for these, instead of those in the models folder.
+    `auto` is `musetalk` if every file of it is found, else `warp`; the files' contents are not
+    checked. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
+    takes 15 minutes (musetalk_reference §6.3). If only some are found, a warning names the rest.
+    `unet_weights`, `unet_config`: files that replace those in the models folder.
     """
     if choice != "auto":
-        return EngineDecision(choice, "it was asked for")
+        return EngineDecision(choice, "it was requested")
     if models_dir is None:
         return EngineDecision("warp", "no models folder is given")
     missing, has_some = missing_files(
@@ -113,8 +113,9 @@ def make_engine(
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> Engine:
-    """Load the engine `name`; `warp` needs nothing, and none of the other arguments, which are
-    those of `MuseTalkOptions`. `speedup`: what a GPU does on top; see `Acceleration`.
+    """Load the engine `name`. `warp` needs no weights and none of the other arguments.
+
+    They are those of `MuseTalkOptions`. `speedup`: acceleration on a GPU; see `Acceleration`.
 
     Raises:
         ModelLoadFailed: a file or the device is missing; the message names what helps.

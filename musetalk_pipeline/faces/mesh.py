@@ -1,7 +1,7 @@
 """Landmarks on a fresh machine: MediaPipe's face networks, read from its wheel, run by LiteRT.
 
 Steps for one frame:
-1. Find face boxes with the short-range network on the whole frame; where that finds none, with the
+1. Find face boxes with the short-range network on the whole frame. If it finds none, use the
    full-range network, and then that one on overlapping tiles, smaller and smaller, for small faces.
 2. Cut out a square that is turned upright by the eyes, and run the mesh network on it.
 3. Cut out again by the mesh itself and run once more: a better centred square, steadier points.
@@ -43,16 +43,16 @@ MESH_TO_IBUG = (
 EYES = (33, 263)  # mesh indices of the outer eye corners: the line that a cut-out is turned by
 MESH_SIDE = 192  # pixels of the mesh network's input
 ROI_SCALE = 1.5  # how much larger than the face its cut-out is (RectTransformationCalculator)
-MIN_PRESENCE = 0.5  # of the mesh network's own "this is a face" (ThresholdingCalculator)
+MIN_PRESENCE = 0.5  # the mesh network's own probability of a face (ThresholdingCalculator)
 # A second pass steadies the points (jitter of a still face with noise 0.19 -> 0.16 px, measured);
-# more are only needed where the first cut-out was badly centred, as it is for small faces.
+# more are only needed if the first cut-out was badly centred, as it is for small faces.
 MIN_PASSES, MAX_PASSES = 2, 5
-SETTLED = 0.04  # of the cut-out's side: it moved and grew less than this, so it is well centred
+SETTLED = 0.04  # of the cut-out's side; one that moved and grew less than this is well centred
 NMS_IOU = 0.3  # NonMaxSuppressionCalculator.min_suppression_threshold
 TILE_LEVELS = (1, 2)  # tile side = short side of the frame / level
 MAX_TILES = 32  # over all levels of one frame: bounds the work on a very wide frame without a face
-CROWD = 8  # boxes that are shown to the mesh network to count faces; each costs 3 ms
-CANDIDATES = 3  # boxes of one look that are shown to the mesh network before looking closer
+COUNTED_BOXES = 8  # that are given to the mesh network to count faces; each costs 3 ms
+CANDIDATES = 3  # boxes of one search that are given to the mesh network before a closer one
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class _Roi:
 
 
 class _Detector:
-    """An SSD face network: pixels in, boxes and eyes out."""
+    """An SSD face network, which turns pixels into boxes and eyes."""
 
     def __init__(self, network: _Network) -> None:
         self._network = network
@@ -123,7 +123,7 @@ class _Detector:
         # Each row: centre, size, then key points (x, y), the eyes first; pixels from the anchor.
         rows = boxes[0, kept, :8].reshape(-1, 4, 2) / self._network.side
         points = np.asarray(rows + self._anchors[kept, None, :], np.float32)
-        points[:, 1] = rows[:, 1]  # the size has no place
+        points[:, 1] = rows[:, 1]  # a size, to which no anchor is added
         points *= side
         points[:, (0, 2, 3)] += (x, y)
         return _merge(points, scores[kept])
@@ -153,30 +153,30 @@ class MeshDetector:
     def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
         """Return the boxes of all faces that stand out in a frame, the largest first.
 
-        The frame is looked at as a whole only: faces that need a closer look are background.
+        The frame is searched as a whole only: faces that are found only in tiles are background.
         """
         boxes: list[Box] = []
         with self._lock:
-            whole = itertools.islice(self._looks(frame), 2)
-            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:CROWD]:
+            whole = itertools.islice(self._searches(frame), 2)
+            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:COUNTED_BOXES]:
                 landmarks = self._landmarks(frame, detection)
                 box = None if landmarks is None else face_box(landmarks.points)
-                # Both networks see the same faces, so most boxes come twice.
+                # Both networks find the same faces, so most boxes come twice.
                 if box is not None and not any(box.is_around_middle_of(seen) for seen in boxes):
                     boxes.append(box)
         return sorted(boxes, key=lambda box: -box.area)
 
     def _detect_one(self, frame: NDArray[np.uint8]) -> Landmarks | None:
         with self._lock:
-            for found in self._looks(frame):
+            for found in self._searches(frame):
                 for detection in _by_prominence(found, frame)[:CANDIDATES]:
                     landmarks = self._landmarks(frame, detection)
                     if landmarks is not None:
                         return landmarks
         return None
 
-    def _looks(self, frame: NDArray[np.uint8]) -> Iterator[list[_Detection]]:
-        """Yield what each look at the frame finds, from the whole frame to small tiles."""
+    def _searches(self, frame: NDArray[np.uint8]) -> Iterator[list[_Detection]]:
+        """Yield what each search of the frame finds, from the whole frame to small tiles."""
         height, width = frame.shape[:2]
         side = max(height, width)
         whole = (width - side) // 2, (height - side) // 2, side
@@ -216,7 +216,7 @@ def tile_levels(width: int, height: int) -> list[list[tuple[int, int, int]]]:
             break
         columns, rows = _starts(width, side), _starts(height, side)
         tiles = [(x, y, side) for y in rows for x in columns]
-        # The middle first, in case that not all fit; sorting is stable, so the order is fixed.
+        # The middle first, in case not all of them fit. Sorting is stable, so the order is fixed.
         tiles.sort(
             key=lambda t: abs(t[0] + side / 2 - width / 2) + abs(t[1] + side / 2 - height / 2)
         )
@@ -236,7 +236,8 @@ def _load(file: str) -> Any:
     Raises:
         ModelLoadFailed: the wheel is not installed, or is not the one that holds the networks.
     """
-    # Late: the package loads a native library, which a process without a detector never needs.
+    # Imported late, because it loads a native library that a process without a detector never
+    # needs.
     from ai_edge_litert.interpreter import Interpreter
 
     try:
@@ -338,8 +339,8 @@ def _angle(left: Float, right: Float) -> float:
 def _cut_square(frame: NDArray[np.uint8], x: int, y: int, side: int, size: int) -> Float:
     """Return a square of the frame as (size, size, 3) float32 RGB in 0..1, black outside.
 
-    The part inside the frame is averaged down rather than sampled: sampling every tenth pixel of a
-    large frame makes boxes jump with the noise.
+    The part inside the frame is averaged down rather than sampled, because sampling every tenth
+    pixel of a large frame makes boxes jump with the noise.
     """
     height, width = frame.shape[:2]
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
@@ -347,7 +348,7 @@ def _cut_square(frame: NDArray[np.uint8], x: int, y: int, side: int, size: int) 
     left, top = round((x0 - x) * scale), round((y0 - y) * scale)
     right, bottom = round((x1 - x) * scale), round((y1 - y) * scale)
     square = np.zeros((size, size, 3), np.uint8)
-    # A very wide frame may leave less than a row of the network's input; it still gets one.
+    # A very wide frame may cover less than one row of the network's input; it still gets one.
     inner = (max(1, right - left), max(1, bottom - top))
     part = cv2.resize(frame[y0:y1, x0:x1], inner, interpolation=cv2.INTER_AREA)
     square[top : top + inner[1], left : left + inner[0]] = part[: size - top, : size - left]

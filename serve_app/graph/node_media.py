@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 VIDEO, AUDIO, DIGESTS, LOCK = "video", "audio", "digests.json", "lock"
 LOCK_POLL_S = 0.05
-KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow: clocks and queues are not exact
+KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow, because clocks and queues are not exact
 
 
 class NodeMedia:
     """Media files of this node's attempts, shared by its replicas through the scratch folder.
 
-    `node_id`: this node's name; None: what Ray calls it.
+    `node_id`: this node's name; None takes Ray's.
     """
 
     def __init__(self, args: AppArgs, env: Environment, node_id: str | None = None) -> None:
@@ -112,7 +112,7 @@ class NodeMedia:
         attempt, job = opened.attempt, opened.job
         if opened.node_id == self.node_id:
             if not self.scratch.touch(attempt.attempt_id):
-                raise StageFailed("The attempt is over: its files are gone.")
+                raise StageFailed("The attempt is over, and its files have been removed.")
             return job
         folder = self.scratch.folder(attempt.attempt_id)
         digests = Digests(job.source.sha256, job.audio.sha256)
@@ -142,7 +142,7 @@ class NodeMedia:
                 video = tasks.create_task(self._fetch("video", sources.video_url, folder / VIDEO))
                 audio = tasks.create_task(self._fetch("audio", sources.audio_url, folder / AUDIO))
         except* Exception as group:
-            # Both may have failed; the first is what the caller can act on.
+            # Both may have failed; the caller can act on the first.
             raise group.exceptions[0] from None
         return Digests(video.result(), audio.result())
 
