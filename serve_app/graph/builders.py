@@ -3,6 +3,8 @@
 Each is chosen once, from the configuration and from the files on this machine.
 """
 
+from collections.abc import Callable
+
 from musetalk_pipeline.engines import (
     AudioEncoder,
     Engine,
@@ -14,7 +16,7 @@ from musetalk_pipeline.engines import (
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
-from serve_app.config.settings import AppArgs, PoolSettings
+from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
@@ -39,10 +41,12 @@ def resolve(args: AppArgs, env: Environment) -> AppArgs:
     return args.model_copy(update=chosen)
 
 
-def build_detector(args: AppArgs) -> LandmarkDetector:
-    """Load the configured landmark detector."""
+def build_detector(
+    args: AppArgs, make: Callable[..., LandmarkDetector] = make_detector
+) -> LandmarkDetector:
+    """Load the configured landmark detector by calling `make`."""
     assert args.landmarks != "auto", "resolve() comes first"
-    return make_detector(
+    return make(
         args.landmarks,
         args.models_dir,
         presence=args.face_presence,
@@ -52,14 +56,20 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
     )
 
 
-def build_audio_encoder(args: AppArgs, jobs: int = 1) -> AudioEncoder:
-    """Load the configured engine's audio encoder. `jobs`: how many may run at the same time."""
+def build_audio_encoder(args: AppArgs, env: Environment | None = None) -> AudioEncoder:
+    """Load the configured engine's audio encoder.
+
+    It serves as many jobs as may run here according to `args` and `env`; only one without `env`.
+    """
+    jobs = 1 if env is None else jobs_at_a_time(args, env)
     return make_audio_encoder(_engine_of(args), args.models_dir, jobs)
 
 
-def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
-    """Load the configured engine for one pool."""
-    return make_engine(
+def build_engine(
+    args: AppArgs, pool: PoolSettings, env: Environment, make: Callable[..., Engine] = make_engine
+) -> Engine:
+    """Load the configured engine for one pool by calling `make`."""
+    return make(
         _engine_of(args),
         args.models_dir,
         version=args.version,

@@ -16,7 +16,7 @@ from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
 from musetalk_pipeline.stages import Digests, prepare_block
 from serve_app.config.environment import read_environment
-from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.config.settings import AppArgs
 from serve_app.graph.builders import build_audio_encoder, build_detector, needs_parse_inputs
 from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
@@ -38,7 +38,7 @@ class Preprocessor:
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
-        self._audio_encoder = build_audio_encoder(args, jobs_at_a_time(args, env))
+        self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})

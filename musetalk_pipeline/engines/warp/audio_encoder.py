@@ -59,9 +59,9 @@ class WarpAudioEncoder:
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        """`jobs`: how many run at the same time."""
+        """`jobs`: how many run at the same time. `max_clips`: clips whose tracks are kept."""
         self._lock = threading.Lock()
-        self._max_clips = max(CLIPS_KEPT, jobs + 1)
+        self.max_clips = max(CLIPS_KEPT, jobs + 1)
         self._clips: OrderedDict[tuple[str, int], _Tracks] = OrderedDict()
 
     def encode(
@@ -85,7 +85,7 @@ class WarpAudioEncoder:
         with self._lock:
             if key not in self._clips:
                 self._clips[key] = _measure(audio)
-                while len(self._clips) > self._max_clips:
+                while len(self._clips) > self.max_clips:
                     self._clips.popitem(last=False)
             self._clips.move_to_end(key)
             return self._clips[key]
