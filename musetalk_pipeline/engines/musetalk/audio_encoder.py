@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +26,6 @@ from musetalk_pipeline.networks.whisper import (
     LAYERS,
     STEPS_PER_S,
     WIDTH,
-    ChunkEncoder,
     load_whisper,
 )
 from musetalk_pipeline.options import SpeechOptions
@@ -39,16 +40,31 @@ _CHUNKS_A_JOB, _SPARE_CHUNKS = 2, 1
 _KEPT_BYTES = 512 << 20  # 46 chunks: enough for 22 jobs
 
 
+class SoundEncoder(Protocol):
+    """Encodes one chunk of sound; see `networks.whisper.ChunkEncoder`."""
+
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the (1500, 5, 384) features of one chunk of (≤ 480000,) samples."""
+        ...
+
+
 class WhisperAudioEncoder:
     """Encodes speech with Whisper. Any number of threads may share one instance."""
 
-    def __init__(self, models: Path, device: str = "cpu", jobs: int = 1) -> None:
+    def __init__(
+        self,
+        models: Path,
+        device: str = "cpu",
+        jobs: int = 1,
+        *,
+        load: Callable[[Path, str], SoundEncoder] = load_whisper,
+    ) -> None:
         """Load Whisper's encoder from the models folder. `jobs`: how many run at the same time.
 
         Raises:
             ModelLoadFailed: `whisper/` is missing, damaged or of another network.
         """
-        self._chunk_encoder: ChunkEncoder = load_whisper(models / WHISPER_FOLDER, device)
+        self._chunk_encoder = load(models / WHISPER_FOLDER, device)
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
         # One thread encodes at a time; another that needs the same chunk then finds it.
         self._lock = threading.Lock()

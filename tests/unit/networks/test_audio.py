@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.engines import make_audio_encoder
 from musetalk_pipeline.engines.musetalk.audio_encoder import (
     WhisperAudioEncoder,
     chunk_at,
@@ -251,59 +250,54 @@ def test_up_to_30_s_there_is_no_seam_to_avoid(
     assert np.array_equal(one, audio_encoder.encode(audio, Fraction(25), late, OPTIONS).features)
 
 
+class Counting:
+    """Notes the length of each chunk, and passes it on or answers with zeros."""
+
+    def __init__(self, inner: ChunkEncoder | None = None) -> None:
+        self.lengths: list[int] = []
+        self._inner = inner
+        self._zeros = np.zeros((1500, 5, 384), np.float32)
+
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.lengths.append(len(samples))
+        return self._zeros if self._inner is None else self._inner.encode(samples)
+
+
 def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path
 ) -> None:
-    lengths: list[int] = []
-    encode = ChunkEncoder.encode
-
-    def counting(encoder: ChunkEncoder, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        lengths.append(len(samples))
-        return encode(encoder, samples)
-
-    monkeypatch.setattr(ChunkEncoder, "encode", counting)
-    audio_encoder = WhisperAudioEncoder(models)
+    counting = Counting(load_whisper(models / "whisper"))
+    audio_encoder = WhisperAudioEncoder(models, load=lambda *_: counting)
     audio, fps = sound(tmp_path, noise(125.0)), Fraction(25)
-    audio_encoder.encode(
-        audio, fps, frames(1500, 1550), OPTIONS
-    )  # touches the second chunk's end too
-    assert lengths == [CHUNK_SAMPLES] * 2
+    # The first segment touches the second chunk's end too.
+    audio_encoder.encode(audio, fps, frames(1500, 1550), OPTIONS)
+    assert counting.lengths == [CHUNK_SAMPLES] * 2
     audio_encoder.encode(audio, fps, frames(1550, 1600), OPTIONS)
-    assert len(lengths) == 2  # kept
+    assert len(counting.lengths) == 2  # kept
     for chunk in range(5):
         audio_encoder.encode(audio, fps, frames(750 * chunk + 100, 750 * chunk + 110), OPTIONS)
-    assert len(lengths) == 5
+    assert len(counting.lengths) == 5
     assert len(audio_encoder._chunks) == 3
-    assert lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
+    assert counting.lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
 
 
-def test_jobs_at_a_time_hear_each_chunk_once(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_at_a_time_hear_each_chunk_once(models: Path, tmp_path: Path) -> None:
     """Mend 3.4: three chunks were kept for any number of jobs. Four jobs that took turns heard 240
     chunks instead of 16.
     """
-    heard: list[int] = []
-    features = np.zeros((1500, 5, 384), np.float32)
-    monkeypatch.setattr(
-        ChunkEncoder, "encode", lambda encoder, samples: heard.append(len(samples)) or features
-    )
-    audio_encoder = make_audio_encoder("musetalk", models, jobs=4)
+    counting = Counting()
+    audio_encoder = WhisperAudioEncoder(models, jobs=4, load=lambda *_: counting)
     sounds = [sound(tmp_path, np.zeros(120 * SAMPLE_RATE - i, np.float32)) for i in range(4)]
     for segment in range(60):
         for audio in sounds:
             span = frames(50 * segment, 50 * segment + 50 - (segment == 59))
             audio_encoder.encode(audio, Fraction(25), span, OPTIONS)
-    assert len(heard) == 16
+    assert len(counting.lengths) == 16
 
 
-def test_kept_chunks_are_bounded_in_bytes(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_chunks_are_bounded_in_bytes(models: Path, tmp_path: Path) -> None:
     """Mend 3.4: whatever the number of jobs, half a gigabyte of features is the most."""
-    features = np.zeros((1500, 5, 384), np.float32)
-    monkeypatch.setattr(ChunkEncoder, "encode", lambda encoder, samples: features)
-    audio_encoder = WhisperAudioEncoder(models, jobs=64)
+    audio_encoder = WhisperAudioEncoder(models, jobs=64, load=lambda *_: Counting())
     audio = sound(tmp_path, np.zeros(60 * 30 * SAMPLE_RATE, np.float32))
     for chunk in range(60):
         at = 750 * chunk + 100
