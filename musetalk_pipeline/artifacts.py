@@ -25,7 +25,7 @@ from musetalk_pipeline.plan import Block, Segment
 
 @dataclass(frozen=True, slots=True)
 class ColourTags:
-    """How YUV numbers become light. ffmpeg's names; "unknown" where the file does not say."""
+    """How YUV numbers become light. ffmpeg's names; "unknown" if the file has no tag."""
 
     space: str = "unknown"  # the matrix: bt709, smpte170m, …
     range: str = "unknown"  # tv or pc
@@ -86,7 +86,7 @@ class Picture:
     First `crop` (in displayed source pixels; None: all), then scale to `scaled_width x
     scaled_height`, then put at `pad_x, pad_y` in `width x height`, which is black around it or
     (`surround`) shows the picture itself, enlarged and blurred. There are bars on two opposite
-    sides or on none. All sizes and offsets are even. Stages see only the fitted frames.
+    sides or on none. All sizes and offsets are even. Stages work on the fitted frames only.
     """
 
     width: int
@@ -164,7 +164,7 @@ class Speech:
     """What is spoken during one segment, encoded for the engine.
 
     `features`: (n, …) float32, one row per output frame: (n, 50, 384) Whisper windows for musetalk,
-    (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 where nobody speaks; the
+    (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 in silence; the
     weight of the drawn face if `rest_in_silence`.
     """
 

@@ -1,7 +1,7 @@
 """What the calls of stages cost, kept apart from the values that they return.
 
-A stage returns a `Measured` value. Whoever sums up a job's costs may meet the same call more than
-once, because several segments draw on one block; each call has an id, so it counts once.
+A stage returns a `Measured` value. The same call may reach whoever sums up a job's costs more than
+once, because several segments draw on one block. Each call has an id, so that it counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 StageName = Literal["download", "validation", "prepare", "encode", "listen", "generate", "compose"]
 
-# Answers and sidecars know one name for all that the engine does.
+# Answers and sidecars have one name for all that the engine does.
 _PUBLISHED = {"encode": "inference", "generate": "inference"}
 
 

@@ -48,7 +48,7 @@ class Stage(StrEnum):
 
 
 class PipelineError(Exception):
-    """A job cannot go on. It can be pickled, so it crosses processes with all that it says.
+    """A job cannot continue. It can be pickled, so it crosses processes with all its fields.
 
     Args:
         message: one sentence for the person who sent the job.
@@ -90,12 +90,12 @@ class PipelineError(Exception):
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        said = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
-        return _rebuild, (type(self), self.message, said), {"stage_seconds": self.stage_seconds}
+        fields = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
+        return _rebuild, (type(self), self.message, fields), {"stage_seconds": self.stage_seconds}
 
 
-def _rebuild(kind: type[PipelineError], message: str, said: dict[str, Any]) -> PipelineError:
-    return kind(message, **said)
+def _rebuild(kind: type[PipelineError], message: str, fields: dict[str, Any]) -> PipelineError:
+    return kind(message, **fields)
 
 
 @contextmanager
@@ -195,7 +195,7 @@ class ProcessingError(PipelineError):
 
 
 class ModelLoadFailed(ProcessingError):
-    """A weight file is missing, damaged or not what its name says."""
+    """A weight file is missing, damaged or not the file that its name promises."""
 
     code = "model_load_failed"
     default_stage = Stage.INFERENCE
@@ -208,8 +208,8 @@ class OutOfGpuMemory(ProcessingError):
     default_stage = Stage.INFERENCE
     retryable = True
 
-    def __init__(self, message: str, **said: Any) -> None:
-        super().__init__(message, **{**said, "is_oom": True})
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message, **{**fields, "is_oom": True})
 
 
 class StageFailed(ProcessingError):
@@ -226,7 +226,7 @@ class GpuLost(StageFailed):
 
 
 class DeadlineExceeded(ProcessingError):
-    """A stage took longer than the time derived from the work asked for."""
+    """A stage took longer than its deadline, which follows from the number of frames."""
 
     code = "deadline_exceeded"
     retryable = True

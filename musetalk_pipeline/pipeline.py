@@ -239,7 +239,7 @@ class _Run:
         return prepared, None if kept is None else _emptying(kept)
 
     def _can_keep(self, segment: Segment, block: Block) -> bool:
-        """Tell whether a block's frames, in order, are the segment's, and few enough to keep."""
+        """Return whether a block's frames, in order, are the segment's, and few enough to keep."""
         picture = self._job.picture
         is_same = segment.source_frames() == list(range(block.start, block.end))
         return (
@@ -325,12 +325,12 @@ class _Run:
 
         def data() -> Iterator[NDArray[np.uint8]]:
             nonlocal waited
-            asked = time.monotonic()
+            waiting_since = time.monotonic()
             for piece in pieces:
-                waited += time.monotonic() - asked
+                waited += time.monotonic() - waiting_since
                 yield piece.data
-                asked = time.monotonic()
-            waited += time.monotonic() - asked
+                waiting_since = time.monotonic()
+            waited += time.monotonic() - waiting_since
 
         frames = stitch(data(), job.audio, out_path, job.picture, job.plan.fps)
         self.costs.add_seconds("stitch", time.monotonic() - started - waited)

@@ -146,7 +146,7 @@ def _warn_of_others(samples: _Samples, counter: FaceCounter, reached: int) -> st
     """Return a sentence if a frame shows several faces; None if none does."""
     for place in places(reached, COUNTED_SAMPLES):
         samples.take(place)
-    said = []
+    crowded = []
     for place in sorted(samples.faces)[:COUNTED_SAMPLES]:
         speaker = samples.faces[place]
         rivals = [
@@ -155,12 +155,12 @@ def _warn_of_others(samples: _Samples, counter: FaceCounter, reached: int) -> st
             if not box.is_around_middle_of(speaker) and box.area >= MIN_RIVAL_SHARE * speaker.area
         ]
         if rivals:
-            said.append((len(rivals) + 1, _which(speaker, rivals)))
-    if not said:
+            crowded.append((len(rivals) + 1, _which(speaker, rivals)))
+    if not crowded:
         return None
-    count, which = max(said)
+    count, which = max(crowded)
     faces = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} faces were seen"
-    if len({which for _, which in said}) > 1:
+    if len({which for _, which in crowded}) > 1:
         return f"{faces}; in each frame the most prominent one speaks, which may change."
     return f"{faces}; the {which}, speaks."
 

@@ -65,7 +65,7 @@ def decide_engine(
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> EngineDecision:
-    """Decide which engine `choice` means on this machine, and say why.
+    """Decide which engine `choice` means on this machine, and why.
 
     `auto` is `musetalk` if every file of it is found, else `warp`; the files' contents are not
     checked. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s

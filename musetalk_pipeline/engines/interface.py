@@ -53,7 +53,7 @@ class Engine(Protocol):
     def encode(
         self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
     ) -> AvatarBlock:
-        """Compute all that depends on the video alone; `check` is asked between batches."""
+        """Compute all that depends on the video alone; `check` is called between batches."""
         ...
 
     def generate(
@@ -64,7 +64,7 @@ class Engine(Protocol):
         options: SpeechOptions,
         check: Check = go_on,
     ) -> DrawnFaces:
-        """Draw the faces of one segment; `check` is asked between batches.
+        """Draw the faces of one segment; `check` is called between batches.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.

@@ -27,7 +27,8 @@ START_S = 60.0  # guess; starting up takes 0.1 s, the rest is for a machine unde
 FRAME_S = 1.0  # guess; a 4096x2304 frame takes 0.03 s
 SKIP_FRAME_S = 0.1  # a frame between the key frame and the first wanted one
 
-# Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little beside decoding.
+# Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little compared to
+# decoding.
 SCALER = "bicubic+accurate_rnd+full_chroma_inp"
 # What ffmpeg's decoders print, before they deliver a frame, if they had to make up part of it.
 DAMAGE = (b"concealing", b"error while decoding", b"Invalid data found")

@@ -6,7 +6,7 @@ A video that cannot be used is refused with one sentence.
 
 Frames are counted from the times of the packets, without decoding, where packets and frames agree
 one to one; other files are decoded once to be counted. A container that cannot be sought exactly
-(MPEG-TS, FLV, …) has its packets copied into an MP4 beside the index first.
+(MPEG-TS, FLV, …) has its packets copied into an MP4 next to the index first.
 """
 
 from __future__ import annotations

@@ -272,7 +272,7 @@ class _Starter:
 
     It gives up its rights first, so that the child never has them. The parent-death signal is sent
     when the *thread* that forked ends, not when the process does. This thread therefore stays, even
-    if the one that asked for the child ends early.
+    if the thread that requested the child ends early.
     """
 
     def __init__(self, command: Sequence[str], limits: ChildLimits) -> None:

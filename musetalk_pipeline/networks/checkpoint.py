@@ -166,7 +166,7 @@ def _check(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path
         if tensor.shape != found[key].shape:
             raise ModelLoadFailed(
                 f"In the weight file {path}, {key} has the shape {tuple(found[key].shape)}, but "
-                f"the network's configuration asks for {tuple(tensor.shape)}.",
+                f"the network's configuration requires {tuple(tensor.shape)}.",
                 file=str(path),
                 key=key,
             )

@@ -60,7 +60,7 @@ class Acceleration:
 
     @classmethod
     def of(cls, speedup: Speedup) -> Acceleration:
-        """Return what a configuration asks for by name."""
+        """Return the acceleration that a configuration names."""
         return cls(cuda_graphs=speedup == "cuda_graphs", compile=speedup == "compile")
 
 
@@ -254,7 +254,7 @@ class BatchRunner:
 def place(
     network: nn.Module, device: torch.device, dtype: torch.dtype, acceleration: Acceleration
 ) -> nn.Module:
-    """Put a network on its device in its precision, sped up as asked."""
+    """Put a network on its device in its precision, with the requested acceleration."""
     on_cuda = device.type == "cuda"
     channels_last = acceleration.channels_last
     if channels_last is None:
@@ -311,7 +311,7 @@ class GraphedNetwork(nn.Module):
     def _record(self, inputs: Sequence[Tensor]) -> _Recording:
         held = tuple(rows.clone() for rows in inputs)
         # Libraries choose algorithms and allocate workspaces in the first calls, which a recording
-        # must not contain; on the stream of the recording, as CUDA asks.
+        # must not contain; on the stream of the recording, as CUDA requires.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             for _ in range(2):

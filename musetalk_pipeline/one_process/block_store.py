@@ -39,7 +39,7 @@ class BlockStore:
         self._recent: OrderedDict[int, AvatarBlock] = OrderedDict()
 
     def has(self, block: int, segment: int) -> bool:
-        """Tell whether `block` will be in the store when `segment` is drawn."""
+        """Return whether `block` will be in the store when `segment` is drawn."""
         return block in self._kept and self._first_use[block] < segment
 
     def take(self, block: int) -> AvatarBlock:

@@ -95,7 +95,7 @@ class JobDriver:
             PipelineError: the job cannot be done; `stage` says where it ended.
         """
         meter = ProgressMeter(report)
-        meter.say(Phase.DOWNLOADING, 0.0)
+        meter.report(Phase.DOWNLOADING, 0.0)
         if assignment.lost_attempt_id is not None:
             await self._release(assignment.lost_attempt_id)
         attempt = Attempt.of(assignment)
@@ -105,7 +105,7 @@ class JobDriver:
                     fetched = await self._fetch(attempt)
                 meter.fetched(fetched)
                 async with self._place(meter):
-                    meter.say(Phase.VALIDATING)
+                    meter.report(Phase.VALIDATING)
                     with meter.spending():
                         opened = await self._open(attempt, fetched)
                     meter.opened(opened)

@@ -32,7 +32,7 @@ class ProgressMeter:
     def __init__(
         self, report: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._report = report
+        self._callback = report
         self._clock = clock
         self._phase = Phase.QUEUED
         self._fraction = 0.0
@@ -40,12 +40,12 @@ class ProgressMeter:
         self._costs = CostSum()
         self._started = self._opened_at = clock()
 
-    def say(self, phase: Phase, fraction: float = 0.0) -> None:
+    def report(self, phase: Phase, fraction: float = 0.0) -> None:
         """Report a phase, and a fraction if it is further than the last."""
         self._phase = phase
         self._fraction = max(self._fraction, fraction)
         frames = self._frames
-        self._report(
+        self._callback(
             Progress(
                 phase,
                 self._fraction,
@@ -63,13 +63,13 @@ class ProgressMeter:
             yield
         except PipelineError as error:
             self._costs.seconds |= error.stage_seconds
-            self.say(self._phase)
+            self.report(self._phase)
             raise
 
     def fetched(self, fetched: Measured[Digests]) -> None:
         """Count the download. The phase stays while the job waits for its place."""
         self._costs.add(fetched.costs)
-        self.say(Phase.DOWNLOADING, FETCHED_SHARE)
+        self.report(Phase.DOWNLOADING, FETCHED_SHARE)
 
     def waited(self, seconds: float) -> None:
         """Leave seconds of waiting out of the job's time."""
@@ -80,35 +80,35 @@ class ProgressMeter:
         self._frames = _Frames(opened.value.job.plan)
         self._costs.add(opened.costs)
         self._opened_at = self._clock()
-        self.say(Phase.INFERRING, OPEN_SHARE)
+        self.report(Phase.INFERRING, OPEN_SHARE)
 
     def prepared(self, block: int) -> None:
         """Count a block whose faces have been found."""
         self._known_frames.prepare(block)
-        self._say_frames()
+        self._report_frames()
 
     def drawn(self, segment: Segment) -> None:
         """Count a segment whose faces have been drawn."""
         self._known_frames.draw(segment)
-        self._say_frames()
+        self._report_frames()
 
     def composed(self, segment: Segment, piece: Measured[Piece]) -> None:
         """Count a segment that is encoded, and so has been prepared and drawn."""
         self._costs.add(piece.costs)
         self._known_frames.encode(segment)
-        self._say_frames()
+        self._report_frames()
 
     def lost(self, segment: Segment) -> None:
         """Take back what was counted of a segment that has to be made again."""
         self._known_frames.lose(segment)
-        self._say_frames()
+        self._report_frames()
 
     def uploading(self) -> None:
-        """Say that the pieces are being joined and stored."""
-        self.say(Phase.UPLOADING, ENCODED_SHARE)
+        """Report that the pieces are being joined and stored."""
+        self.report(Phase.UPLOADING, ENCODED_SHARE)
 
     def facts(self) -> RunFacts:
-        """Return what the sidecar and the metrics say about the run so far."""
+        """Return what the sidecar and the metrics contain about the run so far."""
         costs = self._costs
         return RunFacts(dict(costs.seconds), costs.peak_memory_mib, self._clock() - self._started)
 
@@ -117,10 +117,10 @@ class ProgressMeter:
         assert self._frames is not None, "no frame is made before the job is opened"
         return self._frames
 
-    def _say_frames(self) -> None:
+    def _report_frames(self) -> None:
         frames = self._known_frames
         phase = Phase.ENCODING if frames.drawn == frames.total else Phase.INFERRING
-        self.say(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
+        self.report(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
 
     def _eta_s(self) -> float | None:
         """Return the seconds that are left at the rate since the opening."""

@@ -1,6 +1,6 @@
 """Notices that results of calls exist, without fetching them: they are large, and needed elsewhere.
 
-Serve reports a result to its caller only by delivering it. Ray can tell whether the object exists.
+Serve reports a result to its caller only by delivering it. Ray reports whether the object exists.
 """
 
 import asyncio

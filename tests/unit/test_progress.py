@@ -41,9 +41,9 @@ def told() -> list[Progress]:
 @pytest.fixture
 def meter(told: list[Progress], watch: Watch) -> ProgressMeter:
     meter = ProgressMeter(told.append, watch)
-    meter.say(Phase.DOWNLOADING)
+    meter.report(Phase.DOWNLOADING)
     meter.fetched(fetched(1.0))
-    meter.say(Phase.VALIDATING)
+    meter.report(Phase.VALIDATING)
     meter.opened(opened())
     return meter
 
