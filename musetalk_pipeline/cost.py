@@ -36,6 +36,9 @@ class StageCost:
     replica: str | None = None
     call_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.frames} frames in {self.seconds:.2f} s by {self.replica}"
+
     @property
     def published_stage(self) -> str:
         """The name under which answers, progress and sidecars give these seconds."""

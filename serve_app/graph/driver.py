@@ -199,6 +199,8 @@ class JobDriver:
                 pieces[segment.index] = response
                 faces += piece.value.frames_with_face
                 meter.composed(segment, piece)
+                costs = [str(cost) for cost in piece.costs]
+                logger.debug("segment composed", extra={"segment": segment.index, "costs": costs})
 
             blocks = BlockCache(plan, encode, self._settings)
             try:

@@ -25,7 +25,7 @@ from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.pipeline import Tools
-from musetalk_pipeline.preview import LOOKS, make_preview
+from musetalk_pipeline.preview import SAMPLED_FRAMES, make_preview
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S = 240
@@ -189,7 +189,7 @@ def test_a_preview_shows_one_frame_and_its_box(clip, speech, tools):
     video = clip(frames=20, faceless=frozenset({0, 1, 2}))
     detector = Counting(tools.detector)
     preview = make_preview(video, speech(0.8), JobOptions(), replace(tools, detector=detector))
-    assert 2 <= detector.frames <= LOOKS
+    assert 2 <= detector.frames <= SAMPLED_FRAMES
     assert preview.source_frame not in (0, 1, 2)
     box = preview.face.box
     picture = cv2.imdecode(np.frombuffer(preview.png(), np.uint8), cv2.IMREAD_COLOR)
