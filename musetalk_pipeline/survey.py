@@ -73,9 +73,9 @@ def survey(
     """
     samples = _Samples(source, picture, detector)
     if is_cropped:
-        for place in places(reached, CROP_SAMPLES):
+        for place in evenly_spaced(reached, CROP_SAMPLES):
             samples.take(place)
-    wanted = places(reached, sample_count(reached, fps))
+    wanted = evenly_spaced(reached, sample_count(reached, fps))
     for place in spread_out(wanted):
         if samples.faces:
             break
@@ -90,7 +90,7 @@ def survey(
     return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
 
 
-def places(reached: int, count: int) -> list[int]:
+def evenly_spaced(reached: int, count: int) -> list[int]:
     """Return up to `count` different frames of the first `reached`, evenly spread from 0 on."""
     return sorted({reached * k // count for k in range(count)})
 
@@ -144,7 +144,7 @@ class _Samples:
 
 def _warn_of_others(samples: _Samples, counter: FaceCounter, reached: int) -> str | None:
     """Return a sentence if a frame shows several faces; None if none does."""
-    for place in places(reached, COUNTED_SAMPLES):
+    for place in evenly_spaced(reached, COUNTED_SAMPLES):
         samples.take(place)
     crowded = []
     for place in sorted(samples.faces)[:COUNTED_SAMPLES]:

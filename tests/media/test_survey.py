@@ -20,7 +20,13 @@ from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
 from musetalk_pipeline.stages import JobFiles, OpenJob, open_job
-from musetalk_pipeline.survey import MAX_SAMPLES, MIN_SAMPLES, places, sample_count, spread_out
+from musetalk_pipeline.survey import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    evenly_spaced,
+    sample_count,
+    spread_out,
+)
 
 Frame = NDArray[np.uint8]
 FPS = 25
@@ -135,7 +141,7 @@ def test_a_speaker_who_changes_is_said(opened) -> None:
 @given(st.integers(1, 100_000), st.sampled_from([Fraction(1), Fraction(24000, 1001), Fraction(60)]))
 def test_looks_are_spread_and_few(reached: int, fps: Fraction) -> None:
     count = sample_count(reached, fps)
-    wanted = places(reached, count)
+    wanted = evenly_spaced(reached, count)
     assert MIN_SAMPLES <= count <= MAX_SAMPLES and len(wanted) == min(count, reached)
     assert wanted[0] == 0 and wanted[-1] < reached
     edges = [*wanted, reached]
