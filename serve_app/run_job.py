@@ -7,7 +7,7 @@
 variables and the exit codes. The steps come in this order, so that no work is wasted:
 1. The variables, the configuration and the place of the result are checked.
 2. Both inputs are fetched.
-3. The engine, the landmark detector and the listener are loaded, and the pipeline runs.
+3. The engine, the landmark detector and the audio encoder are loaded, and the pipeline runs.
 4. The result is stored.
 SIGTERM and Ctrl-C end it at any point, and nothing is left behind.
 """
@@ -34,14 +34,14 @@ from musetalk_pipeline.errors import (
     UploadFailed,
 )
 from musetalk_pipeline.files import part_name
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.progress_bar import ProgressBar
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, InputSettings
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.tools import build_detector, build_engine, build_listener, resolve
+from serve_app.graph.builders import build_audio_encoder, build_detector, build_engine, resolve
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
@@ -175,7 +175,7 @@ def _draw(
     env: Environment,
 ) -> Result:
     tools = Tools(
-        build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
+        build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
     with ProgressBar("frames") as bar:
@@ -276,7 +276,7 @@ class _Shown:
         self._bar = bar
         self._stage = ""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Show how far the job is."""
         total = progress.frames_total or None
         if self._bar.is_drawn:

@@ -14,7 +14,7 @@ from musetalk_pipeline.loading import ToolOptions
 from musetalk_pipeline.options import JobOptions
 
 if TYPE_CHECKING:
-    from musetalk_pipeline.pipeline import Progress, Result
+    from musetalk_pipeline.pipeline import Result, RunProgress
 
 
 @takes_options
@@ -71,7 +71,7 @@ def make(
         loaded = load(terminal, tools, job)
         with ProgressBar("frames") as bar:
 
-            def show(progress: Progress) -> None:
+            def show(progress: RunProgress) -> None:
                 bar.show(progress.stage, progress.frames_done, progress.frames_total or None)
 
             result = run(

@@ -18,10 +18,10 @@ from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.builders import build_store
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
-from serve_app.graph.tools import build_store
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
