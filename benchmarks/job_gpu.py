@@ -31,7 +31,7 @@ from engine_gpu import NetworkClock
 from networks import describe
 from project import ROOT
 
-from musetalk_pipeline.engines import make_engine, make_listener
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine
 from musetalk_pipeline.faces import make_detector
 from musetalk_pipeline.networks.precision import resolve_device
@@ -143,9 +143,9 @@ def in_process(
     )
     assert isinstance(engine, MuseTalkEngine)
     cores = min(len(os.sched_getaffinity(0)), 64)
-    listener = make_listener("musetalk", options.models)
+    audio_encoder = make_audio_encoder("musetalk", options.models)
     kept = OnOneThread(engine)
-    tools = Tools(make_detector("mesh"), kept, listener, encoder_threads=cores)
+    tools = Tools(make_detector("mesh"), kept, audio_encoder, encoder_threads=cores)
     loaded = time.perf_counter()
     kept.warm_up()
     warmed = time.perf_counter()

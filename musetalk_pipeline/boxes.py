@@ -45,7 +45,7 @@ class Box:
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
     def is_around_middle_of(self, other: Box) -> bool:
-        """Whether the middle of either lies in the other, as of two boxes of one face."""
+        """Return whether the middle of either lies in the other, as for two boxes of one face."""
         return self._holds(other.middle) or other._holds(self.middle)
 
     def _holds(self, point: tuple[float, float]) -> bool:

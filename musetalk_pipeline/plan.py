@@ -13,9 +13,8 @@ from fractions import Fraction
 from musetalk_pipeline.options import FrameRate
 
 SAMPLE_RATE = 16_000  # Hz; Whisper's, and so the clock of every count below
-BLOCK_S = (
-    2.0  # guess: long enough to amortise a seek and a batch, short enough for a window of three
-)
+# Guess: long enough to amortise a seek and a batch, short enough for a window of three.
+BLOCK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class Segment:
     """A run of consecutive output frames, `[start, end)`, that draws on one block forwards or
     backwards.
 
-    Output frame `start + j` shows source frame `first_source + j * step`; or, where the whole
-    source is one block of `turns` frames, wherever going back and forth in it has come to.
+    Output frame `start + j` shows source frame `first_source + j * step`. If the whole source is
+    one block of `turns` frames, a segment goes back and forth in it instead.
     """
 
     index: int
@@ -69,7 +68,7 @@ class FramePlan:
 
 
 def playing_fps(source_fps: Fraction, wanted: float | None) -> Fraction:
-    """Return the rate that the source's frames are played at: `wanted` where it is given.
+    """Return the rate that the source's frames are played at: `wanted` if it is given.
 
     Denominators up to 1001, so that 29.97003 is broadcasting's 30000/1001.
     """
@@ -80,8 +79,8 @@ def speech_fps(fps: Fraction, frame_rate: FrameRate) -> Fraction:
     """Return the rate at which frames follow each other in the sound of a video that plays at
     `fps`.
 
-    `whole` cuts it to an integer as the reference does (Q7); below 1, where that would leave
-    nothing, it stays.
+    `whole` cuts it to an integer as the reference does (Q7). A rate below 1, of which nothing would
+    be left, stays as it is.
     """
     return fps if frame_rate == "exact" or fps < 1 else Fraction(math.floor(fps))
 

@@ -13,11 +13,11 @@ from ray.serve import Application
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings, jobs_at_a_time
+from serve_app.graph.builders import resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
-from serve_app.graph.tools import resolve
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
 

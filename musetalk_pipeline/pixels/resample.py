@@ -1,4 +1,4 @@
-"""Pillow's bicubic resampling of a square mask, for the part of it that is wanted.
+"""Pillow's bicubic resampling of a square mask, for the part of it that is needed.
 
 The parser's mask is resized for every output frame, but only the lower half of the face survives
 (docs/reference.md §1.9). Pillow has no way to ask for a part that gives the same pixels, so its

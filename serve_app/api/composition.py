@@ -14,17 +14,17 @@ from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
 from serve_app.config.settings import AppArgs, jobs_at_a_time
 from serve_app.fleet.polling import Polling, polling_rules
-from serve_app.fleet.pushed import PushedReports, report_rules
+from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.builders import build_store
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
-from serve_app.graph.tools import build_store
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.service import JobService
+from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
@@ -53,17 +53,22 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
 
 
 def assemble(
-    args: AppArgs, env: Environment, driver: JobDriver, readiness: ReadinessCheck
+    args: AppArgs,
+    env: Environment,
+    driver: JobDriver,
+    readiness: ReadinessCheck,
+    timing: JobTiming = DEFAULT_TIMING,
 ) -> Services:
     """Build the services around a driver and a readiness check; see `compose`."""
     folders = make_folders(args, env)
     links = LinkMaker.of(args, env, folders.state)
     jobs = JobService(
-        JobRegistry(folders.state / "jobs.sqlite3"),
+        JobRegistry(folders.state / "jobs.sqlite3", timing=timing.state),
         driver,
         args.queue,
         args.job_defaults(),
         _output_check(build_store(args, env)),
+        timing=timing,
     )
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
@@ -81,7 +86,7 @@ def assemble(
         options=ApiOptions.of(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
-        reports=_reports(env, folders, jobs, availability),
+        reports=_reports(args, env, folders, jobs, availability),
     )
 
 
@@ -118,15 +123,19 @@ def _polling(
         rules,
         env,
         folders.state,
-        jobs,
-        availability.may_begin,
-        jobs_at_a_time(args, env),
-        _batch_size(env, availability),
+        service=jobs,
+        can_run=availability.may_begin,
+        capacity=jobs_at_a_time(args, env),
+        batch_size=_batch_size(env, availability),
     )
 
 
 def _reports(
-    env: Environment, folders: Folders, jobs: JobService, availability: Availability
+    args: AppArgs,
+    env: Environment,
+    folders: Folders,
+    jobs: JobService,
+    availability: Availability,
 ) -> PushedReports | None:
     rules = report_rules(env)
     if rules is None:
@@ -135,7 +144,14 @@ def _reports(
         return None
     # Logged, because the environment may be a poller's that lacks only WORKER_TYPE.
     logger.info("jobs are not claimed; those sent to POST /generate are reported")
-    return PushedReports(rules, env, folders.state, jobs, _batch_size(env, availability))
+    return PushedReports(
+        rules,
+        env,
+        folders.state,
+        service=jobs,
+        batch_size=_batch_size(env, availability),
+        public_base_url=args.public_base_url,
+    )
 
 
 def _batch_size(env: Environment, availability: Availability) -> Callable[[], int | None]:

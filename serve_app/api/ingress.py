@@ -32,7 +32,7 @@ class Ingress:
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._runner = JobRunner(
             self._services,
-            lambda slot: handle.work.remote(slot),
+            lambda slot: handle.run_next.remote(slot),
             fetch_ahead=args.queue.downloads_ahead,
         )
         self._runner.start()
@@ -41,9 +41,9 @@ class Ingress:
         """Return the routes; Serve calls this after the constructor."""
         return build_api(self._services)
 
-    async def work(self, slot: int) -> None:
+    async def run_next(self, slot: int) -> None:
         """Run one job if one arrives within a few seconds; the slots call this themselves."""
-        await self._runner.work(slot)
+        await self._runner.run_next(slot)
 
     async def drain(self) -> None:
         """Begin no more jobs; return when the running ones have ended and were answered."""

@@ -25,7 +25,7 @@ class JobRunner:
     """Runs the jobs of one ingress.
 
     Args:
-        call: sends a request for `work(slot)` to this deployment; Serve chooses the replica.
+        call: sends a request for `run_next(slot)` to this deployment; Serve chooses the replica.
         fetch_ahead: slots in addition to those that work on jobs; their jobs download their files
             and wait for a place.
     """
@@ -59,9 +59,9 @@ class JobRunner:
         if services.reports is not None:
             self._keep_running("reports", services.reports.deliver_forever)
 
-    async def work(self, slot: int) -> None:
+    async def run_next(self, slot: int) -> None:
         """Run one job if one arrives within a few seconds. To be called inside a request."""
-        await self._slots.work(slot)
+        await self._slots.run_next(slot)
 
     async def drain(self) -> None:
         """Begin no more jobs; return when the running ones have ended and were answered.
@@ -88,14 +88,14 @@ class JobRunner:
     async def do_next(self, slot: int) -> bool:
         """Run a queued job, or one that the orchestrator hands out; False if there is none."""
         services = self._services
-        tell = None if services.reports is None else services.reports.tell
-        if await services.availability.may_begin() and await services.jobs.work(tell) is not None:
+        runner = None if services.reports is None else services.reports.run_reported
+        if await services.availability.may_begin() and await services.jobs.run_next(runner):
             return True
         # A job that would wait for a place here should rather be claimed by another worker.
         has_place = slot < services.capacity and services.jobs.active_jobs < services.capacity
         if services.availability.is_stopping or not has_place or services.polling is None:
             return False
-        return await services.polling.work_once()
+        return await services.polling.claim_and_run()
 
     def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(run_again(name, work)))

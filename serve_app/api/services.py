@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Request
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.fleet.polling import Polling
-from serve_app.fleet.pushed import PushedReports
+from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
 from serve_app.jobs.service import JobService

@@ -37,7 +37,7 @@ class _TryAgainError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutLimits:
-    """What storing one video by HTTP PUT may take."""
+    """The limits of storing one video by HTTP PUT."""
 
     try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     connect_s: float = 15.0
@@ -49,8 +49,8 @@ class PutLimits:
 class PutStore:
     """Sends the video to one address (`OUTPUT_URL`), usually signed, by HTTP PUT. No sidecar.
 
-    `policy` judges the address like a download's where it comes from a request; None trusts it,
-    for an address from the operator's own environment.
+    `policy` checks an address that comes from a request, as it does for downloads. None trusts the
+    address, because it comes from the environment of the operator.
     """
 
     name = "put"
@@ -73,13 +73,13 @@ class PutStore:
         return f"PutStore({self._target.shown})"
 
     def check(self) -> None:
-        """Nothing can be asked of a signed address without using it up."""
+        """Do nothing, because a request would use a signed address up."""
 
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
     def has(self, job_id: str) -> bool:
-        """An address that takes a PUT cannot be asked."""
+        """Return True, because an address for a PUT cannot be read."""
         return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:

@@ -242,7 +242,7 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
     assert started is not None
     done = Progress(Phase.COMPLETED, 1.0)
     assert door.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
-    door.services.jobs._changes.say(started.id)
+    door.services.jobs._changes.announce(started.id)
     answer = await call
     assert answer.status_code == 200 and answer.json()["error"] is None
     # A number as an id, and `null`, are understood.

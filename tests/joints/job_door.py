@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api.application import build_api
     from serve_app.api.composition import assemble
-    from serve_app.jobs.service import JobService
+    from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
@@ -97,6 +97,7 @@ class Door:
         queue: QueueSettings | None = None,
         guesses: GuessLimiter | None = None,
         stages: Stages | None = None,
+        timing: JobTiming = DEFAULT_TIMING,
         **environment: str,
     ) -> None:
         self.path = folder / "state" / "jobs.sqlite3"
@@ -108,7 +109,7 @@ class Door:
             result_dir=folder / "results",
             state_dir=folder / "state",
         )
-        self.services = assemble(args, env, graph, stages or Stages())  # type: ignore[arg-type]
+        self.services = assemble(args, env, graph, stages or Stages(), timing)  # type: ignore[arg-type]
         if guesses is not None:
             signer = self.services.links.signer
             self.change(access=AccessControl(CallerRules.of(env), signer, guesses))
@@ -163,13 +164,18 @@ async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClie
 
 @contextlib.asynccontextmanager
 async def job_door(
-    folder: Path, *, stages: Stages | None = None, **queue: int | float
+    folder: Path,
+    *,
+    stages: Stages | None = None,
+    timing: JobTiming = DEFAULT_TIMING,
+    **queue: int | float,
 ) -> AsyncIterator[Rig]:
     """Serve the job API; end and close everything afterwards."""
     results = folder / "results"
     results.mkdir()
     graph = Graph(results)
-    door = Door(folder, graph, QueueSettings.model_validate(queue), stages=stages)
+    settings = QueueSettings.model_validate(queue)
+    door = Door(folder, graph, settings, stages=stages, timing=timing)
     try:
         async with serving(door.app) as client:
             yield Rig(door, graph, client)

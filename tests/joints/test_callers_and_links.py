@@ -59,7 +59,7 @@ def ended(door: Door, outcome: Outcome) -> Job:
     job = door.registry.take(lease_s=60, max_attempts=3)
     assert job is not None
     assert door.registry.finish(job, outcome, Progress(Phase.COMPLETED, 1.0))
-    door.services.jobs._changes.say(job.id)
+    door.services.jobs._changes.announce(job.id)
     return job
 
 

@@ -35,7 +35,7 @@ class Claims:
 
     asked = 0
 
-    async def work_once(self) -> bool:
+    async def claim_and_run(self) -> bool:
         self.asked += 1
         return False
 
@@ -65,7 +65,7 @@ async def test_claims_are_not_tried_again_while_this_worker_stops(tmp_path: Path
     }
     door = Door(tmp_path, **environment)
     polling = door.services.polling
-    assert polling is not None and await polling._can_work()
+    assert polling is not None and await polling._can_run()
     door.services.availability.is_stopping = True
-    assert not await polling._can_work()
+    assert not await polling._can_run()
     door.registry.close()

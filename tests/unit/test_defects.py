@@ -18,9 +18,9 @@ import pytest
 
 from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines import choose_engine, make_engine, make_listener
+from musetalk_pipeline.engines import choose_engine, make_audio_encoder, make_engine
 from musetalk_pipeline.faces import Landmarks, make_detector
-from musetalk_pipeline.faces.tracks import face_of
+from musetalk_pipeline.faces.face_boxes import face_of
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits, Version
 from musetalk_pipeline.pipeline import Tools, run
@@ -39,7 +39,7 @@ LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 def trees() -> list[tuple[Path, ast.Module]]:

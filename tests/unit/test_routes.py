@@ -61,7 +61,7 @@ async def test_the_composed_ingress_runs_jobs_without_ray(tmp_path: Path) -> Non
     """Routes, registry, slots, links and draining: only what draws the video is a double."""
     (tmp_path / "results").mkdir()
     door = Door(tmp_path, Graph(tmp_path / "results"))
-    runner = JobRunner(door.services, lambda slot: runner.work(slot), fetch_ahead=1)
+    runner = JobRunner(door.services, lambda slot: runner.run_next(slot), fetch_ahead=1)
     runner.start()
     async with calling(door.app) as client:
         done = await client.post("/generate", json=body("one"), timeout=60)
@@ -251,7 +251,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 async def test_events_can_be_read_again_from_the_last_one_received(rig: Rig) -> None:
     await rig.client.post(JOBS, json=body())
-    await rig.service.work()
+    await rig.service.run_next()
     whole = await rig.client.get(f"{JOBS}/a/events")
     assert whole.headers["content-type"].startswith("text/event-stream")
     assert "no-store" in whole.headers["cache-control"]
@@ -291,7 +291,7 @@ async def test_a_reader_of_events_that_disconnects_is_forgotten(rig: Rig) -> Non
 async def test_events_are_made_no_faster_than_they_are_read(rig: Rig) -> None:
     """Memory: a reader that stops reading holds up its own events, and few are made ahead."""
     await rig.client.post(JOBS, json=body("done"))
-    await rig.service.work()
+    await rig.service.run_next()
     await rig.client.post(JOBS, json=body())
     watched = Watched(rig.service, is_endless=True)
     rig.door.change(jobs=watched)

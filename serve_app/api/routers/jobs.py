@@ -16,7 +16,7 @@ from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
 from serve_app.contract.outcomes import job_ended, rejected
 from serve_app.contract.requests import JobCreate, JobRequest
-from serve_app.jobs.job import Job, Origin, Ticket
+from serve_app.jobs.job import Job, Origin, SubmissionOptions
 
 router = APIRouter(prefix="/v1/avatar/jobs", tags=["jobs"], dependencies=[Depends(require_key)])
 
@@ -47,8 +47,8 @@ async def create_job(
         musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
         **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
     )
-    ticket = Ticket(create.webhook_url, create.metadata, idempotency_key, warnings)
-    job = await services.jobs.submit(request, Origin.ASYNC, ticket)
+    submission = SubmissionOptions(create.webhook_url, create.metadata, idempotency_key, warnings)
+    job = await services.jobs.submit(request, Origin.ASYNC, submission)
     location = {"Location": f"{http.scope['path']}/{quote(job.id, safe='')}"}
     body = job_body(job, services.links.for_request(http.scope))
     return JSONResponse(body, status_code=202, headers=location)

@@ -14,7 +14,7 @@ from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
 from serve_app.contract.lenient import read_leniently
 from serve_app.contract.requests import JobRequest, PreviewRequest
-from serve_app.jobs.job import Origin, QueueFull, Ticket
+from serve_app.jobs.job import Origin, QueueFull, SubmissionOptions
 
 router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
 
@@ -38,10 +38,10 @@ async def generate(
     """
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
-    ticket = Ticket(warnings=warnings, queue_job_id=salad_job_id)
-    job = await services.jobs.submit(request, Origin.SYNC, ticket)
+    submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
+    job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:
-        await services.reports.tell_again(job)
+        await services.reports.report_again(job)
     with services.open_calls.one():
         job = await services.jobs.wait(job.id)
     links = services.links.for_request(http.scope)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from musetalk_pipeline.engines import decide_engine, make_listener
+from musetalk_pipeline.engines import decide_engine, make_audio_encoder
 from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine
 from tests.unit.networks.test_musetalk_engine import draw
 
@@ -22,7 +22,7 @@ def test_small_random_weights_draw_faces_that_differ(
     random_weights = importlib.import_module("random_weights")
     random_weights.main([str(tmp_path), "--size", "small", "--device", "cpu"])
     assert decide_engine("auto", tmp_path).engine == "musetalk"
-    make_listener("musetalk", tmp_path)
+    make_audio_encoder("musetalk", tmp_path)
     engine = MuseTalkEngine(tmp_path)
     faces = draw(engine, "xx")
     assert faces.shape == (2, 256, 256, 3)

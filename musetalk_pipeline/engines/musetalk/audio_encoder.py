@@ -1,18 +1,19 @@
-"""Hears for the MuseTalk engine: Whisper features around every output frame.
+"""The audio encoder of the MuseTalk engine: Whisper features around every output frame.
 
-The sound is heard in independent chunks of 30 s, as the reference does, or in chunks that overlap.
-A segment touches one or two of them; the few used last are kept, enough for the jobs that run at a
-time, so neither sound nor features are ever held whole.
+The sound is encoded in independent chunks of 30 s, as the reference does, or in chunks that
+overlap. A segment touches one or two of them. The chunks used last are kept, enough for the jobs
+that run at the same time, so neither sound nor features are ever held whole.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import OrderedDict
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,7 @@ from musetalk_pipeline.networks.whisper import (
     LAYERS,
     STEPS_PER_S,
     WIDTH,
-    Ear,
-    load_ear,
+    load_whisper,
 )
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, speech_fps
@@ -37,29 +37,43 @@ Places = NDArray[np.intp]  # (n, length) numbers of 20 ms steps, one row for eac
 
 # Of 11.5 MB each. Two for each job, whose segments lie on both sides of a seam, and one more.
 _CHUNKS_A_JOB, _SPARE_CHUNKS = 2, 1
-_KEPT_BYTES = 512 << 20  # 46 chunks: 22 jobs at a time
+_KEPT_BYTES = 512 << 20  # 46 chunks: enough for 22 jobs
 
 
-class WhisperListener:
-    """The Listener of the MuseTalk engine. Any number of threads may share one."""
+class SoundEncoder(Protocol):
+    """Encodes one chunk of sound; see `networks.whisper.ChunkEncoder`."""
 
-    def __init__(self, models: Path, device: str = "cpu", jobs: int = 1) -> None:
-        """Load Whisper's encoder from the models folder. `jobs`: that are listened to at a time.
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the (1500, 5, 384) features of one chunk of (≤ 480000,) samples."""
+        ...
+
+
+class WhisperAudioEncoder:
+    """Encodes speech with Whisper. Any number of threads may share one instance."""
+
+    def __init__(
+        self,
+        models: Path,
+        device: str = "cpu",
+        jobs: int = 1,
+        *,
+        load: Callable[[Path, str], SoundEncoder] = load_whisper,
+    ) -> None:
+        """Load Whisper's encoder from the models folder. `jobs`: how many run at the same time.
 
         Raises:
             ModelLoadFailed: `whisper/` is missing, damaged or of another network.
         """
-        self._ear: Ear = load_ear(models / WHISPER_FOLDER, device)
+        self._chunk_encoder = load(models / WHISPER_FOLDER, device)
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
-        # One thread hears at a time; another that wants the same chunk then finds it.
+        # One thread encodes at a time; another that needs the same chunk then finds it.
         self._lock = threading.Lock()
         self._max_chunks = _CHUNKS_A_JOB * jobs + _SPARE_CHUNKS
 
-    def listen(
+    def encode(
         self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
     ) -> Speech:
         """Return (n, 50, 384) windows, time outer, layer inner, and the (n,) loudness."""
-        started = time.monotonic()
         fps = speech_fps(fps, options.frame_rate)
         places = window_places(fps, segment.start, segment.end, options)
         first = int(places.min())
@@ -68,18 +82,17 @@ class WhisperListener:
         return Speech(
             features=cut_windows(steps, places - first),
             loudness=frame_loudness(audio.pcm_path, fps, segment.start, segment.end),
-            seconds=time.monotonic() - started,
         )
 
     def _steps(
         self, audio: SpeechAudio, first: int, last: int, overlap: int
     ) -> NDArray[np.float32]:
         """Return the (last - first, 5, 384) features of 20 ms steps; silence outside the sound."""
-        heard = count_steps(audio.n_samples)
+        n_steps = count_steps(audio.n_samples)
         steps = np.zeros((last - first, LAYERS, WIDTH), np.float32)
-        start, end = max(first, 0), min(last, heard)
+        start, end = max(first, 0), min(last, n_steps)
         while start < end:
-            offset, chunk_end = chunk_at(start, heard, overlap)
+            offset, chunk_end = chunk_at(start, n_steps, overlap)
             stop = min(end, chunk_end)
             steps[start - first : stop - first] = self._chunk(audio, offset)[
                 start - offset : stop - offset
@@ -92,7 +105,7 @@ class WhisperListener:
         key = (audio.sha256, offset)
         with self._lock:
             if key not in self._chunks:
-                self._chunks[key] = self._ear.hear(_read_chunk(audio.pcm_path, offset))
+                self._chunks[key] = self._chunk_encoder.encode(_read_chunk(audio.pcm_path, offset))
             self._chunks.move_to_end(key)
             chunk = self._chunks[key]
             most = min(self._max_chunks, max(1, _KEPT_BYTES // max(1, chunk.nbytes)))
@@ -101,16 +114,16 @@ class WhisperListener:
             return chunk
 
 
-def chunk_at(step: int, heard: int, overlap: int) -> tuple[int, int]:
-    """Return where the chunk begins that `step` is taken from, and where its turn ends, in steps.
+def chunk_at(step: int, n_steps: int, overlap: int) -> tuple[int, int]:
+    """Return where the chunk begins that `step` is taken from, and where its use ends, in steps.
 
-    `heard`: steps of sound in all. Chunks share `overlap` steps with the next, and each gives its
-    half of them. None begins that another hears to the end of the sound.
+    `n_steps`: steps of sound in all. Chunks share `overlap` steps with the next, and each provides
+    its half of them. No chunk begins if another already reaches the end of the sound.
     """
     stride = CHUNK_STEPS - overlap
-    last = max(0, math.ceil((heard - CHUNK_STEPS) / stride))
+    last = max(0, math.ceil((n_steps - CHUNK_STEPS) / stride))
     chunk = min(max(0, (step - overlap // 2) // stride), last)
-    end = heard if chunk == last else (chunk + 1) * stride + overlap // 2
+    end = n_steps if chunk == last else (chunk + 1) * stride + overlap // 2
     return chunk * stride, end
 
 

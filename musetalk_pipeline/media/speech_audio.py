@@ -1,4 +1,4 @@
-"""The speech of a job: validated, decoded once, kept in the two forms that the stages need."""
+"""The speech of a job: validated, decoded once, and kept in the two forms that the stages need."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def open_audio(
     """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
 
     Both come from one decoding and hold the same samples from the first one on: gaps and offsets
-    in the file's times are closed, as the reference's reader does. `check` is asked now and then,
-    and raises once nobody wants the result. `sha256`: the file's digest in hex where it is known
+    in the file's times are closed, as the reference's reader does. `check` is called regularly,
+    and raises once nobody wants the result. `sha256`: the file's digest in hex, if it is known
     already.
 
     Raises:
@@ -85,8 +85,8 @@ def open_audio(
 def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, found_s: float) -> None:
     """Refuse sound that is cut off or too short.
 
-    Cut off means that over 10 % and over 1 s of what the header announces are missing. Less is
-    ordinary: encoders round, and some headers only estimate.
+    Cut off means that more than 10 % and more than 1 s of what the header announces are missing.
+    Less is ordinary, because encoders round, and some headers are only estimates.
     """
     declared_s = seconds(stream.get("duration")) or media.duration_s
     if media.container is WAV:
@@ -95,7 +95,7 @@ def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, foun
     if media.container.declares_length and is_cut:
         raise InvalidAudio(
             f"The audio is cut off: its header announces {declared_s:.1f} s but only "
-            f"{found_s:.1f} s are there. Send the whole file.",
+            f"{found_s:.1f} s are present. Send the whole file.",
             hint=WHOLE_FILE,
             declared_s=round(declared_s, 3),
             found_s=round(found_s, 3),
@@ -139,8 +139,8 @@ def _command(media: MediaFile, stream: dict[str, Any], track: Path, bitrate_kbps
     """Return the ffmpeg command that decodes once and writes samples to a pipe, AAC to `track`."""
     rate, channels = int(stream["sample_rate"]), int(stream["channels"])
     track_rate = rate if rate in AAC_RATES else AAC_RATES[-1]
-    # Times are counted anew from the first sample in both outputs, so that they agree. The encoder
-    # stops at the first value that is not a number; whole numbers cannot hold one.
+    # In both outputs times are counted from the first sample, so that they agree. The encoder stops
+    # at the first value that is not a number; integer samples cannot hold one.
     chosen = ("-map", f"0:{stream['index']}", "-map_metadata", "-1", "-af")
     return ffmpeg(
         *media.input(),
@@ -188,7 +188,7 @@ def _decode(
 
 
 def _mean_of_channels(sound: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, channels) to (n,). What is not a number becomes silence, what is endless becomes 1."""
+    """Return (n,) of (n, channels). NaN becomes silence; infinity becomes 1 or -1."""
     planes = np.ascontiguousarray(sound.T)
     mono: NDArray[np.float32] = planes.mean(axis=0, dtype=np.float32)
     return np.nan_to_num(mono, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)

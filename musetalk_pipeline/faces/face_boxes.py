@@ -1,4 +1,4 @@
-"""From what a detector found to the faces that are drawn; pure.
+"""From a detector's landmarks to the faces that are drawn. Pure.
 
 Boxes are the reference's (docs/reference.md §1.2, §1.3). Where the reference would stretch a face,
 because its box leaves the frame, the box is clipped unless told otherwise (docs/fidelity.md, Q13).
@@ -17,14 +17,14 @@ from musetalk_pipeline.boxes import Box, face_box, with_chin_margin
 from musetalk_pipeline.faces.detector import Landmarks
 from musetalk_pipeline.options import FaceOptions
 
-MIN_FACE_PX = 8  # smaller boxes are not surely inside their own crop box, and show no mouth
+MIN_FACE_PX = 8  # smaller boxes may leave their own crop box, and show no mouth
 ALIKE = 0.5  # guess: overlap (intersection over union) below which two boxes are not one face
 
 
 def face_of(
     found: Landmarks | None, width_px: int, height_px: int, options: FaceOptions
 ) -> Face | None:
-    """Return the face to draw in a frame of that size, None where there is none to draw."""
+    """Return the face to draw in a frame of that size; None if there is none to draw."""
     if found is None:
         return None
     is_v1 = options.version == "v1"

@@ -1,20 +1,19 @@
-"""What the warp engine hears: a mouth shape for every output frame, from loudness and spectrum.
+"""The audio encoder of the warp engine: a mouth shape per output frame, from level and spectrum.
 
 1. The whole clip is measured once, in chunks, every 10 ms: level and energies of five bands.
 2. The clip's own levels set where the mouth closes and how loud is wide open; a clip without
    speech (silence, steady noise) stays closed.
-3. Loudness and the place of the vowels' formants give opening, spreading and rounding; hiss with
+3. Loudness and the position of the vowels' formants give opening, spreading and rounding; hiss with
    little voice closes the teeth.
 4. Every track is smoothed over time, faster to open than to close, and read at the frames' times.
 
-The tracks of recently used clips are kept; they are small (24 bytes a 10 ms) and depend on the
-samples alone, so segments may be asked for in any order, on any replica.
+The tracks of recently used clips are kept. They are small (24 bytes per 10 ms) and depend on the
+samples alone, so segments may be requested in any order, on any replica.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
@@ -42,7 +41,7 @@ ATTACK_S, RELEASE_S = 0.025, 0.05  # guesses: lips open in about 50 ms and close
 HOLD_S = 0.12  # how long `loudness` bridges the gaps inside words
 SILENT_DB = -62.0  # below this, relative to full scale, nobody speaks, however quiet the clip is
 RANGE_DB = 26.0  # from closed to wide open, below the clip's own loud passages
-CLIPS_KEPT = 4  # at least; as many as jobs that are listened to at a time, and one more
+CLIPS_KEPT = 4  # at least; one more than there are jobs at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +52,24 @@ class _Tracks:
     loudness: Float
 
 
-class WarpListener:
-    """Hears mouth shapes: `Speech.features` (n, 4) float32 in 0..1: opening, wide, rounded,
-    teeth.
+class WarpAudioEncoder:
+    """Encodes speech as mouth shapes.
+
+    `Speech.features`: (n, 4) float32 in 0..1: opening, wide, rounded, teeth.
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        """`jobs`: that are listened to at a time."""
+        """`jobs`: how many run at the same time. `max_clips`: clips whose tracks are kept."""
         self._lock = threading.Lock()
-        self._max_clips = max(CLIPS_KEPT, jobs + 1)
+        self.max_clips = max(CLIPS_KEPT, jobs + 1)
         self._clips: OrderedDict[tuple[str, int], _Tracks] = OrderedDict()
 
-    def listen(
+    def encode(
         self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
     ) -> Speech:
-        """Return the mouth of each output frame of `segment`: its shape in the frame's middle, read
-        LEAD_S ahead. Of `options`, only `frame_rate` changes what is heard.
+        """Return the mouth of each output frame of `segment`: its shape at the frame's middle, read
+        LEAD_S ahead. Of `options`, only `frame_rate` has an effect.
         """
-        started = time.monotonic()
         fps = speech_fps(fps, options.frame_rate)
         tracks = self._tracks(audio)
         middles = (np.arange(segment.start, segment.end) + 0.5) / float(fps)
@@ -78,22 +77,21 @@ class WarpListener:
         return Speech(
             features=_read(tracks.shapes, places),
             loudness=_read(tracks.loudness[:, None], places)[:, 0].copy(),
-            seconds=time.monotonic() - started,
         )
 
     def _tracks(self, audio: SpeechAudio) -> _Tracks:
         key = audio.sha256, audio.n_samples
-        # One clip at a time: two segments of a new clip would otherwise measure it twice.
+        # One clip at a time, because two segments of a new clip would otherwise measure it twice.
         with self._lock:
             if key not in self._clips:
-                self._clips[key] = _hear(audio)
-                while len(self._clips) > self._max_clips:
+                self._clips[key] = _measure(audio)
+                while len(self._clips) > self.max_clips:
                     self._clips.popitem(last=False)
             self._clips.move_to_end(key)
             return self._clips[key]
 
 
-def _hear(audio: SpeechAudio) -> _Tracks:
+def _measure(audio: SpeechAudio) -> _Tracks:
     bands = _band_energies(audio)
     level = _level_db(bands)
     loud = _loud_level(level, bands)

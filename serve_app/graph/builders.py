@@ -1,24 +1,29 @@
-"""What draws mouths, finds faces and keeps outputs: chosen once, from configuration and files."""
+"""Builds what a replica works with: engine, detector, audio encoder and output store.
+
+Each is chosen once, from the configuration and from the files on this machine.
+"""
+
+from collections.abc import Callable
 
 from musetalk_pipeline.engines import (
+    AudioEncoder,
     Engine,
     EngineName,
-    Listener,
     choose_engine,
+    make_audio_encoder,
     make_engine,
-    make_listener,
 )
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
-from serve_app.config.settings import AppArgs, PoolSettings
+from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
 
 
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
-    """Replace every `auto` by what is found on this machine, and paths by absolute ones."""
+    """Replace every `auto` with what this machine has, and paths with absolute ones."""
     models = args.models_dir.absolute()
     engine = choose_engine(
         args.engine,
@@ -36,10 +41,12 @@ def resolve(args: AppArgs, env: Environment) -> AppArgs:
     return args.model_copy(update=chosen)
 
 
-def build_detector(args: AppArgs) -> LandmarkDetector:
-    """Load the configured landmark detector."""
+def build_detector(
+    args: AppArgs, make: Callable[..., LandmarkDetector] = make_detector
+) -> LandmarkDetector:
+    """Load the configured landmark detector by calling `make`."""
     assert args.landmarks != "auto", "resolve() comes first"
-    return make_detector(
+    return make(
         args.landmarks,
         args.models_dir,
         presence=args.face_presence,
@@ -49,14 +56,20 @@ def build_detector(args: AppArgs) -> LandmarkDetector:
     )
 
 
-def build_listener(args: AppArgs, jobs: int = 1) -> Listener:
-    """Load the configured engine's listener. `jobs`: that may run at a time."""
-    return make_listener(_engine_of(args), args.models_dir, jobs)
+def build_audio_encoder(args: AppArgs, env: Environment | None = None) -> AudioEncoder:
+    """Load the configured engine's audio encoder.
+
+    It serves as many jobs as may run here according to `args` and `env`; only one without `env`.
+    """
+    jobs = 1 if env is None else jobs_at_a_time(args, env)
+    return make_audio_encoder(_engine_of(args), args.models_dir, jobs)
 
 
-def build_engine(args: AppArgs, pool: PoolSettings, env: Environment) -> Engine:
-    """Load the configured engine for one pool."""
-    return make_engine(
+def build_engine(
+    args: AppArgs, pool: PoolSettings, env: Environment, make: Callable[..., Engine] = make_engine
+) -> Engine:
+    """Load the configured engine for one pool by calling `make`."""
+    return make(
         _engine_of(args),
         args.models_dir,
         version=args.version,
@@ -78,7 +91,7 @@ def needs_parse_inputs(args: AppArgs) -> bool:
 
 
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
-    """Return B2 where its key is set, else the local folder that the ingress serves."""
+    """Return the B2 store if its key is set, else the local folder that the ingress serves."""
     if env.b2_key_id and env.b2_app_key and env.b2_bucket:
         key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
         return B2Store(B2Settings(*key, env.b2_bucket, env.b2_prefix))
@@ -86,7 +99,7 @@ def build_store(args: AppArgs, env: Environment) -> OutputStore:
 
 
 def device_of(pool: PoolSettings) -> str:
-    """Return the torch device of a pool's replicas; Ray shows each only its own GPUs."""
+    """Return the torch device of a pool's replicas; each replica sees only its own GPUs."""
     return pool.device or ("cuda:0" if pool.num_gpus > 0 else "cpu")
 
 

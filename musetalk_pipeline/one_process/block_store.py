@@ -11,15 +11,15 @@ from musetalk_pipeline.plan import FramePlan
 
 # A block of 2 s takes some 11 MB (warp) or 3 MB (musetalk).
 IN_MEMORY = 2
-# Source frames that are kept on disk: 5 GB with warp. What is beyond is made again instead.
+# Source frames that are kept on disk: 5 GB with warp. Blocks beyond that are made again.
 ON_DISK_FRAMES = 20_000
 
 
-class BlockShelf:
+class BlockStore:
     """Keeps blocks until their last use: a few in memory, the rest in files under `folder`.
 
-    Which blocks are kept follows from the plan alone, so `has` may be asked ahead of time, from any
-    thread; everything else belongs to one thread.
+    Which blocks are kept follows from the plan alone, so `has` may be called ahead of time and from
+    any thread; everything else belongs to one thread.
     """
 
     def __init__(
@@ -39,19 +39,19 @@ class BlockShelf:
         self._recent: OrderedDict[int, AvatarBlock] = OrderedDict()
 
     def has(self, block: int, segment: int) -> bool:
-        """Tell whether `block` will be on the shelf when it is `segment`'s turn."""
+        """Return whether `block` will be in the store when `segment` is drawn."""
         return block in self._kept and self._first_use[block] < segment
 
     def take(self, block: int) -> AvatarBlock:
-        """Take a block off the shelf for one use; `done` puts it back."""
+        """Take a block out for one use; `put_back` returns it."""
         avatar = self._recent.pop(block, None)
         if avatar is None:
             avatar = pickle.loads(self._path(block).read_bytes())  # written by `_keep` below
             assert isinstance(avatar, AvatarBlock)
         return avatar
 
-    def done(self, avatar: AvatarBlock) -> None:
-        """Say that a segment is drawn: its block is kept if the plan says so, or let go."""
+    def put_back(self, avatar: AvatarBlock) -> None:
+        """End one use of a block, after which it is kept if later segments need it."""
         block = avatar.block.index
         self._uses[block] -= 1
         if self._uses[block] == 0:

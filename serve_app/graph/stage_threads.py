@@ -1,4 +1,4 @@
-"""Blocking work off the event loop, in a bounded pool."""
+"""Runs blocking calls off the event loop, in a bounded pool of threads."""
 
 import asyncio
 import logging
@@ -16,11 +16,11 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Worker:
+class StageThreads:
     """A bounded pool of threads for one replica's pipeline calls.
 
-    A call that loses the GPU ends this process: no later one could succeed. Serve starts another
-    replica, and whoever called this one calls that, as after any death of a replica.
+    A call that loses the GPU ends this process, because no later one could succeed. Serve starts
+    another replica, and the driver repeats the call there, as after any death of a replica.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -36,7 +36,7 @@ class Worker:
         return self._pool.submit(lambda: _call(function, *args, **kwargs)).result()
 
     async def run_cancellable(self, function: Callable[[Callable[[], None]], T]) -> T:
-        """Run `function`, handing it a check that raises once the caller has gone.
+        """Run `function` with a check that raises once the caller has gone.
 
         A thread cannot be killed, so the function calls the check between frames.
         """
@@ -44,7 +44,7 @@ class Worker:
 
         def check() -> None:
             if gone.is_set():
-                raise JobCancelled("Nobody waits for this any more.")
+                raise JobCancelled("The caller no longer waits for this result.")
 
         try:
             return await self.run(function, check)

@@ -1,4 +1,4 @@
-"""Running the steps of a pipeline at the same time, a bounded number of results ahead."""
+"""Steps of a pipeline that run at the same time, a bounded number of results ahead."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from typing import Generic, Self, TypeVar
 T = TypeVar("T")
 
 
-class Ahead(Generic[T]):
-    """Takes `items`, none of which is None, from their generator in a thread of its own, at most
-    `depth` of them before they are asked for.
+class Prefetch(Generic[T]):
+    """Runs a generator in a thread of its own, at most `depth` items ahead of whoever iterates.
 
-    What the generator raises comes out where its item would have. Leaving the `with` block waits
-    for the step that is running and closes the generator, except after Ctrl-C, when nobody wants to
-    wait.
+    No item may be None. What the generator raises is raised in place of its item. Leaving the
+    `with` block waits for the step that is running and closes the generator, except after Ctrl-C,
+    when the user does not want to wait.
     """
 
     def __init__(
-        self, items: Generator[T, None, None], depth: int = 1, name: str = "ahead"
+        self, items: Generator[T, None, None], depth: int = 1, name: str = "prefetch"
     ) -> None:
         self._items = items
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._coming = deque[Future[T | None]]()
+        self._pending = deque[Future[T | None]]()
         for _ in range(depth):
-            self._ask()
+            self._submit_next()
 
     def __iter__(self) -> Generator[T, None, None]:
-        while (item := self._coming.popleft().result()) is not None:
-            self._ask()
+        while (item := self._pending.popleft().result()) is not None:
+            self._submit_next()
             yield item
 
     def __enter__(self) -> Self:
@@ -48,5 +47,5 @@ class Ahead(Generic[T]):
         if not is_interrupted:
             self._items.close()
 
-    def _ask(self) -> None:
-        self._coming.append(self._pool.submit(next, self._items, None))
+    def _submit_next(self) -> None:
+        self._pending.append(self._pool.submit(next, self._items, None))
