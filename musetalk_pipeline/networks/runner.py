@@ -46,8 +46,8 @@ class Counters:
 class Acceleration:
     """Optional acceleration on a GPU. None of it changes more than rounding.
 
-    `channels_last`: None means if compiled, on CUDA in half precision. `cuda_graphs` and `compile` exclude each
-    other; both cost time at the first batch of each shape, and memory from then on.
+    `channels_last`: None means if compiled, on CUDA in half precision. `cuda_graphs` and `compile`
+    exclude each other; both cost time at the first batch of each shape, and memory from then on.
     """
 
     channels_last: bool | None = None
