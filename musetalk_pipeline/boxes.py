@@ -1,6 +1,6 @@
 """Rectangles in pixels, and the reference's geometry from landmarks to face box to crop box.
 
-Pure arithmetic on integers, equal to the reference (musetalk_reference §1.2, §1.3, §1.9). Ranges
+Pure arithmetic on integers, equal to the reference (docs/reference.md §1.2, §1.3, §1.9). Ranges
 are half-open, x grows to the right, y grows downwards.
 """
 

@@ -1,7 +1,7 @@
 """What every DWPose detector shares: from frames to network input, from its output to 68 points.
 
 RTMPose-l whole-body, 384x288, with the whole frame as the person box, as the reference calls it
-(musetalk_reference §1.2), or with a box around a face that another detector has found. Steps:
+(docs/reference.md §1.2), or with a box around a face that another detector has found. Steps:
 1. Widen the box by 1.25 to the network's aspect ratio, warp it to 288x384, normalise.
 2. Run the network on the picture and on its mirror image, and average (flip test).
 3. Each point is where its two distributions over half pixels are highest; map it back to the frame.

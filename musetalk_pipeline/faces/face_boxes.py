@@ -1,6 +1,6 @@
 """From a detector's landmarks to the faces that are drawn. Pure.
 
-Boxes are the reference's (musetalk_reference §1.2, §1.3). Where the reference would stretch a face,
+Boxes are the reference's (docs/reference.md §1.2, §1.3). Where the reference would stretch a face,
 because its box leaves the frame, the box is clipped unless told otherwise (docs/fidelity.md, Q13).
 """
 

@@ -1,7 +1,7 @@
 """Whether a frame has a face: by the landmarks' own score, or by S3FD as the reference does it.
 
 `landmarks` costs nothing and judges the very points that are used. `s3fd` is the reference's rule
-(musetalk_reference §1.2): a frame has a face where S3FD finds one, and S3FD's box stands in where
+(docs/reference.md §1.2): a frame has a face where S3FD finds one, and S3FD's box stands in where
 the points make no box. At full resolution that network costs more than all others of a source frame
 together (2.1 s at 720p on two cores), so it searches every `interval`-th frame only.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, SpeechAudio
 from musetalk_pipeline.errors import Stage, StageFailed
-from musetalk_pipeline.media.media_file import temporary_name
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.options import EncodeOptions
 
 # ITU-T H.273 numbers; 2 is "unspecified".
@@ -115,7 +115,7 @@ def stitch(
         StageFailed: the pieces do not fit together, or there are none.
     """
     track_path = track.track_path if isinstance(track, SpeechAudio) else track
-    with temporary_name(out_path) as temporary:
+    with replacing(out_path) as temporary:
         return _write(pieces, track_path, temporary, picture, fps)
 
 

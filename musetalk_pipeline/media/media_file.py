@@ -8,9 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -159,15 +156,3 @@ def seconds(text: str | None) -> float:
     with contextlib.suppress(ValueError):
         return max(0.0, float(text or 0))
     return 0.0
-
-
-@contextlib.contextmanager
-def temporary_name(path: Path) -> Iterator[Path]:
-    """Yield a temporary name; rename it to `path` at the end, or remove it on any error."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
-    try:
-        yield temporary
-        if temporary.exists():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

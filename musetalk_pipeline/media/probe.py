@@ -20,6 +20,7 @@ from typing import Any
 
 from musetalk_pipeline.artifacts import ColourTags, SourceVideo
 from musetalk_pipeline.errors import InvalidVideo, MediaTooLarge, at_fault
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.containers import MOV
 from musetalk_pipeline.media.decode import RGB_FORMATS
 from musetalk_pipeline.media.frame_index import FrameIndex, constant_rate_order, frame_times
@@ -29,7 +30,6 @@ from musetalk_pipeline.media.media_file import (
     MediaFile,
     admit,
     read_header,
-    temporary_name,
     too_long,
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, run
@@ -79,7 +79,7 @@ def probe_video(
     out_dir = out_dir or path.parent
     index, copy = _index_frames(media, stream, fps, limits, out_dir)
     index_path = out_dir / f"{path.name}.{media.sha256[:12]}.frames"
-    with temporary_name(index_path) as temporary:
+    with replacing(index_path) as temporary:
         index.save(temporary)
     width, height = displayed_size(stream)
     return SourceVideo(
@@ -359,7 +359,7 @@ def _copy_exactly(
 ) -> tuple[Path, _Times, Fraction] | None:
     """Copy the packets into an MP4, which can be sought exactly; None if it cannot hold them."""
     copy = out_dir / f"{media.path.name}.{media.sha256[:12]}.mp4"
-    with temporary_name(copy) as temporary:
+    with replacing(copy) as temporary:
         command = ffmpeg(
             *media.input(),
             *("-map", f"0:{stream['index']}", "-c", "copy", "-copyts", "-f", "mp4"),

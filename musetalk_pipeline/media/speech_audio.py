@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.containers import WAV
 from musetalk_pipeline.media.media_file import (
     HEADER_S,
@@ -19,7 +20,6 @@ from musetalk_pipeline.media.media_file import (
     MediaFile,
     admit,
     seconds,
-    temporary_name,
     too_long,
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg
@@ -27,7 +27,7 @@ from musetalk_pipeline.options import MediaLimits
 from musetalk_pipeline.plan import SAMPLE_RATE
 from musetalk_pipeline.watch import Check, go_on
 
-MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (musetalk_reference Q9)
+MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (docs/reference.md Q9)
 CUT_OFF_SHARE = 0.9  # see _check_length
 CUT_OFF_S = 1.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 1000, 384_000, 16
@@ -68,7 +68,7 @@ def open_audio(
     stream = _choose_audio(media)
     stem = f"{path.name}.{media.sha256[:12]}"
     pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"
-    with temporary_name(pcm_path) as pcm, temporary_name(track_path) as track:
+    with replacing(pcm_path) as pcm, replacing(track_path) as track:
         command = _command(media, stream, track, bitrate_kbps)
         n_samples, found_s = _decode(command, stream, pcm, limits, check)
         _check_length(media, stream, n_samples, found_s)

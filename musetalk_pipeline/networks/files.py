@@ -1,4 +1,4 @@
-"""Which files the networks are loaded from, below the models folder (musetalk_reference §2).
+"""Which files the networks are loaded from, below the models folder (docs/reference.md §2).
 
 The loaders read these and no others, and `missing_files` checks for all of them, so the choice of
 an engine by its files and its start cannot disagree. This module is light to import.

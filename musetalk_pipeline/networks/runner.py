@@ -200,7 +200,7 @@ class BatchRunner:
         """Compute rows again in float32.
 
         Half the range of float16 is lost in the networks' norms on some GPUs; the reference turns
-        such faces black (musetalk_reference Q36).
+        such faces black (docs/reference.md Q36).
         """
         if self.dtype is torch.float32:
             raise self._not_finite()

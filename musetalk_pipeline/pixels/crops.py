@@ -1,6 +1,6 @@
 """What the networks receive of a frame: the face, and the larger square that is parsed.
 
-Bit-equal to the reference (musetalk_reference §1.3, §1.8), which resizes the face with OpenCV and
+Bit-equal to the reference (docs/reference.md §1.3, §1.8), which resizes the face with OpenCV and
 the parser's picture with Pillow: their results differ.
 """
 

@@ -1,6 +1,6 @@
 """From the parts of a face to the pixels that are replaced, equal to the reference.
 
-Source: the reference's face_parsing/__init__.py (musetalk_reference §1.8).
+Source: the reference's face_parsing/__init__.py (docs/reference.md §1.8).
 """
 
 from __future__ import annotations

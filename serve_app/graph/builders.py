@@ -93,7 +93,8 @@ def needs_parse_inputs(args: AppArgs) -> bool:
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
     """Return the B2 store if its key is set, else the local folder that the ingress serves."""
     if env.b2_key_id and env.b2_app_key and env.b2_bucket:
-        return B2Store(B2Settings(env.b2_key_id, env.b2_app_key, env.b2_bucket, env.b2_prefix))
+        key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
+        return B2Store(B2Settings(*key, env.b2_bucket, env.b2_prefix))
     return LocalStore(make_folders(args, env).results)
 
 

@@ -143,7 +143,7 @@ def _metrics(
     seconds: dict[str, float],
     total_s: float,
 ) -> dict[str, object]:
-    """Return contracts.md's hybrid: flat upper-case keys for older readers, nested for newer."""
+    """Return the two forms of docs/protocol.md §1: flat upper-case keys, and nested ones."""
     return {
         "GENERATION_TIME_SEC": round(seconds.get("inference", 0.0), 3),
         "SCRIPT_WALL_TIME_SEC": round(total_s, 3),

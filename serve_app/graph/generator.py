@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
@@ -38,7 +37,7 @@ class Generator:
             model_version=self._engine.model_version,
             landmarks=args.landmarks,
             device=device_of(pool),
-            gpu_class=gpu_class(os.environ, detected=detect_gpu_class(), is_buffer=env.is_buffer),
+            gpu_class=gpu_class(env, detected=detect_gpu_class(), is_buffer=env.is_buffer),
             batch_size=getattr(self._engine, "batch_size", 1),
         )
         logger.info(

@@ -24,6 +24,7 @@ import ray
 from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
@@ -172,9 +173,8 @@ def _read_digests(path: Path) -> Digests | None:
 
 def _write_digests(path: Path, digests: Digests) -> None:
     """Write the digests, last of all: if they exist, both files are complete."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dataclasses.asdict(digests)))
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(dataclasses.asdict(digests)))
 
 
 @contextmanager

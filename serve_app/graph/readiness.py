@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import asdict, dataclass
@@ -42,20 +42,17 @@ DEFAULT_TIMES = ReadinessTimes()
 class Readiness:
     """Finds out from Serve's controller which deployments have a running replica.
 
-    `can_store`: whether jobs can be stored now; no job can be taken otherwise. `serve_status`: the
-    query of the controller.
+    `serve_status`: the query of the controller.
     """
 
     def __init__(
         self,
         graph: Graph,
         app_name: str,
-        can_store: Callable[[], Awaitable[bool]] | None = None,
         *,
         times: ReadinessTimes = DEFAULT_TIMES,
         serve_status: Callable[[], ServeStatus] = serve.status,
     ) -> None:
-        self._can_store = can_store
         self._times = times
         self._serve_status = serve_status
         self._graph = graph
@@ -70,8 +67,7 @@ class Readiness:
         self._thread = ThreadPoolExecutor(1, "readiness")
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running, and
-        whether jobs can be stored.
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
 
         The refresh runs outside the context of the request that triggers it. Ray would otherwise
         cancel its calls when that request's client goes away, and from another thread than that of
@@ -83,7 +79,7 @@ class Readiness:
             if self._refreshing is None:
                 self._refreshing = asyncio.create_task(self._refresh(), context=Context())
             await asyncio.wait({self._refreshing})
-        return self._ready and (self._can_store is None or await self._can_store())
+        return self._ready
 
     def facts(self) -> dict[str, Any]:
         """Return engine, model version, landmarks and device; empty before the first readiness."""

@@ -90,8 +90,8 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A stored output. `metrics` is what contracts.md puts under that name; `warnings` are what the
-    run itself decided.
+    """A stored output. `metrics` is what docs/protocol.md §1 puts under that name; `warnings` are
+    what the run itself decided.
     """
 
     output_url: str

@@ -85,7 +85,7 @@ async def test_the_file_that_cannot_be_fetched_is_named(node, files, missing, na
             await node("one").fetch(attempt(server))
     error = pickle.loads(pickle.dumps(failed.value))
     assert (error.input, error.message) == (named, "Download failed: 404 Not Found")
-    assert "sign it anew" in error.hint
+    assert "Sign it again" in error.hint
 
 
 async def test_a_path_instead_of_an_address_is_the_videos_fault(node, files):

@@ -29,6 +29,7 @@ from serve_app.launcher.ray_cluster import (
     environment_of_replicas,
     last_error,
 )
+from serve_app.launcher.stop_requests import StopRequests
 from tests.serve.running import ROOT
 
 SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}
@@ -144,7 +145,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
     [
         (
             "applications: [\n  - x: 1\nname: y",
-            r":\d: this is no YAML",
+            r":\d: this is not YAML",
         ),
         (
             "applications: []\nproxy_location: HeadOnly\napplications: []",
@@ -153,7 +154,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
         ("- applications", ":1: a configuration is a mapping"),
         ("proxy_location: HeadOnly", ":1: `applications` is missing"),
         ("applications: []", "no application here has `import_path: serve_app.app:build_app`"),
-        ("a\x00b: 1", "is no YAML"),
+        ("a\x00b: 1", "is not YAML"),
         ("applications: &a [*a]", "contains itself"),
         (OURS, ":2: `args` is missing"),
         (OURS + "    args:\n", ":4: `args: None` is not accepted; it must be a mapping of keys"),
@@ -439,7 +440,7 @@ def test_a_start_that_takes_long_says_what_it_waits_for(
 ) -> None:
     """Mend 2.2: on a cluster that is joined, a place may never come."""
     said: list[str] = []
-    wishes = launch_module.Wishes()
+    stops = StopRequests()
 
     class Waiting:
         def state(self) -> State:
@@ -448,12 +449,12 @@ def test_a_start_that_takes_long_says_what_it_waits_for(
     def note(text: str, *values: object) -> None:
         said.append(text % values)
         if len(said) == 2:
-            wishes._on_signal(0, None)
+            stops.request()
 
     monkeypatch.setattr(launch_module, "STILL_S", 0.0)
     monkeypatch.setattr(launch_module.logger, "info", note)
     start = started(config(tmp_path))
-    assert not launch_module._wait_until_ready(start, Waiting(), wishes)  # type: ignore[arg-type]
+    assert not launch_module._wait_until_ready(start, Waiting(), stops)  # type: ignore[arg-type]
     assert said == ["still starting: Generator-ada"] * 2
 
 

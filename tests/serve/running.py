@@ -198,7 +198,7 @@ def running_app(
         own["INTERNAL_API_KEY"] = own["INGRESS_API_KEY"] = key
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serve_app.launch", str(config)],
+            [sys.executable, "-m", "lipsync", "serve", str(config)],
             cwd=ROOT,
             env=outer | own | (env or {}),
             stdin=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
@@ -36,12 +36,11 @@ def readiness_of(
     *,
     generator: Any = None,
     times: ReadinessTimes = ALWAYS_FRESH,
-    can_store: Callable[[], Awaitable[bool]] | None = None,
 ) -> Readiness:
     """Return the readiness of an application whose controller answers with `controller()`."""
     pool = Pool("cpu", generator or Describing(), capacity=1, usd_per_frame=0.0)
     graph = Graph(None, (pool,), None)
-    return Readiness(graph, "lipsync", can_store, times=times, serve_status=controller)
+    return Readiness(graph, "lipsync", times=times, serve_status=controller)
 
 
 def status(*names: str):
@@ -143,15 +142,3 @@ async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again():
     readiness = readiness_of(all_running, generator=Cancelled())
     assert not await readiness.is_ready()
     assert await readiness.is_ready()
-
-
-async def test_a_worker_that_cannot_store_jobs_is_not_ready():
-    """Mend 4.8: `/hc` is answered by this."""
-    storing = [False, True]
-
-    async def can_store() -> bool:
-        return storing.pop(0)
-
-    watched = readiness_of(all_running, can_store=can_store)
-    assert not await watched.is_ready()
-    assert await watched.is_ready()
