@@ -61,10 +61,11 @@ parity:  ## the table of every stage against the reference's golden set in ../sh
 check: lint types  ## exactly what CI runs: lint, types, import rules, every test
 	@$(MAKE) --no-print-directory test MARKS="not gpu"
 
-lint:  ## ruff: rules and layout
+lint:  ## ruff: rules and layout; import-linter: who may import whom
 	@scripts/setup.sh dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-cache --no-logo
 
 fmt:  ## let ruff rewrite what it can
 	@scripts/setup.sh dev

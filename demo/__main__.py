@@ -31,6 +31,7 @@ from rich.console import Console
 from demo.application import ROOT, START_TIMEOUT_S, Application, DemoFailed, application, say
 from demo.media import SpeechMissing, demo_speech, demo_video
 from musetalk_pipeline.contact_sheet import write_contact_sheet
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.progress_bar import ProgressBar
 
 OUT = ROOT / "out"
@@ -182,14 +183,12 @@ def fetch(client: httpx.Client, url: str, path: Path) -> None:
     Raises:
         DemoFailed: the answer is not 200.
     """
-    unfinished = path.with_name(path.name + ".part")
     with client.stream("GET", url, follow_redirects=True, timeout=60.0) as response:
         if response.status_code != 200:
             raise DemoFailed(f"{url} answered {response.status_code}")
-        with unfinished.open("wb") as sink:
+        with replacing(path) as part, part.open("wb") as sink:
             for chunk in response.iter_bytes():
                 sink.write(chunk)
-    unfinished.replace(path)
 
 
 # --- the command ----------------------------------------------------------------------------------

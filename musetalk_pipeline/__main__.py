@@ -36,7 +36,7 @@ from musetalk_pipeline.options import (
     job_options,
     options_of,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.watch import Watch
@@ -74,7 +74,7 @@ def _do(args: argparse.Namespace) -> None:
         return
     with ProgressBar("frames") as bar:
 
-        def show(progress: Progress) -> None:
+        def show(progress: RunProgress) -> None:
             bar.show(progress.stage, progress.frames_done, progress.frames_total or None)
 
         watch = Watch(deadline_s=args.deadline_s)

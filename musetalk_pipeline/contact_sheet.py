@@ -1,4 +1,4 @@
-"""A picture to judge a result by: the source above, the result below, at a few instants."""
+"""A picture for judging a result: the source above, the result below, at a few instants."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SourceVideo
 from musetalk_pipeline.errors import StageFailed
+from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import FrameOptions, MediaLimits
@@ -93,6 +94,5 @@ def _write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     is_made, data = cv2.imencode(".png", picture)
     if not is_made:
         raise StageFailed("The contact sheet could not be written as PNG.")
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data.tobytes())
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.write_bytes(data.tobytes())

@@ -15,8 +15,8 @@ from musetalk_pipeline.engines import (
     EngineDecision,
     Precision,
     decide_engine,
+    make_audio_encoder,
     make_engine,
-    make_listener,
 )
 from musetalk_pipeline.faces import (
     DetectorName,
@@ -148,7 +148,7 @@ def load_tools(
             batch_size=options.batch_size,
             seed=options.seed,
         ),
-        listener=make_listener(engine, models),
+        audio_encoder=make_audio_encoder(engine, models),
         encoder_threads=options.encoder_threads or _cores(),
     )
 

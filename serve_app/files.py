@@ -1,8 +1,8 @@
-"""Folders and files that belong to this user alone, on a machine that others may use too.
+"""Folders that belong to this user alone, on a machine that others may use too.
 
 A folder in a shared place has a name that others can guess, so somebody may have made it first.
-What is found is therefore looked at before it is used: a link, or a folder of somebody else, is
-refused.
+What is found there is therefore checked before it is used. A link is refused, and so is a folder
+that belongs to somebody else.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
-FOLDER_MODE, FILE_MODE = 0o700, 0o600
+FOLDER_MODE = 0o700
 
 
 class FolderRefused(ValueError):
@@ -35,10 +34,10 @@ def make_folder(path: Path, setting: str) -> None:
 
 
 def require_own(path: Path, setting: str) -> None:
-    """Look at a folder, if there is one, without following a link.
+    """Check a folder, if there is one, without following a link.
 
     Raises:
-        FolderRefused: it is a link, no folder, or somebody else's.
+        FolderRefused: it is a link, not a folder, or somebody else's.
     """
     advice = f"Remove it, or set {setting} to a folder of your own."
     try:
@@ -52,14 +51,14 @@ def require_own(path: Path, setting: str) -> None:
 
 
 def require_makeable(path: Path, setting: str) -> None:
-    """Look whether `path` can be written to, or made where it is not there yet.
+    """Check that `path` can be written to, or made if it is not there yet.
 
     Raises:
         FolderRefused: it cannot.
     """
     nearest = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
     if not nearest.is_dir():
-        why = f"{nearest} is no folder"
+        why = f"{nearest} is not a folder"
     elif not os.access(nearest, os.W_OK | os.X_OK):
         why = f"{nearest} cannot be written to"
     else:
@@ -73,7 +72,7 @@ def private_folder(path: Path, setting: str) -> None:
     `setting` names what an operator changes to use another folder.
 
     Raises:
-        FolderRefused: it is a link, no folder, somebody else's, or cannot be made.
+        FolderRefused: it is a link, not a folder, somebody else's, or cannot be made.
     """
     require_own(path, setting)
     try:
@@ -86,38 +85,3 @@ def private_folder(path: Path, setting: str) -> None:
         raise FolderRefused(
             f"The folder {path} cannot be made ({why}). Set {setting} to another one."
         ) from exc
-
-
-def create_private(path: Path) -> BinaryIO:
-    """Open a new file for writing that only this user may read.
-
-    Raises:
-        FileExistsError: there is one already.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, FILE_MODE), "wb")
-
-
-def sync_folder(path: Path) -> None:
-    """Put the names in a folder on the disk itself, so that a rename survives a crash."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all, also after a power cut."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.unlink(missing_ok=True)  # what a killed writer left
-        with create_private(part) as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

@@ -219,7 +219,7 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
 
 def _facts(start: Start) -> dict[str, str]:
     """Return engine and landmarks as this machine resolves them."""
-    from serve_app.graph.tools import resolve
+    from serve_app.graph.builders import resolve
 
     args = resolve(start.args, start.env)
     return {"engine": args.engine, "landmarks": args.landmarks}

@@ -7,7 +7,7 @@
 variables and the exit codes. The steps come in this order, so that no work is wasted:
 1. The variables, the configuration and the place of the result are checked.
 2. Both inputs are fetched.
-3. The engine, the landmark detector and the listener are loaded, and the pipeline runs.
+3. The engine, the landmark detector and the audio encoder are loaded, and the pipeline runs.
 4. The result is stored.
 SIGTERM and Ctrl-C end it at any point, and nothing is left behind.
 """
@@ -18,7 +18,6 @@ import errno
 import json
 import logging
 import os
-import secrets
 import shutil
 import sys
 import tempfile
@@ -34,14 +33,15 @@ from musetalk_pipeline.errors import (
     Stage,
     UploadFailed,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.files import part_name
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.progress_bar import ProgressBar
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, InputSettings
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.tools import build_detector, build_engine, build_listener, resolve
+from serve_app.graph.builders import build_audio_encoder, build_detector, build_engine, resolve
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
@@ -175,7 +175,7 @@ def _draw(
     env: Environment,
 ) -> Result:
     tools = Tools(
-        build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
+        build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
     with ProgressBar("frames") as bar:
@@ -201,8 +201,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
     target = job.output_path
     beside = target.with_suffix(".json")
     # The default folder belongs to all users, so the names of new files cannot be guessed.
-    mark = secrets.token_hex(6)
-    parts = [path.with_name(f".{path.name}.{mark}.part") for path in (target, beside)]
+    parts = [part_name(path) for path in (target, beside)]
     stopping.remove_at_end(*parts)
     try:
         with video.open("rb") as source, parts[0].open("xb") as copy:
@@ -231,7 +230,7 @@ def _facts(
     return SidecarFacts(
         musetalk_job_id=job.request.musetalk_job_id,
         queue_job_id=env.salad_queue_job_id,
-        gpu_class=gpu_class(os.environ, detected=detect_gpu_class()),
+        gpu_class=gpu_class(env, detected=detect_gpu_class()),
         aspect_ratio=job.request.aspect_ratio,
         resolution=job.request.resolution,
         generation_time_sec=round(stage_times["inference"], 3),
@@ -277,7 +276,7 @@ class _Shown:
         self._bar = bar
         self._stage = ""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Show how far the job is."""
         total = progress.frames_total or None
         if self._bar.is_drawn:

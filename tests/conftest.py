@@ -30,6 +30,7 @@ import psutil
 import pytest
 import skimage.data
 import soundfile
+import stamina
 from hypothesis import settings
 from numpy.typing import NDArray
 
@@ -72,6 +73,13 @@ class ClipSpec:
 
 ClipFactory = Callable[..., Path]
 SpeechFactory = Callable[..., Path]
+
+
+@pytest.fixture
+def no_waits() -> Iterator[None]:
+    """Retries follow each other at once; their number stays what it is."""
+    with stamina.set_testing(True, attempts=100, cap=True):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,15 +142,18 @@ def _is_ours(process: psutil.Process) -> bool:
             "ray" in Path(part).parts or part.startswith("ray::") for part in _command(process)
         )
         return is_media or (
-            process.ppid() == os.getpid() and not is_ray and not _is_tracker(process)
+            process.ppid() == os.getpid() and not is_ray and not _is_servant(process)
         )
     except psutil.Error:
         return False
 
 
-def _is_tracker(process: psutil.Process) -> bool:
-    """multiprocessing's resource tracker lives as long as the process that it serves."""
-    return any("resource_tracker" in part for part in _command(process))
+def _is_servant(process: psutil.Process) -> bool:
+    """multiprocessing's resource tracker and torch's compile workers live as long as the process
+    that they serve.
+    """
+    servants = ("resource_tracker", "torch/_inductor/compile_worker")
+    return any(name in part for part in _command(process) for name in servants)
 
 
 def _temp_files(folder: Path) -> set[str]:

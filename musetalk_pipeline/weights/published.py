@@ -1,6 +1,6 @@
 """Which files inference needs, where they are published, and whether a file is the published one.
 
-Sizes and digests: musetalk_reference §2.1.
+Sizes and digests: docs/reference.md §2.1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.options import Version
 
 HUGGING_FACE = "https://huggingface.co"
-UNET_TENSORS, UNET_PARAMETERS = 686, 849_947_844  # both versions (musetalk_reference §2.3)
+UNET_TENSORS, UNET_PARAMETERS = 686, 849_947_844  # both versions (docs/reference.md §2.3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class WeightFile:
     check: Callable[[Path], None] | None = None
 
     def urls(self, endpoint: str) -> tuple[str, ...]:
-        """Return where to ask for the file, in order, given the address of a Hugging Face server.
+        """Return the addresses to try, in order, given the address of a Hugging Face server.
 
         A file that is not on Hugging Face may be on a mirror, under its path in the models folder.
         """
@@ -67,7 +67,7 @@ class State(Enum):
 
 
 def state_of(file: WeightFile, path: Path) -> State:
-    """Compare `path` with the published file. Reads all of it."""
+    """Compare `path` with the published file, reading all of it."""
     if not path.is_file():
         return State.MISSING
     if file.sha256 is None:
@@ -91,7 +91,7 @@ def _state_by_structure(file: WeightFile, path: Path) -> State:
 def _check_unet(path: Path) -> None:
     """Raise ModelLoadFailed unless the file is an undamaged pickle of a MuseTalk UNet.
 
-    torch's files are zip archives, whose own checksums find what a bad line or disk has changed.
+    torch's files are zip archives, whose checksums reveal what a bad line or disk has changed.
     """
     from musetalk_pipeline.networks.checkpoint import read_weights
 
@@ -116,12 +116,12 @@ def _check_unet_config(path: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = (config["in_channels"], config["out_channels"], config["cross_attention_dim"])
     except (ValueError, KeyError, TypeError) as exc:
-        raise ModelLoadFailed(f"{path} is no UNet configuration.", file=str(path)) from exc
+        raise ModelLoadFailed(f"{path} is not a UNet configuration.", file=str(path)) from exc
     if found != (8, 4, 384):
         raise ModelLoadFailed(f"{path} configures another UNet than MuseTalk's.", file=str(path))
 
 
-# Revisions are those that the digests were taken at.
+# The revisions at which the digests were taken.
 _MUSETALK = "TMElyralab/MuseTalk@2bcb936e2fddb4d86db4c62fd45b387d0c061571//"
 _VAE = "stabilityai/sd-vae-ft-mse@31f26fdeee1355a5c34592e401dd41e45d25a493//"
 _WHISPER = "openai/whisper-tiny@169d4a4341b33bc18d8881c4b69c2e104e1cc0af//"

@@ -1,7 +1,7 @@
 """A configuration file read with its line numbers, so that every fault can be shown where it is.
 
-Light to import: neither Ray nor torch. Ray's own schema allows unknown keys, so that a misspelt one
-goes unnoticed there; `faults_of` compares the document with any pydantic model, key by key.
+Importing this loads neither Ray nor torch. Ray's own schema allows unknown keys and so misses a
+misspelt one. `faults_of` compares the document with any pydantic model, key by key.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-Place = tuple[str | int, ...]  # the way from the document's root: keys and indices
+Place = tuple[str | int, ...]  # keys and indices, from the document's root
 
-MAX_SHOWN = 60  # characters of a wrong value that are repeated in the sentence
+MAX_SHOWN = 60  # characters of a wrong value that a sentence repeats
 
 
 class ConfigInvalid(Exception):
-    """The configuration, or this machine, cannot be started with. `faults` has a sentence each."""
+    """The application cannot start with this configuration or on this machine.
+
+    `faults` holds a sentence about each reason.
+    """
 
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
@@ -32,7 +35,7 @@ class ConfigInvalid(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A parsed file: its values, and the line (from 1) of every place in it."""
+    """A parsed file: its values, and the line (counted from 1) of every place in it."""
 
     path: Path
     values: dict[str, Any]
@@ -49,7 +52,7 @@ def read_config_file(path: Path) -> ConfigFile:
     """Read a configuration file.
 
     Raises:
-        ConfigInvalid: there is no such file, it is no YAML, or a key comes twice.
+        ConfigInvalid: there is no such file, it is not YAML, or a key occurs twice.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,9 +65,9 @@ def read_config_file(path: Path) -> ConfigFile:
         values = yaml.safe_load(text)
     except yaml.MarkedYAMLError as exc:
         line = 1 if exc.problem_mark is None else exc.problem_mark.line + 1
-        raise ConfigInvalid(f"{path}:{line}: this is no YAML: {exc.problem}") from None
+        raise ConfigInvalid(f"{path}:{line}: this is not YAML: {exc.problem}") from None
     except yaml.YAMLError as exc:
-        raise ConfigInvalid(f"{path} is no YAML: {' '.join(str(exc).split())}") from None
+        raise ConfigInvalid(f"{path} is not YAML: {' '.join(str(exc).split())}") from None
     if not isinstance(root, yaml.MappingNode):
         raise ConfigInvalid(f"{path}:1: a configuration is a mapping of keys to values")
     lines: dict[Place, int] = {}
@@ -81,7 +84,7 @@ def read_config_file(path: Path) -> ConfigFile:
 def _note_lines(
     node: yaml.Node, place: Place, lines: dict[Place, int]
 ) -> Iterator[tuple[str, int]]:
-    """Fill `lines`; yield every key that comes twice in its mapping, with its line."""
+    """Fill `lines`; yield every key that occurs twice in its mapping, with its line."""
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
@@ -91,13 +94,13 @@ def _note_lines(
             below = (*place, str(key.value))
             if below in lines:
                 yield str(key.value), key.start_mark.line + 1
-            # A value that begins on the next line is looked for where its key is.
+            # A value may begin on the next line, but its line is that of its key.
             lines[below] = key.start_mark.line + 1
             yield from _note_lines(value, below, lines)
 
 
 def faults_of(model: type[BaseModel], file: ConfigFile, place: Place = ()) -> list[str]:
-    """Compare what stands at `place` with `model`; return a sentence for each fault."""
+    """Compare the value at `place` with `model`; return a sentence for each fault."""
     value = _value_at(file, place)
     if not isinstance(value, dict):
         return [file.fault(place, "a mapping of keys to values is expected here")]
@@ -106,7 +109,7 @@ def faults_of(model: type[BaseModel], file: ConfigFile, place: Place = ()) -> li
         model.model_validate(value)
     except ValidationError as exc:
         for error in exc.errors():
-            if error["type"] != "extra_forbidden":  # named above, with what may be meant
+            if error["type"] != "extra_forbidden":  # reported above, with a suggestion
                 faults.append(file.fault((*place, *error["loc"]), _sentence(error)))
     return faults
 
@@ -121,7 +124,7 @@ def _value_at(file: ConfigFile, place: Place) -> Any:
 def _unknown_keys(
     model: type[BaseModel], value: dict[Any, Any], place: Place
 ) -> Iterator[tuple[Place, str]]:
-    """Yield the place of every key that no field has, and a sentence about it."""
+    """Yield the place of every key that is not a field, and a sentence about it."""
     names = set(model.model_fields)
     names |= {field.alias for field in model.model_fields.values() if field.alias}
     for key, below in value.items():
@@ -157,7 +160,7 @@ def _meant(key: str, names: set[str]) -> str:
 
 
 def _sentence(error: Any) -> str:
-    """Return a pydantic error as a sentence: the key, what stands there, and what is accepted."""
+    """Return a pydantic error as a sentence: the key, its value, and what is accepted."""
     key = next((str(step) for step in reversed(error["loc"]) if isinstance(step, str)), "")
     if error["type"] == "missing":
         return f"`{key}` is missing"

@@ -1,4 +1,4 @@
-"""The working folders: which they are, whether they can be trusted, and making them."""
+"""The working folders: where they are, whether they can be trusted, and how they are made."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ from serve_app.files import (
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where this node keeps things. `scratch` holds one folder per attempt and nothing else."""
+    """Where this node keeps its files. `scratch` holds one folder per attempt and nothing else."""
 
     scratch: Path
     results: Path
@@ -25,7 +25,7 @@ class Folders:
 
 
 def check_folders(args: AppArgs, env: Environment) -> None:
-    """Look at the working folders that are there already, and make nothing.
+    """Check the working folders that are there already, and make nothing.
 
     Raises:
         FolderRefused: one of them cannot be trusted. The sentence names the setting.
@@ -48,7 +48,7 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     folders = _folders(args, env)
     make_root(folders.scratch)
     if not folders.results.is_dir():
-        # One that is there keeps its mode: the operator may share it. The files in it are private.
+        # An existing one keeps its mode, since it may be shared. The files in it are private.
         make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
     make_folder(folders.state.parent, "state_dir")
     # The registry holds signed addresses. A link that the operator made is followed.
@@ -71,7 +71,7 @@ def default_work_dir() -> Path:
 
 
 def check_root(root: Path) -> None:
-    """Look at the scratch root and the default parent, where they are there; make nothing.
+    """Check the scratch root and the default parent if they are there; make nothing.
 
     Raises:
         FolderRefused: as `make_root`.
@@ -84,8 +84,8 @@ def check_root(root: Path) -> None:
 def make_root(root: Path) -> None:
     """Make the scratch root, and the folder above it if need be.
 
-    The default parent lies in the folder for temporary files and is made private too; another one
-    is the operator's, and may be shared.
+    The default parent lies in the folder for temporary files and is made private too. Any other
+    parent belongs to the operator, and may be shared.
 
     Raises:
         FolderRefused: the root, or the default parent, is a link or somebody else's.

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Mapping
 
-from serve_app.config.environment import first_set
-
-GPU_CLASS_VARIABLES = ("GPU_CLASS_NAME", "GPU_CLASS")
-
+from serve_app.config.environment import Environment
 
 NO_GPU = "cpu"
-
-
 NVIDIA_SMI = (
     "nvidia-smi",
     "--query-gpu=name,memory.total",
     "--format=csv,noheader,nounits",
 )
-
-
 NVIDIA_SMI_TIMEOUT_S = 20.0  # the first call on a machine without persistence mode takes seconds
 
-
 _BRANDS = re.compile(r"\b(NVIDIA|GeForce|Graphics Device)\b", re.IGNORECASE)
-
-
 _SUFFIX = re.compile(r"(\d)[ -](Ti|SUPER|XT)\b", re.IGNORECASE)
-
-
 _HAS_MEMORY = re.compile(r"\d ?GB\b", re.IGNORECASE)
 
 
-def gpu_class(env: Mapping[str, str], *, detected: str | None, is_buffer: bool = False) -> str:
+def gpu_class(env: Environment, *, detected: str | None, is_buffer: bool = False) -> str:
     """Return the GPU class that is set, else the one that was detected, else `cpu`.
 
-    Of the two variables that name it a buffer worker asks the shorter one first.
+    Two variables name it. For a buffer worker the shorter one counts if both are set.
     """
-    names = GPU_CLASS_VARIABLES[::-1] if is_buffer else GPU_CLASS_VARIABLES
-    return first_set(env, names) or detected or NO_GPU
+    if is_buffer and env.short_gpu_class:
+        return env.short_gpu_class
+    return env.gpu_class_name or env.short_gpu_class or detected or NO_GPU
 
 
 def detect_gpu_class() -> str | None:
     """Return the class of the first GPU as the driver names it; None without an NVIDIA GPU.
 
-    Asks nvidia-smi: importing torch for a name would cost the ingress 300 MB and seconds.
+    nvidia-smi is called, because importing torch would cost the ingress 300 MB and seconds.
     """
     try:
         answer = subprocess.run(

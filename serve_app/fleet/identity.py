@@ -1,47 +1,44 @@
-"""Who this worker is to an orchestrator: its identity, one per machine, and its GPU class.
+"""The identity of this worker to an orchestrator: one per machine.
 
-Environment and detection are arguments, so that all of it can be tested without either.
+The environment is an argument, so that the rules can be tested without it.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 
-from serve_app.config.environment import first_set
-
-ID_VARIABLES = ("SALAD_MACHINE_ID", "VAST_CONTAINERLABEL", "OCTASPACE_NODE_ID", "WORKER_ID")
+from musetalk_pipeline.files import write_atomically
+from serve_app.config.environment import Environment
 
 
 def new_worker_id() -> str:
-    """Return a random identity. Call once and keep it: see `kept_id`."""
+    """Return a random identity. Call it once and store the result, as `kept_id` does."""
     return f"worker-{uuid.uuid4().hex[:16]}"
 
 
 def kept_id(state: Path) -> str:
-    """Return a random identity that survives restarts: a claim in progress is found by it."""
+    """Return a random identity that is stored in `state`, so that claims survive a restart."""
     path = state / "worker_id"
     try:
-        kept = path.read_text().strip()
+        stored = path.read_text().strip()
     except FileNotFoundError:
-        kept = ""
-    if kept:
-        return kept
+        stored = ""
+    if stored:
+        return stored
     fresh = new_worker_id()
-    path.touch(mode=0o600)
-    path.write_text(fresh)
+    write_atomically(path, fresh)
     return fresh
 
 
-def worker_id(env: Mapping[str, str], *, fallback: str) -> str:
+def worker_id(env: Environment, *, fallback: str) -> str:
     """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
-    One machine is one worker, however many jobs it runs at a time. `fallback` is the random one.
+    One machine is one worker, however many jobs it runs at once. `fallback` is used if none is set.
     """
-    return first_set(env, ID_VARIABLES) or fallback
+    return env.machine_id or fallback
 
 
-def buffer_worker_id(env: Mapping[str, str], *, host: str) -> str:
+def buffer_worker_id(env: Environment, *, host: str) -> str:
     """Return the identity of a buffer worker: `BUFFER_WORKER_ID`, else `buffer-<hostname>`."""
-    return first_set(env, ("BUFFER_WORKER_ID",)) or f"buffer-{host}"
+    return env.buffer_worker_id or f"buffer-{host}"

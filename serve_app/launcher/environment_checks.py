@@ -23,7 +23,7 @@ def environment_faults(env: Environment) -> Iterator[str]:
     yield from _unusable_values(env)
     if env.orchestrator_url is not None or env.mode != "queue":
         from serve_app.fleet.polling import polling_rules  # takes a second to import
-        from serve_app.fleet.pushed import report_rules
+        from serve_app.fleet.pushed_reports import report_rules
 
         try:
             polling_rules(env)
@@ -47,7 +47,7 @@ def _unusable_values(env: Environment) -> Iterator[str]:
         from serve_app.webhooks.sender import signing_key  # takes a second to import
 
         try:
-            signing_key(env.webhook_secret)
+            signing_key(env.webhook_secret.get_secret_value())
         except ValueError as exc:
             yield str(exc).replace("the webhook secret", "WEBHOOK_SECRET")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,9 @@ from pathlib import Path
 import httpcore
 
 from musetalk_pipeline.errors import Detail, Stage, UploadFailed
+from musetalk_pipeline.retries import async_retrying
 from serve_app.net.addresses import AddressPolicy, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-    request_target,
-)
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.outputs.store import Place, StoredOutput, file_digests
 
 logger = logging.getLogger(__name__)
@@ -33,11 +27,19 @@ class _UnresolvedError(Exception):
     """The host of the address has no address now."""
 
 
+class _TryAgainError(Exception):
+    """This try failed in a way that the next one may not. Holds what to report if none is left."""
+
+    def __init__(self, error: UploadFailed) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
 @dataclass(frozen=True, slots=True)
 class PutLimits:
-    """What storing one video by HTTP PUT may take."""
+    """The limits of storing one video by HTTP PUT."""
 
-    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     connect_s: float = 15.0
     stall_s: float = 60.0
     tries: int = 3
@@ -47,8 +49,8 @@ class PutLimits:
 class PutStore:
     """Sends the video to one address (`OUTPUT_URL`), usually signed, by HTTP PUT. No sidecar.
 
-    `policy` judges the address like a download's where it comes from a request; None trusts it,
-    for an address from the operator's own environment.
+    `policy` checks an address that comes from a request, as it does for downloads. None trusts the
+    address, because it comes from the environment of the operator.
     """
 
     name = "put"
@@ -62,21 +64,22 @@ class PutStore:
         network: Network = DEFAULT_NETWORK,
     ) -> None:
         self._target = parse_location(output_url)
-        self._policy = policy
-        self._limits = limits or PutLimits()
-        self._network = network
+        self._limits = limits = limits or PutLimits()
+        self._client = PinnedClient(
+            network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
+        )
 
     def __repr__(self) -> str:
         return f"PutStore({self._target.shown})"
 
     def check(self) -> None:
-        """Nothing can be asked of a signed address without using it up."""
+        """Do nothing, because a request would use a signed address up."""
 
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
     def has(self, job_id: str) -> bool:
-        """An address that takes a PUT cannot be asked."""
+        """Return True, because an address for a PUT cannot be read."""
         return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
@@ -88,32 +91,35 @@ class PutStore:
         return StoredOutput(url, None, None, digests.size_bytes, digests.sha256)
 
     async def _send(self, video: Path) -> None:
-        failure = UploadFailed("Upload failed: no try was made.")
-        for attempt in range(self._limits.tries):
-            if attempt:
-                logger.info("upload failed, trying again", extra={"reason": failure.message})
-                pause_s = self._limits.backoff_s * 2.0 ** (attempt - 1)
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
-            try:
-                async with asyncio.timeout(self._limits.try_s):
-                    status = await self._send_once(video)
-            except TimeoutError:
-                failure = self._failed(f"it did not finish within {self._limits.try_s:g} s")
-                continue
-            except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError):
-                failure = self._failed("the connection could not be made or was cut off")
-                continue
-            except _UnresolvedError:
-                failure = self._failed("the host name could not be resolved")
-                continue
-            except OSError as exc:
-                raise UploadFailed("Upload failed: the finished video cannot be read.") from exc
-            if 200 <= status < 300:
-                return
-            failure = self._failed(f"the address answers {status}", status_code=status)
-            if status < 500 and status not in _RETRYABLE_STATUSES:
-                break
-        raise failure
+        again = async_retrying(self._limits.tries, self._limits.backoff_s)
+        try:
+            await again(_TryAgainError, self._try, video)
+        except _TryAgainError as fault:
+            raise fault.error from None
+
+    async def _try(self, video: Path) -> None:
+        try:
+            async with asyncio.timeout(self._limits.try_s):
+                status = await self._send_once(video)
+        except TimeoutError:
+            raise self._again(f"it did not finish within {self._limits.try_s:g} s") from None
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError):
+            raise self._again("the connection could not be made or was cut off") from None
+        except _UnresolvedError:
+            raise self._again("the host name could not be resolved") from None
+        except OSError as exc:
+            raise UploadFailed("Upload failed: the finished video cannot be read.") from exc
+        if 200 <= status < 300:
+            return
+        answer = f"the address answers {status}"
+        if status < 500 and status not in _RETRYABLE_STATUSES:
+            raise self._failed(answer, status_code=status)
+        raise self._again(answer, status_code=status)
+
+    def _again(self, what: str, **details: Detail) -> _TryAgainError:
+        fault = _TryAgainError(self._failed(what, **details))
+        logger.info("upload attempt failed", extra={"reason": fault.error.message})
+        return fault
 
     def _failed(self, what: str, **details: Detail) -> UploadFailed:
         error = UploadFailed(f"Upload failed: {what}.", stage=Stage.UPLOAD, url=self._target.shown)
@@ -122,21 +128,10 @@ class PutStore:
 
     async def _send_once(self, video: Path) -> int:
         """Make one request; return the status of the answer, whose body is not read."""
-        limits = self._limits
         try:
-            addresses = await judged_addresses(
-                self._target, self._policy, self._network, limits.connect_s
-            )
+            addresses = await self._client.resolve(self._target)
         except OSError as exc:
             raise _UnresolvedError from exc
-        timeouts = {
-            "connect": limits.connect_s,
-            "read": limits.stall_s,
-            "write": limits.stall_s,
-            "pool": limits.connect_s,
-        }
-        target = self._target
-        is_tls = target.scheme == "https"
         with video.open("rb") as reader:
             size_bytes = os.fstat(reader.fileno()).st_size
 
@@ -144,23 +139,8 @@ class PutStore:
                 while block := reader.read(_READ_BLOCK_BYTES):
                     yield block
 
-            async with (
-                httpcore.AsyncConnectionPool(
-                    ssl_context=self._network.tls_context() if is_tls else None,
-                    max_connections=1,
-                    network_backend=PinnedBackend(addresses),
-                ) as pool,
-                pool.stream(
-                    "PUT",
-                    request_target(target),
-                    headers={
-                        "Host": target.authority,
-                        "Content-Type": "video/mp4",
-                        "Content-Length": str(size_bytes),
-                        "Connection": "close",
-                    },
-                    content=body(),
-                    extensions={"timeout": timeouts},
-                ) as response,
-            ):
+            headers = {"Content-Type": "video/mp4", "Content-Length": str(size_bytes)}
+            async with self._client.stream(
+                "PUT", self._target, addresses, headers=headers, content=body()
+            ) as response:
                 return response.status

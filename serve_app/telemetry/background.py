@@ -1,4 +1,4 @@
-"""Work in the background that must not end unnoticed: a task's failure is otherwise never seen."""
+"""Background tasks that are started again when they fail, since nobody awaits a task's failure."""
 
 import asyncio
 import logging
@@ -12,9 +12,9 @@ PAUSE_S = 5.0
 async def run_again(
     name: str, work: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S
 ) -> None:
-    """Run `work` to its end; start it anew whenever it fails (a full disk, a locked file).
+    """Run `work` to its end, and start it again whenever it fails (a full disk, a locked file).
 
-    A fault that lasts is traced once and said in one line each time after that.
+    A failure is logged with its trace once, and in one line each time that it repeats.
     """
     traced = ""
     while True:

@@ -1,11 +1,13 @@
-"""Log lines of a replica or a command: one format, facts beside the sentence, nothing secret."""
+"""Log lines of a replica or a command: text or JSON, a sentence and its facts, nothing secret."""
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
+
+from pythonjsonlogger import json as json_lines
 
 from musetalk_pipeline.errors import JobCancelled, MediaError
 from serve_app.telemetry.redact import RedactingFilter, redact
@@ -21,7 +23,7 @@ RAYS_OWN = frozenset(
 
 
 class FactsFormatter(logging.Formatter):
-    """Puts the values of `extra` behind the sentence as name=value, redacted."""
+    """Puts the values of `extra` after the sentence as name=value, redacted."""
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -38,51 +40,56 @@ class FactsFormatter(logging.Formatter):
         return " ".join([first, *shown]) + newline + rest
 
 
-class JsonFormatter(logging.Formatter):
-    """Makes one JSON object of a record, on one line: time, level, logger, message and facts."""
+class JsonFormatter(json_lines.JsonFormatter):
+    """Makes one JSON object of a record, on one line: time, level, logger, message and facts.
+
+    A trace is its field `trace`.
+    """
 
     def __init__(self, secrets: tuple[str, ...]) -> None:
-        super().__init__()
+        super().__init__(
+            ["asctime", "levelname", "name", "message", "process"],
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "name": "logger",
+                "exc_info": "trace",
+            },
+            reserved_attrs=sorted(STANDARD | RAYS_OWN),
+            json_ensure_ascii=False,
+        )
         self._secrets = secrets
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line; a trace is its field `trace`."""
-        at = datetime.fromtimestamp(record.created, UTC)
-        line: dict[str, object] = {
-            "time": at.isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            "process": record.process,
-        }
-        for name, value in _facts(record).items():
-            is_plain = value is None or isinstance(value, bool | int | float)
-            line[name] = value if is_plain else redact(str(value), self._secrets)
-        trace = record.exc_text
-        if trace is None and record.exc_info:
-            trace = self.formatException(record.exc_info)
-        if trace:
-            line["trace"] = redact(trace, self._secrets)
-        return json.dumps(line, ensure_ascii=False)
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the record's time in ISO 8601, UTC, to the millisecond."""
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        """Redact every text, and make text of what JSON cannot hold."""
+        return {name: self._shown(value) for name, value in log_data.items()}
+
+    def _shown(self, value: object) -> object:
+        is_plain = value is None or isinstance(value, bool | int | float)
+        return value if is_plain else redact(str(value), self._secrets)
 
 
 class CallersMistakes(logging.Filter):
     """Drops Serve's line and trace for a call that ended as the job's sender made it end.
 
-    Serve logs every exception of a call as a crash. A bad video, or a job that nobody wants any
-    more, is none: the line at the job's end says which it was.
+    Serve logs every exception of a call as a crash. A bad video and a job that was cancelled are
+    not crashes: the line at the job's end says which it was.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Let everything else pass, real crashes with their traces too."""
+        """Let everything else pass, including real crashes with their traces."""
         error = record.exc_info[1] if record.exc_info else None
         return not isinstance(error, MediaError | JobCancelled)
 
 
 def set_up_logging(secrets: tuple[str, ...] = (), *, is_json: bool = False) -> None:
-    """Send this process's log lines to standard error, which Ray collects. Harmless twice.
+    """Send this process's log lines to standard error, which Ray collects.
 
-    `secrets` are hidden wherever they appear.
+    `secrets` are hidden wherever they appear. Calling it twice does no harm.
     """
     formatter = JsonFormatter(secrets) if is_json else FactsFormatter(secrets)
     handler = logging.StreamHandler(sys.stderr)

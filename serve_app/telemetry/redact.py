@@ -11,8 +11,8 @@ MAX_SHOWN_CHARS = 300
 HIDDEN = "[hidden]"
 
 _SAFE_IN_SHOWN_URL = "/:@!$&'()*+,;=-._~%[]"
-# The patterns below run over text of strangers: each consumes what it looks at, so that the time is
-# proportional to the length.
+# The patterns below run over text that strangers wrote. Each consumes what it matches, so that the
+# time stays proportional to the length.
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s\"'<>]*+")
 # Query strings also stand alone in log lines (`"GET /path?X-Amz-Signature=... HTTP/1.1"`).
 _ASSIGNMENT = re.compile(r"(?<![A-Za-z0-9_-])(?P<name>[A-Za-z0-9_-]++)=(?P<value>[^&\s\"'<>]++)")
@@ -62,7 +62,7 @@ def _bare(url: str) -> str:
     authority, slash, path = rest.partition("/")
     bare = re.split(r"[?#]", authority, maxsplit=1)[0]
     if bare != authority:
-        # A question mark in a password, or a query right behind the host: no telling which.
+        # Either a password holds a question mark or a query follows the host. Nothing tells which.
         host, path = (HIDDEN, "") if "@" in authority else (bare, "")
     else:
         host = authority.rpartition("@")[2]
@@ -104,7 +104,7 @@ class RedactingFilter(logging.Filter):
         record.args = None
         if record.exc_info:
             record.exc_text = redact(_traceback_of(record), self._secrets)
-            # Formatters print `exc_text` where it is set; without `exc_info` none renders anew.
+            # Formatters print `exc_text` if it is set. Without `exc_info` they render no new trace.
             record.exc_info = None
         elif record.exc_text:
             record.exc_text = redact(record.exc_text, self._secrets)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config.environment import read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class, read_gpu_class
 from serve_app.fleet.identity import (
-    ID_VARIABLES,
     buffer_worker_id,
     kept_id,
     new_worker_id,
@@ -25,20 +25,16 @@ DOCUMENTED_ORDER = ["SALAD_MACHINE_ID", "VAST_CONTAINERLABEL", "OCTASPACE_NODE_I
 )
 def test_the_first_variable_of_the_documented_order_wins(names: tuple[str, ...]) -> None:
     env = {name: f"id of {name}" for name in names}
-    assert worker_id(env, fallback="random") == f"id of {names[0]}"
-
-
-def test_the_order_is_the_contracts() -> None:
-    assert list(ID_VARIABLES) == DOCUMENTED_ORDER
+    assert worker_id(read_environment(env), fallback="random") == f"id of {names[0]}"
 
 
 @pytest.mark.parametrize("env", [{}, {"SALAD_MACHINE_ID": ""}, {"WORKER_ID": "  \n"}])
 def test_empty_variables_count_as_unset(env: dict[str, str]) -> None:
-    assert worker_id(env, fallback="random") == "random"
+    assert worker_id(read_environment(env), fallback="random") == "random"
 
 
 def test_a_buffer_worker_is_named_by_its_own_variable() -> None:
-    env = {"BUFFER_WORKER_ID": "shelf-1", "SALAD_MACHINE_ID": "m-1"}
+    env = read_environment({"BUFFER_WORKER_ID": "shelf-1", "SALAD_MACHINE_ID": "m-1"})
     assert buffer_worker_id(env, host="box") == "shelf-1"
     assert worker_id(env, fallback="random") == "m-1"
 
@@ -46,7 +42,7 @@ def test_a_buffer_worker_is_named_by_its_own_variable() -> None:
 @pytest.mark.parametrize("env", [{}, {"WORKER_ID": "w-1"}, {"BUFFER_WORKER_ID": " "}])
 def test_a_buffer_worker_without_it_is_named_by_its_host(env: dict[str, str]) -> None:
     """Mend 1.17: as the predecessor named itself."""
-    assert buffer_worker_id(env, host="box") == "buffer-box"
+    assert buffer_worker_id(read_environment(env), host="box") == "buffer-box"
 
 
 def test_a_random_identity_is_kept(tmp_path: Path) -> None:
@@ -90,14 +86,15 @@ def test_gpu_names_become_classes(answer: str, name: str | None) -> None:
 def test_a_set_class_goes_before_the_detected_one(
     env: dict[str, str], detected: str | None, name: str
 ) -> None:
-    assert gpu_class(env, detected=detected) == name
+    assert gpu_class(read_environment(env), detected=detected) == name
 
 
 def test_a_buffer_worker_asks_the_shorter_name_of_the_class_first() -> None:
     """Mend 1.17."""
-    env = {"GPU_CLASS_NAME": "A", "GPU_CLASS": "B"}
-    assert gpu_class(env, detected="C", is_buffer=True) == "B"
-    assert gpu_class({"GPU_CLASS_NAME": "A"}, detected="C", is_buffer=True) == "A"
+    both = read_environment({"GPU_CLASS_NAME": "A", "GPU_CLASS": "B"})
+    assert gpu_class(both, detected="C", is_buffer=True) == "B"
+    one = read_environment({"GPU_CLASS_NAME": "A"})
+    assert gpu_class(one, detected="C", is_buffer=True) == "A"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
+import stamina
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -270,7 +271,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(video: Path) -> None:
 # --- a pre-signed address -------------------------------------------------------------------------
 
 Script = Callable[["PutHandler", int], None]
-QUICK = PutLimits(try_s=20, connect_s=5, stall_s=5, backoff_s=0.01)
+QUICK = PutLimits(try_s=20, connect_s=5, stall_s=5)
 SIGNED = "/bucket/job.mp4?X-Amz-Credential=AKIA-one&X-Amz-Signature=0123abcdef"
 
 
@@ -327,11 +328,13 @@ class PutTarget(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def put_target(script: Script) -> Iterator[PutTarget]:
+    """Serve PUTs by `script`. Tries follow each other at once."""
     server = PutTarget(script)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
-        yield server
+        with stamina.set_testing(True, attempts=100, cap=True):
+            yield server
     finally:
         server.released.set()
         server.shutdown()
@@ -395,7 +398,7 @@ def trickle(handler: PutHandler, _: int) -> None:
 
 @pytest.mark.parametrize("script", [hang, trickle])
 def test_a_hanging_target_ends_at_the_deadline(video: Path, script: Script) -> None:
-    limits = PutLimits(try_s=0.3, tries=2, backoff_s=0.01)
+    limits = PutLimits(try_s=0.3, tries=2)
     with put_target(script) as server, pytest.raises(UploadFailed, match=r"within 0\.3 s"):
         PutStore(server.url, limits=limits).put("job-123", video, SIDECAR)
     assert len(server.requests) == 2

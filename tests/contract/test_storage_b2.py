@@ -27,6 +27,7 @@ from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.store import object_name
 from serve_app.telemetry.redact import RedactingFilter
 
+pytestmark = pytest.mark.usefixtures("no_waits")
 SIDECAR = b'{"musetalk_job_id": "job-123"}'
 SMALL = 30_000
 LARGE = 350_000  # three parts
@@ -51,9 +52,7 @@ def no_thread_is_left() -> Iterator[None]:
 
 
 def settings(b2: FakeB2, **changes: Any) -> B2Settings:
-    quick = B2Settings(
-        fake_b2.KEY_ID, fake_b2.APP_KEY, fake_b2.BUCKET, realm=b2.url, backoff_s=0.01, try_s=20
-    )
+    quick = B2Settings(fake_b2.KEY_ID, fake_b2.APP_KEY, fake_b2.BUCKET, realm=b2.url, try_s=20)
     return replace(quick, **changes)
 
 
@@ -416,7 +415,7 @@ def simulated(simulator: RawSimulator, **changes: Any) -> B2Store:
     )
     api.authorize_account(key_id, app_key)
     api.create_bucket("bucket-one", "allPublic")
-    chosen = replace(B2Settings(key_id, app_key, "bucket-one", backoff_s=0.01), **changes)
+    chosen = replace(B2Settings(key_id, app_key, "bucket-one"), **changes)
     return B2Store(chosen, raw_api=lambda _: simulator)
 
 

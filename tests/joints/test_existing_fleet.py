@@ -12,9 +12,7 @@ import pytest
 
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
-from serve_app.config.gpu_class import GPU_CLASS_VARIABLES
 from serve_app.config.settings import QueueSettings, jobs_at_a_time
-from serve_app.fleet.identity import ID_VARIABLES
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
@@ -34,15 +32,9 @@ def fake() -> Iterator[FakeOrchestrator]:
 
 
 @contextlib.asynccontextmanager
-async def polling(
-    fake: FakeOrchestrator, folder: Path, monkeypatch: pytest.MonkeyPatch, **variables: str
-) -> AsyncIterator[Polling]:
+async def polling(fake: FakeOrchestrator, folder: Path, **variables: str) -> AsyncIterator[Polling]:
     """Do what the ingress does with these variables; only the graph is a double."""
-    for name in (*ID_VARIABLES, *GPU_CLASS_VARIABLES, "BUFFER_WORKER_ID", "WORKER_MODE"):
-        monkeypatch.delenv(name, raising=False)
     variables |= {"ORCHESTRATOR_BASE_URL": fake.url, "INTERNAL_API_KEY": fake.api_key, **SHARED}
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
     env = read_environment(variables)
     assert list(environment_faults(env)) == []
     rules = polling_rules(env)
@@ -50,11 +42,19 @@ async def polling(
     registry = JobRegistry(folder / "jobs.sqlite3")
     service = JobService(registry, Driver(), QueueSettings(), JobOptions())  # type: ignore[arg-type]
 
-    async def can_work() -> bool:
+    async def can_run() -> bool:
         return True
 
     jobs = jobs_at_a_time(AppArgs(pools=[PoolSettings(name="cpu")]), env)
-    worker = Polling(rules, env, folder, service, can_work, jobs, lambda: 4)
+    worker = Polling(
+        rules,
+        env,
+        folder,
+        service=service,
+        can_run=can_run,
+        capacity=jobs,
+        batch_size=lambda: 4,
+    )
     await worker.start()
     await asyncio.to_thread(fake.wait_until, lambda: bool(fake.of("heartbeat")))
     try:
@@ -65,7 +65,7 @@ async def polling(
 
 
 async def test_the_unified_workers_environment_claims_and_reports_as_one_main_worker(
-    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     """Mends 1.3, 1.5, 1.6 and 1.17: WORKER_MODE is not set."""
     variables = {
@@ -75,9 +75,9 @@ async def test_the_unified_workers_environment_claims_and_reports_as_one_main_wo
         "GPU_CLASS_NAME": "long",
         "PROVIDER": "salad",
     }
-    async with polling(fake, tmp_path, monkeypatch, **variables) as worker:
+    async with polling(fake, tmp_path, **variables) as worker:
         fake.add_job("job-1", aspect_ratio="1:1", resolution="512x512")
-        assert await worker.work_once()
+        assert await worker.claim_and_run()
     [register] = fake.of("register")
     assert register.path == "/internal/main/workers/machine-7/register"
     assert register.body == {
@@ -96,7 +96,7 @@ async def test_the_unified_workers_environment_claims_and_reports_as_one_main_wo
 
 
 async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
-    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     """Mends 1.5 and 1.17: whatever the machine is called elsewhere."""
     variables = {
@@ -106,9 +106,9 @@ async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
         "GPU_CLASS_NAME": "long",
         "BUFFER_CAPACITY": "3",
     }
-    async with polling(fake, tmp_path, monkeypatch, **variables) as worker:
+    async with polling(fake, tmp_path, **variables) as worker:
         fake.add_job("job-1", buffer_job_id="buf-1")
-        assert await worker.work_once()
+        assert await worker.claim_and_run()
     name = f"buffer-{socket.gethostname()}"
     beat = fake.of("heartbeat")[0]
     assert beat.path == f"/internal/buffer/workers/{name}/heartbeat"
@@ -122,6 +122,6 @@ async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
 async def test_the_probe_may_be_a_head_request_behind_the_proxy_too(tmp_path: Path) -> None:
     """Mend 1.17."""
     async with job_door(tmp_path) as rig:
-        rig.door._is_stopping = True
+        rig.door.services.availability.is_stopping = True
         answer = await rig.client.head("/hc")
     assert (answer.status_code, answer.content) == (503, b"")

@@ -145,7 +145,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
     [
         (
             "applications: [\n  - x: 1\nname: y",
-            r":\d: this is no YAML",
+            r":\d: this is not YAML",
         ),
         (
             "applications: []\nproxy_location: HeadOnly\napplications: []",
@@ -154,7 +154,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
         ("- applications", ":1: a configuration is a mapping"),
         ("proxy_location: HeadOnly", ":1: `applications` is missing"),
         ("applications: []", "no application here has `import_path: serve_app.app:build_app`"),
-        ("a\x00b: 1", "is no YAML"),
+        ("a\x00b: 1", "is not YAML"),
         ("applications: &a [*a]", "contains itself"),
         (OURS, ":2: `args` is missing"),
         (OURS + "    args:\n", ":4: `args: None` is not accepted; it must be a mapping of keys"),

@@ -24,7 +24,7 @@ from musetalk_pipeline.options import (
 from musetalk_pipeline.weights.published import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph.tools import resolve
+from serve_app.graph.builders import resolve
 
 
 @pytest.mark.parametrize(

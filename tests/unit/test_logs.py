@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -51,6 +52,8 @@ def test_json_lines_where_the_configuration_says_json(capsys: pytest.CaptureFixt
     assert first["message"] == "token [hidden]\nin two lines"
     assert (first["level"], first["logger"]) == ("INFO", "serve_app.thing")
     assert (first["frames"], first["at"]) == (3, "x [hidden]")
+    assert [*first] == ["time", "level", "logger", "message", "process", "frames", "at"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", first["time"])
     assert "Traceback" in second["trace"] and "ValueError: bad [hidden]" in second["trace"]
     assert SECRET not in said
 

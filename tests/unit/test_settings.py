@@ -1,7 +1,6 @@
-"""The configuration is checked strictly, and the environment is read as contracts.md says."""
+"""The configuration is checked strictly, and the environment is read as docs/protocol.md says."""
 
 import ast
-import dataclasses
 import inspect
 import typing
 from pathlib import Path
@@ -111,7 +110,23 @@ def test_secrets_do_not_show():
         for name in ("INTERNAL_API_KEY", "WORKER_TOKEN", "B2_KEY_ID", "B2_APP_KEY",
                      "WEBHOOK_SECRET")
     }  # fmt: skip
-    assert "s3cret" not in repr(read_environment(secrets))
+    env = read_environment(secrets)
+    assert "s3cret" not in repr(env) + str(env) + str(env.model_dump())
+    assert set(env.secrets) == {"s3cret"}
+
+
+def test_variables_of_this_process_are_read_on_request_only(monkeypatch):
+    monkeypatch.setenv("WORKER_TYPE", "transient")
+    assert Environment().worker_type == "main"
+    assert read_environment().worker_type == "transient"
+
+
+def test_every_faulty_variable_is_named_and_no_value_is_repeated():
+    wrong = {"BATCH_SIZE": "s3cret", "BUFFER_CAPACITY": "-1", "LEGACY_SIZE": "s3cret"}
+    with pytest.raises(EnvironmentInvalid) as caught:
+        read_environment(wrong)
+    assert all(name in str(caught.value) for name in wrong)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_a_number_that_is_none_is_named():
@@ -162,7 +177,7 @@ def test_every_setting_is_read_by_something():
     reads: set[str] = set()
     for path in sorted((ROOT / "serve_app").rglob("*.py")):
         reads |= read_names(ast.parse(path.read_text()))
-    asked = leaves(AppArgs) | {field.name: field.name for field in dataclasses.fields(Environment)}
+    asked = leaves(AppArgs) | leaves(Environment)
     assert {"driver.block_s", "pools.dtype", "inputs.max_fps", "internal_api_key"} <= asked.keys()
     idle = {place for place, name in asked.items() if name not in reads}
     assert idle == WITHOUT_READER.keys()

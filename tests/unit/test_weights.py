@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import pty
@@ -19,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.weights.fetch import Patience, main, verify
 from musetalk_pipeline.weights.published import State, WeightFile, published
 
-QUICK = Patience(connect_s=5, read_s=5, stall_s=60, attempts=4, backoff_s=0.01, max_backoff_s=0.02)
+pytestmark = pytest.mark.usefixtures("no_waits")
+QUICK = Patience(connect_s=5, read_s=5, stall_s=60, attempts=4)
 CONTENT = np.random.default_rng(5).bytes(300_000)
 CONFIG = b'{"a": 1}\n'
 
@@ -337,13 +338,13 @@ def test_an_address_that_is_none_is_said_so_at_once(
     assert main(arguments, (NET,), Patience(attempts=1)) == 1
     [said] = capsys.readouterr().err.splitlines()
     assert repr(mirror) in said
-    assert "is no address of a server" in said  # and not an attempt's failure
+    assert "is not a valid server URL" in said  # and not an attempt's failure
     assert not (tmp_path / "models").exists()
 
 
 def test_a_dripping_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drip]
-    hasty = Patience(read_s=5, stall_s=0.2, min_bytes_per_s=1000, attempts=2, backoff_s=0.01)
+    hasty = Patience(read_s=5, stall_s=0.2, min_bytes_per_s=1000, attempts=2)
     assert fetch(server, tmp_path, p=hasty) == 0
     assert len(server.requests) == 2
     assert (tmp_path / "net/net.bin").read_bytes() == CONTENT
@@ -358,7 +359,7 @@ def test_a_silent_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
 
     server.behaviours = [say_nothing]
     try:
-        assert fetch(server, tmp_path, p=Patience(read_s=0.2, attempts=2, backoff_s=0.01)) == 0
+        assert fetch(server, tmp_path, p=Patience(read_s=0.2, attempts=2)) == 0
     finally:
         released.set()
     assert len(server.requests) == 2
@@ -445,8 +446,7 @@ def test_a_full_disk_is_noticed_before_anything_is_fetched(
 def test_two_fetches_do_not_fill_one_folder(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with (tmp_path / ".fetch.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(tmp_path / ".fetch.lock"):
         assert fetch(server, tmp_path) == 1
     assert "Another fetch" in capsys.readouterr().err
     assert fetch(server, tmp_path) == 0

@@ -1,0 +1,243 @@
+"""The sections of the configuration: every key, its bounds, its default and its meaning.
+
+`AppArgs` (settings.py) puts them together.
+"""
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from musetalk_pipeline.options import MediaLimits, Speedup
+from serve_app.inputs.download_body import DownloadLimits
+from serve_app.net.addresses import AddressPolicy
+
+
+class Section(BaseModel):
+    """A part of the configuration. Unknown keys are refused, and values never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageSettings(Section):
+    """Replicas of one CPU stage."""
+
+    replicas: int = Field(
+        1, ge=1, le=64, description="The number of replicas at the start, and the least."
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Ray scales up to this number. Without it, the number is fixed.",
+    )
+    num_cpus: float = Field(
+        0.25, gt=0, le=64, description="The CPUs that Ray reserves for each replica."
+    )
+    threads: int = Field(
+        2, ge=1, le=64, description="Worker threads, and so the calls that run concurrently."
+    )
+    label_selector: dict[str, str] = Field(
+        default_factory=dict, description="The node labels that replicas need."
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "StageSettings":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError("max_replicas is smaller than replicas")
+        return self
+
+
+class PreprocessorSettings(StageSettings):
+    """Replicas of the Preprocessor; `mmpose` and S3FD may run on a GPU there."""
+
+    num_gpus: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="The share of a GPU for mmpose and s3fd. With 0 they run on the CPU.",
+    )
+
+
+class PoolSettings(Section):
+    """The Generator replicas of one GPU architecture, or of CPUs."""
+
+    name: str = Field(description="A unique name. The deployment is called Generator-<name>.")
+    arch: Literal["cpu", "turing", "ampere", "ada", "hopper", "blackwell"] = Field(
+        "cpu",
+        description="Replicas run on nodes labelled musetalk/arch=<arch>; with cpu, on any node.",
+    )
+    replicas: int = Field(
+        1, ge=0, le=256, description="The number of replicas at the start, and the least."
+    )
+    max_replicas: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Ray scales up to this number. Without it, the number is fixed.",
+    )
+    num_cpus: float = Field(
+        0.25, gt=0, le=64, description="The CPUs that Ray reserves for each replica."
+    )
+    num_gpus: float = Field(
+        0.0, ge=0, le=1, description="The share of a GPU for each replica, and of its free memory."
+    )
+    device: str | None = Field(
+        None, description="A torch device. Without it: cuda:0 if num_gpus is above 0, else cpu."
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="The networks' precision."
+    )
+    batch_size: int | None = Field(
+        None, ge=1, le=256, description="Frames in one pass. Without it, free GPU memory decides."
+    )
+    threads: int = Field(1, ge=1, le=64, description="The CPU threads of the networks.")
+    speedup: Speedup = Field(
+        "none",
+        description="A further GPU optimisation, not measured yet. compile needs a C compiler.",
+    )
+    usd_per_hour: float = Field(
+        0.0, ge=0, description="The price of one replica. Pools are ordered by price and speed."
+    )
+    frames_per_s: float = Field(
+        1.0, gt=0, description="The speed of one replica. Pools are ordered by price and speed."
+    )
+
+    @model_validator(mode="after")
+    def _name_is_plain(self) -> "PoolSettings":
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", self.name):
+            raise ValueError(f"pool name {self.name!r}: use lower-case letters, digits and dashes")
+        return self
+
+
+class InputSettings(Section):
+    """What may be fetched, and how large it may be."""
+
+    allowed_folders: list[Path] = Field(
+        default_factory=list, description="The folders that file:// inputs may come from."
+    )
+    allowed_hosts: list[str] = Field(
+        default_factory=list, description="Private hosts and networks that may be fetched from."
+    )
+    max_file_mb: int = Field(2000, ge=1, description="The largest input file.")
+    max_duration_s: float = Field(3600.0, gt=0, description="The longest input.")
+    max_pixels: int = Field(4096 * 2304, ge=4096, description="The most pixels in one frame.")
+    max_side_px: int = Field(8192, ge=64, description="The longest side of a frame.")
+    max_fps: float = Field(120.0, gt=0, description="The highest frame rate.")
+    max_streams: int = Field(16, ge=1, description="The most streams in one file.")
+    download_timeout_s: float = Field(
+        600.0, gt=0, description="The time for all attempts at one file."
+    )
+    min_bytes_per_s: int = Field(
+        65536,
+        ge=0,
+        description="Slower downloads are given up after a minute. With 0 they never are.",
+    )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, entries: list[str]) -> list[str]:
+        AddressPolicy(frozenset(entries))
+        return entries
+
+    def download_limits(self) -> DownloadLimits:
+        """Return what one download may cost."""
+        return DownloadLimits(
+            max_bytes=self.max_file_mb * 1024 * 1024,
+            total_s=self.download_timeout_s,
+            min_bytes_per_s=self.min_bytes_per_s,
+        )
+
+    def limits(self) -> MediaLimits:
+        """Return the limits for the media probe."""
+        return MediaLimits(
+            max_bytes=self.max_file_mb * 1024 * 1024,
+            max_duration_s=self.max_duration_s,
+            max_pixels=self.max_pixels,
+            max_side_px=self.max_side_px,
+            max_fps=self.max_fps,
+            max_streams=self.max_streams,
+        )
+
+
+class DriverSettings(Section):
+    """How one job is driven through the graph."""
+
+    window_segments: int = Field(
+        3, ge=1, le=64, description="How many segments of a job are in flight."
+    )
+    block_s: float = Field(
+        2.0, gt=0, le=30, description="The longest block, in seconds of the source."
+    )
+    kept_blocks: int = Field(
+        64, ge=1, description="How many prepared blocks are kept for the way back."
+    )
+    tries: int = Field(
+        3, ge=1, le=10, description="How often a segment is tried before the job fails."
+    )
+    call_timeout_s: float = Field(
+        120.0, gt=0, description="The deadline of a call, in addition to the time for its frames."
+    )
+    seconds_per_frame: float = Field(
+        20.0,
+        gt=0,
+        description="Added to a segment's deadline for each frame. The default suits a slow CPU.",
+    )
+    finish_timeout_s: float = Field(
+        1200.0, gt=0, description="The deadline of stitching and upload."
+    )
+
+
+class QueueSettings(Section):
+    """Jobs at this ingress."""
+
+    max_concurrent_jobs: int = Field(2, ge=1, le=64, description="How many jobs run concurrently.")
+    downloads_ahead: int = Field(
+        4, ge=0, le=64, description="How many further jobs' inputs are fetched while they wait."
+    )
+    max_queued_jobs: int = Field(
+        100, ge=1, description="Further jobs are answered with 429 and Retry-After."
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=10, description="How often one job is started, restarts included."
+    )
+    lease_s: float = Field(
+        20.0, gt=1, description="A job is taken over after this time without a sign of life."
+    )
+    keep_finished: int = Field(10_000, ge=10, description="How many finished jobs are remembered.")
+    drain_s: float = Field(
+        1800.0, gt=0, description="How long a stopping replica waits for its jobs."
+    )
+
+
+class LinkSettings(Section):
+    """Links to finished videos of the local folder."""
+
+    lifetime_days: float = Field(7.0, gt=0, le=36500, description="How long a new link is valid.")
+    trusted_proxies: list[str] = Field(
+        default_factory=list,
+        description="The addresses and networks whose X-Forwarded-Proto, -Host and -Prefix count.",
+    )
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, texts: list[str]) -> list[str]:
+        for text in texts:
+            try:
+                ipaddress.ip_network(text, strict=False)
+            except ValueError:
+                raise ValueError(f"{text!r} is neither an address nor a network") from None
+        return texts
+
+
+class ResultSettings(Section):
+    """How long finished videos are kept in the local folder."""
+
+    keep_days: float = Field(7.0, gt=0, le=36500, description="Older results are removed.")
+    max_gb: float = Field(
+        50.0,
+        gt=0,
+        description="Beyond this size the oldest results are removed. 1 GB is 10^9 bytes.",
+    )
