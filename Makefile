@@ -5,13 +5,14 @@ SHELL := /bin/bash
 
 PY := .venv/bin/python
 
-# Which tests `make test` runs; TESTS=tests/unit narrows it further.
+# The tests that `make test` runs. TESTS=tests/unit selects fewer.
 MARKS := not slow and not gpu
 TESTS :=
-# Files at a time, except those of tests/serve: each of their applications wants the whole machine.
+# The files of tests that run concurrently. Those of tests/serve run one after the other, because each
+# of their applications uses the whole machine.
 WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
-# What each is given, so that none takes more than some minutes on two cores.
+# The options of each, so that none takes more than some minutes on two cores.
 BENCH_nonmodel := --rounds 2
 BENCH_memory := --preset ultrafast
 BENCH_serve_overhead := --rounds 2
@@ -21,14 +22,14 @@ BENCH_networks := --seconds 1 --variant eager channels_last cuda_graphs --out ou
 IMAGE := worker
 CONFIG := serve_config.yaml
 
-# Handed on through the environment, so that no path or URL is ever read as shell words.
+# Passed on in the environment, so that a path or URL is never read as shell words.
 export VIDEO AUDIO RESOLUTION ASPECT_RATIO CONFIG PYTHON
 
 help:  ## this list
 	@echo "make run [VIDEO=file-or-url] [AUDIO=file-or-url] [RESOLUTION=720p] [ASPECT_RATIO=9:16]"
 	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-10s %s\n", $$1, $$2}'
 
-run:  ## set up, start the application, do one job, show where the result is, stop
+run:  ## set up, start the application, do one job, print where the result is, stop
 	@scripts/setup.sh base
 	@$(PY) -m demo
 

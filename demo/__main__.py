@@ -1,11 +1,11 @@
 """`make run`: one job through the real application, from start to a video that can be watched.
 
-1. find or make the input (the user's files, or the demo's own)
-2. start the launcher as a child, with a Ray session and a registry of its own
-3. wait for `GET /hc`
-4. `POST /generate`, and draw `GET /v1/avatar/jobs/{id}/events` as a progress bar meanwhile
-5. fetch the result into `out/`, draw the contact sheet
-6. stop what was started, and only that
+1. The input is found or made: the user's files, or the demo's own.
+2. The launcher is started as a child, with a Ray session and a registry of its own.
+3. The demo waits until `GET /hc` answers.
+4. `POST /generate` does the job, while `GET /v1/avatar/jobs/{id}/events` is drawn as a bar.
+5. The result is fetched into `out/`, and the contact sheet is drawn.
+6. What was started is stopped, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LOG_LINES = 30
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """One input: what the application is told, and a local file if there is one."""
+    """One input: the address that the application gets, and the local file if there is one."""
 
     url: str
     path: Path | None
@@ -55,7 +55,7 @@ def media_of(argument: str) -> Media:
     """Read a path or an address as the user gave it.
 
     Raises:
-        DemoFailed: there is no such file.
+        DemoFailed: the file does not exist.
     """
     if urlsplit(argument).scheme in {"http", "https"}:
         return Media(argument, None)
@@ -66,7 +66,7 @@ def media_of(argument: str) -> Media:
 
 
 def choose_media(video: str | None, audio: str | None) -> tuple[Media, Media]:
-    """Return the video and the audio of the job; the demo's own where none is given."""
+    """Return the video and the audio of the job. What is not given is the demo's own."""
     try:
         return (
             media_of(video or str(demo_video(CACHE))),
@@ -83,7 +83,7 @@ def wait_until_ready(app: Application, client: httpx.Client) -> dict[str, Any]:
     """Wait for `GET /hc` and return what `GET /health` says.
 
     Raises:
-        DemoFailed: the application ended, or is not ready in time.
+        DemoFailed: the application ended, or it was not ready in time.
     """
     start = time.monotonic()
     say("starting the application")
@@ -112,7 +112,7 @@ def tail(log: Path) -> str:
 
 
 class Request(threading.Thread):
-    """`POST /generate`, answered at the job's end; the main thread draws the bar meanwhile."""
+    """`POST /generate`, which is answered when the job ends. The main thread draws the bar."""
 
     def __init__(self, client: httpx.Client, body: dict[str, Any]) -> None:
         super().__init__(daemon=True)
@@ -121,7 +121,7 @@ class Request(threading.Thread):
         self.error: httpx.HTTPError | None = None
 
     def run(self) -> None:
-        """Send the request; keep the answer or the error."""
+        """Send the request, and keep the answer or the error."""
         try:
             self.answer = self._client.post("/generate", json=self._body, timeout=JOB_TIMEOUT_S)
         except httpx.HTTPError as error:
@@ -167,7 +167,7 @@ def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
 
 
 def events(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
-    """Yield the job at each of its server-sent events; nothing if it is not known yet."""
+    """Yield the job at each of its server-sent events, or nothing if it does not exist yet."""
     path = f"/v1/avatar/jobs/{quote(job_id, safe='')}/events"
     with client.stream("GET", path, timeout=JOB_TIMEOUT_S) as response:
         if response.status_code != 200:
@@ -178,10 +178,10 @@ def events(client: httpx.Client, job_id: str) -> Iterator[dict[str, Any]]:
 
 
 def fetch(client: httpx.Client, url: str, path: Path) -> None:
-    """Write what `url` answers to `path`, whole or not at all.
+    """Write the body of `url` to `path`, completely or not at all.
 
     Raises:
-        DemoFailed: it does not answer 200.
+        DemoFailed: the answer is not 200.
     """
     with client.stream("GET", url, follow_redirects=True, timeout=60.0) as response:
         if response.status_code != 200:
@@ -231,16 +231,16 @@ def do_one_job(arguments: argparse.Namespace) -> None:
                 "aspect_ratio": arguments.aspect_ratio,
             }
             answer = run_job(client, body)
-            # Through the address that answered: the public one may be another machine's.
+            # The public address may belong to another machine, so only its path is used.
             fetch(client, urlsplit(answer["output_url"]).path, result)
         say("stopping the application")
-        app.process.terminate()  # it stops while the sheet is drawn
+        app.process.terminate()  # it stops while the contact sheet is drawn
         write_sheet(video, result, sheet)
     report(answer, health, result, sheet)
 
 
 def write_sheet(video: Media, result: Path, sheet: Path) -> None:
-    """Draw source above result; an address is fetched once more for it."""
+    """Draw the contact sheet. A source at an address is fetched once more for it."""
     if video.path is not None:
         write_contact_sheet(video.path, result, sheet)
         return
@@ -251,7 +251,7 @@ def write_sheet(video: Media, result: Path, sheet: Path) -> None:
 
 
 def report(answer: dict[str, Any], health: dict[str, Any], result: Path, sheet: Path) -> None:
-    """Print what was made, by what, how fast and where it is."""
+    """Print which engine drew, how long it took, and where the result is."""
     engine = health.get("engine", "unknown")
     print(f"\nengine         {engine}")
     print(f"seconds        {answer['metrics']['total_time']:.1f}")
@@ -265,12 +265,12 @@ def report(answer: dict[str, Any], health: dict[str, Any], result: Path, sheet: 
 
 
 def main() -> int:
-    """Run the demo; 0, or 1 with one sentence on stderr."""
+    """Run the demo; return 0, or 1 after one sentence on standard error."""
 
     def leave(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    # `kill` and a closed terminal stop it in the same order as Ctrl-C.
+    # `kill` and a closed terminal stop the demo as Ctrl-C does.
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGHUP, leave)
     try:

@@ -24,7 +24,7 @@ STOP_TIMEOUT_S = 40.0  # four seconds on a busy machine
 KILL_TIMEOUT_S = 10.0
 
 
-# The demo does its one job here: it neither works for an orchestrator nor uploads anywhere.
+# The demo's application neither works for an orchestrator nor uploads anything.
 NOT_FOR_THE_DEMO = (
     "ORCHESTRATOR_BASE_URL",
     "BUFFER_ORCHESTRATOR_BASE_URL",
@@ -36,7 +36,7 @@ NOT_FOR_THE_DEMO = (
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A running application: where it answers, to which key, and where it logs."""
+    """A running application: its address, its key, its log and its process."""
 
     base_url: str
     key: str
@@ -45,7 +45,7 @@ class Application:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Say whether nobody listens on `port`."""
+    """Return whether `port` is free."""
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -56,7 +56,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def free_port(host: str) -> int:
-    """Return a port that nobody listens on now."""
+    """Return a port that is free now."""
     with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -69,11 +69,11 @@ def _family(host: str) -> socket.AddressFamily:
 def own_config(config: Path, scratch: Path) -> tuple[Path, int]:
     """Write a copy of `config` for this run into `scratch`; return its path and port.
 
-    What differs: the job registry is the run's own, so that it neither resumes nor leaves jobs of
-    `make serve`; the port is another one where that of `config` is taken; any port for metrics.
+    The copy has a job registry of its own, so that it neither resumes nor leaves jobs of
+    `make serve`. It has another port if that of `config` is taken, and any free port for metrics.
 
     Raises:
-        DemoFailed: there is no such file, or it is no configuration.
+        DemoFailed: the file does not exist, or it is not a configuration.
     """
     try:
         document = read_config_file(config).values
@@ -93,9 +93,9 @@ def own_config(config: Path, scratch: Path) -> tuple[Path, int]:
 
 
 def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> dict[str, str]:
-    """Return the child's environment: a Ray session of its own, and the input folders allowed.
+    """Return the child's environment: a Ray session of its own, and the allowed input folders.
 
-    Whoever reaches the port could otherwise ask for what lies in those folders: hence the key.
+    The key keeps others who can reach the port from reading files in those folders.
     """
     env = {name: value for name, value in os.environ.items() if name not in NOT_FOR_THE_DEMO}
     allowed = [*filter(None, [env.get("LIPSYNC_ALLOWED_FOLDERS")]), *map(str, folders)]
@@ -103,10 +103,10 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
         "RAY_ADDRESS": "local",
         "RAY_TMPDIR": str(ray_folder),
         "LIPSYNC_ALLOWED_FOLDERS": ":".join(allowed),
-        # All that the application writes lies below one folder, which goes with it.
+        # Everything that the application writes is below one folder, which is removed with it.
         "TMPDIR": str(ray_folder),
         "MUSETALK_WORKDIR": str(ray_folder / "work"),
-        "MUSETALK_RESULT_DIR": str(ray_folder / "results"),  # fetched into out/ before the end
+        "MUSETALK_RESULT_DIR": str(ray_folder / "results"),  # the demo fetches from it into out/
         "INGRESS_API_KEY": key,
         "WORKER_PORT": str(port),
         "PYTHONUNBUFFERED": "1",
@@ -115,9 +115,9 @@ def environment(ray_folder: Path, port: int, folders: list[Path], key: str) -> d
 
 @contextmanager
 def application(config: Path, folders: list[Path], log: Path) -> Iterator[Application]:
-    """Run the application for the length of the block; only its `log` is left afterwards."""
+    """Run the application for the length of the block. Only its `log` is left afterwards."""
     key = secrets.token_urlsafe(24)
-    # Ray's sockets lie below this folder and a socket's path may have 107 bytes, so /tmp itself.
+    # Ray's sockets are below this folder, and the path of a socket has 107 bytes at most.
     ray_folder = Path(tempfile.mkdtemp(prefix="lipsync-run-", dir="/tmp"))
     config, port = own_config(config, ray_folder)
     with log.open("wb") as sink:
@@ -128,7 +128,7 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the demo only, which then stops in order
+            start_new_session=True,  # Ctrl-C reaches only the demo, which then stops the child
         )
     try:
         yield Application(f"http://127.0.0.1:{port}", key, log, process)
@@ -137,10 +137,10 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
 
 
 def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
-    """End the launcher politely, then whatever of its Ray session is still there.
+    """Ask the launcher to stop, then kill what is left of its Ray session.
 
-    The session's processes are known by the folder in their environment: unlike the process tree,
-    that holds after a parent has died.
+    The processes of the session are recognised by the folder in their environment. Unlike the
+    process tree, this still works after a parent has died.
     """
     if process.poll() is None:
         process.terminate()
@@ -171,7 +171,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class DemoFailed(Exception):
-    """The demo cannot go on; the message says what to do."""
+    """The demo cannot go on. The message says what to do."""
 
 
 def say(text: str) -> None:

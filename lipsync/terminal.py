@@ -7,6 +7,7 @@ output. Rows of a result are aligned; colours are left out where there is no ter
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -75,7 +76,8 @@ class Terminal:
                 facts["hint"] = complaint.hint
             print(json.dumps({**facts, "exit_code": complaint.exit_code}), flush=True)
             return
-        mark = "\033[1;31merror:\033[0m" if sys.stderr.isatty() else "error:"
+        is_coloured = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        mark = "\033[1;31merror:\033[0m" if is_coloured else "error:"
         code = "" if complaint.code == "usage" else f" [{complaint.code}]"
         print(f"{mark} {complaint.message}{code}", file=sys.stderr)
         if complaint.hint is not None:

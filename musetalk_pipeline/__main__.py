@@ -1,7 +1,8 @@
 """`python -m musetalk_pipeline VIDEO AUDIO -o OUT.mp4`: a whole job in one process.
 
-Exit code 0: done. 2: the input or the arguments are at fault. 1: this machine is. 130: Ctrl-C or
-SIGTERM.
+`lipsync make` does the same with a better command line; this one needs the library alone. The exit
+code is 0 if the job is done, 2 if the input or an argument is at fault, 1 if this machine is, and
+130 after Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

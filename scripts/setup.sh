@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Set up everything that running (`base`) or developing (`dev`) needs; do nothing if it is there.
+# Set up everything that is needed to run (`base`) or to develop (`dev`). Do nothing if it is there.
 #
 #   scripts/setup.sh base|dev
 #
-# 1. the digest of the locks, this script, the folder and the machine's kind is compared with the
-#    stamp of the last complete set-up; equal means done, without a call to pip or apt
-# 2. system tools: by apt-get where we are root, otherwise one line names the command
-# 3. .venv with Python 3.11; torch in the build that fits; the locks, by hash and without dependencies
-# 4. for `dev` the mmpose stack, which its tests need; where it cannot be installed they are skipped
-# 5. the commands `lipsync` and `serve`; a check that the result works and that torchvision is absent; the stamp
+# 1. The digest of the locks, this script, the folder and the kind of the machine is compared with the
+#    stamp of the last complete set-up. If they are equal, neither pip nor apt is called.
+# 2. System tools are installed with apt-get if the user is root. Otherwise one line names the command.
+# 3. .venv is made with Python 3.11, the build of torch that fits, and the locks, by hash and without
+#    dependencies.
+# 4. For `dev` the mmpose stack is installed. If that fails, its tests are skipped.
+# 5. The commands `lipsync` and `serve` are written, the result is checked, and the stamp is set.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -34,7 +35,7 @@ driver_cuda() {
 
 # cpu, cu13 (the registry's own build) or cu126. torch 2.13 comes for CUDA 12.6, 13.0 and 13.2:
 # 12.6 stops at Hopper, so a Blackwell card needs a driver for CUDA 13 (580 or newer).
-# TORCH_BUILD decides where the machine that builds is not the one that runs: in Dockerfile.gpu.
+# TORCH_BUILD decides if the machine that builds is not the one that runs, as in Dockerfile.gpu.
 torch_build() {
   if [[ -n ${TORCH_BUILD:-} ]]; then echo "$TORCH_BUILD"; return; fi
   has_gpu || { echo cpu; return; }
@@ -78,7 +79,7 @@ need_tools() {
   apt_get "${missing[@]}" || fail "apt-get could not install ${missing[*]}; install them by hand and try again"
 }
 
-# Real speech for the demo and the tests. Without it everything else works, so nothing here is fatal.
+# Recorded speech for the demo and the tests. Everything else works without it, so no failure is fatal.
 want_speech() {
   [[ ! -d /$SPEECH && ! -d $CACHE/speech/$SPEECH ]] || return 0
   say "fetching recorded speech for the demo (Debian package pocketsphinx-testdata)"
@@ -107,24 +108,24 @@ pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --quiet "$@"; }
 
 make_venv() {
   local python=$1
-  # Scripts in a venv carry its path: one that was moved is made anew.
+  # The scripts in a venv contain its path, so one that was moved is made again.
   if grep -qsF "$PWD/$VENV" "$VENV/bin/activate" && "$VENV/bin/python" -c 'import pip' 2>/dev/null; then
     return
   fi
   say "making $VENV with $("$python" -V)"
-  # Debian ships Python without it.
+  # Debian's Python comes without the module.
   if ! "$python" -c 'import ensurepip' 2>/dev/null && ! { can_apt && apt_get "python$WANTED_PYTHON-venv"; }; then
     fail "Python has no venv module: run 'sudo apt-get install -y python$WANTED_PYTHON-venv' and try again"
   fi
-  # `--clear` would empty what a link leads to: somebody else's environment.
+  # `--clear` would empty the environment that a link leads to, which belongs to somebody else.
   [[ ! -L $VENV ]] || rm "$VENV"
   "$python" -m venv --clear "$VENV"
 }
 
-# A machine without a GPU must not load gigabytes of CUDA. Asking which versions the configured
-# index and links offer downloads nothing; only a build that says "+cpu" is taken from there.
-# Every name is asked for at one index only, so nobody takes it over on another. The build for CUDA
-# 12.6 has no hashes here, because its index could not be asked (docs/dependencies.md).
+# A machine without a GPU must not download gigabytes of CUDA. Listing the versions that the
+# configured index and links offer downloads nothing, and only a build with "+cpu" is taken from there.
+# Every name is requested from one index only, so that nobody can take it over on another. The build
+# for CUDA 12.6 has no hashes here, because its index was out of reach (docs/dependencies.md).
 install_torch() {
   local build=$1 version offered
   version=$(sed -n 's/^torch==//p' requirements/torch.in)
@@ -139,8 +140,8 @@ install_torch() {
       fi ;;
     cu126)
       pip install --no-deps --index-url "$TORCH_INDEX/cu126" "torch==$version+cu126"
-      # The CUDA libraries that it names, from the configured index; the rest as it is locked. A
-      # constraint with a hash would ask for hashes of them too.
+      # The CUDA libraries that it names come from the configured index, and the rest as it is locked. A
+      # constraint with a hash would demand hashes of them too.
       sed -n 's/^\([A-Za-z0-9._-]*==[^ ]*\).*/\1/p' requirements/base.lock >"$CACHE/constraints.txt"
       pip install -c "$CACHE/constraints.txt" "torch==$version+cu126" ;;
     cu13) pip install --no-deps --require-hashes -r requirements/torch-cu13.lock ;;
@@ -155,8 +156,8 @@ install_locks() {
   pip install --no-deps --require-hashes "${files[@]}"
 }
 
-# Its tests are skipped without it, so a machine where it does not install still runs the others. It
-# is tried again when the stamp no longer fits: `make clean`, or a changed lock.
+# Without the stack its tests are skipped, and all others still run. It is tried again when the stamp
+# no longer fits, after `make clean` or with a changed lock.
 want_mm() {
   say "installing the mmpose stack, for its tests"
   local log=$CACHE/install-mm.log
@@ -254,7 +255,7 @@ main() {
   if is_done "$profile" "$digest"; then return; fi
   mkdir -p "$CACHE"
   exec 9>"$CACHE/setup.lock"
-  flock 9  # two makes at once must not fill one .venv
+  flock 9  # two calls of make must not fill one .venv concurrently
   if is_done "$profile" "$digest"; then return; fi
   python=$(find_python)
   need_tools
@@ -272,5 +273,5 @@ main() {
   say "set-up done; $VENV/bin/lipsync --help lists what it can do"
 }
 
-# Sourced by the tests, which call the functions above one by one.
+# The tests source this file and call the functions above one by one.
 if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

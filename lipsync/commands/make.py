@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lipsync.flags import Audio, Force, Json, Video, takes_options
-from lipsync.terminal import terminal_of
+from lipsync.terminal import Terminal, terminal_of
 from musetalk_pipeline.loading import ToolOptions
 from musetalk_pipeline.options import JobOptions
 
 if TYPE_CHECKING:
-    from musetalk_pipeline.pipeline import Result, RunProgress
+    from lipsync.sources import Source
+    from musetalk_pipeline.pipeline import Result
 
 
 @takes_options
@@ -54,40 +56,56 @@ def make(
     never overwritten without --force. The weights are found in models/, here or in the project;
     without them the engine `warp` draws, which needs none.
     """
-    from lipsync.job import load, scratch
-    from lipsync.sources import check_output, default_output, fetch, read_source
-    from musetalk_pipeline.contact_sheet import write_contact_sheet
-    from musetalk_pipeline.pipeline import run
-    from musetalk_pipeline.progress_bar import ProgressBar
-    from musetalk_pipeline.watch import Watch
+    from lipsync.sources import check_output, default_output, read_source
 
     terminal = terminal_of(context)
     sources = read_source("video", video), read_source("audio", audio)
     target = out or default_output(sources[0], "-lipsync.mp4")
     for path in filter(None, (target, contact_sheet)):
         check_output(path, sources, may_overwrite=force)
+    order = Order(*sources, target, contact_sheet, deadline_s)
+    result = _draw(order, job, tools, terminal)
+    terminal.result(_facts(result, contact_sheet), _rows(result, contact_sheet))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be made of what, and where it goes."""
+
+    video: Source
+    audio: Source
+    target: Path
+    contact_sheet: Path | None
+    deadline_s: float | None
+
+
+def _draw(order: Order, job: JobOptions, tools: ToolOptions, terminal: Terminal) -> Result:
+    """Fetch, draw and write everything that `order` names."""
+    from lipsync.job import load, scratch
+    from lipsync.sources import fetch
+    from musetalk_pipeline.contact_sheet import write_contact_sheet
+    from musetalk_pipeline.pipeline import run
+    from musetalk_pipeline.progress_bar import ProgressBar
+    from musetalk_pipeline.watch import Watch
+
     with scratch(terminal) as folder:
-        video_file, audio_file = (fetch(source, folder) for source in sources)
+        video, audio = (fetch(source, folder) for source in (order.video, order.audio))
         loaded = load(terminal, tools, job)
         with ProgressBar("frames") as bar:
-
-            def show(progress: RunProgress) -> None:
-                bar.show(progress.stage, progress.frames_done, progress.frames_total or None)
-
             result = run(
-                video_file,
-                audio_file,
-                target,
+                video,
+                audio,
+                order.target,
                 job,
                 loaded,
                 work_dir=folder,
-                watch=Watch(deadline_s=deadline_s),
-                on_progress=show,
+                watch=Watch(deadline_s=order.deadline_s),
+                on_progress=lambda at: bar.show(at.stage, at.frames_done, at.frames_total or None),
             )
-        if contact_sheet is not None:
+        if order.contact_sheet is not None:
             with terminal.working("drawing the contact sheet"):
-                write_contact_sheet(video_file, target, contact_sheet)
-    terminal.result(_facts(result, contact_sheet), _rows(result, contact_sheet))
+                write_contact_sheet(video, order.target, order.contact_sheet)
+    return result
 
 
 def _facts(result: Result, sheet: Path | None) -> dict[str, Any]:
