@@ -34,7 +34,7 @@ run:  ## set up, start the application, do one job, show where the result is, st
 
 serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base
-	@exec $(PY) -m serve_app.launch "$$CONFIG"
+	@exec $(PY) -m lipsync serve "$$CONFIG"
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
@@ -85,7 +85,7 @@ mm:  ## the mmpose stack for `landmarks: mmpose`, where nothing but `make run` w
 
 weights:  ## fetch and verify the published MuseTalk weights into models/ (resumable)
 	@scripts/setup.sh base
-	@$(PY) -m musetalk_pipeline.weights fetch
+	@$(PY) -m lipsync weights fetch
 
 lock:  ## rewrite requirements/*.lock from requirements/*.in
 	@scripts/setup.sh base

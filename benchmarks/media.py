@@ -13,7 +13,7 @@ import soundfile
 
 # The middle of the face in scikit-image's portrait (NASA, public domain) and its height, in pixels.
 FACE_AT, FACE_PX = (225, 120), 160
-FACE_SHARE = 0.35  # of the frame's height: 249 px at 720p, as in musetalk_reference §6
+FACE_SHARE = 0.35  # of the frame's height: 249 px at 720p, as in docs/reference.md §6
 
 
 def make_clip(path: Path, width: int, height: int, frames: int, fps: int = 25) -> None:

@@ -4,7 +4,7 @@
     python benchmarks/networks.py --device cpu --threads 2
 
 Random weights, made on the device: needs neither Ray nor files. Prints a table in Markdown and
-writes the same figures as JSON where `--out` says, after each network. Batches of 1 to 64 on CUDA,
+writes the same figures as JSON where `--out` says, after each row. Batches of 1 to 64 on CUDA,
 of 1 and 4 on a CPU. A row that fails or takes longer than `--limit-s` says so, and ends its
 variant; a variant that changes nothing of a network, or not on this device, has no row.
 """
@@ -132,6 +132,7 @@ class Timing:
     variant: str
     dtype: str
     batch: int
+    first_s: float  # the first call, in which algorithms are chosen, graphs compiled or recorded
     wall_ms: float
     cpu_ms: float
     frames_per_s: float
@@ -140,6 +141,7 @@ class Timing:
     matmul_gflop_per_s: float
     share_of_matmul: float
     peak_mib: float | None
+    beyond_weights_mib: float | None  # of the peak: neither weights nor inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{machine}; torch {torch.__version__}; {torch.get_num_threads()} threads")
     rows: list[Row] = []
     for subject in SUBJECTS:
-        if options.only and options.only not in subject.name:
+        if options.only and not any(part in subject.name for part in options.only):
             continue
         kind = torch.float32 if subject.is_float32_only else dtype
         for variant in options.variant:
-            if applies(variant, subject, device):
-                rows += measure(subject, variant, device, kind, options)
-        if options.out:
-            write(options.out, machine, rows)
+            if not applies(variant, subject, device):
+                continue
+            for row in measure(subject, variant, device, kind, options):
+                rows.append(row)
+                if options.out:
+                    write(options.out, machine, rows)
     print(table(rows))
     return 0
 
@@ -222,32 +226,36 @@ def measure(
         network = prepared(subject, variant, device, dtype)
         for batch in batches:
             inputs = tuple(rows.to(device) for rows in subject.inputs(batch))
+            held = held_mib(device)
             with (
                 time_limit(options.limit_s),
                 exact_math(device, dtype),
                 torch.inference_mode(),
             ):
-                wall_s, cpu_s, peak = time_calls(
+                calls = time_calls(
                     lambda inputs=inputs: network(*inputs),  # type: ignore[misc]
                     device,
                     options.seconds,
                     # The memory of recorded graphs is taken, and kept, while they are recorded.
                     with_warm_up=variant == "cuda_graphs",
                 )
+            wall_s, peak = calls.wall_s, calls.peak_mib
             print(f"{subject.name}, {variant}, batch {batch}: {wall_s:.3f} s", file=sys.stderr)
             yield Timing(
                 network=subject.name,
                 variant=variant,
                 dtype=name_of(dtype),
                 batch=batch,
+                first_s=calls.first_s,
                 wall_ms=wall_s * 1000,
-                cpu_ms=cpu_s * 1000,
+                cpu_ms=calls.cpu_s * 1000,
                 frames_per_s=batch / wall_s,
                 gflop_per_frame=gflop,
                 gflop_per_s=gflop * batch / wall_s,
                 matmul_gflop_per_s=rate,
                 share_of_matmul=gflop * batch / wall_s / rate,
                 peak_mib=peak,
+                beyond_weights_mib=None if peak is None or held is None else peak - held,
             )
     except Exception as error:
         # Of whatever kind (a compiler's, a library's, the limit's): the other rows still count.
@@ -280,18 +288,32 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """Seconds of the first call, wall and CPU seconds of a later one, the peak of GPU memory."""
+
+    first_s: float
+    wall_s: float
+    cpu_s: float
+    peak_mib: float | None
+
+
 def time_calls(
     call: Callable[[], Tensor], device: torch.device, seconds: float, *, with_warm_up: bool = False
-) -> tuple[float, float, float | None]:
-    """Return wall and CPU seconds of one call, and the peak GPU memory in MiB.
+) -> Calls:
+    """Time a call, warmed up first; then as many as fit into `seconds`, at least two.
 
-    Warmed up first; then as many calls as fit into `seconds`, at least two. `with_warm_up`: the
-    peak is that of the warm-up too, where kernels are chosen by trying ones that need more.
+    `with_warm_up`: the peak is that of the warm-up too, where kernels are chosen by trying ones
+    that need more.
     """
     on_cuda = device.type == "cuda"
     if on_cuda and with_warm_up:
         torch.cuda.reset_peak_memory_stats(device)
-    for _ in range(3 if on_cuda else 1):
+    started = time.perf_counter()
+    call()
+    _wait(device)
+    first_s = time.perf_counter() - started
+    for _ in range(2 if on_cuda else 0):
         call()
     _wait(device)
     if on_cuda and not with_warm_up:
@@ -307,7 +329,12 @@ def time_calls(
     wall_s = (time.perf_counter() - started) / count
     cpu_s = (time.process_time() - started_cpu) / count
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else None
-    return wall_s, cpu_s, peak
+    return Calls(first_s, wall_s, cpu_s, peak)
+
+
+def held_mib(device: torch.device) -> float | None:
+    """Return the GPU memory that tensors hold now, in MiB."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else None
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -318,8 +345,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     with exact_math(device, dtype), torch.inference_mode():
-        wall_s, _, _ = time_calls(lambda: left @ right, device, MATMUL_S)
-    return 2 * side**3 / wall_s / 1e9
+        calls = time_calls(lambda: left @ right, device, MATMUL_S)
+    return 2 * side**3 / calls.wall_s / 1e9
 
 
 def random_network(subject: Subject, device: torch.device) -> nn.Module:
@@ -365,23 +392,23 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         "",
         "| network | variant | dtype | batch | ms/batch | CPU ms/batch | ms/frame | frames/s "
-        "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| GFLOP/frame | GFLOP/s | matmul GFLOP/s | share | peak MiB | of it beyond weights |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for each in rows:
         if isinstance(each, Failure):
-            blanks = "| " * 8
+            blanks = "| " * 9
             lines.append(
                 f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
                 f"| failed: {each.failed} {blanks}|"
             )
             continue
-        peak = "" if each.peak_mib is None else f"{each.peak_mib:.0f}"
+        memory = ["" if mib is None else f"{mib:.0f}" for mib in _memory(each)]
         lines.append(
             f"| {each.network} | {each.variant} | {each.dtype} | {each.batch} "
             f"| {each.wall_ms:.1f} | {each.cpu_ms:.1f} | {each.wall_ms / each.batch:.1f} "
             f"| {each.frames_per_s:.2f} | {each.gflop_per_frame:.1f} | {each.gflop_per_s:.0f} "
-            f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {peak} |"
+            f"| {each.matmul_gflop_per_s:.0f} | {each.share_of_matmul:.0%} | {' | '.join(memory)} |"
         )
     lines.append("")
     timings = [row for row in rows if isinstance(row, Timing)]
@@ -398,6 +425,10 @@ def table(rows: Sequence[Row]) -> str:
                 "of the matrix product"
             )
     return "\n".join(lines)
+
+
+def _memory(timing: Timing) -> tuple[float | None, float | None]:
+    return timing.peak_mib, timing.beyond_weights_mib
 
 
 def describe(device: torch.device) -> str:
@@ -445,7 +476,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--variant", nargs="+", default=["eager"], choices=sorted(VARIANTS), help="ways to run"
     )
-    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--only", nargs="+", help="networks whose name contains one of these")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each figure")
     parser.add_argument(
         "--limit-s", type=float, default=300.0, help="time after which a row counts as failed"

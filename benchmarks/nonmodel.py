@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from project import RESULTS
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
-from musetalk_pipeline.engines import make_listener
+from musetalk_pipeline.engines import make_audio_encoder
 from musetalk_pipeline.faces import Landmarks, make_detector
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.encode import PieceEncoder, stitch
@@ -88,7 +88,7 @@ class KnownPictures:
     def encode(self, prepared: PreparedBlock, options: object, check: Check = go_on) -> AvatarBlock:
         count = len(prepared.crops)
         masks = np.broadcast_to(self._mask, (count, len(self._mask)))
-        return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks, 0.0)
+        return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks)
 
     def generate(
         self,
@@ -100,7 +100,7 @@ class KnownPictures:
     ) -> DrawnFaces:
         count = sum(row is not None for row in avatar.rows(segment))
         faces = np.broadcast_to(self._face, (count, *self._face.shape))
-        return DrawnFaces(segment, faces, np.ones(count, np.float32), 0.0)
+        return DrawnFaces(segment, faces, np.ones(count, np.float32))
 
     def peak_memory_mib(self) -> None:
         """Nothing runs on a GPU."""
@@ -171,7 +171,7 @@ def measure(
             raise SystemExit(f"{video} is shorter than {seconds} s")
 
         def job() -> None:
-            tools = Tools(KnownFaces(found), KnownPictures(), make_listener("warp"), threads)
+            tools = Tools(KnownFaces(found), KnownPictures(), make_audio_encoder("warp"), threads)
             run(video, speech, folder / "out.mp4", options, tools)
 
         def alone() -> None:

@@ -4,12 +4,14 @@
 
 Every stage is fed what float32 gave, so that a difference names its stage; the last row is the
 whole way from crops to faces in one precision. Inputs are seeded noise: with real weights the
-figures for real faces differ, so pass `--crops` and `--features` (.npy) to use those.
+figures for real faces differ, so pass `--crops` and `--features` (.npy) to use those. `--out`
+writes the same figures as JSON, after each row.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faces = exact.faces(drawn)
     print(f"{device}, {len(crops)} frames, {options.version}\n")
     print("| stage | dtype | mean difference | largest | of |\n|---|---|--:|--:|---|")
+    rows: list[dict[str, object]] = []
     for name in options.dtype:
         half = Stages(options, device, check_precision(name, device))
         chain = half.faces(half.drawn(half.latents(crops), features))
@@ -98,6 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             difference = (ours.double() - theirs.double()).abs()
             mean, largest = difference.mean().item(), difference.max().item()
             print(f"| {stage} | {name} | {mean:.3g} | {largest:.3g} | {unit} |", flush=True)
+            row = {"stage": stage, "dtype": name, "mean": mean, "largest": largest, "of": unit}
+            rows.append(row)
+            if options.out:
+                document = {"device": str(device), "torch": torch.__version__, "rows": rows}
+                options.out.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 
@@ -116,6 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=half, default=half)
     parser.add_argument("--frames", type=int, default=4, help="frames of noise")
     parser.add_argument("--crops", type=Path, help="(n, 256, 256, 3) uint8 BGR .npy")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     parser.add_argument("--features", type=Path, help="(n, 50, 384) float32 .npy")
     return parser.parse_args(arguments)
 

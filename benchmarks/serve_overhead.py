@@ -113,12 +113,12 @@ def one_process(folder: Path) -> Iterator[Callable[[Path, Path], Cost]]:
 
 def child() -> None:
     """Do jobs in this process until standard input ends."""
-    from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
+    from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder, WarpEngine
     from musetalk_pipeline.faces.mesh import MeshDetector
     from musetalk_pipeline.options import JobOptions
     from musetalk_pipeline.pipeline import Tools, run
 
-    tools = Tools(MeshDetector(), WarpEngine(), WarpListener())
+    tools = Tools(MeshDetector(), WarpEngine(), WarpAudioEncoder())
     for line in sys.stdin:
         run(*map(Path, json.loads(line)), JobOptions(), tools)
         print("done", flush=True)

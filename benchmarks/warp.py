@@ -1,4 +1,4 @@
-"""How fast the embedded default is on one core: landmarks, masks, listening, drawing, pasting.
+"""How fast the embedded default is on one core: landmarks, masks, audio, drawing, pasting.
 
     python benchmarks/warp.py [--frames 250] [--width 1280 --height 720]
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Face, PreparedBlock, SpeechAudio
 from musetalk_pipeline.boxes import Box, face_box, with_chin_margin
-from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
+from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder, WarpEngine
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.options import FaceOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
@@ -98,9 +98,9 @@ def run(count: int, width: int, height: int, folder: Path) -> None:
     with timed("crops", count):
         crops = np.stack([face_crop(f, face.box) for f, face in zip(frames, faces, strict=True)])
     nothing = np.empty((0, 512, 512, 3), np.uint8)
-    block = PreparedBlock(Block(0, 0, count), tuple(faces), crops, nothing, 0.0)
-    with timed("listen", count):
-        speech = WarpListener().listen(audio, FPS, segment, SpeechOptions())
+    block = PreparedBlock(Block(0, 0, count), tuple(faces), crops, nothing)
+    with timed("encode_audio", count):
+        speech = WarpAudioEncoder().encode(audio, FPS, segment, SpeechOptions())
     with timed("drawing: mask + mouth", count):
         avatar = engine.encode(block, MaskOptions())
         drawn = engine.generate(avatar, speech, segment, SpeechOptions())

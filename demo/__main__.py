@@ -26,12 +26,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
-from tqdm import tqdm
+from rich.console import Console
 
 from demo.application import ROOT, START_TIMEOUT_S, Application, DemoFailed, application, say
 from demo.media import SpeechMissing, demo_speech, demo_video
 from musetalk_pipeline.contact_sheet import write_contact_sheet
 from musetalk_pipeline.files import replacing
+from musetalk_pipeline.progress_bar import ProgressBar
 
 OUT = ROOT / "out"
 CACHE = ROOT / ".cache" / "demo"
@@ -86,8 +87,7 @@ def wait_until_ready(app: Application, client: httpx.Client) -> dict[str, Any]:
     """
     start = time.monotonic()
     say("starting the application")
-    # Only a clock for the eye: a log file would get a line each time it ticks.
-    with tqdm(bar_format="  {elapsed}", leave=False, disable=not sys.stderr.isatty()) as clock:
+    with Console(stderr=True).status("waiting for it to be ready"):  # only drawn on a terminal
         while time.monotonic() - start < START_TIMEOUT_S:
             if app.process.poll() is not None:
                 raise DemoFailed(f"the application did not start:\n{tail(app.log)}")
@@ -97,9 +97,8 @@ def wait_until_ready(app: Application, client: httpx.Client) -> dict[str, Any]:
                     say(f"ready after {time.monotonic() - start:.1f} s at {app.base_url}")
                     return health
             except httpx.TransportError:
-                pass  # nobody listens yet
+                pass  # nothing listens yet
             time.sleep(POLL_S)
-            clock.refresh()
     raise DemoFailed(f"not ready after {START_TIMEOUT_S:.0f} s:\n{tail(app.log)}")
 
 
@@ -153,19 +152,17 @@ def run_job(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
-    """Draw the job's events until it ends. The bar is for the eye: its faults end nothing."""
-    layout = "{desc:<12} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} frames  {elapsed}"
-    with tqdm(total=1, desc="queued", bar_format=layout) as bar:
+    """Draw the job's events as a bar until the job ends. What fails here does not end the job."""
+    with ProgressBar("frames") as bar:
+        bar.show("queued")
         while request.is_alive():
             try:
                 for job in events(client, job_id):
                     progress = job["progress"]
-                    bar.desc = progress["phase"]
-                    bar.total = progress["frames_total"] or 1
-                    bar.n = progress["frames_done"]
-                    bar.refresh()
+                    total = progress["frames_total"] or None
+                    bar.show(progress["phase"], progress["frames_done"], total)
             except httpx.HTTPError:
-                pass  # asked again below
+                pass  # the next turn asks again
             request.join(POLL_S)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import yaml
-from tqdm import tqdm
 
 from serve_app.config.config_file import ConfigInvalid, read_config_file
 
@@ -176,5 +175,5 @@ class DemoFailed(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line, above a progress bar if one is drawn."""
-    tqdm.write(text)
+    """Print a line at once, whatever standard output is."""
+    print(text, flush=True)

@@ -2,11 +2,11 @@
 
     open ─► SourceVideo, SpeechAudio ─► plan
     prepare(block) ─► PreparedBlock ─► encode ─► AvatarBlock
-    listen(segment) ─► Speech;  AvatarBlock + Speech ─► generate ─► DrawnFaces
+    encode_audio(segment) ─► Speech;  AvatarBlock + Speech ─► generate ─► DrawnFaces
     AvatarBlock + DrawnFaces ─► compose ─► Piece ─► stitch
 
-Small by design: full frames never cross. Every array is C-contiguous, so that it can travel out of
-band.
+They are small, because full frames never leave a stage. Every array is C-contiguous, so that it can
+travel out of band. What a stage cost travels next to its value, in a `cost.Measured`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from musetalk_pipeline.plan import Block, Segment
 
 @dataclass(frozen=True, slots=True)
 class ColourTags:
-    """How YUV numbers become light. ffmpeg's names; "unknown" where the file does not say."""
+    """How YUV numbers become light. ffmpeg's names; "unknown" if the file has no tag."""
 
     space: str = "unknown"  # the matrix: bt709, smpte170m, …
     range: str = "unknown"  # tv or pc
@@ -86,7 +86,7 @@ class Picture:
     First `crop` (in displayed source pixels; None: all), then scale to `scaled_width x
     scaled_height`, then put at `pad_x, pad_y` in `width x height`, which is black around it or
     (`surround`) shows the picture itself, enlarged and blurred. There are bars on two opposite
-    sides or on none. All sizes and offsets are even. Stages see only the fitted frames.
+    sides or on none. All sizes and offsets are even. Stages work on the fitted frames only.
     """
 
     width: int
@@ -129,7 +129,6 @@ class PreparedBlock:
     faces: tuple[Face | None, ...]
     crops: NDArray[np.uint8]
     parse_inputs: NDArray[np.uint8]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +146,6 @@ class AvatarBlock:
     faces: tuple[Face | None, ...]
     look: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
-    seconds: float
-    prepare_seconds: float = 0.0  # of the PreparedBlock that it was made from
 
     def rows(self, segment: Segment) -> list[int | None]:
         """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
@@ -164,16 +161,15 @@ class AvatarBlock:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """What the engine hears during one segment.
+    """What is spoken during one segment, encoded for the engine.
 
     `features`: (n, …) float32, one row per output frame: (n, 50, 384) Whisper windows for musetalk,
-    (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 where nobody speaks; the
+    (n, 4) mouth shapes for warp. `loudness`: (n,) float32 in 0..1, 0 in silence; the
     weight of the drawn face if `rest_in_silence`.
     """
 
     features: NDArray[np.float32]
     loudness: NDArray[np.float32]
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +184,6 @@ class DrawnFaces:
     segment: Segment
     faces: NDArray[np.uint8]
     weights: NDArray[np.float32]
-    seconds: float
-    listen_seconds: float = 0.0  # of the Speech that it was made from
-    peak_memory_mib: float | None = None  # on a GPU, while drawing
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +191,10 @@ class Piece:
     """One encoded segment: H.264 packets in display order from 0, in a small container that
     `stitch` reads.
 
-    `data`: (size,) uint8, a view of bytes, so that it travels out of band.
+    `data`: (size,) uint8, a view of bytes, so that it travels out of band. `frames_with_face`: how
+    many of its frames show a drawn face.
     """
 
     segment: Segment
     data: NDArray[np.uint8]
-    seconds: float
+    frames_with_face: int

@@ -1,6 +1,6 @@
 """Rectangles in pixels, and the reference's geometry from landmarks to face box to crop box.
 
-Pure arithmetic on integers, equal to the reference (musetalk_reference §1.2, §1.3, §1.9). Ranges
+Pure arithmetic on integers, equal to the reference (docs/reference.md §1.2, §1.3, §1.9). Ranges
 are half-open, x grows to the right, y grows downwards.
 """
 
@@ -45,7 +45,7 @@ class Box:
         return (self.x0 + self.x1) / 2, (self.y0 + self.y1) / 2
 
     def is_around_middle_of(self, other: Box) -> bool:
-        """Whether the middle of either lies in the other, as of two boxes of one face."""
+        """Return whether the middle of either lies in the other, as for two boxes of one face."""
         return self._holds(other.middle) or other._holds(self.middle)
 
     def _holds(self, point: tuple[float, float]) -> bool:

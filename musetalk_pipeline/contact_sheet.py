@@ -1,4 +1,4 @@
-"""A picture to judge a result by: the source above, the result below, at a few instants."""
+"""A picture for judging a result: the source above, the result below, at a few instants."""
 
 from __future__ import annotations
 

@@ -48,16 +48,16 @@ class Stage(StrEnum):
 
 
 class PipelineError(Exception):
-    """A job cannot go on. It can be pickled, so it crosses processes with all that it says.
+    """A job cannot continue. It can be pickled, so it crosses processes with all its fields.
 
     Args:
         message: one sentence for the person who sent the job.
-        hint: what to do about it; the type's own unless it is given.
-        input: the input that is at fault, where it is one of the two.
+        hint: what to do about it; by default, the type's own.
+        input: the input that is at fault, if it is one of the two.
         details: facts for programs, such as a status code or a limit.
 
-    `stage_seconds`: what had been done for the job by then, in seconds by stage; whoever measured
-    it adds it.
+    `stage_seconds`: seconds by stage that had been spent on the job by then, added by whoever
+    measured them.
     """
 
     code: ClassVar[str] = "unknown"
@@ -85,22 +85,22 @@ class PipelineError(Exception):
         self.stage_seconds: dict[str, float] = {}
 
     def about(self, input: InputName) -> Self:
-        """Say which input is at fault, unless that is said already; returns the error itself."""
+        """Set which input is at fault, unless it is set already; return the error itself."""
         self.input = self.input or input
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        said = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
-        return _rebuild, (type(self), self.message, said), {"stage_seconds": self.stage_seconds}
+        fields = {"stage": self.stage, "hint": self.hint, "input": self.input, **self.details}
+        return _rebuild, (type(self), self.message, fields), {"stage_seconds": self.stage_seconds}
 
 
-def _rebuild(kind: type[PipelineError], message: str, said: dict[str, Any]) -> PipelineError:
-    return kind(message, **said)
+def _rebuild(kind: type[PipelineError], message: str, fields: dict[str, Any]) -> PipelineError:
+    return kind(message, **fields)
 
 
 @contextmanager
 def at_fault(input: InputName) -> Iterator[None]:
-    """Say of every MediaError raised inside that it is about this input, unless it says already."""
+    """Set this input in every MediaError raised inside that does not name one already."""
     try:
         yield
     except MediaError as error:
@@ -125,10 +125,10 @@ class DownloadFailed(MediaError):
 
 class SourceUnreachable(DownloadFailed):
     """No connection to the source could be made or kept: its name does not resolve, it refuses, or
-    the line broke.
+    the connection broke.
 
-    To a caller it is a failed download like any other. Who has only this machine to ask from cannot
-    tell the source's fault from that of the machine's own network.
+    To a caller it is a failed download like any other. From a single machine, a fault of the source
+    cannot be distinguished from one of the machine's own network.
     """
 
 
@@ -195,7 +195,7 @@ class ProcessingError(PipelineError):
 
 
 class ModelLoadFailed(ProcessingError):
-    """A weight file is missing, damaged or not what its name says."""
+    """A weight file is missing, damaged or not the file that its name promises."""
 
     code = "model_load_failed"
     default_stage = Stage.INFERENCE
@@ -208,8 +208,8 @@ class OutOfGpuMemory(ProcessingError):
     default_stage = Stage.INFERENCE
     retryable = True
 
-    def __init__(self, message: str, **said: Any) -> None:
-        super().__init__(message, **{**said, "is_oom": True})
+    def __init__(self, message: str, **fields: Any) -> None:
+        super().__init__(message, **{**fields, "is_oom": True})
 
 
 class StageFailed(ProcessingError):
@@ -226,7 +226,7 @@ class GpuLost(StageFailed):
 
 
 class DeadlineExceeded(ProcessingError):
-    """A stage took longer than the time derived from the work asked for."""
+    """A stage took longer than its deadline, which follows from the number of frames."""
 
     code = "deadline_exceeded"
     retryable = True

@@ -1,13 +1,18 @@
 """Every choice that a job or a deployment can make, in one place.
 
-Plain frozen dataclasses: serve_app/config/settings.py and serve_app/contract/requests.py validate
-what comes from outside and hand these inward. Nothing here is read from the environment.
+Plain frozen dataclasses. Each field carries a `Spec`: its bounds and its help. The command lines
+(lipsync/, `python -m musetalk_pipeline`), the request's `params` (serve_app/contract/requests.py)
+and the generated tables of the documents are all derived from it, so nothing is written twice.
+Nothing here is read from the environment.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Annotated, Any, Literal
 
 Version = Literal["v15", "v1"]
 ParsingMode = Literal["jaw", "raw", "neck"]
@@ -23,6 +28,76 @@ Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium
 
 
 @dataclass(frozen=True, slots=True)
+class Spec:
+    """What is said of one option wherever it can be chosen.
+
+    `help`: whole sentences. `least`, `most`: the bounds, both included. `is_param`: a request may
+    choose it in `params`. `metavar`: what stands for the value in a usage line, if its type does
+    not say enough. `default_text`: the default in words, where it depends on something else.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    is_param: bool = True
+    metavar: str | None = None
+    default_text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One field of an options class. `kind`: its type without `None` (`int`, a `Literal`, …)."""
+
+    name: str
+    kind: Any
+    default: Any
+    spec: Spec
+
+    @property
+    def flag(self) -> str:
+        """The name on a command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that are accepted; empty if this is not a choice among words."""
+        is_choice = typing.get_origin(self.kind) is Literal
+        return typing.get_args(self.kind) if is_choice else ()
+
+    @property
+    def metavar(self) -> str | None:
+        """What stands for the value in a usage line; None if the choices do."""
+        if self.kind is bool:
+            return ""
+        return self.spec.metavar or {int: "N", float: "X"}.get(self.kind)
+
+    @property
+    def help_text(self) -> str:
+        """The help with the default in a sentence of its own, if there is one."""
+        default = self.spec.default_text
+        if default is None and self.default is not None and self.default is not False:
+            default = str(self.default)
+        return self.spec.help if default is None else f"{self.spec.help} Default: {default}."
+
+
+def options_of(kind: type) -> Iterator[Option]:
+    """Yield the options of a dataclass: its fields that have a `Spec`, in order."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for each in fields(kind):
+        if typing.get_origin(hints[each.name]) is Annotated:
+            inner, spec = typing.get_args(hints[each.name])[:2]
+            default = None if each.default is MISSING else each.default
+            yield Option(each.name, _without_none(inner), default, spec)
+
+
+def _without_none(kind: Any) -> Any:
+    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
+        return kind
+    [only] = [each for each in typing.get_args(kind) if each is not type(None)]
+    return only
+
+
+@dataclass(frozen=True, slots=True)
 class FrameOptions:
     """The picture that is asked for.
 
@@ -34,10 +109,41 @@ class FrameOptions:
     source. The reference's realtime script plays every source at 25.
     """
 
-    resolution: str | None = None
-    aspect_ratio: str | None = None
-    fit: Fit = "pad"
-    fps: float | None = None
+    resolution: Annotated[
+        str | None,
+        Spec(
+            "The size of the result is `720p` (its short side), `640x360` (both sides) or "
+            "`source` (that of the video).",
+            is_param=False,
+            metavar="720p|WxH",
+            default_text="source",
+        ),
+    ] = None
+    aspect_ratio: Annotated[
+        str | None,
+        Spec(
+            "The shape of the result is `9:16`, `16:9`, `1:1` and the like, or `source` (that of "
+            "the video).",
+            is_param=False,
+            metavar="W:H",
+            default_text="source",
+        ),
+    ] = None
+    fit: Annotated[
+        Fit,
+        Spec(
+            "A video of another shape gets black bars (`pad`) or bars of its own blurred picture "
+            "(`blur`), or is cut to the shape around the face (`crop`)."
+        ),
+    ] = "pad"
+    fps: Annotated[
+        float | None,
+        Spec(
+            "The frames of the video are played at this rate instead of the video's own.",
+            least=1,
+            most=120,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +158,48 @@ class FaceOptions:
     `stretch` is the reference, which stretches what is visible to the whole box.
     """
 
-    version: Version = "v15"
-    bbox_shift: int = 0
-    extra_margin: int = 10
-    box_smoothing: int = 0
-    faceless: Faceless = "pass"
-    edges: Edges = "clip"
+    version: Annotated[
+        Version,
+        Spec("The version of the MuseTalk model is 1.5 (`v15`) or 1 (`v1`).", is_param=False),
+    ] = "v15"
+    bbox_shift: Annotated[
+        int,
+        Spec(
+            "The middle line of the face box moves down by this many pixels. Only `v1` uses it.",
+            least=-50,
+            most=50,
+        ),
+    ] = 0
+    extra_margin: Annotated[
+        int,
+        Spec(
+            "The face box reaches this many pixels below the chin. Only `v15` uses it.",
+            least=0,
+            most=200,
+        ),
+    ] = 10
+    box_smoothing: Annotated[
+        int,
+        Spec(
+            "The face box is averaged over this many neighbouring frames on each side.",
+            least=0,
+            most=12,
+        ),
+    ] = 0
+    faceless: Annotated[
+        Faceless,
+        Spec(
+            "Frames without a face are shown as they are (`pass`), or they end the job with the "
+            "error `no_face` (`refuse`)."
+        ),
+    ] = "pass"
+    edges: Annotated[
+        Edges,
+        Spec(
+            "A face box that reaches over the edge of the frame is clipped (`clip`), or its "
+            "visible part is stretched as in the reference (`stretch`)."
+        ),
+    ] = "clip"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +211,40 @@ class MaskOptions:
     act in `jaw` mode only.
     """
 
-    parsing_mode: ParsingMode = "jaw"
-    left_cheek_width: int = 90
-    right_cheek_width: int = 90
-    blur: float = 0.05
+    parsing_mode: Annotated[
+        ParsingMode,
+        Spec(
+            "The generated picture replaces the lower face down to the jaw (`jaw`), the lower face "
+            "as it is parsed (`raw`), or the lower face and the neck (`neck`).",
+            default_text="jaw; raw with v1",
+        ),
+    ] = "jaw"
+    left_cheek_width: Annotated[
+        int,
+        Spec(
+            "The left cheek begins this far from the middle of the face, in pixels of the "
+            "512-pixel parse map. Only `jaw` uses it.",
+            least=0,
+            most=256,
+        ),
+    ] = 90
+    right_cheek_width: Annotated[
+        int,
+        Spec(
+            "The right cheek begins this far from the middle of the face, in pixels of the "
+            "512-pixel parse map. Only `jaw` uses it.",
+            least=0,
+            most=256,
+        ),
+    ] = 90
+    blur: Annotated[
+        float,
+        Spec(
+            "The edge of the mask is blurred over this fraction of the width of the crop.",
+            least=0.0,
+            most=0.5,
+        ),
+    ] = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +266,74 @@ class SpeechOptions:
     get ahead of the sound, and the file ends before the speech does (by 3.2 % at 29.97).
     """
 
-    audio_padding_left: int = 2
-    audio_padding_right: int = 2
-    rest_in_silence: bool = False
-    window_placement: WindowPlacement = "fixed"
-    window_span: WindowSpan = "time"
-    chunk_overlap_s: float = 0.0
-    frame_rate: FrameRate = "exact"
+    audio_padding_left: Annotated[
+        int,
+        Spec(
+            "A window of sound begins this many frames before its own frame, at 25 frames/s.",
+            least=0,
+            most=10,
+        ),
+    ] = 2
+    audio_padding_right: Annotated[
+        int,
+        Spec(
+            "A window of sound ends this many frames after its own frame, at 25 frames/s.",
+            least=0,
+            most=10,
+        ),
+    ] = 2
+    rest_in_silence: Annotated[
+        bool, Spec("The mouth of the video itself is shown while nobody speaks.")
+    ] = False
+    window_placement: Annotated[
+        WindowPlacement,
+        Spec(
+            "A window of sound begins when the network was trained to expect it (`fixed`), or as "
+            "in the reference, which is late below 25 frames/s (`reference`)."
+        ),
+    ] = "fixed"
+    window_span: Annotated[
+        WindowSpan,
+        Spec("A window of sound lasts 200 ms (`time`), or five video frames (`frames`)."),
+    ] = "time"
+    chunk_overlap_s: Annotated[
+        float,
+        Spec(
+            "Whisper encodes the sound in chunks of 30 s, which overlap by this many seconds.",
+            least=0,
+            most=10,
+        ),
+    ] = 0.0
+    frame_rate: Annotated[
+        FrameRate,
+        Spec(
+            "The frames follow the sound at the exact rate of the video (`exact`), or at that rate "
+            "cut to a whole number as in the reference (`whole`)."
+        ),
+    ] = "exact"
 
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
     """libx264 settings of the one and only video encode (reference: crf 18, preset medium)."""
 
-    crf: int = 18
-    preset: Preset = "medium"
-    audio_bitrate_kbps: int = 128
+    crf: Annotated[
+        int,
+        Spec(
+            "The H.264 video is encoded with this CRF. A lower value means better quality and a "
+            "larger file.",
+            least=0,
+            most=40,
+        ),
+    ] = 18
+    preset: Annotated[
+        Preset,
+        Spec("libx264 encodes with this preset. A slower one makes a smaller file."),
+    ] = "medium"
+    audio_bitrate_kbps: Annotated[
+        int,
+        Spec("The AAC sound has this many kbit/s.", least=32, most=512, is_param=False),
+    ] = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +345,37 @@ class JobOptions:
     mask: MaskOptions = field(default_factory=MaskOptions)
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     encode: EncodeOptions = field(default_factory=EncodeOptions)
+
+    def with_choices(self, chosen: Mapping[str, object]) -> JobOptions:
+        """Return these options with the `chosen` ones, by their names, in place of their own.
+        Other names are left out.
+        """
+        parts = {
+            part.name: _replaced(getattr(self, part.name), chosen) for part in fields(JobOptions)
+        }
+        return JobOptions(**parts)
+
+
+def _replaced(part: Any, chosen: Mapping[str, object]) -> Any:
+    known = {each.name for each in fields(part)}
+    return replace(part, **{name: chosen[name] for name in chosen if name in known})
+
+
+def defaults_for(version: Version) -> JobOptions:
+    """Return the options of a job that chooses nothing. `v1` parses faces in `raw` mode, as the
+    reference does (its chin margin of zero belongs to the crop).
+    """
+    mask = MaskOptions("raw" if version == "v1" else "jaw")
+    return JobOptions(face=FaceOptions(version=version), mask=mask)
+
+
+def job_options() -> Iterator[Option]:
+    """Yield every option of a job, part by part."""
+    for kind in JOB_PARTS:
+        yield from options_of(kind)
+
+
+JOB_PARTS = (FrameOptions, FaceOptions, MaskOptions, SpeechOptions, EncodeOptions)
 
 
 @dataclass(frozen=True, slots=True)

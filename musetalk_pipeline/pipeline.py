@@ -1,6 +1,6 @@
 """A whole job in one process: the stages in order, overlapped.
 
-    thread 1   prepare blocks, listen          ─┐ one segment ahead
+    thread 1   prepare blocks, encode audio    ─┐ one segment ahead
     thread 2   encode avatars, draw faces      ─┤ one segment ahead
     this one   compose segments, stitch        ─┘
 
@@ -12,28 +12,38 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, PreparedBlock, Speech
-from musetalk_pipeline.engines.interface import Engine, Listener
+from musetalk_pipeline.cost import CostSum, Measured, measure
+from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.media.decode import frame_bytes
 from musetalk_pipeline.media.encode import stitch
-from musetalk_pipeline.media.reader import RunningReader
-from musetalk_pipeline.one_process.ahead import Ahead
-from musetalk_pipeline.one_process.shelf import BlockShelf
+from musetalk_pipeline.media.reader import Frames, ReadFrames, RunningReader
+from musetalk_pipeline.media.segment_frames import frames_in_order
+from musetalk_pipeline.one_process.block_store import BlockStore
+from musetalk_pipeline.one_process.prefetch import Prefetch
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.plan import BLOCK_S, Block, Segment
-from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block, require_face
+from musetalk_pipeline.stages import (
+    BLOCK_BYTES,
+    BlockSize,
+    JobFiles,
+    OpenJob,
+    compose_segment,
+    open_job,
+    prepare_block,
+    require_face,
+)
 from musetalk_pipeline.watch import Watch
 
 # Decoded frames of one segment that wait to be composed, instead of being decoded twice: 2 s of
@@ -47,17 +57,33 @@ class Tools:
 
     detector: LandmarkDetector
     engine: Engine
-    listener: Listener
+    audio_encoder: AudioEncoder
     encoder_threads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class FrameMemory:
+    """How many bytes of decoded frames one block may have, and how many of them are kept, for as
+    long as a segment is under way, so that they are not decoded twice.
+    """
+
+    block_bytes: int = BLOCK_BYTES
+    kept_bytes: int = KEPT_BYTES
+
+
+DEFAULT_MEMORY = FrameMemory()
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
     """How far a job is. `frames_total` is 0 until the input has been checked."""
 
     stage: str  # open, compose or finish
     frames_done: int = 0
     frames_total: int = 0
+
+
+OnProgress = Callable[[RunProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,200 +117,244 @@ def run(
     *,
     limits: MediaLimits | None = None,
     block_s: float = BLOCK_S,
+    memory: FrameMemory = DEFAULT_MEMORY,
     work_dir: Path | None = None,
     watch: Watch | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> Result:
     """Make the video of `video_path` speak `audio_path`; the result appears at `out_path` when it
-    is complete. Everything in between lies in one temporary folder, which is always removed; it is
+    is complete. Everything in between lies in one temporary folder, which is always removed. It is
     made in `work_dir`, if that is given. `block_s`: seconds of source in one block.
 
     Raises:
-        MediaError: the input is at fault; the sentence says how.
+        MediaError: the input is at fault; the message says how.
         ProcessingError: this machine is at fault.
     """
     watch = watch or Watch()
     with tempfile.TemporaryDirectory(
         prefix="lipsync-", dir=work_dir, ignore_cleanup_errors=True
     ) as folder:
-        scratch = Path(folder)
-        tally = _Tally()
-        on_progress(Progress("open"))
+        on_progress(RunProgress("open"))
         started = time.monotonic()
         job = open_job(
-            video_path,
-            audio_path,
-            scratch,
+            JobFiles(video_path, audio_path),
+            Path(folder),
             options,
             limits or MediaLimits(),
             tools.detector,
-            block_s=block_s,
+            block_size=BlockSize(block_s, memory.block_bytes),
         )
-        tally.seconds["validation"] = time.monotonic() - started
-        shelf = BlockShelf(job.plan, scratch)
-        with (
-            Ahead(_prepare(job, options, tools, shelf, watch), name="prepare") as prepared,
-            Ahead(_draw(iter(prepared), options, tools, shelf, watch), name="draw") as drawn,
-            closing(
-                _compose(job, iter(drawn), options, tools, tally, watch, on_progress)
-            ) as pieces,
-        ):
-            frames = _stitch(pieces, job, out_path, tally)
-        return Result(
-            path=out_path,
-            engine=tools.engine.name,
-            model_version=tools.engine.model_version,
-            landmarks=tools.detector.name,
-            width=job.picture.width,
-            height=job.picture.height,
-            fps=job.plan.fps,
-            frames=frames,
-            frames_with_face=tally.frames_with_face,
-            elapsed_s=time.monotonic() - watch.started,
-            stage_seconds=dict(tally.seconds),
-            peak_memory_mib=tools.engine.peak_memory_mib(),
-            warnings=job.warnings,
-        )
-
-
-def _stitch(pieces: Iterator[Piece], job: OpenJob, out_path: Path, tally: _Tally) -> int:
-    """Join the pieces as they come; the time spent waiting for them is not this stage's."""
-    started, waited = time.monotonic(), 0.0
-
-    def data() -> Iterator[NDArray[np.uint8]]:
-        nonlocal waited
-        asked = time.monotonic()
-        for piece in pieces:
-            waited += time.monotonic() - asked
-            yield piece.data
-            asked = time.monotonic()
-        waited += time.monotonic() - asked
-
-    frames = stitch(data(), job.audio, out_path, job.picture, job.plan.fps)
-    tally.seconds["stitch"] = time.monotonic() - started - waited
-    return frames
-
-
-# The frames of a segment, in order, if they have been kept since they were prepared.
-_Decoded: TypeAlias = deque[NDArray[np.uint8]] | None
+        opening_s = time.monotonic() - started
+        this_run = _Run(job, tools, BlockStore(job.plan, Path(folder)), watch, memory.kept_bytes)
+        this_run.costs.add_seconds("validation", opening_s)
+        return this_run.make(out_path, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A segment ready to be drawn. `block` is None if its avatar is on the shelf."""
+    """A segment ready to be drawn. `block`: None if its avatar is in the block store. `frames`: its
+    source frames in order, if they were kept when they were prepared.
+    """
 
     segment: Segment
-    block: PreparedBlock | None
-    decoded: _Decoded
-    speech: Speech
+    block: Measured[PreparedBlock] | None
+    speech: Measured[Speech]
+    frames: Frames | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """A drawn segment. `seconds`: of work so far, by stage."""
+    """A drawn segment. `frames`: as in `_Prepared`."""
 
-    segment: Segment
-    decoded: _Decoded
     avatar: AvatarBlock
-    faces: DrawnFaces
-    seconds: dict[str, float]
+    faces: Measured[DrawnFaces]
+    frames: Frames | None
 
 
-class _Tally:
-    """What happened so far, summed up."""
+class _Run:
+    """One opened job on its way through the threads of this process."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.frames = 0
-        self.frames_with_face = 0
+    def __init__(
+        self, job: OpenJob, tools: Tools, blocks: BlockStore, watch: Watch, kept_bytes: int
+    ) -> None:
+        self.costs = CostSum()
+        self._job, self._tools, self._blocks, self._watch = job, tools, blocks, watch
+        self._kept_bytes = kept_bytes
+        self._frames_composed = 0
+        self._frames_with_face = 0
 
-    def add(self, drawn: _Drawn, piece: Piece) -> None:
-        for stage, seconds in {**drawn.seconds, "compose": piece.seconds}.items():
-            self.seconds[stage] += seconds
-        self.frames += len(drawn.segment)
-        self.frames_with_face += len(drawn.faces.faces)
-
-
-def _prepare(
-    job: OpenJob, options: JobOptions, tools: Tools, shelf: BlockShelf, watch: Watch
-) -> Generator[_Prepared, None, None]:
-    needs_parse = tools.engine.needs_parse_inputs
-    with _reader(job) as read:
-        for segment in job.plan.segments:
-            block: PreparedBlock | None = None
-            decoded: _Decoded = None
-            if not shelf.has(segment.block, segment.index):
-                wanted = job.plan.blocks[segment.block]
-                decoded = deque() if _can_be_kept(job, segment, wanted) else None
-                block = prepare_block(
-                    job, wanted, tools.detector, options, needs_parse, watch.check, read, decoded
-                )
-            speech = tools.listener.listen(job.audio, job.plan.fps, segment, options.speech)
-            yield _Prepared(segment, block, decoded, speech)
-
-
-def _can_be_kept(job: OpenJob, segment: Segment, block: Block) -> bool:
-    """Tell whether a block's frames, as decoded, are the segment's, and small enough to keep."""
-    is_same = list(segment.source_frames()) == list(range(block.start, block.end))
-    size = len(block) * frame_bytes(job.picture.width, job.picture.height)
-    return is_same and size <= KEPT_BYTES
-
-
-def _reader(job: OpenJob) -> RunningReader:
-    return RunningReader(job.source, job.picture, job.plan.blocks[-1].end)
-
-
-def _draw(
-    prepared: Iterator[_Prepared],
-    options: JobOptions,
-    tools: Tools,
-    shelf: BlockShelf,
-    watch: Watch,
-) -> Generator[_Drawn, None, None]:
-    for item in prepared:
-        seconds = {"listen": item.speech.seconds, "inference": 0.0}
-        if item.block is None:
-            avatar = shelf.take(item.segment.block)
-        else:
-            avatar = tools.engine.encode(item.block, options.mask, watch.check)
-            seconds |= {"prepare": item.block.seconds, "inference": avatar.seconds}
-        faces = tools.engine.generate(
-            avatar, item.speech, item.segment, options.speech, watch.check
+    def make(self, out_path: Path, on_progress: OnProgress) -> Result:
+        """Run all stages that follow the opening."""
+        with (
+            Prefetch(self._prepare(), name="prepare") as prepared,
+            Prefetch(self._draw(iter(prepared)), name="draw") as drawn,
+            closing(self._compose(iter(drawn), on_progress)) as pieces,
+        ):
+            frames = self._stitch(pieces, out_path)
+        engine, job = self._tools.engine, self._job
+        return Result(
+            path=out_path,
+            engine=engine.name,
+            model_version=engine.model_version,
+            landmarks=self._tools.detector.name,
+            width=job.picture.width,
+            height=job.picture.height,
+            fps=job.plan.fps,
+            frames=frames,
+            frames_with_face=self._frames_with_face,
+            elapsed_s=time.monotonic() - self._watch.started,
+            stage_seconds=dict(self.costs.seconds),
+            peak_memory_mib=engine.peak_memory_mib(),
+            warnings=job.warnings,
         )
-        shelf.done(avatar)
-        seconds["inference"] += faces.seconds
-        yield _Drawn(item.segment, item.decoded, avatar, faces, seconds)
 
+    def _prepare(self) -> Generator[_Prepared, None, None]:
+        with self._reader() as read:
+            for segment in self._job.plan.segments:
+                block: Measured[PreparedBlock] | None = None
+                frames: Frames | None = None
+                if not self._blocks.has(segment.block, segment.index):
+                    block, frames = self._prepare_block(segment, read)
+                yield _Prepared(segment, block, self._encode_audio(segment), frames)
 
-def _compose(
-    job: OpenJob,
-    drawn: Iterator[_Drawn],
-    options: JobOptions,
-    tools: Tools,
-    tally: _Tally,
-    watch: Watch,
-    on_progress: Callable[[Progress], None],
-) -> Generator[Piece, None, None]:
-    """Yield the pieces in order, one at a time; refuse at the end if no frame had a face."""
-    total = job.plan.n_output
-    on_progress(Progress("compose", 0, total))
-    threads = tools.encoder_threads
-    with _reader(job) as read:
-        for item in drawn:
-            piece = compose_segment(
+    def _prepare_block(
+        self, segment: Segment, read: ReadFrames
+    ) -> tuple[Measured[PreparedBlock], Frames | None]:
+        """Prepare the block of a segment, and return its frames too if they can be kept."""
+        job, tools = self._job, self._tools
+        block = job.plan.blocks[segment.block]
+        kept = deque[NDArray[np.uint8]]() if self._can_keep(segment, block) else None
+        prepared = measure(
+            "prepare",
+            len(block),
+            lambda: prepare_block(
                 job,
-                item.segment,
-                item.avatar,
-                item.faces,
-                options,
-                threads,
-                watch.check,
-                read,
-                item.decoded,
-            )
-            tally.add(item, piece)
-            yield piece
-            on_progress(Progress("compose", tally.frames, total))
-    # Asked here, before `stitch` lets the file appear.
-    require_face(tally.frames_with_face, job.plan)
-    on_progress(Progress("finish", tally.frames, total))
+                block,
+                tools.detector,
+                needs_parse_inputs=tools.engine.needs_parse_inputs,
+                read=read if kept is None else _keeping(read, block, kept),
+                check=self._watch.check,
+            ),
+        )
+        return prepared, None if kept is None else _emptying(kept)
+
+    def _can_keep(self, segment: Segment, block: Block) -> bool:
+        """Return whether a block's frames, in order, are the segment's, and few enough to keep."""
+        picture = self._job.picture
+        is_same = segment.source_frames() == list(range(block.start, block.end))
+        return (
+            is_same and len(block) * frame_bytes(picture.width, picture.height) <= self._kept_bytes
+        )
+
+    def _encode_audio(self, segment: Segment) -> Measured[Speech]:
+        job, encoder = self._job, self._tools.audio_encoder
+        return measure(
+            "listen",
+            len(segment),
+            lambda: encoder.encode(job.audio, job.plan.fps, segment, job.options.speech),
+        )
+
+    def _draw(self, prepared: Iterator[_Prepared]) -> Generator[_Drawn, None, None]:
+        for item in prepared:
+            avatar = self._avatar(item)
+            faces = self._draw_faces(item, avatar)
+            self._blocks.put_back(avatar.value)
+            yield _Drawn(avatar.value, faces, item.frames)
+
+    def _avatar(self, item: _Prepared) -> Measured[AvatarBlock]:
+        """Encode the segment's block, or take it from the store, which costs nothing."""
+        block = item.block
+        if block is None:
+            return Measured(self._blocks.take(item.segment.block), ())
+        engine, options = self._tools.engine, self._job.options.mask
+        return measure(
+            "encode",
+            len(block.value.block),
+            lambda: engine.encode(block.value, options, self._watch.check),
+            (block,),
+        )
+
+    def _draw_faces(self, item: _Prepared, avatar: Measured[AvatarBlock]) -> Measured[DrawnFaces]:
+        engine, options, speech = self._tools.engine, self._job.options.speech, item.speech
+        return measure(
+            "generate",
+            len(item.segment),
+            lambda: engine.generate(
+                avatar.value, speech.value, item.segment, options, self._watch.check
+            ),
+            (avatar, speech),
+        )
+
+    def _compose(
+        self, drawn: Iterator[_Drawn], on_progress: OnProgress
+    ) -> Generator[Piece, None, None]:
+        """Yield the pieces in order, one at a time; refuse at the end if no frame had a face."""
+        total = self._job.plan.n_output
+        on_progress(RunProgress("compose", 0, total))
+        with self._reader() as read:
+            for item in drawn:
+                piece = self._compose_segment(item, read)
+                self.costs.add(piece.costs)
+                self._frames_composed += len(piece.value.segment)
+                self._frames_with_face += piece.value.frames_with_face
+                yield piece.value
+                on_progress(RunProgress("compose", self._frames_composed, total))
+        # Here, before `stitch` lets the file appear.
+        require_face(self._frames_with_face, self._job.plan)
+        on_progress(RunProgress("finish", self._frames_composed, total))
+
+    def _compose_segment(self, item: _Drawn, read: ReadFrames) -> Measured[Piece]:
+        job, faces, check = self._job, item.faces.value, self._watch.check
+        frames = item.frames or frames_in_order(
+            job.source, job.picture, faces.segment, read=read, check=check
+        )
+        threads = self._tools.encoder_threads
+        return measure(
+            "compose",
+            len(faces.segment),
+            lambda: compose_segment(
+                job, item.avatar, faces, frames=frames, threads=threads, check=check
+            ),
+            (item.faces,),
+        )
+
+    def _stitch(self, pieces: Iterator[Piece], out_path: Path) -> int:
+        """Join the pieces as they come; the time spent waiting for them is not this stage's."""
+        job = self._job
+        started, waited = time.monotonic(), 0.0
+
+        def data() -> Iterator[NDArray[np.uint8]]:
+            nonlocal waited
+            waiting_since = time.monotonic()
+            for piece in pieces:
+                waited += time.monotonic() - waiting_since
+                yield piece.data
+                waiting_since = time.monotonic()
+            waited += time.monotonic() - waiting_since
+
+        frames = stitch(data(), job.audio, out_path, job.picture, job.plan.fps)
+        self.costs.add_seconds("stitch", time.monotonic() - started - waited)
+        return frames
+
+    def _reader(self) -> RunningReader:
+        job = self._job
+        return RunningReader(job.source, job.picture, job.plan.blocks[-1].end)
+
+
+def _keeping(read: ReadFrames, block: Block, kept: deque[NDArray[np.uint8]]) -> ReadFrames:
+    """Return a reader that also puts the block's frames into `kept`."""
+
+    def read_and_keep(start: int, end: int) -> Frames:
+        with closing(read(start, end)) as frames:
+            for number, frame in enumerate(frames, start):
+                if block.start <= number < block.end:
+                    kept.append(frame)
+                yield frame
+
+    return read_and_keep
+
+
+def _emptying(kept: deque[NDArray[np.uint8]]) -> Frames:
+    """Yield frames and let each go."""
+    while kept:
+        yield kept.popleft()

@@ -13,9 +13,8 @@ from fractions import Fraction
 from musetalk_pipeline.options import FrameRate
 
 SAMPLE_RATE = 16_000  # Hz; Whisper's, and so the clock of every count below
-BLOCK_S = (
-    2.0  # guess: long enough to amortise a seek and a batch, short enough for a window of three
-)
+# Guess: long enough to amortise a seek and a batch, short enough for a window of three.
+BLOCK_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,8 @@ class Segment:
     """A run of consecutive output frames, `[start, end)`, that draws on one block forwards or
     backwards.
 
-    Output frame `start + j` shows source frame `first_source + j * step`; or, where the whole
-    source is one block of `turns` frames, wherever going back and forth in it has come to.
+    Output frame `start + j` shows source frame `first_source + j * step`. If the whole source is
+    one block of `turns` frames, a segment goes back and forth in it instead.
     """
 
     index: int
@@ -69,7 +68,7 @@ class FramePlan:
 
 
 def playing_fps(source_fps: Fraction, wanted: float | None) -> Fraction:
-    """Return the rate that the source's frames are played at: `wanted` where it is given.
+    """Return the rate that the source's frames are played at: `wanted` if it is given.
 
     Denominators up to 1001, so that 29.97003 is broadcasting's 30000/1001.
     """
@@ -80,8 +79,8 @@ def speech_fps(fps: Fraction, frame_rate: FrameRate) -> Fraction:
     """Return the rate at which frames follow each other in the sound of a video that plays at
     `fps`.
 
-    `whole` cuts it to an integer as the reference does (Q7); below 1, where that would leave
-    nothing, it stays.
+    `whole` cuts it to an integer as the reference does (Q7). A rate below 1, of which nothing would
+    be left, stays as it is.
     """
     return fps if frame_rate == "exact" or fps < 1 else Fraction(math.floor(fps))
 
@@ -90,7 +89,7 @@ def count_output_frames(n_samples: int, fps: Fraction) -> int:
     """Return how many whole frames `n_samples` of 16 kHz audio cover, as the reference counts.
 
     `floor(n / 16000 * fps)` in double precision and in that order: 1.16 s at 25 fps is 28.999… and
-    so 28 (musetalk_reference §1.5). `fps`: `speech_fps`, exact unless told otherwise, so that 29.97
+    so 28 (docs/reference.md §1.5). `fps`: `speech_fps`, exact unless told otherwise, so that 29.97
     fps video is as long as its audio.
     """
     return math.floor(n_samples / SAMPLE_RATE * float(fps))

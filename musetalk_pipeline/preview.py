@@ -1,4 +1,4 @@
-"""One composited frame with its boxes: a quick look at what the options do."""
+"""One composited frame with its boxes, to see quickly what the options do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from musetalk_pipeline.artifacts import (
 )
 from musetalk_pipeline.boxes import crop_box
 from musetalk_pipeline.contact_sheet import spread
-from musetalk_pipeline.engines.interface import Engine, Listener
+from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.options import JobOptions, MediaLimits
@@ -28,9 +28,17 @@ from musetalk_pipeline.pipeline import Tools
 from musetalk_pipeline.pixels.blend import unpack_mask
 from musetalk_pipeline.pixels.colour import to_bgr
 from musetalk_pipeline.plan import Block, Segment
-from musetalk_pipeline.stages import OpenJob, open_job, prepare_block, redraw, require_face
+from musetalk_pipeline.stages import (
+    DrawnFace,
+    JobFiles,
+    OpenJob,
+    open_job,
+    prepare_block,
+    redraw,
+    require_face,
+)
 
-LOOKS = 8  # frames that are searched for a face
+SAMPLED_FRAMES = 8  # that are searched for a face
 FACE_COLOUR, CROP_COLOUR = (0, 220, 0), (0, 200, 255)  # BGR: green and amber
 
 
@@ -67,26 +75,19 @@ def make_preview(
     block.
 
     Raises:
-        NoFaceFound: none of the frames looked at has a face.
+        NoFaceFound: none of the sampled frames has a face.
         MediaError, ProcessingError: as `pipeline.run`.
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
-        job = open_job(
-            video_path,
-            audio_path,
-            Path(folder),
-            options,
-            limits or MediaLimits(),
-            tools.detector,
-        )
-        glimpse = take_glimpse(
-            job, options, tools.detector, tools.listener, tools.engine.needs_parse_inputs
-        )
-        return show_glimpse(glimpse, draw_glimpse(glimpse, tools.engine, options), options)
+        files = JobFiles(video_path, audio_path)
+        job = open_job(files, Path(folder), options, limits or MediaLimits(), tools.detector)
+        needs_parse_inputs = tools.engine.needs_parse_inputs
+        frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
+        return compose_preview(frame, draw_preview(frame, tools.engine, options), options)
 
 
 @dataclass(frozen=True, slots=True)
-class Glimpse:
+class PreviewFrame:
     """What the engine and the paste need of one frame. `pixels`: I420 of the `picture`."""
 
     prepared: PreparedBlock
@@ -98,43 +99,43 @@ class Glimpse:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnGlimpse:
+class DrawnPreview:
     """The one frame's avatar and drawn face."""
 
     avatar: AvatarBlock
     drawn: DrawnFaces
 
 
-def take_glimpse(
+def pick_preview_frame(
     job: OpenJob,
-    options: JobOptions,
     detector: LandmarkDetector,
-    listener: Listener,
+    audio_encoder: AudioEncoder,
     needs_parse_inputs: bool,
-) -> Glimpse:
+) -> PreviewFrame:
     """Find a frame with a face and the loudest sound of the first segment.
 
     Raises:
-        NoFaceFound: none of the frames looked at has a face.
+        NoFaceFound: none of the sampled frames has a face.
     """
-    # A preview shows single frames, which have no neighbours to average with.
-    options = replace(options, face=replace(options.face, box_smoothing=0))
-    heard = job.plan.segments[0]
-    for frame in sorted({0, *spread(job.plan.blocks[-1].end, LOOKS - 1)}):
+    # A preview shows a single frame, which has no neighbours to average its box with.
+    face_options = replace(job.options.face, box_smoothing=0)
+    job = replace(job, options=replace(job.options, face=face_options))
+    spoken = job.plan.segments[0]
+    for frame in sorted({0, *spread(job.plan.blocks[-1].end, SAMPLED_FRAMES - 1)}):
         block = Block(0, frame, frame + 1)
-        prepared = prepare_block(job, block, detector, options, needs_parse_inputs)
+        prepared = prepare_block(job, block, detector, needs_parse_inputs=needs_parse_inputs)
         [face] = prepared.faces
         if face is None:
             continue
-        speech = listener.listen(job.audio, job.plan.fps, heard, options.speech)
+        speech = audio_encoder.encode(job.audio, job.plan.fps, spoken, job.options.speech)
         loudest = int(np.argmax(speech.loudness))
         one = slice(loudest, loudest + 1)
         [pixels] = read_frames(job.source, job.picture, frame, frame + 1)
-        return Glimpse(
+        return PreviewFrame(
             prepared=prepared,
             face=face,
-            speech=Speech(speech.features[one], speech.loudness[one], 0.0),
-            segment=Segment(0, heard.start + loudest, heard.start + loudest + 1, 0, frame, 1),
+            speech=Speech(speech.features[one], speech.loudness[one]),
+            segment=Segment(0, spoken.start + loudest, spoken.start + loudest + 1, 0, frame, 1),
             pixels=pixels,
             picture=job.picture,
         )
@@ -142,19 +143,22 @@ def take_glimpse(
     raise AssertionError("unreachable: require_face raises")
 
 
-def draw_glimpse(glimpse: Glimpse, engine: Engine, options: JobOptions) -> DrawnGlimpse:
+def draw_preview(frame: PreviewFrame, engine: Engine, options: JobOptions) -> DrawnPreview:
     """Let the engine draw the one face."""
-    avatar = engine.encode(glimpse.prepared, options.mask)
-    return DrawnGlimpse(
-        avatar, engine.generate(avatar, glimpse.speech, glimpse.segment, options.speech)
-    )
+    avatar = engine.encode(frame.prepared, options.mask)
+    drawn = engine.generate(avatar, frame.speech, frame.segment, options.speech)
+    return DrawnPreview(avatar, drawn)
 
 
-def show_glimpse(glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions) -> Preview:
+def compose_preview(frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions) -> Preview:
     """Paste the drawn face into the frame."""
-    picture, pixels = glimpse.picture, glimpse.pixels.copy()
-    mask = unpack_mask(drawn.avatar.masks[0])
-    weight = float(drawn.drawn.weights[0])
-    redraw(pixels, picture, glimpse.face, mask, drawn.drawn.faces[0], weight, options.mask.blur)
-    frame = to_bgr(pixels, picture.width, picture.height, picture.colour)
-    return Preview(frame, glimpse.face, glimpse.prepared.block.start)
+    picture, pixels = frame.picture, frame.pixels.copy()
+    face = DrawnFace(
+        pixels=drawn.drawn.faces[0],
+        replace=unpack_mask(drawn.avatar.masks[0]),
+        blur=options.mask.blur,
+        weight=float(drawn.drawn.weights[0]),
+    )
+    redraw(pixels, picture, frame.face, face)
+    bgr = to_bgr(pixels, picture.width, picture.height, picture.colour)
+    return Preview(bgr, frame.face, frame.prepared.block.start)

@@ -1,18 +1,16 @@
-"""The stages of a job that work on pixels without a network of ours; none keeps anything.
+"""The stages of a job that work on pixels without a network of ours. None of them keeps anything.
 
-    open_job       both files ─► what they are, the output picture, the plan
-    prepare_block  a block of source frames ─► faces and crops
+    open_job         both files ─► what they are, the output picture, the plan
+    prepare_block    a block of source frames ─► faces and crops
     compose_segment  an avatar and its drawn faces ─► an encoded piece
 
-`Listener.listen`, `Engine.encode` and `Engine.generate` lie between them, `encode.stitch` after.
-Memory is bounded by one block: `block_seconds` keeps blocks of large pictures short.
+`AudioEncoder.encode`, `Engine.encode` and `Engine.generate` lie between them, and `encode.stitch`
+comes last. Memory is bounded by one block; `block_seconds` keeps blocks of large pictures short.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -44,12 +42,13 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
-from musetalk_pipeline.faces.tracks import face_of, smooth
+from musetalk_pipeline.faces.face_boxes import face_of, smooth
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
 from musetalk_pipeline.media.encode import PieceEncoder
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.media.segment_frames import checked, frames_in_order
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
@@ -59,31 +58,16 @@ from musetalk_pipeline.plan import (
     BLOCK_S,
     Block,
     FramePlan,
-    Segment,
     count_output_frames,
     plan_frames,
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import Crowd, survey
+from musetalk_pipeline.survey import FaceCounter, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
-MIN_FPS = 1  # of the option `fps`; fewer are no video
-
-
-@dataclass(frozen=True, slots=True)
-class OpenJob:
-    """A job whose media have been checked: everything that is decided before the first block.
-
-    `warnings`: sentences for whoever sent the job, about what was decided for them.
-    """
-
-    source: SourceVideo
-    audio: SpeechAudio
-    picture: Picture
-    plan: FramePlan
-    warnings: tuple[str, ...] = ()
+MIN_FPS = 1  # of the option `fps`; a lower rate would not be a video
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,27 +78,58 @@ class Digests:
     audio: str
 
 
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """A job's two files. If `digests` is None, `open_job` reads the files to compute them."""
+
+    video: Path
+    audio: Path
+    digests: Digests | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """How long a block is: `seconds` of source, or less if its frames would exceed `max_bytes`."""
+
+    seconds: float = BLOCK_S
+    max_bytes: int = BLOCK_BYTES
+
+
+DEFAULT_BLOCKS = BlockSize()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """A job whose media have been checked, and everything that is decided before the first block.
+
+    `warnings`: sentences for whoever sent the job, about what was decided for them.
+    """
+
+    source: SourceVideo
+    audio: SpeechAudio
+    picture: Picture
+    plan: FramePlan
+    options: JobOptions
+    warnings: tuple[str, ...] = ()
+
+
 def open_job(
-    video_path: Path,
-    audio_path: Path,
+    files: JobFiles,
     work_dir: Path,
     options: JobOptions,
     limits: MediaLimits,
     detector: LandmarkDetector,
     *,
-    digests: Digests | None = None,
-    block_s: float = BLOCK_S,
+    block_size: BlockSize = DEFAULT_BLOCKS,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
-    `digests`: those of the files where they are known already; the files are read for them if not.
-    `detector` is asked about a few frames, so that a video without any face is refused here.
-    `block_s`: seconds of source in one block; less, where large pictures would not fit.
+    `detector` searches a few frames, so that a video without any face is refused here.
 
     Raises:
-        MediaError: the input cannot be used; the sentence says why. Do not send it again.
+        MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = _open_both(video_path, audio_path, work_dir, options, limits, digests)
+    source, audio = _open_both(files, work_dir, options, limits)
     fps = playing_fps(source.fps, options.frame.fps)
     n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
     if n_output < 1:
@@ -124,17 +139,25 @@ def open_job(
             duration_s=audio.duration_s,
         )
     reached, is_cropped = min(source.n_frames, n_output), options.frame.fit == "crop"
-    # As the run will see the frames; only where the face decides that, in the source's own size.
-    looked_at = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
-    seen = survey(source, looked_at, reached, fps, detector, _crowd(), is_cropped)
-    picture = fit_picture(source, options.frame, seen.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_s))
-    warnings = (*size_warnings(source, options.frame), *seen.warnings)
-    return OpenJob(source, audio, picture, plan, warnings)
+    # The frames as the run will decode them, unless the crop depends on the face: then whole.
+    searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
+    found = survey(
+        source,
+        searched,
+        detector,
+        reached=reached,
+        fps=fps,
+        counter=_face_counter(),
+        is_cropped=is_cropped,
+    )
+    picture = fit_picture(source, options.frame, found.faces)
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
+    warnings = (*size_warnings(source, options.frame), *found.warnings)
+    return OpenJob(source, audio, picture, plan, options, warnings)
 
 
-def _crowd() -> Crowd | None:
-    """Return what counts faces. A worker with another detector may come without its networks."""
+def _face_counter() -> FaceCounter | None:
+    """Return what counts faces; None on a worker that has another detector and not its networks."""
     try:
         return shared_mesh()
     except ModelLoadFailed:
@@ -142,29 +165,26 @@ def _crowd() -> Crowd | None:
 
 
 def _open_both(
-    video_path: Path,
-    audio_path: Path,
-    work_dir: Path,
-    options: JobOptions,
-    limits: MediaLimits,
-    digests: Digests | None,
+    files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
 ) -> tuple[SourceVideo, SpeechAudio]:
-    """Check both files at a time. What is wrong with the video is said first, as if one by one."""
+    """Check both files concurrently. If both are unusable, the video's error is the one raised."""
     is_over = threading.Event()
 
     def check() -> None:
         if is_over.is_set():
             raise JobCancelled("The video cannot be used.")
 
-    with ThreadPoolExecutor(1, thread_name_prefix="sound") as other:
+    digests = files.digests
+    with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
         kbps = options.encode.audio_bitrate_kbps
-        known = (None, None) if digests is None else (digests.video, digests.audio)
-        sound = other.submit(open_audio, audio_path, work_dir, limits, kbps, check, sha256=known[1])
+        sha256 = None if digests is None else digests.audio
+        audio = other.submit(open_audio, files.audio, work_dir, limits, kbps, check, sha256=sha256)
         try:
-            source = probe_video(video_path, limits, work_dir, sha256=known[0])
+            sha256 = None if digests is None else digests.video
+            source = probe_video(files.video, limits, work_dir, sha256=sha256)
             target_size(source.width, source.height, options.frame)
             _check_fps(options.frame.fps, limits)
-            return source, sound.result()
+            return source, audio.result()
         finally:
             is_over.set()
 
@@ -178,38 +198,39 @@ def _check_fps(fps: float | None, limits: MediaLimits) -> None:
         )
 
 
-def block_seconds(picture: Picture, fps: Fraction, wanted_s: float = BLOCK_S) -> float:
-    """Return how long a block is: `wanted_s`, as far as its decoded frames fit `BLOCK_BYTES`."""
-    frames = max(1, BLOCK_BYTES // frame_bytes(picture.width, picture.height))
-    return min(wanted_s, float(frames / fps))
+def block_seconds(
+    picture: Picture,
+    fps: Fraction,
+    size: BlockSize = DEFAULT_BLOCKS,
+) -> float:
+    """Return how many seconds of source one block has."""
+    frames = max(1, size.max_bytes // frame_bytes(picture.width, picture.height))
+    return min(size.seconds, float(frames / fps))
 
 
 def prepare_block(
     job: OpenJob,
     block: Block,
     detector: LandmarkDetector,
-    options: JobOptions,
+    *,
     needs_parse_inputs: bool,
-    check: Check = go_on,
     read: ReadFrames | None = None,
-    decoded: deque[NDArray[np.uint8]] | None = None,
+    check: Check = go_on,
 ) -> PreparedBlock:
     """Decode a block, find its faces and cut out what the networks see.
 
-    With `box_smoothing`, neighbouring frames of other blocks are looked at too, so that the result
-    does not depend on where the block begins. `check` raises once nobody wants the result. `read`:
-    a running reader, for those who prepare one block after the other. `decoded` receives the
-    block's frames, for those who compose them in the same process.
+    With `box_smoothing`, faces are also searched in neighbouring frames of other blocks, so that
+    the result does not depend on where the block begins. `read`: reads ranges of the job's frames;
+    None starts a decoder. `check` raises once nobody wants the result.
 
     Raises:
         NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
     """
-    started = time.monotonic()
-    reach = options.face.box_smoothing
-    last = job.plan.blocks[-1].end
+    options = job.options.face
+    reach, last = options.box_smoothing, job.plan.blocks[-1].end
     first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
     read = read or partial(read_frames, job.source, job.picture)
-    frames = list(_checked(read(first_seen, end_seen), check))
+    frames = list(checked(read(first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)
     # Three calls, because whether a face is present may be decided over all frames of a call.
     found = [
@@ -219,84 +240,81 @@ def prepare_block(
         for landmarks in detector.detect(BgrFrames(frames[part], job.picture, check))
     ]
     size = job.picture.width, job.picture.height
-    faces = smooth([face_of(landmarks, *size, options.face) for landmarks in found], reach)
+    faces = smooth([face_of(landmarks, *size, options) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
-    if options.face.faceless == "refuse":
+    if options.faceless == "refuse":
         _require_every_face(job.source, block, block_faces)
     crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
-    if decoded is not None:
-        decoded.extend(frames[inner])
-    return PreparedBlock(block, block_faces, crops, parse_inputs, time.monotonic() - started)
+    return PreparedBlock(block, block_faces, crops, parse_inputs)
 
 
 def compose_segment(
     job: OpenJob,
-    segment: Segment,
     avatar: AvatarBlock,
     drawn: DrawnFaces,
-    options: JobOptions,
+    *,
+    frames: Frames | None = None,
     threads: int = 1,
     check: Check = go_on,
-    read: ReadFrames | None = None,
-    decoded: deque[NDArray[np.uint8]] | None = None,
 ) -> Piece:
-    """Decode the frames of a segment again, put the drawn faces in, and encode them once.
+    """Put the drawn faces of a segment into its frames, and encode them once.
 
-    Frames without a face pass through untouched, at their own index. `threads`: of the encoder.
-    `check` raises once nobody wants the result. `read`: a running reader, for those who compose one
-    segment after the other. `decoded`: the segment's frames, if they are still at hand; it is
-    emptied, and they are drawn into.
+    Frames without a face pass through untouched, at their own index. `frames`: the segment's source
+    frames in output order, which are drawn into; None decodes them. `threads`: of the encoder.
+    `check` raises once nobody wants the result.
     """
-    started = time.monotonic()
+    segment = drawn.segment
     rows = avatar.rows(segment)
     next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
+    if frames is None:
+        frames = frames_in_order(job.source, job.picture, segment, check=check)
     with (
-        closing(_frames_in_order(job, segment, check, read, decoded)) as frames,
-        PieceEncoder(job.picture, job.plan.fps, options.encode, threads=threads) as encoder,
+        closing(checked(frames, check)) as ordered,
+        PieceEncoder(job.picture, job.plan.fps, job.options.encode, threads=threads) as encoder,
     ):
-        for frame, source_frame, row in zip(frames, segment.source_frames(), rows, strict=True):
+        for frame, source_frame, row in zip(ordered, segment.source_frames(), rows, strict=True):
             face = avatar.faces[source_frame - avatar.block.start]
             if face is not None and row is not None:
-                picture, weight = next(next_drawn)
-                replace = unpack_mask(avatar.masks[row])
-                redraw(frame, job.picture, face, replace, picture, float(weight), options.mask.blur)
+                pixels, weight = next(next_drawn)
+                mask = unpack_mask(avatar.masks[row])
+                new = DrawnFace(pixels, mask, job.options.mask.blur, float(weight))
+                redraw(frame, job.picture, face, new)
             encoder.add(frame)
         data = encoder.finish()
-    return Piece(segment, data, time.monotonic() - started)
+    return Piece(segment, data, len(drawn.faces))
 
 
-def _checked(frames: Frames, check: Check) -> Frames:
-    """Pass frames on, asking before each; closing it closes `frames` and so ends their child."""
-    with closing(frames):
-        for frame in frames:
-            check()
-            yield frame
+@dataclass(frozen=True, slots=True)
+class DrawnFace:
+    """One drawn face and how it is blended in.
+
+    `pixels`: (256, 256, 3) uint8 BGR, which fill the face box. `replace`: (512, 512) uint8 mask of
+    the face's crop box, 0 or 255. `blur`: of the mask, in crop widths. `weight`: 0 to 1, how much
+    of the drawn face replaces the source.
+    """
+
+    pixels: NDArray[np.uint8]
+    replace: NDArray[np.uint8]
+    blur: float
+    weight: float = 1.0
 
 
-def redraw(
-    frame: NDArray[np.uint8],
-    picture: Picture,
-    face: Face,
-    replace: NDArray[np.uint8],
-    drawn: NDArray[np.uint8],
-    weight: float,
-    blur: float,
-) -> None:
+def redraw(frame: NDArray[np.uint8], picture: Picture, face: Face, drawn: DrawnFace) -> None:
     """Blend a drawn face into an I420 frame, in place; all other pixels keep their bytes."""
-    mask = soft_mask(replace, face.box, blur)
+    mask = soft_mask(drawn.replace, face.box, drawn.blur)
     # With `edges: stretch` a box may leave the frame; what is drawn out there is lost.
     mask = mask and mask.clipped(picture.width, picture.height)
-    if mask is None or weight <= 0.0:
+    if mask is None or drawn.weight <= 0.0:
         return
     region = _even(mask.box)
     before = to_bgr(frame, picture.width, picture.height, picture.colour, region)
     bgr = before.copy()
-    paste_face(bgr, region, drawn, face.box, mask, weight)
+    paste_face(bgr, region, drawn.pixels, face.box, mask, drawn.weight)
     write_bgr(frame, region, bgr, before, picture.colour)
 
 
 def require_face(frames_with_face: int, plan: FramePlan) -> None:
-    """Refuse a job in which no block had a face; to be asked before anything is stored.
+    """Refuse a job in which no block had a face. Call it before anything is stored.
 
     Raises:
         NoFaceFound: always the input's fault.
@@ -343,39 +361,6 @@ def _cut_out(
         if needs_parse_inputs:
             parse_inputs[row] = parse_input(bgr, inner)
     return crops, parse_inputs
-
-
-def _frames_in_order(
-    job: OpenJob,
-    segment: Segment,
-    check: Check,
-    read: ReadFrames | None,
-    decoded: deque[NDArray[np.uint8]] | None,
-) -> Frames:
-    """Yield the source frames of a segment in output order.
-
-    Video decodes forwards only, so a segment on the way back is held in memory and given out from
-    its end, each frame let go at once.
-    """
-    if decoded is not None:
-        while decoded:
-            check()
-            yield decoded.popleft()
-        return
-    shown = segment.source_frames()
-    alone = partial(read_frames, job.source, job.picture)
-    if segment.turns is not None:
-        kept = list(_checked(alone(0, segment.turns), check))
-        # Copies: a frame may be shown again, and what is drawn into it is for one showing.
-        yield from (kept[frame].copy() for frame in shown)
-        return
-    if segment.step > 0:
-        yield from _checked((read or alone)(shown[0], shown[-1] + 1), check)
-        return
-    # A running reader would not run on from here: the next segment lies before this one.
-    held = list(_checked(alone(shown[-1], shown[0] + 1), check))
-    while held:
-        yield held.pop()
 
 
 def _even(box: Box) -> Box:

@@ -1,12 +1,11 @@
-"""What a few frames spread over a video show before the work begins: whether there is a face, where
-it is, and whether somebody else is in the picture.
+"""Samples a few frames of a video before a job begins: whether they show faces, where, how many.
 
     no frame shows a face  ─► NoFaceFound, after some seconds instead of all frames
     faces                  ─► the window of `fit=crop`
-    several at a time      ─► a warning that says which of them speaks
+    several in one frame   ─► a warning that says which of them speaks
 
-A face that can be seen for a second on end is never missed in the first minute of a video; in a
-longer one, `MAX_LOOKS` frames are looked at, however long it is (docs/landmarks.md).
+A face that is visible for a whole second is never missed in the first minute of a video. Of a
+longer one, `MAX_SAMPLES` frames are searched, however long it is (docs/landmarks.md).
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.pixels.colour import BgrFrames
 
-MIN_LOOKS, MAX_LOOKS = 9, 60
-LOOKS_PER_S = 1
-CROP_LOOKS = 5  # frames that place the window of `fit=crop`
-COUNTED_LOOKS = 2  # frames in which faces are counted: each costs a job 0.1 to 0.2 s
+MIN_SAMPLES, MAX_SAMPLES = 9, 60
+SAMPLES_PER_S = 1
+CROP_SAMPLES = 5  # frames that place the window of `fit=crop`
+COUNTED_SAMPLES = 2  # frames in which faces are counted: each costs a job 0.1 to 0.2 s
 MIN_RIVAL_SHARE = 0.15  # guess: of the speaker's area; smaller faces are background
 ALIKE_SHARE = 0.8  # guess: areas this near to each other are "equally large"
 
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five")
 
 
-class Crowd(Protocol):
+class FaceCounter(Protocol):
     """Finds every face that stands out in a frame; see `MeshDetector.faces`."""
 
     def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
@@ -56,52 +55,53 @@ class Survey:
 def survey(
     source: SourceVideo,
     picture: Picture,
+    detector: LandmarkDetector,
+    *,
     reached: int,
     fps: Fraction,
-    detector: LandmarkDetector,
-    crowd: Crowd | None,
+    counter: FaceCounter | None,
     is_cropped: bool,
 ) -> Survey:
-    """Look at frames spread over the first `reached` of the source, until one shows a face.
+    """Search frames spread over the first `reached` of the source, until one shows a face.
 
     `picture`: how the frames are brought to the detector. `fps`: at which they are played. With
-    `is_cropped`, five frames are looked at in any case, and `picture` is the source unscaled.
-    `crowd`: None where nothing can count faces; then nothing is said about them.
+    `is_cropped`, five frames are searched in any case, and `picture` is the source unscaled.
+    `counter`: None if nothing here can count faces; there is no warning about them then.
 
     Raises:
         NoFaceFound: none of the frames shows a face. The input's fault.
     """
-    looks = _Looks(source, picture, detector)
+    samples = _Samples(source, picture, detector)
     if is_cropped:
-        for place in places(reached, CROP_LOOKS):
-            looks.at(place)
-    wanted = places(reached, look_count(reached, fps))
+        for place in evenly_spaced(reached, CROP_SAMPLES):
+            samples.take(place)
+    wanted = evenly_spaced(reached, sample_count(reached, fps))
     for place in spread_out(wanted):
-        if looks.faces:
+        if samples.faces:
             break
-        looks.at(place)
-    if not looks.faces:
+        samples.take(place)
+    if not samples.faces:
         raise NoFaceFound(
-            f"No face was found in {len(looks.seen)} frames spread over the part of the video that "
-            "the audio reaches. Use a video in which a face is visible from the front.",
-            looks=len(looks.seen),
+            f"No face was found in {len(samples.seen)} frames spread over the part of the video "
+            "that the audio reaches. Use a video in which a face is visible from the front.",
+            looks=len(samples.seen),
         )
-    warning = _say_who_speaks(looks, crowd, reached) if crowd else None
-    return Survey(tuple(looks.in_source()) if is_cropped else (), (warning,) if warning else ())
+    warning = _warn_of_others(samples, counter, reached) if counter else None
+    return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
 
 
-def places(reached: int, count: int) -> list[int]:
+def evenly_spaced(reached: int, count: int) -> list[int]:
     """Return up to `count` different frames of the first `reached`, evenly spread from 0 on."""
     return sorted({reached * k // count for k in range(count)})
 
 
-def look_count(reached: int, fps: Fraction) -> int:
-    """Return how many frames of a video are looked at before it is refused for lack of a face."""
-    return min(MAX_LOOKS, max(MIN_LOOKS, math.ceil(reached / fps * LOOKS_PER_S)))
+def sample_count(reached: int, fps: Fraction) -> int:
+    """Return how many frames of a video are searched before it is refused for lack of a face."""
+    return min(MAX_SAMPLES, max(MIN_SAMPLES, math.ceil(reached / fps * SAMPLES_PER_S)))
 
 
 def spread_out(wanted: Sequence[int]) -> Iterator[int]:
-    """Yield the first, the middle, the quarters, …: whatever comes first is spread over all."""
+    """Yield the first, the middle, the quarters, …, so that any beginning is spread over all."""
     bits = max(1, (len(wanted) - 1).bit_length())
     for turned in range(1 << bits):
         place = int(f"{turned:0{bits}b}"[::-1], 2)
@@ -109,8 +109,8 @@ def spread_out(wanted: Sequence[int]) -> Iterator[int]:
             yield wanted[place]
 
 
-class _Looks:
-    """Single frames of a source and the face in each, looked at once."""
+class _Samples:
+    """Single frames of a source and the face in each; no frame is searched twice."""
 
     def __init__(self, source: SourceVideo, picture: Picture, detector: LandmarkDetector) -> None:
         self._source, self._picture, self._detector = source, picture, detector
@@ -118,8 +118,8 @@ class _Looks:
         self.faces: dict[int, Box] = {}  # in pixels of the picture
         self.frames: dict[int, NDArray[np.uint8]] = {}  # I420, of those with a face
 
-    def at(self, place: int) -> None:
-        """Look at one frame, unless that has been done."""
+    def take(self, place: int) -> None:
+        """Search one frame, unless that has been done."""
         if place in self.seen:
             return
         self.seen.add(place)
@@ -142,31 +142,31 @@ class _Looks:
         return BgrFrames([self.frames[place]], self._picture)[0]
 
 
-def _say_who_speaks(looks: _Looks, crowd: Crowd, reached: int) -> str | None:
+def _warn_of_others(samples: _Samples, counter: FaceCounter, reached: int) -> str | None:
     """Return a sentence if a frame shows several faces; None if none does."""
-    for place in places(reached, COUNTED_LOOKS):
-        looks.at(place)
-    said = []
-    for place in sorted(looks.faces)[:COUNTED_LOOKS]:
-        speaker = looks.faces[place]
+    for place in evenly_spaced(reached, COUNTED_SAMPLES):
+        samples.take(place)
+    crowded = []
+    for place in sorted(samples.faces)[:COUNTED_SAMPLES]:
+        speaker = samples.faces[place]
         rivals = [
             box
-            for box in crowd.faces(looks.bgr(place))
+            for box in counter.faces(samples.bgr(place))
             if not box.is_around_middle_of(speaker) and box.area >= MIN_RIVAL_SHARE * speaker.area
         ]
         if rivals:
-            said.append((len(rivals) + 1, _which(speaker, rivals)))
-    if not said:
+            crowded.append((len(rivals) + 1, _which(speaker, rivals)))
+    if not crowded:
         return None
-    count, which = max(said)
+    count, which = max(crowded)
     faces = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} faces were seen"
-    if len({which for _, which in said}) > 1:
+    if len({which for _, which in crowded}) > 1:
         return f"{faces}; in each frame the most prominent one speaks, which may change."
     return f"{faces}; the {which}, speaks."
 
 
 def _which(speaker: Box, rivals: Sequence[Box]) -> str:
-    """Return words that tell one face from the others by its size and place."""
+    """Return words that distinguish one face from the others by its size and place."""
     largest = max(box.area for box in rivals)
     size = "one"
     if largest < ALIKE_SHARE * speaker.area:

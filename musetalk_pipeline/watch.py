@@ -1,4 +1,4 @@
-"""What can end a job early, and how long loops ask for it."""
+"""What can end a job early, and the check that long loops call for it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Check: TypeAlias = Callable[[], None]
 
 
 def go_on() -> None:
-    """Never end anything: the check of those who have nothing to ask."""
+    """Never end anything: the check for callers that cannot be cancelled."""
 
 
 class Cancellation(Protocol):
-    """A `threading.Event`, or what looks like one."""
+    """A `threading.Event`, or an object with the same method."""
 
     def is_set(self) -> bool:
-        """Tell whether nobody wants the result any more."""
+        """Return whether nobody wants the result any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What can end a job early; asked before every frame and every batch."""
+    """What can end a job early; checked before every frame and every batch."""
 
     cancelled: Cancellation = field(default_factory=threading.Event)
     deadline_s: float | None = None  # from now on
     started: float = field(default_factory=time.monotonic)
 
     def check(self) -> None:
-        """Go on, or raise.
+        """Raise if the job must end.
 
         Raises:
             JobCancelled, DeadlineExceeded: stop; nothing has been written to the output path.
@@ -44,5 +44,5 @@ class Watch:
             raise JobCancelled("The job was cancelled.")
         if self.deadline_s is not None and time.monotonic() - self.started > self.deadline_s:
             raise DeadlineExceeded(
-                f"The job was not done within its deadline of {self.deadline_s:.0f} s."
+                f"The job was not finished within its deadline of {self.deadline_s:.0f} s."
             )

@@ -1,5 +1,5 @@
-"""The job queue that workers poll. Today its client (`orchestrator.client`) and what can go wrong
-with it (`orchestrator.errors`); the service itself is not here yet.
+"""The job queue that workers poll: its client (`orchestrator.client`) and its errors
+(`orchestrator.errors`). The service itself is not part of this package yet.
 """
 
 __all__: list[str] = []

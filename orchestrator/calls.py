@@ -1,4 +1,4 @@
-"""The parts that requests of both worker kinds are made of, and how their answers are read."""
+"""The parts of the requests of both kinds of worker, and the reading of their answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import from_json, to_json
 
 from orchestrator.errors import JobGone, JobUnknown, MalformedAnswer, RequestRejected
-from orchestrator.messages import Claim, ClaimedJob, HeartbeatAnswer, JobProgress
+from orchestrator.messages import Claim, ClaimedJob, HeartbeatAnswer, ProgressReport
 from orchestrator.transport import OrchestratorHttp
 
 GONE_STATUSES = frozenset({409, 410})
@@ -22,7 +22,7 @@ async def post_about_job(http: OrchestratorHttp, path: str, body: str, *, timeou
     """Send a report.
 
     Raises:
-        JobGone: 409 or 410, the job is not this worker's any more.
+        JobGone: 409 or 410, the job is no longer this worker's.
         JobUnknown: 404, which the orchestrator has been seen to answer for a live job.
         OrchestratorError: as `OrchestratorHttp.post`.
     """
@@ -37,13 +37,14 @@ async def post_about_job(http: OrchestratorHttp, path: str, body: str, *, timeou
 
 
 def progress_path(job: ClaimedJob) -> str:
-    """Return where progress is reported: by the id that both kinds of worker know a job by."""
+    """Return the path of progress reports, which is the same for both kinds of worker."""
     return f"/internal/jobs/{segment(job.musetalk_job_id)}/progress"
 
 
 def segment(identifier: str) -> str:
-    """Return `identifier` as one path segment. Ids are untrusted: `..` must not climb, and dots
-    are not touched by `quote`.
+    """Return `identifier` as one path segment.
+
+    Ids are untrusted, and `quote` leaves dots alone, so that `..` would lead to the parent.
     """
     if set(identifier) <= {"."}:
         return identifier.replace(".", "%2E")
@@ -51,11 +52,11 @@ def segment(identifier: str) -> str:
 
 
 def encode(body: Mapping[str, object]) -> str:
-    """Return compact JSON. NaN and infinity, which JSON lacks, become null."""
+    """Return compact JSON. NaN and infinity, which JSON does not have, become null."""
     return to_json(body, inf_nan_mode="null").decode()
 
 
-def progress_body(worker_id: str, job: ClaimedJob, progress: JobProgress) -> str:
+def progress_body(worker_id: str, job: ClaimedJob, progress: ProgressReport) -> str:
     """Return the body of a report on a running job."""
     return report_body(
         worker_id,
@@ -80,7 +81,7 @@ def report_body(
     error: str | None = None,
     **optional: JsonValue,
 ) -> str:
-    """Return the body of a progress call; the protocol's optional fields only when known."""
+    """Return the body of a progress call, with those optional fields that are known."""
     body: dict[str, JsonValue] = {
         "status": status,
         "progress": progress,
@@ -94,18 +95,17 @@ def report_body(
     return encode(body)
 
 
-def running_jobs(jobs: Iterable[ClaimedJob]) -> list[dict[str, JsonValue]]:
-    """Return the heartbeat's list of all jobs that run here; of one that was handed out twice, the
-    later attempt.
+def running_jobs(jobs: Iterable[ClaimedJob]) -> list[JsonValue]:
+    """Return the heartbeat's list of all jobs that run here.
+
+    A job that was handed out twice is listed once, with its later attempt.
     """
     attempts = {job.musetalk_job_id: job.attempt for job in jobs}
     return [{"musetalk_job_id": job_id, "attempt": number} for job_id, number in attempts.items()]
 
 
 def read_heartbeat(answer: bytes) -> HeartbeatAnswer:
-    """Return what a heartbeat was answered beyond `ok`; an orchestrator that says nothing, or
-    nothing that can be read, asks for nothing.
-    """
+    """Return what the answer to a heartbeat asks for: nothing if it cannot be read."""
     try:
         fields: Any = from_json(answer)
     except ValueError:
@@ -119,17 +119,17 @@ def read_heartbeat(answer: bytes) -> HeartbeatAnswer:
 
 
 def read_claim(http: OrchestratorHttp, status: int, answer: bytes, *, id_field: str) -> Claim:
-    """Return the job in the answer to a claim. `{}`, `{"job": {}}`, `null` and 204 hold none.
+    """Return the job in the answer to a claim. `{}`, `{"job": {}}`, `null` and 204 mean no job.
 
     Raises:
-        MalformedAnswer: the answer is something else, or its job has no id to report it by.
+        MalformedAnswer: the answer is something else, or its job has no id for its reports.
     """
     if status == NO_CONTENT:
         return Claim(None)
     try:
         fields = _ClaimAnswer.model_validate(_object(answer))
     except ValidationError as exc:
-        # `from None`: the validation error would quote the answer, signed addresses and all.
+        # `from None`, because the validation error quotes the answer and its signed addresses.
         kinds = sorted({error["type"] for error in exc.errors(include_input=False)})
         raise MalformedAnswer(f"the answer to a claim cannot be read: {', '.join(kinds)}") from None
     error = http.without_secrets(str(fields.error)) if fields.error else None
@@ -152,9 +152,9 @@ def _object(answer: bytes) -> object:
 
 
 class _ClaimAnswer(BaseModel):
-    """The answer to either claim; fields that a newer orchestrator adds are ignored."""
+    """The answer to a claim. Fields that a newer orchestrator adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     job: dict[str, JsonValue] | None = None
-    error: JsonValue = None  # text, by the protocol; no other form of it may cost the job
+    error: JsonValue = None  # text by the protocol; another type must not lose the job

@@ -1,14 +1,14 @@
-"""The worker's half of the orchestrator protocol (contracts.md, section 2).
+"""The worker's half of the orchestrator protocol (docs/protocol.md).
 
-`MainClient`, `PushedClient` and `BufferClient` know the paths and fields of their kinds of worker
-and share one interface, `WorkerClient`. What they say is in `messages`, what their requests are
-made of in `calls`, how they are sent in `transport`. A client belongs to the event loop that first
-used it.
+`MainClient`, `PushedClient` and `BufferClient` implement the paths and fields of their kinds of
+worker. They share one interface, `WorkerClient`. The values of the calls are in `messages`, the
+parts of requests and answers in `calls`, and the sending in `transport`. A client belongs to the
+event loop that used it first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -28,24 +28,28 @@ from orchestrator.calls import (
 from orchestrator.messages import (
     Claim,
     ClaimedJob,
-    Failed,
+    FailureReport,
     FinalReport,
     HeartbeatAnswer,
-    JobProgress,
+    ProgressReport,
     Status,
-    Succeeded,
+    SuccessReport,
     WorkerProfile,
     WorkerType,
 )
-from orchestrator.transport import OrchestratorHttp, checked_base_url
+from orchestrator.transport import Answer, OrchestratorHttp, checked_base_url
 
-DOWNLOADING_SHARE, INFERENCE_SHARE = 0.05, 0.1  # what the predecessor's first two reports said
+Body = Mapping[str, JsonValue]
+
+DOWNLOADING_SHARE, INFERENCE_SHARE = 0.05, 0.1  # of the predecessor's first two reports
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Total deadlines of each call in seconds. Progress: contracts.md; the others are guesses well
-    below the 30 s of silence after which a worker counts as offline.
+    """The total deadline of each call, in seconds.
+
+    That of progress is the contract's. The others are guesses, well below the 30 s of silence after
+    which a worker counts as offline.
     """
 
     register_s: float = 5.0
@@ -56,10 +60,10 @@ class Timeouts:
 
 
 class WorkerClient(Protocol):
-    """What a worker needs of an orchestrator. Every call raises `OrchestratorError` types."""
+    """The calls of a worker to an orchestrator. All of them raise `OrchestratorError` types."""
 
     async def register(self) -> None:
-        """Introduce the worker. Optional in the protocol: a refusal is no reason to stop."""
+        """Register the worker. This is optional in the protocol, so a refusal does not matter."""
 
     async def heartbeat(
         self,
@@ -68,18 +72,18 @@ class WorkerClient(Protocol):
         error: str | None,
         jobs: Sequence[ClaimedJob] = (),
     ) -> HeartbeatAnswer:
-        """Say that the worker is alive, and which jobs run here. Returns only when the orchestrator
-        accepted it.
+        """Report that the worker is alive, and which jobs run here. Returns only if the
+        orchestrator has accepted that.
         """
 
     async def claim(self) -> Claim:
-        """Ask for one job, once."""
+        """Claim one job, without a second try."""
 
-    def worded(self, progress: JobProgress) -> JobProgress:
-        """Return the progress as this kind of worker says it; a phase of its own may result."""
+    def as_reported(self, report: ProgressReport) -> ProgressReport:
+        """Return the report in the phases of this kind of worker."""
 
-    async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
-        """Report a running job.
+    async def progress(self, job: ClaimedJob, report: ProgressReport) -> None:
+        """Report the progress of a running job.
 
         Raises:
             JobGone, JobUnknown: see `orchestrator.errors`.
@@ -88,7 +92,7 @@ class WorkerClient(Protocol):
     def final_report(
         self,
         job: ClaimedJob,
-        end: Succeeded | Failed,
+        end: SuccessReport | FailureReport,
         *,
         config_label: str | None,
         batch_size: int | None,
@@ -96,14 +100,21 @@ class WorkerClient(Protocol):
         """Build the request that ends a job."""
 
     async def send_report(self, report: FinalReport) -> None:
-        """Send a final report once. Raises `JobGone` when nobody wants it any more."""
+        """Send a final report once.
+
+        Raises:
+            JobGone: the job is cancelled or belongs to another worker.
+        """
 
     async def aclose(self) -> None:
         """Close the connections."""
 
 
 class _Client:
-    """What all kinds do alike: report a job by its `musetalk_job_id`, and send its end."""
+    """What the clients of all kinds of worker share: sending, progress and final reports."""
+
+    _paths: str  # the part of every path that names the kind of worker
+    _job_id_field: str  # which id of a claimed job its end is reported to
 
     def __init__(
         self, http: OrchestratorHttp, profile: WorkerProfile, timeouts: Timeouts | None = None
@@ -112,9 +123,9 @@ class _Client:
         self._profile = profile
         self._timeouts = timeouts or Timeouts()
 
-    async def progress(self, job: ClaimedJob, progress: JobProgress) -> None:
+    async def progress(self, job: ClaimedJob, report: ProgressReport) -> None:
         """See `WorkerClient`."""
-        body = progress_body(self._profile.worker_id, job, progress)
+        body = progress_body(self._profile.worker_id, job, report)
         await post_about_job(
             self._http, progress_path(job), body, timeout_s=self._timeouts.progress_s
         )
@@ -129,20 +140,35 @@ class _Client:
         """See `WorkerClient`."""
         await self._http.aclose()
 
+    async def _heartbeat(self, body: Body) -> HeartbeatAnswer:
+        answer = await self._post_as_worker("heartbeat", body, self._timeouts.heartbeat_s)
+        return read_heartbeat(answer.body)
+
+    async def _claim(self, body: Body) -> Claim:
+        path = f"/internal/{self._paths}/jobs/claim"
+        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.claim_s)
+        return read_claim(self._http, answer.status, answer.body, id_field=self._job_id_field)
+
+    async def _post_as_worker(self, call: str, body: Body, timeout_s: float) -> Answer:
+        path = f"/internal/{self._paths}/workers/{segment(self._profile.worker_id)}/{call}"
+        return await self._http.post(path, encode(body), timeout_s=timeout_s)
+
 
 class MainClient(_Client):
     """The protocol of main, transient and expensive workers."""
 
+    _paths = "main"
+    _job_id_field = "musetalk_job_id"
+
     async def register(self) -> None:
         """See `WorkerClient`."""
-        body = {
+        body: Body = {
             "worker_type": self._profile.worker_type,
             "gpu_class": self._profile.gpu_class,
             "provider": self._profile.provider,
             "capacity": self._profile.capacity,
         }
-        path = f"/internal/main/workers/{segment(self._profile.worker_id)}/register"
-        await self._http.post(path, encode(body), timeout_s=self._timeouts.register_s)
+        await self._post_as_worker("register", body, self._timeouts.register_s)
 
     async def heartbeat(
         self,
@@ -151,88 +177,77 @@ class MainClient(_Client):
         error: str | None,
         jobs: Sequence[ClaimedJob] = (),
     ) -> HeartbeatAnswer:
-        """See `WorkerClient`. A main worker's heartbeat has no place for `error`."""
-        body = {
-            "status": status,
-            "current_job_id": current_job_id,
-            "provider": self._profile.provider,
-            "gpu_class": self._profile.gpu_class,
-            "worker_type": self._profile.worker_type,
-            "system_info": dict(self._profile.system_info),
-            "jobs": running_jobs(jobs),
-        }
-        path = f"/internal/main/workers/{segment(self._profile.worker_id)}/heartbeat"
-        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.heartbeat_s)
-        return read_heartbeat(answer.body)
+        """See `WorkerClient`. The heartbeat of a main worker has no field for `error`."""
+        return await self._heartbeat(
+            {
+                "status": status,
+                "current_job_id": current_job_id,
+                "provider": self._profile.provider,
+                "gpu_class": self._profile.gpu_class,
+                "worker_type": self._profile.worker_type,
+                "system_info": dict(self._profile.system_info),
+                "jobs": running_jobs(jobs),
+            }
+        )
 
     async def claim(self) -> Claim:
         """See `WorkerClient`."""
-        body = {
-            "worker_id": self._profile.worker_id,
-            "worker_type": self._profile.worker_type,
-            "gpu_class": self._profile.gpu_class,
-        }
-        answer = await self._http.post(
-            "/internal/main/jobs/claim", encode(body), timeout_s=self._timeouts.claim_s
+        return await self._claim(
+            {
+                "worker_id": self._profile.worker_id,
+                "worker_type": self._profile.worker_type,
+                "gpu_class": self._profile.gpu_class,
+            }
         )
-        return read_claim(self._http, answer.status, answer.body, id_field="musetalk_job_id")
 
-    def worded(self, progress: JobProgress) -> JobProgress:
+    def as_reported(self, report: ProgressReport) -> ProgressReport:
         """See `WorkerClient`."""
-        return progress
+        return report
 
     def final_report(
         self,
         job: ClaimedJob,
-        end: Succeeded | Failed,
+        end: SuccessReport | FailureReport,
         *,
         config_label: str | None,
         batch_size: int | None,
     ) -> FinalReport:
         """See `WorkerClient`."""
-        worker_id = self._profile.worker_id
-        if isinstance(end, Succeeded):
-            body = report_body(
-                worker_id,
-                job,
-                status="succeeded",
-                progress=1.0,
-                phase="completed",
-                metrics=end.metrics,
-                output_url=end.output_url,
-                config_label=config_label,
-                batch_size=batch_size,
-            )
-        else:
-            body = report_body(
-                worker_id,
-                job,
-                status="failed",
-                progress=end.fraction,
-                phase="failed",
-                error=end.error,
-                config_label=config_label,
-                batch_size=batch_size,
-            )
+        success = end if isinstance(end, SuccessReport) else None
+        body = report_body(
+            self._profile.worker_id,
+            job,
+            status="succeeded" if success else "failed",
+            progress=end.fraction if isinstance(end, FailureReport) else 1.0,
+            phase="completed" if success else "failed",
+            metrics=success.metrics if success else None,
+            error=end.error if isinstance(end, FailureReport) else None,
+            output_url=success.output_url if success else None,
+            config_label=config_label,
+            batch_size=batch_size,
+        )
         return FinalReport(job.job_id, progress_path(job), body)
 
 
 class PushedClient(MainClient):
-    """Reports jobs that were pushed to this worker: a main worker's form, the predecessor's words.
+    """Reports jobs that were pushed to this worker, in the words of the predecessor's `/generate`.
 
-    Such a worker neither registers nor beats nor claims; Salad's queue knows whether it is there.
+    Such a worker neither registers nor claims nor sends heartbeats. Salad's queue checks its state.
     """
 
-    def worded(self, progress: JobProgress) -> JobProgress:
+    def as_reported(self, report: ProgressReport) -> ProgressReport:
         """See `WorkerClient`."""
-        return in_the_predecessors_words(progress)
+        return predecessor_report(report)
 
 
 class BufferClient(_Client):
-    """The protocol of buffer workers. It knows no registration."""
+    """The protocol of buffer workers, which has no registration."""
+
+    _paths = "buffer"
+    _job_id_field = "buffer_job_id"
 
     async def register(self) -> None:
-        """Do nothing: a buffer worker introduces itself with its first heartbeat."""
+        """Do nothing. The first heartbeat of a buffer worker registers it."""
 
     async def heartbeat(
         self,
@@ -241,46 +256,40 @@ class BufferClient(_Client):
         error: str | None,
         jobs: Sequence[ClaimedJob] = (),
     ) -> HeartbeatAnswer:
-        """See `WorkerClient`. A buffer worker's heartbeat has no place for one current job."""
-        body = {
-            "status": status,
-            "gpu_class": self._profile.gpu_class,
-            "capacity": self._profile.capacity,
-            "error": error,
-            "jobs": running_jobs(jobs),
-        }
-        path = f"/internal/buffer/workers/{segment(self._profile.worker_id)}/heartbeat"
-        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.heartbeat_s)
-        return read_heartbeat(answer.body)
+        """See `WorkerClient`. The heartbeat of a buffer worker has no field for one current job."""
+        return await self._heartbeat(
+            {
+                "status": status,
+                "gpu_class": self._profile.gpu_class,
+                "capacity": self._profile.capacity,
+                "error": error,
+                "jobs": running_jobs(jobs),
+            }
+        )
 
     async def claim(self) -> Claim:
         """See `WorkerClient`."""
-        answer = await self._http.post(
-            "/internal/buffer/jobs/claim",
-            encode({"worker_id": self._profile.worker_id}),
-            timeout_s=self._timeouts.claim_s,
-        )
-        return read_claim(self._http, answer.status, answer.body, id_field="buffer_job_id")
+        return await self._claim({"worker_id": self._profile.worker_id})
 
-    def worded(self, progress: JobProgress) -> JobProgress:
+    def as_reported(self, report: ProgressReport) -> ProgressReport:
         """See `WorkerClient`."""
-        return in_the_predecessors_words(progress)
+        return predecessor_report(report)
 
     def final_report(
         self,
         job: ClaimedJob,
-        end: Succeeded | Failed,
+        end: SuccessReport | FailureReport,
         *,
         config_label: str | None,
         batch_size: int | None,
     ) -> FinalReport:
-        """See `WorkerClient`. Buffer reports have no place for label and batch size."""
-        succeeded = end if isinstance(end, Succeeded) else None
+        """See `WorkerClient`. The report of a buffer worker has neither label nor batch size."""
+        success = end if isinstance(end, SuccessReport) else None
         body: dict[str, JsonValue] = {
-            "status": "succeeded" if succeeded else "failed",
-            "error": end.error if isinstance(end, Failed) else None,
-            "output_url": succeeded.output_url if succeeded else None,
-            "metrics": dict(succeeded.metrics) if succeeded else None,
+            "status": "succeeded" if success else "failed",
+            "error": end.error if isinstance(end, FailureReport) else None,
+            "output_url": success.output_url if success else None,
+            "metrics": dict(success.metrics) if success else None,
         }
         if job.attempt is not None:
             body["attempt"] = job.attempt
@@ -289,32 +298,34 @@ class BufferClient(_Client):
         )
 
 
-def in_the_predecessors_words(progress: JobProgress) -> JobProgress:
-    """Return progress as the predecessor's `/generate` said it: 0.05 `downloading` first, 0.1
-    `inference` when that begins, and `inferring` with the frames once there are some.
+def predecessor_report(report: ProgressReport) -> ProgressReport:
+    """Return a report as the predecessor's `/generate` sent it.
+
+    It began with `downloading` at 0.05 and `inference` at 0.1. `inferring` followed as soon as
+    frames were counted.
     """
-    if progress.phase in ("preparing", "downloading"):
-        share = max(DOWNLOADING_SHARE, progress.fraction)
-        return replace(progress, phase="downloading", fraction=share, metrics=None)
-    fraction = max(INFERENCE_SHARE, progress.fraction)
-    if progress.phase == "inferring" and not (progress.metrics or {}).get("frames_done"):
-        return replace(progress, phase="inference", fraction=fraction, metrics=None)
-    return replace(progress, fraction=fraction)
+    if report.phase in ("preparing", "downloading"):
+        share = max(DOWNLOADING_SHARE, report.fraction)
+        return replace(report, phase="downloading", fraction=share, metrics=None)
+    fraction = max(INFERENCE_SHARE, report.fraction)
+    if report.phase == "inferring" and not (report.metrics or {}).get("frames_done"):
+        return replace(report, phase="inference", fraction=fraction, metrics=None)
+    return replace(report, fraction=fraction)
 
 
 __all__ = [
     "BufferClient",
     "Claim",
     "ClaimedJob",
-    "Failed",
+    "FailureReport",
     "FinalReport",
     "HeartbeatAnswer",
-    "JobProgress",
     "MainClient",
     "OrchestratorHttp",
+    "ProgressReport",
     "PushedClient",
     "Status",
-    "Succeeded",
+    "SuccessReport",
     "Timeouts",
     "WorkerClient",
     "WorkerProfile",

@@ -2,13 +2,13 @@
 
     OrchestratorError
     ├── ServiceUnavailable     no answer, or 408, 425, 429, 5xx; retryable
-    ├── MalformedAnswer        2xx, but not what the protocol says; retryable
-    └── RequestRejected        any other status; repeating the request cannot help
-        ├── JobGone            409 or 410 about a job: cancelled, or given to somebody else
+    ├── MalformedAnswer        2xx, but not as the protocol defines it; retryable
+    └── RequestRejected        any other status; a retry cannot help
+        ├── JobGone            409 or 410 about a job: cancelled, or given to another worker
         └── JobUnknown         404 about a job: perhaps for a moment only
 
-Messages name the call and what came back. They never hold the API key, addresses with their query
-strings, or the request.
+Messages contain the call and its answer. They never contain the API key, query strings or the
+request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 
 class OrchestratorError(Exception):
-    """A call to the orchestrator was not answered as the protocol promises.
+    """A call to the orchestrator was not answered as the protocol defines it.
 
     `status_code` is None when there was no answer at all.
     """
@@ -32,34 +32,35 @@ class OrchestratorError(Exception):
 
 
 class ServiceUnavailable(OrchestratorError):
-    """The orchestrator cannot be reached, is too slow, or says that it cannot serve now."""
+    """The orchestrator cannot be reached, is too slow, or answered that it is unavailable."""
 
     code = "service_unavailable"
     retryable = True
 
 
 class MalformedAnswer(OrchestratorError):
-    """The orchestrator accepted the request and answered something that cannot be read."""
+    """The orchestrator accepted the request, but its answer cannot be read."""
 
     code = "malformed_answer"
     retryable = True
 
 
 class RequestRejected(OrchestratorError):
-    """The orchestrator refused the request: wrong key, wrong fields, unknown worker, redirect."""
+    """The orchestrator refused the request, for example because its key or a field is invalid."""
 
     code = "request_rejected"
 
 
 class JobGone(RequestRejected):
-    """The job is cancelled, or another worker's by now. Stop working on it."""
+    """The job is cancelled or belongs to another worker. Stop it."""
 
     code = "job_gone"
 
 
 class JobUnknown(RequestRejected):
-    """The orchestrator does not know the job. It has been seen to say so of a live one: go on, and
-    believe it only when it goes on saying so.
+    """The orchestrator does not know the job.
+
+    It has been seen to answer this for a live job, so stop a job only if the answer is repeated.
     """
 
     code = "job_unknown"

@@ -1,4 +1,4 @@
-"""What a worker tells an orchestrator, and is told by it, whatever kind of worker it is."""
+"""The values that a worker and an orchestrator exchange, for all kinds of worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal["idle", "busy"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerProfile:
-    """Who a worker says it is. `capacity`: jobs at a time under this one identity."""
+    """The description of a worker. `capacity` jobs may run at once under its one identity."""
 
     worker_id: str
     gpu_class: str
@@ -26,10 +26,10 @@ class WorkerProfile:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedJob:
-    """A job that was handed out, as it came.
+    """A job that was handed out, as it was received.
 
-    `job_id` is what its end is reported to: `buffer_job_id` for a buffer worker. `payload` is
-    not validated beyond having that id; its addresses may be signed, so it stays out of `repr`.
+    Its end is reported to `job_id`, the `buffer_job_id` for a buffer worker. Only that id in
+    `payload` has been validated. Its addresses may be signed, so `repr` leaves it out.
     """
 
     job_id: str
@@ -37,7 +37,7 @@ class ClaimedJob:
 
     @property
     def musetalk_job_id(self) -> str:
-        """The id that progress is reported to, and that the job has here."""
+        """The id that progress is reported to, and the id of the job in this worker."""
         named = self.payload.get("musetalk_job_id")
         if isinstance(named, int) and not isinstance(named, bool):
             named = str(named)
@@ -45,14 +45,14 @@ class ClaimedJob:
 
     @property
     def attempt(self) -> int | None:
-        """Which handing-out of the job this is; None where the orchestrator does not count."""
+        """How often the job has been handed out; None if the orchestrator does not count that."""
         number = self.payload.get("attempt")
         return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The answer to a claim. `error`: why the orchestrator has no job for this worker."""
+    """The answer to a claim. `error` says why there is no job for this worker."""
 
     job: ClaimedJob | None
     error: str | None = None
@@ -60,9 +60,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatAnswer:
-    """What an orchestrator asks for in its answer to a heartbeat.
+    """The requests in the answer to a heartbeat.
 
-    `cancel`: ids of jobs that are to be stopped. `drain`: claim nothing more.
+    `cancel` has the ids of jobs to cancel. `drain` asks the worker to claim nothing more.
     """
 
     cancel: frozenset[str] = frozenset()
@@ -70,8 +70,8 @@ class HeartbeatAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class JobProgress:
-    """One best-effort progress report of a running job. `fraction`: 0 to 1."""
+class ProgressReport:
+    """One best-effort progress report of a running job. `fraction` is 0 to 1."""
 
     fraction: float
     phase: str
@@ -81,8 +81,8 @@ class JobProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Succeeded:
-    """A finished job. Refuses to exist without an address and metrics (known fault 2)."""
+class SuccessReport:
+    """The end of a job that succeeded. It needs an address and metrics (known fault 2)."""
 
     output_url: str = field(repr=False)
     metrics: Mapping[str, JsonValue]
@@ -93,8 +93,8 @@ class Succeeded:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """A failed job. `error` is the job's own sentence; `fraction` how far it came."""
+class FailureReport:
+    """The end of a job that failed. `error` is its message, `fraction` how far it came."""
 
     error: str
     fraction: float = 0.0
@@ -102,7 +102,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class FinalReport:
-    """The request that ends a job, ready to be stored, sent, and sent again unchanged."""
+    """The request that reports the end of a job. It is stored, and sent unchanged in each try."""
 
     job_id: str
     path: str

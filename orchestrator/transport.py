@@ -1,9 +1,8 @@
-"""Sends one request to an orchestrator and turns whatever comes back into an answer or an error
-type.
+"""Sends one request to an orchestrator. The result is an answer or an error type.
 
-Every call has a total deadline and every answer a size limit: an orchestrator that drips bytes or
-never ends its answer costs one call. After any transport fault the connection pool is replaced,
-because a pool that has seen a TLS fault may fail every later request.
+Every call has a total deadline and every answer a size limit, so that an orchestrator that sends
+slowly or without end costs one call. After any transport fault the connection pool is replaced,
+because a pool may fail every later request after a TLS fault.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ class Answer:
 
 @dataclass(slots=True)
 class _Pool:
-    """An `httpx` client and the number of requests in it, so that a replaced one is closed by the
-    last of them instead of under their feet.
+    """An `httpx` client and the number of its requests. A replaced client is closed after the last
+    of them.
     """
 
     client: httpx.AsyncClient
@@ -50,18 +49,18 @@ class _Pool:
 
 
 class OrchestratorHttp:
-    """POST to an orchestrator, with the key, a deadline, and errors as types.
+    """Posts to an orchestrator, with the key, a deadline, and errors as types.
 
-    `tls`: trust anchors for a private authority; None uses the public ones.
+    `tls` has the trust anchors of a private authority. None uses the public ones.
     """
 
     def __init__(self, base_url: str, api_key: str, *, tls: ssl.SSLContext | None = None) -> None:
         parsed = httpx.URL(checked_base_url(base_url))
-        # Apart, because httpx logs the whole address of each request.
+        # Not part of the address, because httpx logs the address of each request.
         self._login = (parsed.username, parsed.password) if parsed.userinfo else None
         self._base_url = parsed.copy_with(username=None, password=None)
         if not api_key or not api_key.isascii() or not api_key.isprintable():
-            # httpx would quote the bad header value in its error.
+            # The error of httpx would quote the invalid header value.
             raise ValueError("INTERNAL_API_KEY must be one or more visible ASCII characters")
         self._api_key = api_key
         self._tls = tls
@@ -74,9 +73,9 @@ class OrchestratorHttp:
         """Return a 2xx answer.
 
         Raises:
-            ServiceUnavailable: no answer within `timeout_s`, a transport fault, or a status that
-                says "later". Call again.
-            RequestRejected: any other status. Calling again cannot help.
+            ServiceUnavailable: no answer within `timeout_s`, a transport fault, or a status of a
+                passing fault. Call again later.
+            RequestRejected: any other status. A second call cannot help.
         """
         status, answer = await self._exchange(path, body, timeout_s)
         if 200 <= status < 300:
@@ -87,7 +86,7 @@ class OrchestratorHttp:
         raise RequestRejected(message, status_code=status)
 
     async def aclose(self) -> None:
-        """Close the pool; a request made afterwards opens a new one."""
+        """Close the pool. A later request opens a new one."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.retired = True
@@ -119,8 +118,8 @@ class OrchestratorHttp:
             self._pool = None
 
     def _new_client(self) -> httpx.AsyncClient:
-        # Kept when the pool is replaced: it holds no connection, and reading the authorities anew
-        # would stop the loop for tens of milliseconds at every fault.
+        # It is kept when the pool is replaced. It holds no connection, and reading the certificates
+        # again would block the loop for tens of milliseconds.
         self._tls = self._tls or httpx.create_ssl_context()
         return httpx.AsyncClient(
             base_url=self._base_url,
@@ -129,7 +128,7 @@ class OrchestratorHttp:
                 "X-Internal-API-Key": self._api_key,
                 "Content-Type": "application/json",
                 "Accept": "application/json",
-                # No compression: the answer limit then counts what is held in memory.
+                # No compression, so that the size limit applies to the memory that an answer takes.
                 "Accept-Encoding": "identity",
             },
             timeout=None,  # `asyncio.timeout` bounds the whole call
@@ -142,8 +141,9 @@ class OrchestratorHttp:
         return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
 
     def _detail(self, answer: bytes) -> str:
-        """Return the explanation of an error answer; FastAPI's `input` may echo signed URLs, so
-        only its `loc` and `msg` are taken.
+        """Return the explanation in an error answer.
+
+        Of FastAPI's errors only `loc` and `msg` are used, as `input` may repeat signed URLs.
         """
         try:
             detail = _JSON.validate_json(answer).get("detail")
@@ -157,15 +157,16 @@ class OrchestratorHttp:
         return f": {self.without_secrets(detail)}"
 
     def without_secrets(self, text: str) -> str:
-        """Return the orchestrator's text fit for logs: no key, no query strings, not endless."""
+        """Return a text of the orchestrator for logs: shortened, without key and query strings."""
         return _QUERY.sub("?…", text.replace(self._api_key, "…"))[:MAX_DETAIL_CHARS]
 
 
 def checked_base_url(url: str) -> str:
-    """Return the address without a closing slash.
+    """Return the address without a trailing slash.
 
     Raises:
-        ValueError: not an http(s) address; the message does not repeat it (it may hold a password).
+        ValueError: it is not an http(s) address. The message does not repeat it, as it may contain
+            a password.
     """
     try:
         parsed = httpx.URL(url)

@@ -8,7 +8,7 @@
 # 2. system tools: by apt-get where we are root, otherwise one line names the command
 # 3. .venv with Python 3.11; torch in the build that fits; the locks, by hash and without dependencies
 # 4. for `dev` the mmpose stack, which its tests need; where it cannot be installed they are skipped
-# 5. the command `serve`; a check that the result works and that torchvision is absent; the stamp
+# 5. the commands `lipsync` and `serve`; a check that the result works and that torchvision is absent; the stamp
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -164,12 +164,22 @@ want_mm() {
     say "the mmpose stack could not be installed, so its tests are skipped ($log; 'make mm' tries again)"
 }
 
-# `serve run` of this project's configurations is checked as `make serve` is; the rest is Ray's.
+# Write the program $1, whose Python code is on standard input, for the Python of this .venv. Its first
+# lines are shell to /bin/sh and a text to Python, because `#!` takes neither spaces nor long paths.
+write_command() {
+  local file=$VENV/bin/$1
+  {
+    printf '%s\n' '#!/bin/sh' "'''exec' \"$PWD/$VENV/bin/python\" \"\$0\" \"\$@\"" "' '''"
+    cat
+  } >"$file.new"
+  chmod 755 "$file.new"
+  mv "$file.new" "$file"
+}
+
+# `serve run` of this project's configurations is checked as `lipsync serve` is; the rest is Ray's.
 write_serve_command() {
-  local file=$VENV/bin/serve
-  cat >"$file.new" <<PY
-#!$PWD/$VENV/bin/python
-"""Ray's command \`serve\`; \`serve run\` of a lip-sync configuration starts serve_app.launch."""
+  write_command serve <<'PY'
+# Ray's command `serve`; `serve run` of a lip-sync configuration starts serve_app.launch.
 import os
 import sys
 
@@ -180,8 +190,25 @@ except ModuleNotFoundError:  # called from another project's folder
     from ray.serve.scripts import cli as main
 sys.exit(main())
 PY
-  chmod 755 "$file.new"
-  mv "$file.new" "$file"
+}
+
+# A script instead of an editable install: it needs no build, it works where the code comes later than
+# the environment (Dockerfile.gpu), and it follows a checkout that links to the .venv of another one.
+write_lipsync_command() {
+  write_command lipsync <<'PY'
+# The command `lipsync`; lipsync/app.py lists its commands.
+import os
+import sys
+
+# The checkout by whose .venv this was called, else the one whose .venv it is.
+checkout = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(sys.argv[0]))))
+if not os.path.isfile(os.path.join(checkout, "lipsync", "__main__.py")):
+    checkout = os.path.dirname(sys.prefix)
+sys.path[0] = checkout
+from lipsync.__main__ import main
+
+main()
+PY
 }
 
 check_result() {
@@ -238,10 +265,11 @@ main() {
   install_locks "$profile"
   [[ $profile == base ]] || want_mm
   write_serve_command
+  write_lipsync_command
   check_result "$build"
   echo "$digest" >"$VENV/.stamp-$profile"
   [[ $profile == base ]] || digest_of base "$build" >"$VENV/.stamp-base"
-  say "set-up done"
+  say "set-up done; $VENV/bin/lipsync --help lists what it can do"
 }
 
 # Sourced by the tests, which call the functions above one by one.

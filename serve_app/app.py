@@ -1,4 +1,4 @@
-"""Builds the application from `args:` of serve_config.yaml.
+"""Builds the Serve application from `args:` of serve_config.yaml.
 
 `build_app`'s parameter must be annotated with a real pydantic class, so this module does not
 postpone annotations.
@@ -13,27 +13,28 @@ from ray.serve import Application
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings, jobs_at_a_time
+from serve_app.graph.builders import resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
-from serve_app.graph.tools import resolve
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
 
 ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
-MAX_HTTP = 1000  # open requests at the ingress: waiting callers and event streams
-CALLS_AHEAD = 2  # calls a replica takes beyond those it works on, to fetch their arguments
+ANY_NODE = "cpu"  # this value of `pools[].arch` places replicas on any node, with a GPU or without
+MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event streams included
+CALLS_AHEAD = 2  # calls that a replica accepts early, so that their arguments are there in time
 
 
 def build_app(args: AppArgs) -> Application:
     """Build Ingress, Preprocessor, one Generator per row of `pools:`, and Finisher.
 
-    Engine and landmarks `auto` are decided here, once, and printed.
+    `auto` for engine and landmarks is decided here, once, and logged.
 
     Raises:
-        EnvironmentInvalid: the environment must not be started with. The launcher has looked at its
-            own; on a cluster that is joined, or after `serve deploy`, this is another one.
+        EnvironmentInvalid: the application cannot run in this environment. The launcher checks its
+            own environment; a joined cluster, or `serve deploy`, has another one.
     """
     env = read_environment()
     if faults := list(environment_faults(env)):
@@ -41,7 +42,7 @@ def build_app(args: AppArgs) -> Application:
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
     gpus = args.preprocessor.num_gpus
-    # Every job that runs, is fetched ahead or previewed may fetch at a time; that takes no thread.
+    # All jobs that run, wait for a place or are previews may download concurrently, in no thread.
     jobs = jobs_at_a_time(args, env)
     preprocessor = _bind(
         Preprocessor,
@@ -88,7 +89,7 @@ def _bind(
 
 def _bind_pool(pool: PoolSettings, args: AppArgs) -> Any:
     options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
-    if pool.arch != "cpu":
+    if pool.arch != ANY_NODE:
         options["label_selector"] = {ARCH_LABEL: pool.arch}
     return serve.deployment(
         Generator,
@@ -100,13 +101,13 @@ def _bind_pool(pool: PoolSettings, args: AppArgs) -> Any:
     ).bind(args, pool)
 
 
-def _scaling(replicas: int, max_replicas: int | None, busy_at: int) -> dict[str, Any]:
+def _scaling(replicas: int, max_replicas: int | None, target_calls: int) -> dict[str, Any]:
     if max_replicas is None:
         return {"num_replicas": replicas}
     return {
         "autoscaling_config": {
             "min_replicas": replicas,
             "max_replicas": max_replicas,
-            "target_ongoing_requests": busy_at,
+            "target_ongoing_requests": target_calls,
         }
     }

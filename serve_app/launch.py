@@ -1,14 +1,15 @@
-"""Starts the application and stands by it: `python -m serve_app.launch [CONFIG]`.
+"""Starts the application and keeps it running: `lipsync serve [CONFIG]`, and
+`python -m serve_app.launch [CONFIG]`.
 
-1. read and check the configuration, the environment and the machine, before Ray is started
-2. set the environment that Ray reads
-3. start Ray and Serve, deploy
-4. wait until the application is ready, or say in one sentence why it never will be
-5. on SIGTERM or SIGINT take no new job, let those that run end, and stop; a second one stops
-   at once
+1. The configuration, the environment and the machine are checked, before Ray is started.
+2. The environment that Ray reads is set.
+3. Ray and Serve are started, and the application is deployed.
+4. The launcher waits until the application is ready, or says in one sentence why it never will be.
+5. On SIGTERM or SIGINT no new job is taken, running jobs finish, and everything stops. A second
+   signal stops it at once.
 
-Exit status: 0 after a stop that was asked for, 2 for what cannot be started, 1 if the running
-application is lost.
+Exit codes: 0 after a stop that was asked for, 2 if the application cannot be started, 1 if it is
+lost while it runs.
 """
 
 from __future__ import annotations
@@ -16,21 +17,20 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from serve_app.config.config_file import ConfigInvalid
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import in_address
-from serve_app.launcher.checks import Start, check_start, port_fault
+from serve_app.launcher.checks import Start, check_start
 from serve_app.launcher.console import Console
+from serve_app.launcher.health_monitor import HealthMonitor
+from serve_app.launcher.machine import port_fault
 from serve_app.launcher.ray_cluster import (
     Cluster,
     StartFailed,
@@ -38,48 +38,23 @@ from serve_app.launcher.ray_cluster import (
     environment_before_ray,
     environment_of_replicas,
 )
+from serve_app.launcher.stop_requests import StopRequests
 from serve_app.telemetry.logs import set_up_logging
 
 logger = logging.getLogger("serve_app.launch")
 
 DEFAULT_CONFIG = "serve_config.yaml"
-STARTING_LOOK_S = 0.1
-STILL_S = 30.0  # a start that takes longer says so that often
+STARTING_POLL_S = 0.1
+STILL_S = 30.0  # a slow start is reported this often
 ANSWER_S = 5.0
-RUNNING_LOOK_S = 5.0  # a look costs some 10 ms
-LOST_S = 60.0  # Serve silent for that long is gone
-STANDING_LOOK_S = 1.0
-DRAIN_LOOK_S = 0.1
-FREE_S, FREE_LOOK_S = 10.0, 0.05
-LAST_WORDS_S = 3.0  # Ray's log lines come some tenths of a second late
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-
-class Wishes:
-    """How often somebody asked for the end."""
-
-    def __init__(self) -> None:
-        self._asked = threading.Event()
-        self.count = 0
-
-    def listen(self) -> None:
-        """Take the signals; again after `ray.init`, which takes SIGTERM for itself."""
-        for one in SIGNALS:
-            signal.signal(one, self._on_signal)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait for the first wish; True if there is one."""
-        return self._asked.wait(seconds)
-
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self._asked.set()
-        if self.count > 2:  # the stop itself hangs: the next one ends this process
-            signal.signal(signum, signal.SIG_DFL)
+STOP_POLL_S = 1.0
+DRAIN_POLL_S = 0.1
+FREE_S, FREE_POLL_S = 10.0, 0.05
+LAST_WORDS_S = 3.0  # Ray delivers log lines some tenths of a second late
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the launcher; the exit status."""
+    """Run the launcher and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) > 1 or given[:1] in (["-h"], ["--help"]):
         print(f"usage: python -m serve_app.launch [CONFIG]\n\n{__doc__}", file=sys.stderr)
@@ -98,15 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(start: Start) -> int:
-    """Start what was checked, stand by it until somebody wants its end; the exit status."""
+    """Start what was checked, and run it until it is told to stop; return the exit code."""
     set_up_logging(start.env.secrets, is_json=start.is_json)
-    wishes, console, cluster = Wishes(), Console(start.is_json), Cluster(start)
-    wishes.listen()
+    stops, console, cluster = StopRequests(), Console(start.is_json), Cluster(start)
+    stops.install()
     try:
-        status = _start_and_stand_by(start, cluster, console, wishes)
+        status = _start_and_run(start, cluster, console, stops)
     except StartFailed as failed:
-        if wishes.count:
-            return 0  # what was being started was stopped in the middle
+        if stops.count:
+            return 0  # the start was stopped in the middle
         print(f"lipsync-serve: {failed}", file=sys.stderr)
         return 2
     except SystemExit:  # Ray's own handler of SIGTERM, while Ray starts
@@ -119,33 +94,33 @@ def run(start: Start) -> int:
     return status
 
 
-def _start_and_stand_by(start: Start, cluster: Cluster, console: Console, wishes: Wishes) -> int:
+def _start_and_run(start: Start, cluster: Cluster, console: Console, stops: StopRequests) -> int:
     logger.info("starting", extra={"port": start.port})
     cluster.begin()
-    wishes.listen()
+    stops.install()
     console.attach()
-    if not wishes.count:
+    if not stops.count:
         cluster.deploy()
-    ready = _wait_until_ready(start, cluster, wishes)
+    ready = _wait_until_ready(start, cluster, stops)
     console.is_ready = True
     if ready:
         logger.info("%s", ready_line(start, _facts(start)))
-        if not _stand_by(cluster, wishes):
+        if not _wait_for_stop(cluster, stops):
             print("lipsync-serve: Ray is gone, and the application with it", file=sys.stderr)
             return 1
-        if _drain(cluster, start.args.queue.drain_s, wishes):
+        if _drain(cluster, start.args.queue.drain_s, stops):
             console.wait_for_last_words(LAST_WORDS_S)
     return 0
 
 
-def _wait_until_ready(start: Start, cluster: Cluster, wishes: Wishes) -> bool:
-    """Wait for every deployment; False if the end was wished for meanwhile.
+def _wait_until_ready(start: Start, cluster: Cluster, stops: StopRequests) -> bool:
+    """Wait for every deployment; return False if a stop is requested before they are ready.
 
     Raises:
         StartFailed: one cannot be started.
     """
     said_at = time.monotonic()
-    while not wishes.wait(STARTING_LOOK_S):
+    while not stops.wait(STARTING_POLL_S):
         state = _state(cluster)
         if time.monotonic() - said_at > STILL_S:
             said_at = time.monotonic()
@@ -159,9 +134,9 @@ def _wait_until_ready(start: Start, cluster: Cluster, wishes: Wishes) -> bool:
 
 
 def answers(start: Start) -> bool:
-    """Whether `GET /hc` is answered with 200; taken for granted where it cannot be asked from here.
+    """Return whether `GET /hc` answers 200. True if that cannot be tested from here.
 
-    Serve calls a deployment running a moment before its proxy knows where to send requests.
+    Serve reports a deployment as running a moment before its proxy can route requests to it.
     """
     options = start.document["http_options"]
     if start.cluster is not None or options.get("ssl_certfile"):
@@ -185,92 +160,52 @@ def _state(cluster: Cluster) -> State:
         ) from exc
 
 
-class Watch(threading.Thread):
-    """Looks at the running application now and then, and says what changes.
-
-    In a thread of its own: Serve's controller may hang, and a signal has to be heard then too.
-    """
-
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(daemon=True)
-        self._cluster = cluster
-        self._unhealthy: tuple[str, ...] = ()
-        self._over = threading.Event()
-        self.is_lost = False
-
-    def end(self) -> None:
-        """Look no more; a look that is under way says nothing."""
-        self._over.set()
-
-    def run(self) -> None:
-        """Look until the cluster is lost. A controller that died is back within seconds."""
-        seen = time.monotonic()
-        while not self.is_lost and not self._over.wait(RUNNING_LOOK_S):
-            try:
-                self._compare(self._cluster.state().unhealthy)
-            except Exception as exc:
-                if self._over.is_set():
-                    return
-                silent_s = time.monotonic() - seen
-                logger.warning(
-                    "Serve has not answered for %.0f s (%s)", silent_s, type(exc).__name__
-                )
-                self.is_lost = silent_s > LOST_S
-            else:
-                seen = time.monotonic()
-
-    def _compare(self, now: tuple[str, ...]) -> None:
-        if now != self._unhealthy:
-            logger.warning("deployments that are not healthy: %s", ", ".join(now) or "none now")
-            self._unhealthy = now
-
-
-def _stand_by(cluster: Cluster, wishes: Wishes) -> bool:
-    """Wait for the wish to end; False if the cluster is lost before."""
-    watch = Watch(cluster)
-    watch.start()
+def _wait_for_stop(cluster: Cluster, stops: StopRequests) -> bool:
+    """Wait until a stop is requested; return False if the cluster is lost first."""
+    monitor = HealthMonitor(cluster)
+    monitor.start()
     try:
-        while not wishes.wait(STANDING_LOOK_S):
-            if watch.is_lost:
+        while not stops.wait(STOP_POLL_S):
+            if monitor.is_lost:
                 return False
         return True
     finally:
-        watch.end()
+        monitor.end()
 
 
-def _drain(cluster: Cluster, seconds: float, wishes: Wishes) -> bool:
-    """Let the jobs that run end, for `seconds` at most; a second wish ends the waiting.
+def _drain(cluster: Cluster, seconds: float, stops: StopRequests) -> bool:
+    """Let running jobs finish, for `seconds` at most; a second signal ends the waiting.
 
-    True if they have ended.
+    Returns True if they have finished.
     """
-    logger.info("stopping: no new job is taken; those that run may take %.0f s more", seconds)
+    logger.info("stopping: no new job is taken, and running jobs have %.0f s to finish", seconds)
     until = time.monotonic() + seconds
     try:
         response = cluster.ask("drain")
-        while wishes.count < 2 and time.monotonic() < until:
+        while stops.count < 2 and time.monotonic() < until:
             try:
-                response.result(timeout_s=DRAIN_LOOK_S)
+                response.result(timeout_s=DRAIN_POLL_S)
             except TimeoutError:
                 continue
             return True
-        logger.warning("jobs that still run are given up; they begin anew at the next start")
+        logger.warning("jobs that are still running are abandoned; the next start runs them again")
     except Exception:
-        logger.exception("the jobs that run could not be waited for")
+        logger.exception("the launcher could not wait for running jobs")
     return False
 
 
 def _wait_until_free(start: Start) -> None:
-    """Wait until the port can be listened on, so that the next start finds it free."""
+    """Wait until the port is free, so that the next start can listen on it."""
     until = time.monotonic() + FREE_S
     while time.monotonic() < until and any(port_fault(start.host, start.port, "")):
-        time.sleep(FREE_LOOK_S)
+        time.sleep(FREE_POLL_S)
 
 
-# --- what is said ---------------------------------------------------------------------------------
+# --- what is printed ------------------------------------------------------------------------------
 
 
 def ready_line(start: Start, facts: dict[str, str]) -> str:
-    """Return the one line that says what runs where, and who may call it."""
+    """Return the line that says what runs at which address, and who may call it."""
     base = f"http://{in_address(start.reached_at)}:{start.port}"
     metrics = (
         f", metrics http://127.0.0.1:{start.metrics_port}/metrics" if not start.cluster else ""
@@ -284,7 +219,7 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
 
 def _facts(start: Start) -> dict[str, str]:
     """Return engine and landmarks as this machine resolves them."""
-    from serve_app.graph.tools import resolve
+    from serve_app.graph.builders import resolve
 
     args = resolve(start.args, start.env)
     return {"engine": args.engine, "landmarks": args.landmarks}
@@ -297,7 +232,7 @@ def _free_port() -> int:
 
 
 def leave(status: int) -> NoReturn:
-    """End this process. Ray's exit handlers would look for a second for what is gone already."""
+    """End this process without Ray's exit handlers, which would spend a second on what is gone."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,13 +3,13 @@
     VIDEO_URL=… AUDIO_URL=… OUTPUT_URL=… python -m serve_app.run_job      (HTTP PUT of the result)
     VIDEO_URL=… AUDIO_URL=… OUTPUT_PATH=… python -m serve_app.run_job     (a file and its sidecar)
 
-No Ray: the pipeline runs in this process. `--help` lists the variables and the exit codes. In this
-order, so that nothing is done in vain:
-1. the variables, the configuration and the place of the result are checked;
-2. both inputs are fetched;
-3. engine, landmark detector and listener are loaded, and the pipeline runs;
-4. the result is stored.
-SIGTERM and Ctrl-C end it at any point, with nothing left behind.
+`lipsync run-job` is the same. The pipeline runs in this process, without Ray. `--help` lists the
+variables and the exit codes. The steps come in this order, so that no work is wasted:
+1. The variables, the configuration and the place of the result are checked.
+2. Both inputs are fetched.
+3. The engine, the landmark detector and the audio encoder are loaded, and the pipeline runs.
+4. The result is stored.
+SIGTERM and Ctrl-C end it at any point, and nothing is left behind.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import textwrap
@@ -28,44 +27,48 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from musetalk_pipeline.errors import (
-    MediaError,
     PipelineError,
     ProcessingError,
-    SourceUnreachable,
     Stage,
     UploadFailed,
 )
 from musetalk_pipeline.files import part_name
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
+from musetalk_pipeline.progress_bar import ProgressBar
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, InputSettings
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.tools import build_detector, build_engine, build_listener, resolve
+from serve_app.graph.builders import build_audio_encoder, build_detector, build_engine, resolve
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.one_shot.stopping import SIGNALLED, Stopped, Stopping
+from serve_app.one_shot.exit_codes import (
+    BAD_INPUT,
+    DONE,
+    INTERRUPTED,
+    OWN_FAULT,
+    TERMINATED,
+    exit_code,
+)
+from serve_app.one_shot.stopping import Stopped, Stopping
 from serve_app.one_shot.variables import VARIABLES, OneShot, first_line, make_room, read_one_shot
 from serve_app.outputs.put import PutStore
 from serve_app.outputs.store import SidecarFacts, peak_ram_kb, sidecar
 from serve_app.telemetry.logs import set_up_logging
 from serve_app.telemetry.redact import redact
 
-logger = logging.getLogger("serve_app.run_job")  # not `__main__`, which nobody set up
+logger = logging.getLogger("serve_app.run_job")  # not `__main__`, whose logger has no handlers
 
-DONE, OWN_FAULT, BAD_INPUT = 0, 1, 2
 CONFIG = Path(__file__).resolve().parent.parent / "serve_config.yaml"
 EXIT_CODES = {
     DONE: "The result is stored.",
     OWN_FAULT: "This machine is at fault (network, disk, GPU, configuration). Try another one.",
     BAD_INPUT: "The input or a variable of the job is at fault. Do not try again.",
-    SIGNALLED + signal.SIGINT: "Ctrl-C ended the job. Nothing is left behind.",
-    SIGNALLED + signal.SIGTERM: "SIGTERM ended the job. Nothing is left behind.",
+    INTERRUPTED: "Ctrl-C ended the job. Nothing is left behind.",
+    TERMINATED: "SIGTERM ended the job. Nothing is left behind.",
 }
 
 
@@ -81,7 +84,7 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
         env = read_environment()
         set_up_logging(env.secrets, is_json=env.logs_json)
         summary = _do(read_one_shot(os.environ), _read_args(os.environ), env, stopping)
-    except Exception as exc:  # the boundary of the process: whatever it is, it is said once
+    except Exception as exc:  # the boundary of the process, where every error is printed once
         error = exc if isinstance(exc, PipelineError) else _as_pipeline_error(exc)
         print(f"error: {error.code} ({error.stage}): {redact(error.message)}", file=sys.stderr)
         if error.hint is not None:
@@ -89,16 +92,6 @@ def main(arguments: list[str] | None = None, stopping: Stopping | None = None) -
         return exit_code(error)
     print(json.dumps(summary))
     return DONE
-
-
-def exit_code(error: PipelineError) -> int:
-    """Return contracts.md §4's exit code: whose fault it is.
-
-    A source that cannot be reached is taken for a fault of this machine's network: another machine
-    finds out, whereas a job that is given up for a broken resolver is lost.
-    """
-    is_input = isinstance(error, MediaError) and not isinstance(error, SourceUnreachable)
-    return BAD_INPUT if is_input else OWN_FAULT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Do the one job that the environment describes, then exit.",
         epilog=f"variables:\n{table(VARIABLES)}\n\n"
         "The variables of the served application (MUSETALK_…, ALLOWED_SOURCE_HOSTS,\n"
-        "LIPSYNC_ALLOWED_FOLDERS, …) mean what README.md says of them.\n\n"
+        "LIPSYNC_ALLOWED_FOLDERS, …) mean what docs/configuration.md says of them.\n\n"
         f"exit codes:\n{table(EXIT_CODES)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -182,10 +175,10 @@ def _draw(
     env: Environment,
 ) -> Result:
     tools = Tools(
-        build_detector(args), build_engine(args, args.pools[0], env), build_listener(args)
+        build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
-    with _Bar() as bar:
+    with ProgressBar("frames") as bar:
         return run(
             video.path,
             audio.path,
@@ -195,19 +188,19 @@ def _draw(
             limits=inputs.limits(),
             block_s=args.driver.block_s,
             work_dir=scratch,
-            on_progress=bar.show,
+            on_progress=_Shown(bar).show,
         )
 
 
 def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: Stopping) -> str:
-    """Put the result where it is wanted. `note` makes the sidecar, given the seconds of this."""
+    """Store the result. `note` makes the sidecar, given the seconds that this took."""
     if job.output_url is not None:
-        no_sidecar = b""  # there is one address, and it is the video's
+        no_sidecar = b""  # there is only one address, which is for the video
         return PutStore(job.output_url).put(job.request.musetalk_job_id, video, no_sidecar).url
     started = time.monotonic()
     target = job.output_path
     beside = target.with_suffix(".json")
-    # New files with names that nobody can have made links of: the default folder is for all users.
+    # The default folder belongs to all users, so the names of new files cannot be guessed.
     parts = [part_name(path) for path in (target, beside)]
     stopping.remove_at_end(*parts)
     try:
@@ -215,7 +208,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
             shutil.copyfileobj(source, copy, 1 << 20)
         with parts[1].open("xb") as sidecar_file:
             sidecar_file.write(note(time.monotonic() - started))
-        parts[0].replace(target)  # complete before it has its name
+        parts[0].replace(target)  # only a complete file gets this name
         parts[1].replace(beside)
     except OSError as exc:
         raise UploadFailed(f"OUTPUT_PATH cannot be written: {exc.strerror}.") from exc
@@ -276,26 +269,20 @@ def _as_pipeline_error(exc: Exception) -> PipelineError:
     return ProcessingError(f"{type(exc).__name__}: {first_line(exc)}", stage=Stage.UNKNOWN)
 
 
-class _Bar:
-    """Frames done of frames to do, on standard error: a bar, or without a terminal a few lines."""
+class _Shown:
+    """Shows how far a job is: as a bar, or without a terminal as a log line for each stage."""
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] = tqdm(unit="frame", disable=not sys.stderr.isatty())
+    def __init__(self, bar: ProgressBar) -> None:
+        self._bar = bar
         self._stage = ""
 
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def show(self, progress: Progress) -> None:
-        """Move the bar."""
-        self._bar.total = progress.frames_total or None
-        self._bar.n = progress.frames_done
-        self._bar.refresh()
-        if self._bar.disable and progress.stage != self._stage:
-            frames = {"frames": progress.frames_total} if progress.frames_total else {}
+    def show(self, progress: RunProgress) -> None:
+        """Show how far the job is."""
+        total = progress.frames_total or None
+        if self._bar.is_drawn:
+            self._bar.show(progress.stage, progress.frames_done, total)
+        elif progress.stage != self._stage:
+            frames = {"frames": total} if total else {}
             logger.info("stage begins", extra={"stage": progress.stage, **frames})
         self._stage = progress.stage
 

@@ -142,15 +142,18 @@ def _is_ours(process: psutil.Process) -> bool:
             "ray" in Path(part).parts or part.startswith("ray::") for part in _command(process)
         )
         return is_media or (
-            process.ppid() == os.getpid() and not is_ray and not _is_tracker(process)
+            process.ppid() == os.getpid() and not is_ray and not _is_servant(process)
         )
     except psutil.Error:
         return False
 
 
-def _is_tracker(process: psutil.Process) -> bool:
-    """multiprocessing's resource tracker lives as long as the process that it serves."""
-    return any("resource_tracker" in part for part in _command(process))
+def _is_servant(process: psutil.Process) -> bool:
+    """multiprocessing's resource tracker and torch's compile workers live as long as the process
+    that they serve.
+    """
+    servants = ("resource_tracker", "torch/_inductor/compile_worker")
+    return any(name in part for part in _command(process) for name in servants)
 
 
 def _temp_files(folder: Path) -> set[str]:

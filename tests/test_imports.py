@@ -30,7 +30,7 @@ RULES = {
     "musetalk_pipeline.plan": (*SERVICE, *HEAVY),
     "musetalk_pipeline.boxes": (*SERVICE, *HEAVY),
     "musetalk_pipeline.pixels.picture": (*SERVICE, *HEAVY),
-    "musetalk_pipeline.faces.tracks": (*SERVICE, *HEAVY),
+    "musetalk_pipeline.faces.face_boxes": (*SERVICE, *HEAVY),
     "musetalk_pipeline.engines": (*SERVICE, *HEAVY),
     "musetalk_pipeline.faces": (*SERVICE, *HEAVY),
     # Media, but no networks: what the command line needs before it has chosen an engine.

@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,11 @@ def bash(
 ) -> subprocess.CompletedProcess[str]:
     """Run `script` after sourcing set-up's functions, with `path` as PATH."""
     return subprocess.run(
-        [shutil.which("bash") or "bash", "-c", f"source {SETUP}\ncd {cwd}\n{script}"],
+        [
+            shutil.which("bash") or "bash",
+            "-c",
+            f"source {SETUP}\ncd {shlex.quote(str(cwd))}\n{script}",
+        ],
         env={**os.environ, "PATH": str(path or os.environ["PATH"]), **env},
         capture_output=True,
         text=True,
@@ -234,7 +239,7 @@ def test_what_is_imported_is_asked_for() -> None:
     asked = pins("base.in").keys() | pins("torch.in").keys() | pins("mm.txt").keys()
     asked |= pins("mm-source.lock").keys()
     missing = set()
-    for package in ("serve_app", "musetalk_pipeline", "orchestrator"):
+    for package in ("serve_app", "musetalk_pipeline", "orchestrator", "lipsync"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 for module in imported(node):
@@ -443,7 +448,79 @@ def test_everything_that_serves_goes_through_the_launcher() -> None:
     """Mend 2.2: `make serve`, the image and the demo."""
     for file in ("Makefile", "Dockerfile.gpu"):
         text = (ROOT / file).read_text()
-        assert "-m serve_app.launch" in text and "serve run" not in text, file
+        assert "lipsync serve" in text and "serve run" not in text, file
+
+
+# --- the command `lipsync` ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout whose set-up has written the command, in a folder with a space in its name."""
+    folder = tmp_path / "my tree"
+    environment = folder / ".venv"
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").symlink_to(sys.executable)
+    (environment / "pyvenv.cfg").symlink_to(Path(sys.prefix) / "pyvenv.cfg")
+    (environment / "lib").symlink_to(Path(sys.prefix) / "lib")
+    assert bash("write_lipsync_command", cwd=folder).returncode == 0
+    put_code(folder, "checkout")
+    return folder
+
+
+def put_code(folder: Path, name: str) -> None:
+    """Make a package `lipsync` that says which checkout it is of, and what it was called with."""
+    (folder / "lipsync").mkdir(parents=True)
+    (folder / "lipsync" / "__init__.py").touch()
+    code = f"import sys\n\n\ndef main():\n    print({name!r}, sys.argv[1:])\n"
+    (folder / "lipsync" / "__main__.py").write_text(code)
+
+
+def said_by(command: Path | str, cwd: Path, **env: str) -> str:
+    done = subprocess.run(
+        [command, "a b", "--c"],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_command_works_from_any_folder_and_by_any_way(checkout: Path, tmp_path: Path) -> None:
+    command = checkout / ".venv" / "bin" / "lipsync"
+    (tmp_path / "linked").symlink_to(command)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    empty = tmp_path / "empty"
+    (empty / "lipsync").mkdir(parents=True)  # a folder of that name here is not the package
+    for way in (command, tmp_path / "linked"):
+        assert said_by(way, empty, HOME=str(empty)) == "checkout ['a b', '--c']\n"
+    # As a shell finds it.
+    done = subprocess.run(
+        ["sh", "-c", "lipsync 'a b' --c"],
+        cwd=empty,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "checkout ['a b', '--c']\n")
+
+
+def test_a_checkout_with_a_linked_environment_runs_its_own_code(
+    checkout: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    put_code(other, "other")
+    (other / ".venv").symlink_to(checkout / ".venv")
+    assert said_by(other / ".venv" / "bin" / "lipsync", tmp_path).startswith("other ")
+
+
+def test_set_up_writes_both_commands() -> None:
+    steps = SETUP.read_text().partition("\nmain() {")[2]
+    assert "  write_serve_command\n  write_lipsync_command\n" in steps
 
 
 # --- a second run ---------------------------------------------------------------------------------

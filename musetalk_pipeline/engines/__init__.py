@@ -1,6 +1,6 @@
 """Drawing mouths: engines behind one interface, chosen once by `make_engine`.
 
-Light to import: the libraries of an engine are loaded when it is made.
+It is light to import: the libraries of an engine are loaded when it is made.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from musetalk_pipeline.engines.interface import Engine, Listener
+from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Speedup, Version
 
 __all__ = [
+    "AudioEncoder",
     "Engine",
     "EngineChoice",
     "EngineDecision",
     "EngineName",
-    "Listener",
     "choose_engine",
     "decide_engine",
+    "make_audio_encoder",
     "make_engine",
-    "make_listener",
 ]
 
 EngineName = Literal["musetalk", "warp"]
@@ -65,15 +65,15 @@ def decide_engine(
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> EngineDecision:
-    """Decide which engine `choice` means on this machine, and say why.
+    """Decide which engine `choice` means on this machine, and why.
 
-    `auto` is `musetalk` where every file of it is found, else `warp`; whether the files are sound
-    is not looked at. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
-    takes 15 minutes (musetalk_reference §6.3). Where only some are found, a warning names the rest.
-    `unet_weights`, `unet_config`: the files given for these, instead of those in the models folder.
+    `auto` is `musetalk` if every file of it is found, else `warp`; the files' contents are not
+    checked. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
+    takes 15 minutes (musetalk_reference §6.3). If only some are found, a warning names the rest.
+    `unet_weights`, `unet_config`: files that replace those in the models folder.
     """
     if choice != "auto":
-        return EngineDecision(choice, "it was asked for")
+        return EngineDecision(choice, "it was requested")
     if models_dir is None:
         return EngineDecision("warp", "no models folder is given")
     missing, has_some = missing_files(
@@ -113,8 +113,9 @@ def make_engine(
     unet_weights: Path | None = None,
     unet_config: Path | None = None,
 ) -> Engine:
-    """Load the engine `name`; `warp` needs nothing, and none of the other arguments, which are
-    those of `MuseTalkOptions`. `speedup`: what a GPU does on top; see `Acceleration`.
+    """Load the engine `name`. `warp` needs no weights and none of the other arguments.
+
+    They are those of `MuseTalkOptions`. `speedup`: acceleration on a GPU; see `Acceleration`.
 
     Raises:
         ModelLoadFailed: a file or the device is missing; the message names what helps.
@@ -141,19 +142,23 @@ def make_engine(
     return MuseTalkEngine(_models(models_dir), options)
 
 
-def make_listener(name: EngineName, models_dir: Path | None = None, jobs: int = 1) -> Listener:
-    """Load what hears for the engine `name`; always on the CPU. `jobs`: that it serves at a time.
+def make_audio_encoder(
+    name: EngineName, models_dir: Path | None = None, jobs: int = 1
+) -> AudioEncoder:
+    """Load the audio encoder of the engine `name`, which always runs on the CPU.
+
+    `jobs`: how many it serves at the same time.
 
     Raises:
         ModelLoadFailed: Whisper's files are missing or damaged.
     """
     if name == "warp":
-        from musetalk_pipeline.engines.warp.engine import WarpListener
+        from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder
 
-        return WarpListener(jobs)
-    from musetalk_pipeline.engines.musetalk.listener import WhisperListener
+        return WarpAudioEncoder(jobs)
+    from musetalk_pipeline.engines.musetalk.audio_encoder import WhisperAudioEncoder
 
-    return WhisperListener(_models(models_dir), jobs=jobs)
+    return WhisperAudioEncoder(_models(models_dir), jobs=jobs)
 
 
 def _models(models_dir: Path | None) -> Path:

@@ -1,5 +1,5 @@
-"""The interface of every engine, in two halves: a Listener (CPU, hears) and an Engine (GPU or CPU,
-draws).
+"""The interface of every engine, in two halves: an AudioEncoder on the CPU, which turns sound into
+features, and an Engine on a GPU or the CPU, which draws faces from them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.watch import Check, go_on
 
 
-class Listener(Protocol):
-    """Turns audio into what the engine understands, one segment at a time; a pure function of its
-    arguments.
+class AudioEncoder(Protocol):
+    """Turns sound into the features that the engine draws from, one segment at a time.
+
+    The result depends on nothing but the arguments.
     """
 
-    def listen(
+    def encode(
         self, audio: SpeechAudio, fps: Fraction, segment: Segment, options: SpeechOptions
     ) -> Speech:
         """Return the features of `segment`'s output frames. Recently used audio stays in a small
@@ -52,7 +53,7 @@ class Engine(Protocol):
     def encode(
         self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
     ) -> AvatarBlock:
-        """Compute all that depends on the video alone; `check` is asked between batches."""
+        """Compute all that depends on the video alone; `check` is called between batches."""
         ...
 
     def generate(
@@ -63,7 +64,7 @@ class Engine(Protocol):
         options: SpeechOptions,
         check: Check = go_on,
     ) -> DrawnFaces:
-        """Draw the faces of one segment; `check` is asked between batches.
+        """Draw the faces of one segment; `check` is called between batches.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.

@@ -1,6 +1,6 @@
 """Finding faces: landmark detectors behind one interface, chosen once by `make_detector`.
 
-Light to import: the libraries of a detector are loaded when it is made.
+It is light to import: the libraries of a detector are loaded when it is made.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def make_detector(
     """Load the detector `name` and the rule by which a frame has a face (see `presence`).
 
     `models_dir`: the folder with `dwpose/` and `s3fd/`; `mesh` with `landmarks` needs none.
-    `presence_interval`: frames from one look of S3FD to the next. `person_box`: where `onnx` and
-    `mmpose` look for a person: in the whole `frame`, as the reference does, or around the largest
-    `face` that `mesh` finds, which finds small faces. `threads`: of `onnx` on the
+    `presence_interval`: frames from one that S3FD searches to the next. `person_box`: where `onnx`
+    and `mmpose` search for a person: in the whole `frame`, as the reference does, or around the
+    largest `face` that `mesh` finds, so that small faces are found. `threads`: of `onnx` on the
     CPU. `device`: of `mmpose` and S3FD, as torch names it.
 
     Raises:
@@ -60,7 +60,7 @@ def make_detector(
 
         finder = FaceFinder.load(_models(models_dir, "S3FD") / FILE, device)
         return ByS3fd(detector, finder, presence_interval)
-    # The mesh network judges for itself whether it sees a face, with its own threshold.
+    # The mesh network decides by its own threshold whether there is a face.
     return detector if name == "mesh" else ByScore(detector)
 
 
@@ -100,7 +100,7 @@ def _load_detector(
 def _models(models_dir: Path | None, wanted_by: str) -> Path:
     if models_dir is None:
         raise ModelLoadFailed(
-            f"{wanted_by} needs downloaded weights, but no models folder is given. Fetch them with "
-            "`python -m musetalk_pipeline.weights fetch --models DIR` and name that folder."
+            f"{wanted_by} needs downloaded weights, but no models folder was given. Fetch them "
+            "with `python -m musetalk_pipeline.weights fetch --models DIR` and name that folder."
         )
     return models_dir

@@ -10,7 +10,7 @@ DetectorName = Literal["mesh", "onnx", "mmpose"]
 
 
 def best_landmarks(engine: Literal["musetalk", "warp"], models_dir: Path | None) -> DetectorName:
-    """Return the reference's detector for the reference's engine, where it can run; else `mesh`.
+    """Return the reference's detector for the reference's engine if it can run, else `mesh`.
 
     `mmpose` and `onnx` need their package and their file below `models_dir`.
     """

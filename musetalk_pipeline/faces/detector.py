@@ -16,7 +16,7 @@ from musetalk_pipeline.boxes import Box
 class Landmarks:
     """`points`: (68, 2) float32 x, y in pixels of the frame, iBUG order. `score`: 0 to 1.
 
-    `box`: the face as another detector sees it, only for frames whose points make no box.
+    `box`: the face as found by another detector, only for frames whose points make no box.
     """
 
     points: NDArray[np.float32]
@@ -36,6 +36,6 @@ class LandmarkDetector(Protocol):
         """Return one entry per frame, None where there is no face. `frames`: (H, W, 3) uint8 BGR
         each.
 
-        A pure function of each frame: no tracking state, so that any replica gives the same answer.
+        The result depends on each frame alone, without tracking, so any replica returns the same.
         """
         ...

@@ -1,7 +1,7 @@
-"""What every DWPose detector shares: frames to network input, network output to 68 points.
+"""What every DWPose detector shares: from frames to network input, from its output to 68 points.
 
 RTMPose-l whole-body, 384x288, with the whole frame as the person box, as the reference calls it
-(musetalk_reference §1.2), or with a box around a face that another detector has found. Steps:
+(docs/reference.md §1.2), or with a box around a face that another detector has found. Steps:
 1. Widen the box by 1.25 to the network's aspect ratio, warp it to 288x384, normalise.
 2. Run the network on the picture and on its mirror image, and average (flip test).
 3. Each point is where its two distributions over half pixels are highest; map it back to the frame.
@@ -39,9 +39,10 @@ BINS_PER_PIXEL = 2  # simcc_split_ratio
 X_BINS, Y_BINS = BINS_PER_PIXEL * WIDTH, BINS_PER_PIXEL * HEIGHT
 N_POINTS = 133
 FACE = slice(23, 91)  # the 68 iBUG points among the 133 (reference: preprocessing.py:99)
-# A person as RTMPose expects one, in longer sides of the face from brows to chin: so wide, so high,
-# and beginning so far above the brows, where the hair ends. Guesses: head and shoulders then fill
-# the box, and the face a third of its width, as where the reference works well.
+# A person as RTMPose expects one, in longer sides of the face from brows to chin: the width, the
+# height, and how far above the brows it begins, where the hair ends. These are guesses: head and
+# shoulders then fill the box, and the face a third of its width, as in clips that the reference
+# handles well.
 PERSON_WIDTH, PERSON_HEIGHT, ABOVE_BROWS = 3.0, 4.0, 0.75
 BATCH_FRAMES = 4  # doubled by the flip test; larger gains nothing on a CPU
 
@@ -69,7 +70,7 @@ MIRROR_ORDER = _mirror_order()
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The part of a frame that the network sees, in frame pixels; reaches past its edges."""
+    """The part of a frame that the network receives, in frame pixels; it may exceed the frame."""
 
     centre: Float  # (2,) x, y
     size: Float  # (2,) width, height; 3:4
@@ -82,7 +83,7 @@ class View:
     @classmethod
     def of_person(cls, box: Box) -> View:
         """Return the view on a person: 1.25 times the box, widened to the network's shape."""
-        # In float32 throughout, as mmpose has it: its box is a float32 array.
+        # In float32 throughout, because mmpose's box is a float32 array.
         low, high = np.array([[box.x0, box.y0], [box.x1, box.y1]], np.float32)
         width, height = (high - low) * np.float32(PADDING)
         aspect = WIDTH / HEIGHT
@@ -140,7 +141,7 @@ def network_input(
 
 
 def run_flip_test(network: Network, inputs: Float) -> tuple[Float, Float]:
-    """Return the mean of what `network` says of the inputs and of their mirror images."""
+    """Return the mean of the network's outputs for the inputs and for their mirror images."""
     both = np.concatenate([inputs, inputs[..., ::-1]])
     over_x, over_y = network(both)
     n = len(inputs)
@@ -162,10 +163,9 @@ def decode(over_x: Float, over_y: Float) -> tuple[Float, Float]:
 
 
 class DwposeDetector:
-    """Finds the 68 points of one person per frame. Always answers: `presence` judges the score.
+    """Finds the 68 points of one person per frame, always; `presence` decides by their score.
 
-    `faces` says where the person is; without it, and where it finds no face, the whole frame is the
-    person.
+    `faces` locates the person. Without it, or if it finds no face, the whole frame is the person.
     """
 
     def __init__(self, name: str, network: Network, faces: LandmarkDetector | None = None) -> None:
@@ -190,7 +190,7 @@ class DwposeDetector:
         return found
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks]:
-        frames = list(frames)  # which may be made when they are asked for, and are looked at twice
+        frames = list(frames)  # they may be made on demand, and are used twice
         inputs, views = network_input(frames, self._people(frames))
         points, scores = decode(*run_flip_test(self._network, inputs))
         return [

@@ -1,7 +1,7 @@
 """Landmarks on a fresh machine: MediaPipe's face networks, read from its wheel, run by LiteRT.
 
 Steps for one frame:
-1. Find face boxes with the short-range network on the whole frame; where that finds none, with the
+1. Find face boxes with the short-range network on the whole frame. If it finds none, use the
    full-range network, and then that one on overlapping tiles, smaller and smaller, for small faces.
 2. Cut out a square that is turned upright by the eyes, and run the mesh network on it.
 3. Cut out again by the mesh itself and run once more: a better centred square, steadier points.
@@ -22,12 +22,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.boxes import Box, face_box
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.faces.cut_outs import (
+    ROI_SCALE,
+    Roi,
+    angle_of,
+    cut_square,
+    cut_turned,
+    roi_of_mesh,
+    tile_levels,
+)
 from musetalk_pipeline.faces.detector import Landmarks
 
 Float = NDArray[np.float32]
@@ -40,19 +48,14 @@ MESH_TO_IBUG = (
     *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),  # outer lip
     *(78, 82, 13, 312, 308, 317, 14, 87),  # inner lip
 )
-EYES = (33, 263)  # mesh indices of the outer eye corners: the line that a cut-out is turned by
 MESH_SIDE = 192  # pixels of the mesh network's input
-ROI_SCALE = 1.5  # how much larger than the face its cut-out is (RectTransformationCalculator)
-MIN_PRESENCE = 0.5  # of the mesh network's own "this is a face" (ThresholdingCalculator)
+MIN_PRESENCE = 0.5  # the mesh network's own probability of a face (ThresholdingCalculator)
 # A second pass steadies the points (jitter of a still face with noise 0.19 -> 0.16 px, measured);
-# more are only needed where the first cut-out was badly centred, as it is for small faces.
+# more are only needed if the first cut-out was badly centred, as it is for small faces.
 MIN_PASSES, MAX_PASSES = 2, 5
-SETTLED = 0.04  # of the cut-out's side: it moved and grew less than this, so it is well centred
 NMS_IOU = 0.3  # NonMaxSuppressionCalculator.min_suppression_threshold
-TILE_LEVELS = (1, 2)  # tile side = short side of the frame / level
-MAX_TILES = 32  # over all levels of one frame: bounds the work on a very wide frame without a face
-CROWD = 8  # boxes that are shown to the mesh network to count faces; each costs 3 ms
-CANDIDATES = 3  # boxes of one look that are shown to the mesh network before looking closer
+COUNTED_BOXES = 8  # that are given to the mesh network to count faces; each costs 3 ms
+CANDIDATES = 3  # boxes of one search that are given to the mesh network before a closer one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,30 +87,8 @@ class _Detection:
         return float(np.prod(self.high - self.low))
 
 
-@dataclass(frozen=True, slots=True)
-class _Roi:
-    """A square in frame pixels, turned by `angle` (radians, clockwise on screen)."""
-
-    centre: Float
-    side: float
-    angle: float
-
-    def to_frame(self, points: Float) -> Float:
-        """Map (n, 2) points of the unit square, origin in its corner, to frame pixels."""
-        return np.asarray(self.centre + ((points - 0.5) * self.side) @ self._turn().T, np.float32)
-
-    def is_near(self, other: _Roi) -> bool:
-        """Whether two cut-outs show the face at the same place and size."""
-        moved = float(np.linalg.norm(self.centre - other.centre))
-        return max(moved, abs(self.side - other.side)) < SETTLED * other.side
-
-    def _turn(self) -> Float:
-        cos, sin = np.cos(self.angle), np.sin(self.angle)
-        return np.array([[cos, -sin], [sin, cos]], np.float32)
-
-
 class _Detector:
-    """An SSD face network: pixels in, boxes and eyes out."""
+    """An SSD face network, which turns pixels into boxes and eyes."""
 
     def __init__(self, network: _Network) -> None:
         self._network = network
@@ -116,14 +97,14 @@ class _Detector:
 
     def find(self, frame: NDArray[np.uint8], x: int, y: int, side: int) -> list[_Detection]:
         """Return the faces of the square at (x, y), black where it leaves the frame; best first."""
-        square = _cut_square(frame, x, y, side, self._network.side)
+        square = cut_square(frame, x, y, side, self._network.side)
         boxes, logits = _run(self._interpreter, square * 2.0 - 1.0)
         scores = _sigmoid(logits[0, :, 0])
         kept = np.flatnonzero(scores >= self._network.min_score)
         # Each row: centre, size, then key points (x, y), the eyes first; pixels from the anchor.
         rows = boxes[0, kept, :8].reshape(-1, 4, 2) / self._network.side
         points = np.asarray(rows + self._anchors[kept, None, :], np.float32)
-        points[:, 1] = rows[:, 1]  # the size has no place
+        points[:, 1] = rows[:, 1]  # a size, to which no anchor is added
         points *= side
         points[:, (0, 2, 3)] += (x, y)
         return _merge(points, scores[kept])
@@ -153,30 +134,30 @@ class MeshDetector:
     def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
         """Return the boxes of all faces that stand out in a frame, the largest first.
 
-        The frame is looked at as a whole only: faces that need a closer look are background.
+        The frame is searched as a whole only: faces that are found only in tiles are background.
         """
         boxes: list[Box] = []
         with self._lock:
-            whole = itertools.islice(self._looks(frame), 2)
-            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:CROWD]:
+            whole = itertools.islice(self._searches(frame), 2)
+            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:COUNTED_BOXES]:
                 landmarks = self._landmarks(frame, detection)
                 box = None if landmarks is None else face_box(landmarks.points)
-                # Both networks see the same faces, so most boxes come twice.
+                # Both networks find the same faces, so most boxes come twice.
                 if box is not None and not any(box.is_around_middle_of(seen) for seen in boxes):
                     boxes.append(box)
         return sorted(boxes, key=lambda box: -box.area)
 
     def _detect_one(self, frame: NDArray[np.uint8]) -> Landmarks | None:
         with self._lock:
-            for found in self._looks(frame):
+            for found in self._searches(frame):
                 for detection in _by_prominence(found, frame)[:CANDIDATES]:
                     landmarks = self._landmarks(frame, detection)
                     if landmarks is not None:
                         return landmarks
         return None
 
-    def _looks(self, frame: NDArray[np.uint8]) -> Iterator[list[_Detection]]:
-        """Yield what each look at the frame finds, from the whole frame to small tiles."""
+    def _searches(self, frame: NDArray[np.uint8]) -> Iterator[list[_Detection]]:
+        """Yield what each search of the frame finds, from the whole frame to small tiles."""
         height, width = frame.shape[:2]
         side = max(height, width)
         whole = (width - side) // 2, (height - side) // 2, side
@@ -191,43 +172,16 @@ class MeshDetector:
             mesh, presence = self._run_mesh(frame, roi)
             if presence < MIN_PRESENCE:
                 return None
-            last, roi = roi, _roi_of_mesh(mesh)
+            last, roi = roi, roi_of_mesh(mesh)
             if done >= MIN_PASSES and roi.is_near(last):
                 break
         return Landmarks(np.ascontiguousarray(mesh[list(MESH_TO_IBUG)]), presence)
 
-    def _run_mesh(self, frame: NDArray[np.uint8], roi: _Roi) -> tuple[Float, float]:
+    def _run_mesh(self, frame: NDArray[np.uint8], roi: Roi) -> tuple[Float, float]:
         """Return the (468, 2) mesh in frame pixels and the probability that this is a face."""
-        outputs = _run(self._mesh, _cut_turned(frame, roi, MESH_SIDE))
+        outputs = _run(self._mesh, cut_turned(frame, roi, MESH_SIDE))
         points = np.asarray(outputs[0].reshape(468, 3)[:, :2] / MESH_SIDE, np.float32)
         return roi.to_frame(points), float(_sigmoid(outputs[1])[0, 0, 0, 0])
-
-
-def tile_levels(width: int, height: int) -> list[list[tuple[int, int, int]]]:
-    """Return overlapping square tiles (x, y, side), level by level, at most MAX_TILES in all.
-
-    Neighbours overlap by at least a half, so that a face up to half a tile wide is whole in one.
-    """
-    levels: list[list[tuple[int, int, int]]] = []
-    left = MAX_TILES
-    for level in TILE_LEVELS:
-        side = min(width, height) // level
-        if side < 64 or left == 0:  # a face in less than 64 px has too few pixels to draw on
-            break
-        columns, rows = _starts(width, side), _starts(height, side)
-        tiles = [(x, y, side) for y in rows for x in columns]
-        # The middle first, in case that not all fit; sorting is stable, so the order is fixed.
-        tiles.sort(
-            key=lambda t: abs(t[0] + side / 2 - width / 2) + abs(t[1] + side / 2 - height / 2)
-        )
-        levels.append(tiles[:left])
-        left -= len(levels[-1])
-    return levels
-
-
-def _starts(length: int, side: int) -> list[int]:
-    count = -(-(length - side) * 2 // side) + 1
-    return [round(i * (length - side) / max(1, count - 1)) for i in range(count)]
 
 
 def _load(file: str) -> Any:
@@ -236,7 +190,8 @@ def _load(file: str) -> Any:
     Raises:
         ModelLoadFailed: the wheel is not installed, or is not the one that holds the networks.
     """
-    # Late: the package loads a native library, which a process without a detector never needs.
+    # Imported late, because it loads a native library that a process without a detector never
+    # needs.
     from ai_edge_litert.interpreter import Interpreter
 
     try:
@@ -315,68 +270,7 @@ def _by_prominence(found: list[_Detection], frame: NDArray[np.uint8]) -> list[_D
     return sorted(found, key=rank)
 
 
-def _roi_of_detection(detection: _Detection) -> _Roi:
+def _roi_of_detection(detection: _Detection) -> Roi:
     side = float((detection.high - detection.low).max()) * ROI_SCALE
     centre = np.asarray((detection.low + detection.high) / 2, np.float32)
-    return _Roi(centre, side, _angle(*detection.eyes))
-
-
-def _roi_of_mesh(mesh: Float) -> _Roi:
-    """Return the upright square around a (468, 2) mesh, measured along its own axes."""
-    angle = _angle(mesh[EYES[0]], mesh[EYES[1]])
-    turn = _Roi(np.zeros(2, np.float32), 1.0, angle)._turn()
-    upright = mesh @ turn  # the transpose of turning back, so rows become upright coordinates
-    low, high = upright.min(axis=0), upright.max(axis=0)
-    return _Roi(turn @ ((low + high) / 2), float((high - low).max()) * ROI_SCALE, angle)
-
-
-def _angle(left: Float, right: Float) -> float:
-    dx, dy = right - left
-    return float(np.arctan2(dy, dx))
-
-
-def _cut_square(frame: NDArray[np.uint8], x: int, y: int, side: int, size: int) -> Float:
-    """Return a square of the frame as (size, size, 3) float32 RGB in 0..1, black outside.
-
-    The part inside the frame is averaged down rather than sampled: sampling every tenth pixel of a
-    large frame makes boxes jump with the noise.
-    """
-    height, width = frame.shape[:2]
-    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
-    scale = size / side
-    left, top = round((x0 - x) * scale), round((y0 - y) * scale)
-    right, bottom = round((x1 - x) * scale), round((y1 - y) * scale)
-    square = np.zeros((size, size, 3), np.uint8)
-    # A very wide frame may leave less than a row of the network's input; it still gets one.
-    inner = (max(1, right - left), max(1, bottom - top))
-    part = cv2.resize(frame[y0:y1, x0:x1], inner, interpolation=cv2.INTER_AREA)
-    square[top : top + inner[1], left : left + inner[0]] = part[: size - top, : size - left]
-    return _to_rgb(square)
-
-
-def _cut_turned(frame: NDArray[np.uint8], roi: _Roi, size: int) -> Float:
-    """Return a turned square as (size, size, 3) float32 RGB in 0..1, edges repeated outside.
-
-    Sampled at a whole multiple of `size` and averaged down, for the same reason as above.
-    """
-    fold = int(np.clip(round(roi.side / size), 1, 6))
-    corners = roi.to_frame(np.array([[0, 0], [1, 0], [0, 1]], np.float32))
-    to_frame = np.column_stack(
-        ((corners[1] - corners[0]) / (size * fold), (corners[2] - corners[0]) / (size * fold))
-    )
-    # Pixel centres: the middle of pixel 0 is at 0.5 of both pictures.
-    offset = corners[0] + to_frame @ np.array([0.5, 0.5], np.float32) - 0.5
-    picture = cv2.warpAffine(
-        frame,
-        np.column_stack((to_frame, offset)).astype(np.float64),
-        (size * fold, size * fold),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    if fold > 1:
-        picture = cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
-    return _to_rgb(np.asarray(picture, np.uint8))
-
-
-def _to_rgb(bgr: NDArray[np.uint8]) -> Float:
-    return np.ascontiguousarray(bgr[..., ::-1], np.float32) / np.float32(255.0)
+    return Roi(centre, side, angle_of(*detection.eyes))

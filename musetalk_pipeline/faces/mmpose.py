@@ -1,7 +1,7 @@
 """DWPose through mmpose, as the reference runs it. Needs the mm stack: scripts/install-mm.sh.
 
-Only mmpose's network classes are used; frames and points go through `dwpose`, so that this detector
-and `onnx` differ in nothing but who multiplies the matrices.
+Only mmpose's network classes are used. Frames and points go through `dwpose`, so this detector and
+`onnx` differ only in the library that computes the network.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RtmposeL(nn.Module):
 
 
 def load_rtmpose(path: Path) -> RtmposeL:
-    """Load the published DWPose checkpoint, an mmengine one with NumPy objects beside its tensors.
+    """Load the published DWPose checkpoint of mmengine, which holds NumPy objects besides tensors.
 
     Raises:
         ModelLoadFailed: no file, not this network's, or the mm stack is missing.
@@ -106,7 +106,7 @@ def _import_mmpose() -> tuple[Any, Any]:
     """Return mmpose's packages of backbones and heads."""
     try:
         with warnings.catch_warnings():
-            # Deprecations of torch.jit in mmengine and mmcv, which nobody here can act upon.
+            # Deprecations of torch.jit in mmengine and mmcv cannot be addressed here.
             warnings.simplefilter("ignore")
             _fill_in_operators()
             return (
@@ -124,8 +124,8 @@ def _fill_in_operators() -> None:
     """Let mmpose be imported over mmcv-lite, mmcv without compiled operators.
 
     mmpose imports every model that it has, and four of them (EDPose, Deformable DETR, DEKR,
-    PoseWarper) look up compiled operators while being imported. RTMPose uses none. Where mmcv has
-    its operators nothing is done; elsewhere the looking up succeeds, and calling one fails.
+    PoseWarper) look up compiled operators while being imported. RTMPose uses none. If mmcv has its
+    operators, nothing is done; if not, looking one up succeeds and calling it fails.
     """
     name = "mmcv._ext"
     if importlib.util.find_spec("mmcv") is None or name in sys.modules:
@@ -135,9 +135,10 @@ def _fill_in_operators() -> None:
 
 
 class _NoOperators(types.ModuleType):
-    """In place of mmcv's compiled module: has every operator, none of which can be called.
+    """Replaces mmcv's compiled module. It has every operator, but none can be called.
 
-    Its specification has no loader, by which mmcv itself tells that there are no operators.
+    Its specification has no loader, which is how mmcv itself recognises that there are no
+    operators.
     """
 
     def __init__(self, name: str) -> None:

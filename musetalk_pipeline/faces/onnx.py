@@ -33,8 +33,8 @@ from musetalk_pipeline.faces.dwpose import (
 MODEL = WEIGHTS.with_suffix(".onnx")  # in the models folder
 OPSET = 17
 OUTPUTS = ("simcc_x", "simcc_y")  # names as in the ONNX file that DWPose's authors publish
-# Relative to the largest value: 2e-6 was measured with random weights. Half a thousandth of a peak
-# moves no point by a bin unless two bins tie.
+# Relative to the largest value; 2e-6 was measured with random weights. Half a thousandth of a peak
+# does not move a point by a bin unless two bins tie.
 EXPORT_TOLERANCE = 5e-4
 
 
@@ -56,7 +56,7 @@ class OnnxDetector(DwposeDetector):
 def export(weights: Path, target: Path) -> None:
     """Write the network of a DWPose checkpoint as ONNX; the number of frames stays free.
 
-    The file appears under its name only once onnxruntime has run it and agrees with torch.
+    The file appears under its name only after onnxruntime has run it and agrees with torch.
 
     Raises:
         ModelLoadFailed: the checkpoint is unfit, the mm stack is missing, or the two disagree.
@@ -68,15 +68,15 @@ def export(weights: Path, target: Path) -> None:
     network = load_rtmpose(weights)
     picture = torch.randn(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        made = Path(scratch, target.name)
+        exported = Path(scratch, target.name)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the TorchScript exporter warns that it is the old one
-            # dynamo=False: the newer exporter needs onnxscript, and this network has nothing that
-            # the old one cannot express.
+            warnings.simplefilter("ignore")  # the TorchScript exporter warns that it is deprecated
+            # dynamo=False, because the newer exporter needs onnxscript, and the old one can express
+            # all of this network.
             torch.onnx.export(
                 network,
                 (picture,),
-                made,
+                exported,
                 input_names=["input"],
                 output_names=list(OUTPUTS),
                 dynamic_axes={name: {0: "frames"} for name in ("input", *OUTPUTS)},
@@ -85,8 +85,8 @@ def export(weights: Path, target: Path) -> None:
             )
             with torch.inference_mode():
                 wanted = [part.numpy() for part in network(picture)]
-        _check_agreement(OnnxDetector(made), picture.numpy(), wanted)
-        os.replace(made, target)
+        _check_agreement(OnnxDetector(exported), picture.numpy(), wanted)
+        os.replace(exported, target)
 
 
 def _check_agreement(detector: OnnxDetector, picture: Float, wanted: list[Float]) -> None:
@@ -100,7 +100,7 @@ def _check_agreement(detector: OnnxDetector, picture: Float, wanted: list[Float]
 
 
 def _open_session(path: Path, threads: int) -> Any:
-    # onnxruntime 1.31 reports home as soon as it is imported, unless this is set before.
+    # onnxruntime 1.31 sends telemetry as soon as it is imported, unless this is set before.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
@@ -122,7 +122,7 @@ def _open_session(path: Path, threads: int) -> Any:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as exc:  # onnxruntime has one class per status, none of them public
         raise ModelLoadFailed(
-            f"{path} is no ONNX file that onnxruntime can run: export it again.", file=str(path)
+            f"{path} is not an ONNX file that onnxruntime can run. Export it again.", file=str(path)
         ) from exc
     _check_shapes(session, path)
     return session
@@ -131,7 +131,7 @@ def _open_session(path: Path, threads: int) -> Any:
 def _check_shapes(session: Any, path: Path) -> None:
     """Refuse any network but DWPose 384x288 with a free number of frames."""
     inputs = [node.shape for node in session.get_inputs()]
-    # The number of points is no constant in exported graphs; the bins are.
+    # In exported graphs the number of points is not a constant, but the bins are.
     outputs = {node.name: node.shape[-1] for node in session.get_outputs()}
     wanted = dict(zip(OUTPUTS, (X_BINS, Y_BINS), strict=True))
     is_free = len(inputs) == 1 and not isinstance(inputs[0][0], int)

@@ -1,12 +1,12 @@
 """Whether a frame has a face: by the landmarks' own score, or by S3FD as the reference does it.
 
 `landmarks` costs nothing and judges the very points that are used. `s3fd` is the reference's rule
-(musetalk_reference §1.2): a frame has a face where S3FD finds one, and S3FD's box stands in where
+(docs/reference.md §1.2): a frame has a face where S3FD finds one, and S3FD's box stands in where
 the points make no box. At full resolution that network costs more than all others of a source frame
-together (2.1 s at 720p on two cores), so it looks at every `interval`-th frame only.
+together (2.1 s at 720p on two cores), so it searches every `interval`-th frame only.
 
-They differ where a face turns away or is covered (S3FD lets go first, DWPose guesses on), where
-several people are visible (S3FD may have seen another one), and, with an interval above 1, where a
+They differ if a face turns away or is covered (S3FD loses it first, DWPose goes on guessing), if
+several people are visible (S3FD may have found another one), and, with an interval above 1, if a
 face is gone for less than an interval.
 """
 
@@ -40,7 +40,7 @@ class FaceBoxFinder(Protocol):
 
 
 class ByScore:
-    """A detector that has no face where its points' score is too low."""
+    """A detector that reports no face if its points' score is too low."""
 
     def __init__(self, detector: LandmarkDetector, min_score: float = MIN_SCORE) -> None:
         self._detector = detector
@@ -60,9 +60,9 @@ class ByScore:
 
 
 class ByS3fd:
-    """A detector that has a face where S3FD sees one, looking at every `interval`-th frame.
+    """A detector that reports a face if S3FD finds one; S3FD samples every `interval`-th frame.
 
-    The answer depends on the frames of one call alone, so a call is to hold a whole block.
+    The result depends on the frames of one call alone, so a call must hold a whole block.
     """
 
     def __init__(
@@ -83,26 +83,26 @@ class ByS3fd:
         return self._detector.name
 
     def detect(self, frames: Sequence[Frame]) -> list[Landmarks | None]:
-        """Return one entry per frame, None where S3FD has no face (or the detector no points).
+        """Return one entry per frame, None where S3FD finds no face (or the detector no points).
 
-        Where the points make no box, `Landmarks.box` is S3FD's.
+        If the points make no box, `Landmarks.box` is S3FD's.
         """
-        looks = _Looks(self._finder, frames)
-        looks.take(regular_looks(len(frames), self._interval))
-        present = find_present(len(frames), self._interval, lambda i: looks[i] is not None)
+        samples = _Samples(self._finder, frames)
+        samples.take(regular_samples(len(frames), self._interval))
+        present = find_present(len(frames), self._interval, lambda i: samples[i] is not None)
         wanted = [i for i, is_present in enumerate(present) if is_present]
         found: list[Landmarks | None] = [None] * len(frames)
         for i, landmarks in zip(
             wanted, self._detector.detect(_Picked(frames, wanted)), strict=True
         ):
             if landmarks is not None and face_box(landmarks.points) is None:
-                landmarks = replace(landmarks, box=looks[i])
+                landmarks = replace(landmarks, box=samples[i])
             found[i] = landmarks
         return found
 
 
 class _Picked(Sequence[Frame]):
-    """Some of a block's frames. The block may make frames when they are asked for: none is kept."""
+    """Some of a block's frames, none of which is kept: the block may make frames on demand."""
 
     def __init__(self, frames: Sequence[Frame], picked: Sequence[int]) -> None:
         self._frames = frames
@@ -123,8 +123,8 @@ class _Picked(Sequence[Frame]):
         return self._frames[self._picked[place]]
 
 
-class _Looks:
-    """S3FD's answers for a block, each frame looked at once and only when asked for."""
+class _Samples:
+    """S3FD's results for a block. A frame is searched once, and only if its result is needed."""
 
     def __init__(self, finder: FaceBoxFinder, frames: Sequence[Frame]) -> None:
         self._finder = finder
@@ -132,7 +132,7 @@ class _Looks:
         self._seen: dict[int, Box | None] = {}
 
     def take(self, wanted: Sequence[int]) -> None:
-        """Look at several frames at once."""
+        """Search several frames at once."""
         boxes = self._finder.detect(_Picked(self._frames, wanted))
         self._seen.update(zip(wanted, boxes, strict=True))
 
@@ -142,23 +142,23 @@ class _Looks:
         return self._seen[i]
 
 
-def regular_looks(n_frames: int, interval: int) -> list[int]:
-    """Return the frames that are looked at in any case: every `interval`-th and the last."""
+def regular_samples(n_frames: int, interval: int) -> list[int]:
+    """Return the frames that are searched in any case: every `interval`-th and the last."""
     return sorted({*range(0, n_frames, interval), n_frames - 1}) if n_frames else []
 
 
 def find_present(n_frames: int, interval: int, has_face: Callable[[int], bool]) -> list[bool]:
-    """Return, for each frame of a block, whether it has a face, asking about few of them.
+    """Return, for each frame of a block, whether it has a face, while searching few of them.
 
-    The regular looks are asked about first. Between two that agree all frames count as the same;
-    between two that differ the change is found by halving, so one change costs log2(interval)
-    more. With interval 1 every frame is asked about, as in the reference.
+    The regular samples come first. Between two that agree all frames count as the same; between two
+    that differ the change is found by bisection, so one change costs log2(interval) more. With
+    interval 1 every frame is searched, as in the reference.
     """
-    looks = regular_looks(n_frames, interval)
-    if not looks:
+    samples = regular_samples(n_frames, interval)
+    if not samples:
         return []
     present = [has_face(0)]
-    for before, after in itertools.pairwise(looks):
+    for before, after in itertools.pairwise(samples):
         first, last = has_face(before), has_face(after)
         change = after if first == last else _first_like(last, before, after, has_face)
         present += [first] * (change - before - 1) + [last] * (after - change + 1)
@@ -166,7 +166,7 @@ def find_present(n_frames: int, interval: int, has_face: Callable[[int], bool]) 
 
 
 def _first_like(wanted: bool, before: int, after: int, has_face: Callable[[int], bool]) -> int:
-    """Return the first frame that answers `wanted`; `after` does, `before` does not."""
+    """Return the first frame with the result `wanted`, which `after` has and `before` has not."""
     while after - before > 1:
         middle = (before + after) // 2
         if has_face(middle) == wanted:

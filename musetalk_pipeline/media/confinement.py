@@ -1,15 +1,15 @@
-"""What a media child may touch: its input, its output and the programs; no socket.
+"""What a media child may open: its input, its output and the programs, but no socket.
 
 Landlock (Linux 5.13) takes rights on files away from one thread and from the children that it
-starts, for good, without privileges and without a package; from 6.7 on TCP too. Sockets of every
-kind, also those with a name in a folder, such as Ray's, are forbidden by a seccomp filter, which
-acts on one thread in the same way. A thread that starts a child gives up its rights first, so the
-child begins without them: no wrapper, no code between fork and exec.
-Measured: 0.3 ms a child, of which an 8 s job has seven in one process; 2026-11-25, two busy cores.
+starts, for good, without privileges and without a package; from 6.7 on, TCP too. Sockets of every
+kind, including those with a name in a folder, such as Ray's, are forbidden by a seccomp filter,
+which acts on one thread in the same way. A thread that starts a child gives up its rights first, so
+the child begins without them. This needs no wrapper and no code between fork and exec.
+Measured: 0.3 ms per child, and an 8 s job has seven in one process; 2026-11-25, two busy cores.
 
-Where the kernel has one of them not, children run without it and `missing()` says so. Beyond both
-are times and modes of this user's files and, before Linux 6.12, signals to this user's processes;
-children inherit nothing but their three pipes.
+If the kernel lacks one of the two, children run without it, and `missing()` says so. Neither covers
+times and modes of this user's files or, before Linux 6.12, signals to this user's processes.
+Children inherit nothing but their three pipes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def landlock_version() -> int:
     found = int(_libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG))
     if found < 1:
         return 0
-    with ThreadPoolExecutor(1) as thread:  # which gives up its rights, to try it out
+    with ThreadPoolExecutor(1) as thread:  # a thread that gives up its rights, as a trial
         refusal = thread.submit(_confine, found, Path("/bin/true"), (), ()).exception()
     return 0 if isinstance(refusal, OSError) else found
 
@@ -89,7 +89,9 @@ def missing() -> str | None:
     """Return what this kernel cannot take from media children, in words; None if nothing."""
     version = landlock_version()
     if version == 0:
-        return "Landlock is not available here, so media tools open what files this worker may"
+        return (
+            "Landlock is not available here, so media tools may open any file that this worker may"
+        )
     if not can_forbid_sockets():
         return "seccomp is not available here, so media tools may open connections"
     return None
@@ -103,10 +105,10 @@ def can_forbid_sockets() -> bool:
 
 
 def confine_this_thread(program: Path, reads: Iterable[Path], writes: Iterable[Path]) -> None:
-    """Leave this thread, and what it starts, only the programs, `reads` and `writes`, no socket.
+    """Restrict this thread, and what it starts, to the programs, `reads` and `writes`; no socket.
 
-    `program`: what will be started, wherever it is installed. `writes`: files that exist. What
-    does not work here is left out.
+    `program`: what will be started, wherever it is installed. `writes`: files that exist. What the
+    kernel does not support is left out.
 
     Raises:
         OSError: the kernel refused, although it has Landlock.
@@ -161,8 +163,9 @@ def _rules(
 
 
 def _installation(program: Path) -> list[str]:
-    """Return where a program and its libraries are: its `bin` and what belongs to that, or itself
-    alone. Not all that lies beside `bin`, which may be somebody's home or this application.
+    """Return where a program and its libraries are: its `bin` and the folders that belong to it, or
+    the program alone. Other neighbours of `bin` are left out: they may be a home or this
+    application.
     """
     real = program.resolve()
     prefix = real.parent.parent
@@ -174,7 +177,7 @@ def _installation(program: Path) -> list[str]:
 def _allow(ruleset: int, path: str, rights: int) -> None:
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:  # it is not there, or not ours to open: then the child cannot either
+    except OSError:  # it does not exist or we may not open it, so the child cannot either
         return
     try:
         if not os.path.isdir(path):

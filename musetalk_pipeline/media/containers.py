@@ -1,9 +1,9 @@
 """Which demuxer a file gets, decided by its first bytes alone; pure.
 
-The demuxer is then forced, so nothing is left to ffmpeg's guessing: playlists (HLS, DASH, concat,
-SDP), subtitles, images and everything else without an entry here never reach a parser. A polyglot
-is what its first bytes say: an MP4 with a ZIP archive behind it is an MP4, and nothing later reads
-it in any other way; a ZIP archive with an MP4 behind it is refused.
+The demuxer is then forced, so ffmpeg guesses nothing. Playlists (HLS, DASH, concat, SDP),
+subtitles, images and everything else without an entry here never reach a parser. A polyglot file is
+what its first bytes say: an MP4 followed by a ZIP archive is an MP4, and nothing later reads it in
+any other way; a ZIP archive followed by an MP4 is refused.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ TS_PACKET = 188
 class Container:
     """`demuxer`: ffmpeg's name. `is_exact`: seeks land on key frames and times are in an index.
 
-    `declares_length`: the header states the length, so that a shorter file has been cut off.
-    `starts_with_picture`: ffmpeg counts frames from the first picture, elsewhere from the first of
-    all streams.
+    `declares_length`: the header states the length, so a shorter file has been cut off.
+    `starts_with_picture`: ffmpeg counts frames from the first picture; otherwise, from the
+    beginning of whichever stream comes first.
     """
 
     demuxer: str
@@ -55,7 +55,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Container], ...] = (
 
 
 def recognise(head: bytes) -> Container | None:
-    """Return the container that a file's first `HEAD_BYTES` name, None if it is none of ours."""
+    """Return the container that a file's first `HEAD_BYTES` identify; None if unsupported."""
     if head[4:8] in _MOV_ATOMS:
         return MOV
     if head.startswith(b"ID3") and len(head) >= 10:
@@ -84,8 +84,10 @@ def _behind_id3(head: bytes) -> Container:
 
 
 def wav_length_s(head: bytes) -> float:
-    """Return how long a WAV file says it is, in seconds; 0 if it does not (a recording that was
-    streamed says 0 or the largest number). ffprobe reports what is there instead.
+    """Return the length that a WAV header declares, in seconds; 0 if it declares none.
+
+    A recording that was streamed declares 0 or the largest number. ffprobe reports what the file
+    really holds instead.
     """
     bytes_per_s, place = 0, 12
     while place + 8 <= len(head):

@@ -1,8 +1,8 @@
 """Source frames as I420 arrays of the output picture, decoded by one ffmpeg child per call.
 
 The constant-rate frame `k` is found in the FrameIndex, so frame `k` is the same picture whether it
-is read from the start or from the middle: decoding begins at the last key frame before it, and a
-filter lets exactly the wanted frames through by their time stamps.
+is read from the start or from the middle. Decoding begins at the last key frame before it, and a
+filter selects exactly the wanted frames by their time stamps.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -26,13 +27,14 @@ START_S = 60.0  # guess; starting up takes 0.1 s, the rest is for a machine unde
 FRAME_S = 1.0  # guess; a 4096x2304 frame takes 0.03 s
 SKIP_FRAME_S = 0.1  # a frame between the key frame and the first wanted one
 
-# Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little beside decoding.
+# Bicubic is ffmpeg's default; accurate rounding and full chroma input cost little compared to
+# decoding.
 SCALER = "bicubic+accurate_rnd+full_chroma_inp"
-# What ffmpeg's decoders say, before the frame comes out, when they had to make up part of it.
+# What ffmpeg's decoders print, before they deliver a frame, if they had to make up part of it.
 DAMAGE = (b"concealing", b"error while decoding", b"Invalid data found")
 _NOTES = re.compile(rb"(?<=pts:) *-?\d{1,19}(?= pts_time)|" + b"|".join(DAMAGE))
 
-# Bars of `fit: blur`: made at this fraction of the picture's size, where the blur is this wide.
+# Bars of `fit: blur` are made at this fraction of the picture's size, with a blur of this sigma.
 BLUR_SCALE, BLUR_SIGMA = 16, 2  # by eye: shapes are gone, colours and movement stay
 
 RGB_FORMATS = ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal8")
@@ -43,15 +45,24 @@ def frame_bytes(width: int, height: int) -> int:
     return width * height * 3 // 2
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """What every child that decodes for one call of `read_frames` needs."""
+
+    source: SourceVideo
+    picture: Picture
+    index: FrameIndex
+
+
 def read_frames(
     source: SourceVideo, picture: Picture, start: int, end: int
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield the constant-rate frames `[start, end)` as (height * 3 // 2, width) uint8 I420.
 
-    Every array is the caller's own, who may write into it. Closing the generator kills the child.
+    Every array belongs to the caller, who may write into it. Closing the generator kills the child.
 
     Raises:
-        InvalidVideo: the file is damaged so that nothing can be decoded for these frames.
+        InvalidVideo: the file is so damaged that nothing can be decoded for these frames.
         DeadlineExceeded: decoding took too long.
     """
     if not 0 <= start < end <= source.n_frames:
@@ -60,7 +71,7 @@ def read_frames(
         raise StageFailed("This video has not been indexed on this node.")
     index = FrameIndex.load(source.index_path)
     wanted = index.shown[start:end].tolist()
-    frames = _decoded(source, picture, index, wanted[0], wanted[-1])
+    frames = _decoded(_Decoding(source, picture, index), wanted[0], wanted[-1])
     with contextlib.closing(frames):
         decoded = wanted[0] - 1
         for number, copies in itertools.groupby(wanted):
@@ -72,23 +83,21 @@ def read_frames(
             yield frame
 
 
-def _decoded(
-    source: SourceVideo, picture: Picture, index: FrameIndex, first: int, last: int
-) -> Generator[NDArray[np.uint8]]:
+def _decoded(decoding: _Decoding, first: int, last: int) -> Generator[NDArray[np.uint8]]:
     """Yield the decoded frames `first` to `last`, both included, each exactly once."""
-    number = first
+    number, index = first, decoding.index
     if len(index.keys):
         key = _key_before(index, first)
-        with contextlib.closing(_timed(source, picture, index, key, first, last)) as frames:
+        with contextlib.closing(_timed(decoding, key, first, last)) as frames:
             for time, frame, is_damaged in frames:
                 if is_damaged or time != index.pts[number]:
                     break
                 yield frame
                 number += 1
         if number <= last:
-            yield from _held(source, picture, index, number, last)
+            yield from _held(decoding, number, last)
         return
-    with contextlib.closing(_timed(source, picture, index, None, first, last)) as frames:
+    with contextlib.closing(_timed(decoding, None, first, last)) as frames:
         for _, frame, _ in frames:
             yield frame
             number += 1
@@ -96,49 +105,41 @@ def _decoded(
         raise _damaged()
 
 
-def _held(
-    source: SourceVideo, picture: Picture, index: FrameIndex, first: int, last: int
-) -> Iterator[NDArray[np.uint8]]:
+def _held(decoding: _Decoding, first: int, last: int) -> Iterator[NDArray[np.uint8]]:
     """Yield `first` to `last` of a stream that cannot be entered at the key frame before them.
 
-    Intra refresh makes key frames from which the picture only becomes right little by little. A
-    damaged stream lacks frames, or has patches copied from what was decoded before. Decoding begins
-    at the start, in one thread, so that the outcome depends on nothing but the frame's number; a
+    With intra refresh the picture becomes right only gradually after a key frame. A damaged stream
+    lacks frames, or has patches copied from what was decoded before. Decoding therefore begins at
+    the start, in one thread, so that the result depends on nothing but the frame's number. A
     missing frame is replaced by the one before it.
     """
-    with contextlib.closing(_timed(source, picture, index, None, 0, last, threads=1)) as frames:
+    with contextlib.closing(_timed(decoding, None, 0, last, threads=1)) as frames:
         shown = upcoming = next(frames, None)
         if shown is None or upcoming is None:
             raise _damaged()
         for number in range(first, last + 1):
-            while upcoming is not None and upcoming[0] <= index.pts[number]:
+            while upcoming is not None and upcoming[0] <= decoding.index.pts[number]:
                 shown, upcoming = upcoming, next(frames, None)
             yield shown[1].copy()
 
 
 def _timed(
-    source: SourceVideo,
-    picture: Picture,
-    index: FrameIndex,
-    key: int | None,
-    first: int,
-    last: int,
-    *,
-    threads: int = DECODE_THREADS,
+    decoding: _Decoding, key: int | None, first: int, last: int, *, threads: int = DECODE_THREADS
 ) -> Generator[tuple[int, NDArray[np.uint8], bool]]:
-    """Decode from `key` (None: the start) and yield the frames from `first` to `last` that come,
+    """Decode from `key` (None: the start) and yield the frames from `first` to `last` that exist,
     with their times in ticks, and whether the decoder has reported damage by then.
     """
-    skipped = first if key is None else first - int(np.searchsorted(index.pts, key))
+    picture = decoding.picture
+    skipped = first if key is None else first - int(np.searchsorted(decoding.index.pts, key))
     seconds = START_S + FRAME_S * (last - first + 1) + SKIP_FRAME_S * skipped
-    command = _command(source, picture, index, key, (first, last), threads)
+    command = _command(decoding, key, (first, last), threads)
     is_damaged = False
     with Child(command, ChildLimits(seconds), notes=_NOTES) as child:
         while True:
             frame = np.empty((picture.height * 3 // 2, picture.width), np.uint8)
             if child.read_into(memoryview(frame.data).cast("B")) < frame.nbytes:
                 return
-            # The filter tells of a frame before the frame is written, so this is never too early.
+            # The filter prints a frame's note before the frame is written, so the note is there.
             note = child.take_note()
             while note is not None and note in DAMAGE:
                 is_damaged, note = True, child.take_note()
@@ -152,13 +153,9 @@ def _damaged() -> InvalidVideo:
 
 
 def _command(
-    source: SourceVideo,
-    picture: Picture,
-    index: FrameIndex,
-    key: int | None,
-    wanted: tuple[int, int],
-    threads: int,
+    decoding: _Decoding, key: int | None, wanted: tuple[int, int], threads: int
 ) -> list[str]:
+    source, index = decoding.source, decoding.index
     first, last = wanted
     seek: tuple[str, ...] = ()
     if key is not None:
@@ -169,9 +166,9 @@ def _command(
         chosen = f"select='between(pts,{index.pts[first]},{index.pts[last]})'"
     else:
         chosen = f"select='between(n,{first},{last})'"
-    filters = [chosen, "showinfo=checksum=0", *picture_filters(source, picture)]
+    filters = [chosen, "showinfo=checksum=0", *picture_filters(source, decoding.picture)]
     return ffmpeg(
-        # showinfo speaks at level `info`.
+        # showinfo prints at level `info`.
         *("-v", "level+info", "-nostats", "-threads", str(threads), "-copyts", *seek),
         *local_input(source.read_path or source.path, source.demuxer),
         *("-map", f"0:{source.stream}", "-fps_mode", "passthrough", "-filter_threads", "1"),
@@ -189,7 +186,7 @@ def picture_filters(source: SourceVideo, picture: Picture) -> list[str]:
     """Return ffmpeg's filters from a displayed source frame to the picture.
 
     The source's matrix and range are kept. An 8-bit 4:2:0 picture of unchanged size passes through
-    untouched: a scaler with nothing to do does nothing.
+    untouched, because the scaler then has nothing to do.
     """
     filters = []
     if picture.crop is not None:
@@ -215,8 +212,8 @@ def picture_filters(source: SourceVideo, picture: Picture) -> list[str]:
 def _blurred_bars(picture: Picture, levels: str) -> str:
     """Return the graph that puts bars of the enlarged, blurred picture on two sides of it.
 
-    The picture itself is stacked between them, not overlaid: its pixels stay as they are. Each bar
-    is cut out and blurred at a sixteenth of the size, so that it costs little.
+    The picture itself is stacked between them, not overlaid, so its pixels stay as they are. Each
+    bar is cut out and blurred at a sixteenth of the size, so that it costs little.
     """
     wide, tall = picture.scaled_width, picture.scaled_height
     has_side_bars = wide < picture.width

@@ -1,7 +1,7 @@
 """One piece per segment, encoded once; pieces joined and the sound added without encoding again.
 
 A piece is a small MP4 in memory whose times begin at 0. Every piece begins with an IDR frame and
-has the same parameter sets (`stitchable=1`), so that joining them is moving their packets in time.
+has the same parameter sets (`stitchable=1`), so joining them only shifts their packets in time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class PieceEncoder:
 
     def _mux(self, packets: list[av.Packet[av.VideoStream]]) -> None:
         for packet in packets:
-            packet.duration = 1  # the encoder leaves it open; the last one would be lost
+            packet.duration = 1  # the encoder does not set it; the last one would be lost
             self._container.mux_one(packet)
 
 
@@ -108,7 +108,7 @@ def stitch(
     """Join `pieces` in order, add the sound, write an MP4 whose index comes first; return the
     number of frames.
 
-    Nothing is encoded: packets are copied. One piece is held at a time. The file appears under
+    Packets are copied, not encoded again. One piece is held at a time. The file appears under
     `out_path` when it is complete.
 
     Raises:
@@ -142,7 +142,7 @@ def _write(
         joined = _JoinedPieces(template, picture, fps)
         sounds = _Sounds(sound_file)
         for packet in joined.packets(itertools.chain([first], ordered)):
-            # Sound goes in front of the picture it is heard with, so that neither is buffered.
+            # Sound is written before the picture that it belongs to, so that neither is buffered.
             for sound in sounds.before(Fraction(packet.dts or 0) / fps):
                 sound.stream = audio
                 out.mux_one(sound)
@@ -159,7 +159,7 @@ def _opened(piece: NDArray[np.uint8]) -> InputContainer:
 
 
 class _Sounds:
-    """The packets of the sound, handed out up to a time."""
+    """The packets of the sound, read up to a time."""
 
     def __init__(self, container: InputContainer) -> None:
         self._packets = (packet for packet in container.demux(audio=0) if packet.size)
@@ -168,8 +168,9 @@ class _Sounds:
     def before(
         self, time_s: Fraction, *, is_end: bool = False
     ) -> Iterator[av.Packet[av.AudioStream]]:
-        """Yield the packets that start before `time_s`; at the end the last is declared shorter, so
-        that the sound is as long as the picture.
+        """Yield the packets that start before `time_s`.
+
+        At the end the last one is declared shorter, so that the sound is as long as the picture.
         """
         while self._waiting is not None and _start_s(self._waiting) < time_s:
             packet, self._waiting = self._waiting, next(self._packets, None)
@@ -210,8 +211,8 @@ class _JoinedPieces:
                 continue  # the demuxer's end mark
             if self.count == start and not packet.is_keyframe:
                 raise _unfit(number, "one does not begin with a key frame")
-            # One frame is decoded per frame shown, ahead by as many as may be reordered. Pieces'
-            # own decoding times say the same, but for pieces shorter than that.
+            # One frame is decoded per frame shown, ahead by as many as may be reordered. The
+            # pieces' own decoding times agree, except in pieces shorter than that.
             packet.pts = start + int(packet.pts * packet.time_base * self._fps)
             packet.dts = self.count - self._ahead
             if packet.dts > packet.pts:

@@ -1,12 +1,12 @@
-"""Which decoded frame stands for each frame of the constant rate; pure but for its file.
+"""Which decoded frame each frame of the constant rate shows. Pure, except for its file.
 
 The reference turns a video into numbered images with ffmpeg's constant-rate synchronisation
-(musetalk_reference §1.1). `constant_rate_order` is that synchronisation: it repeats and drops
+(docs/reference.md §1.1). `constant_rate_order` is that synchronisation: it repeats and drops
 decoded frames exactly as `ffmpeg -i IN DIR/%08d.png` does (ffmpeg 5.1, `fftools/ffmpeg.c`,
 `do_video_out`).
 
-The index lies in a file beside the media, because an hour of video has a hundred thousand entries
-and `SourceVideo` has to stay small.
+The index is a file next to the media, because an hour of video has a hundred thousand entries and
+`SourceVideo` has to stay small.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""What a media file says of itself: its container, its streams, its lengths; and the first
-refusals, before any frame or sample is decoded.
+"""What the header of a media file declares: its container, its streams and its lengths.
+
+The first refusals happen here, before any frame or sample is decoded.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ WHOLE_FILE = "Make sure that the file was written and uploaded to its end, then 
 
 @dataclass(frozen=True, slots=True)
 class MediaFile:
-    """A file that has passed the first checks. `start_s`, `duration_s`: what its header says, 0 if
-    it does not. `streams`: ffprobe's fields of each stream, by ffprobe's names.
+    """A file that has passed the first checks.
+
+    `start_s`, `duration_s`: as its header declares them, else 0. `streams`: ffprobe's fields of
+    each stream, by ffprobe's names.
     """
 
     path: Path
@@ -47,10 +50,10 @@ def admit(
 ) -> MediaFile:
     """Check size, kind, streams and declared lengths of a file.
 
-    `sha256`: the digest in hex where it is known already; the file is read for it if not.
+    `sha256`: the digest in hex, if it is known already; otherwise the file is read for it.
 
     Raises:
-        MediaTooLarge, or `refusal`: it cannot be used, with a sentence that says why.
+        MediaTooLarge, or `refusal`: it cannot be used; the message says why.
     """
     size, name = path.stat().st_size, _name(refusal)
     if size == 0:
@@ -110,7 +113,7 @@ def _what_instead(head: bytes, refusal: Refusal) -> str:
     for is_so, kind in kinds:
         if is_so:
             return f"{name} is {kind}, not {wanted}. Playlists, images and documents are refused."
-    return f"{name} is not {wanted} in a format that is known here (MP4, MOV, MKV, WAV, MP3, …)."
+    return f"{name} is not {wanted} in a supported format (MP4, MOV, MKV, WAV, MP3, …)."
 
 
 _FIELDS = (
@@ -126,7 +129,7 @@ _FIELDS = (
 def read_header(
     path: Path, container: Container, refusal: Refusal
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what ffprobe says of the file as a whole and of each of its streams."""
+    """Return what ffprobe reports about the file as a whole and about each of its streams."""
     command = ffprobe("-show_entries", _FIELDS, "-of", "json")
     done = run([*command, *local_input(path, container.demuxer)], ChildLimits(HEADER_S))
     try:
@@ -134,7 +137,7 @@ def read_header(
     except ValueError:
         header = {}
     if not header.get("streams"):
-        said = done.message or "it holds nothing"
+        said = done.message or "it is empty"
         raise refusal(f"{_name(refusal)} cannot be read: {said}.", hint=WHOLE_FILE, ffprobe=said)
     return header.get("format", {}), header["streams"]
 
@@ -149,7 +152,7 @@ def too_long(name: str, length_s: float, limits: MediaLimits) -> MediaTooLarge:
 
 
 def seconds(text: str | None) -> float:
-    """Read a length as ffprobe prints it; 0 if it is absent or no number."""
+    """Read a length as ffprobe prints it; 0 if it is absent or not a number."""
     with contextlib.suppress(ValueError):
         return max(0.0, float(text or 0))
     return 0.0

@@ -1,11 +1,12 @@
-"""What a video is and which frames it has, found out before anything is decoded, and refused in one
-sentence if need be.
+"""What a video is and which frames it has, determined before anything is decoded.
+
+A video that cannot be used is refused with one sentence.
 
     first bytes ─► demuxer ─► header (limits) ─► times of the packets ─► FrameIndex
 
 Frames are counted from the times of the packets, without decoding, where packets and frames agree
-one to one; the rest is decoded once to be counted. A container that cannot be sought exactly
-(MPEG-TS, FLV, …) has its packets copied into an MP4 beside the index first.
+one to one; other files are decoded once to be counted. A container that cannot be sought exactly
+(MPEG-TS, FLV, …) has its packets copied into an MP4 next to the index first.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from musetalk_pipeline.media.media_file import (
     too_long,
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, run
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
 __all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]
 
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels; ffmpeg's own, when it chooses a stream
 
-MIN_FPS = 1  # guess: below it is a slide show, and a job's length would round to nothing
+MIN_FPS = 1  # guess: less is a slide show, and a job's length would round to nothing
 
 # Codecs whose packets and frames agree one to one, each packet's time being its frame's.
 INDEXED_CODECS = frozenset(
@@ -65,7 +66,7 @@ def probe_video(
 ) -> SourceVideo:
     """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
 
-    `sha256`: the file's digest in hex where it is known already.
+    `sha256`: the file's digest in hex, if it is known already.
 
     Raises:
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
@@ -102,17 +103,18 @@ def probe_video(
 def constant_rate(stream: Mapping[str, Any], limits: MediaLimits) -> Fraction:
     """Return the exact rate at which the reference counts the frames of `stream`.
 
-    ffmpeg's `r_frame_rate`, or the average where that is a time base rather than a rate: above 210
-    with an average below 70 (ffmpeg's `av_guess_frame_rate`), or above the limit.
+    It is ffmpeg's `r_frame_rate`, or the average if that is a time base rather than a rate: above
+    210 with an average below 70 (ffmpeg's `av_guess_frame_rate`), or above the limit.
     """
     base, average = _rate(stream.get("r_frame_rate")), _rate(stream.get("avg_frame_rate"))
     if average and (not base or (average < 70 and base > 210) or base > limits.max_fps):
         base = average
     if not base:
-        raise InvalidVideo("The video does not say how many frames a second it has.")
+        raise InvalidVideo("The video does not declare its frame rate.")
     if base < MIN_FPS:
         raise InvalidVideo(
-            f"The video has less than {MIN_FPS} frame a second: too few to speak.", fps=float(base)
+            f"The video has less than {MIN_FPS} frame a second, which is too few to show speech.",
+            fps=float(base),
         )
     if base > limits.max_fps:
         raise MediaTooLarge(
@@ -200,8 +202,10 @@ def _colour_of(stream: Mapping[str, Any]) -> ColourTags:
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """One entry per frame, in display order, in ticks. `keys`: where decoding can begin, empty if
-    only at the start. `complaint`: ffprobe's, empty if it had none.
+    """The times of all frames, in display order, in ticks.
+
+    `keys`: where decoding can begin, empty if only at the start. `complaint`: ffprobe's, empty if
+    it had none.
     """
 
     pts: list[int]
@@ -213,7 +217,7 @@ class _Times:
 def _index_frames(
     media: MediaFile, stream: dict[str, Any], fps: Fraction, limits: MediaLimits, out_dir: Path
 ) -> tuple[FrameIndex, Path | None]:
-    """Return the index, and the copy that it is about where the file itself cannot be sought."""
+    """Return the index, and the copy that it describes if the file itself cannot be sought."""
     times = _times_from_packets(media, stream, limits) or _times_from_frames(media, stream, limits)
     base = Fraction(stream["time_base"])
     _check_times(times, base, limits)
@@ -257,10 +261,10 @@ def _said(complaint: str) -> dict[str, Any]:
 def _times_from_packets(
     media: MediaFile, stream: dict[str, Any], limits: MediaLimits
 ) -> _Times | None:
-    """Read the times of all packets; None if they do not tell which frames will be shown when.
+    """Read the times of all packets; None if they do not determine which frames are shown when.
 
-    They do if each packet has a time of its own and the first one is a key frame that no other is
-    shown before.
+    They do if each packet has a time of its own and the first one is a key frame that is shown
+    before all others.
     """
     frames: list[tuple[int, int]] = []
     keys: list[int] = []
@@ -336,9 +340,9 @@ def _refuse_if_cut_off(
 ) -> None:
     """Refuse a file that ends before its own index does.
 
-    Matroska's and MP4's readers complain when the file ends inside something, AVI says how many
-    frames there are (as MP4 does, but there an edit list may leave some out). A length alone is no
-    proof: sound may go on after the picture.
+    The readers of Matroska and MP4 complain if the file ends inside something, and AVI declares how
+    many frames there are (as MP4 does, but there an edit list may leave some out). A length alone
+    proves nothing, because sound may continue after the picture.
     """
     declared = 0 if media.container is MOV else _whole(stream.get("nb_frames")) or 0
     if n_packets < declared or "partial file" in message or "ended prematurely" in message:

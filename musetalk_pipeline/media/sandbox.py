@@ -1,4 +1,4 @@
-"""Every ffmpeg and ffprobe child: hostile media is only ever parsed in here.
+"""Every ffmpeg and ffprobe child. Hostile media is parsed nowhere else.
 
 A child
 1. gets its own session, so that the whole group can be killed, and an empty environment (no
@@ -6,13 +6,13 @@ A child
 2. gets the limits of `prlimit` (memory, CPU seconds, file size, open files, no core) and
    `--no-new-privs` and a parent-death signal from `setpriv`, both of util-linux;
 3. reads local files and pipes only, with one named demuxer and no standard input;
-4. may open nothing but its own input and output and the programs, and no socket, where the kernel
-   can see to that (`confinement`);
+4. may open nothing but its own input and output and the programs, and no socket, if the kernel
+   can enforce that (`confinement`);
 5. is killed with its group, and waited for, when its deadline passes, its reader goes away or
    anything is raised.
 
-What it prints on standard error is kept up to `STDERR_BYTES` and never holds a path of this host
-by the time it is shown.
+What it prints on standard error is kept up to `STDERR_BYTES`, and paths of this host are removed
+before it is shown.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ChildLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class ChildResult:
     """A child that has ended by itself. `message`: the end of its standard error, without paths."""
 
     returncode: int
@@ -77,15 +77,15 @@ def ffprobe(*arguments: str) -> list[str]:
 
 
 def ffmpeg(*arguments: str) -> list[str]:
-    """Return an ffmpeg command that prints errors only and never asks anything."""
+    """Return an ffmpeg command that prints errors only and never prompts."""
     return ["ffmpeg", "-v", "error", "-nostdin", "-hide_banner", "-y", *arguments]
 
 
 def local_input(path: Path, demuxer: str) -> list[str]:
     """Return the input arguments for a hostile file: this demuxer and no other, local files only.
 
-    `file:` in front, so that no name is ever read as a protocol. The whitelist also binds what the
-    demuxer would open in turn.
+    The name begins with `file:`, so that it is never read as a protocol. The whitelist also applies
+    to whatever the demuxer opens in turn.
     """
     return [
         *("-protocol_whitelist", PROTOCOLS, "-format_whitelist", demuxer),
@@ -93,7 +93,9 @@ def local_input(path: Path, demuxer: str) -> list[str]:
     ]
 
 
-def run(command: Sequence[str], limits: ChildLimits, max_output_bytes: int = 1 << 20) -> Finished:
+def run(
+    command: Sequence[str], limits: ChildLimits, max_output_bytes: int = 1 << 20
+) -> ChildResult:
     """Run a child to its end and return what it wrote on standard output.
 
     Raises:
@@ -106,15 +108,15 @@ def run(command: Sequence[str], limits: ChildLimits, max_output_bytes: int = 1 <
         while part := child.read():
             left -= len(part)
             if left < 0:
-                raise StageFailed("A media tool printed more than it ever should.")
+                raise StageFailed("A media tool printed more output than expected.")
             parts.append(part)
-        return Finished(child.wait(), b"".join(parts), child.message)
+        return ChildResult(child.wait(), b"".join(parts), child.message)
 
 
 class Child:
     """One running child and its standard output; leaving the `with` block kills it and waits.
 
-    `notes`: a pattern for lines of standard error that are not complaints but news; what it
+    `notes`: a pattern for lines of standard error that are information, not complaints. What it
     matches is kept for `take_note`, in order.
     """
 
@@ -158,7 +160,7 @@ class Child:
         return printable[:300]
 
     def read(self, max_bytes: int = PIPE_BYTES) -> bytes:
-        """Return what there is on standard output, waiting for it; empty at the end."""
+        """Wait for standard output and return what is available; empty at the end."""
         buffer = bytearray(max_bytes)
         count = self._read_some(memoryview(buffer))
         return bytes(memoryview(buffer)[:count])
@@ -179,13 +181,13 @@ class Child:
         while part := self.read(LINE_BYTES):
             *whole, rest = (rest + part).split(b"\n")
             if len(rest) > LINE_BYTES:
-                raise StageFailed("A media tool printed a line longer than it ever should.")
+                raise StageFailed("A media tool printed a longer line than expected.")
             yield from whole
         if rest:
             yield rest
 
     def take_note(self) -> bytes | None:
-        """Return the next note among what the child has said so far, None if there is none."""
+        """Return the next note in what the child has printed so far, None if there is none."""
         if not self._notes and self._err >= 0:
             with contextlib.suppress(BlockingIOError):
                 self._keep_stderr()
@@ -195,8 +197,8 @@ class Child:
         """Read on to the end of both outputs, until the deadline; return the exit status.
 
         Raises:
-            StageFailed: this machine's disk is full. ffmpeg ends well in spite of it where only the
-                end of its file is missing.
+            StageFailed: this machine's disk is full. ffmpeg reports success all the same if only
+                the end of its file is missing.
         """
         while self.read():
             pass
@@ -212,7 +214,8 @@ class Child:
 
     def kill(self) -> None:
         """Kill the whole group, wait for it, close the pipes. Harmless when done twice."""
-        # The leader is not reaped before this line, so its group id cannot be anyone else's.
+        # The leader is not reaped before this line, so its group id cannot belong to another
+        # process.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -231,7 +234,7 @@ class Child:
                 continue
             if count:
                 return count
-            self._poll.unregister(self._out)  # an ended pipe is always ready: poll would spin
+            self._poll.unregister(self._out)  # an ended pipe is always ready, so poll would spin
             self._out = -1
         return 0
 
@@ -267,9 +270,9 @@ class Child:
 class _Starter:
     """The thread that starts one child, and lives as long as it does.
 
-    It gives up its rights first, which the child then never has. The parent-death signal comes when
-    the *thread* that forked ends, not the process: so it stays, whichever thread asked, and however
-    short-lived that one is.
+    It gives up its rights first, so that the child never has them. The parent-death signal is sent
+    when the *thread* that forked ends, not when the process does. This thread therefore stays, even
+    if the thread that requested the child ends early.
     """
 
     def __init__(self, command: Sequence[str], limits: ChildLimits) -> None:
@@ -281,13 +284,13 @@ class _Starter:
         self._reads, self._writes = _files_of(command)
         self._is_over = threading.Event()
         self._started: Future[subprocess.Popen[bytes]] = Future()
-        # It must not hold up the end of this process, which ends the child too.
+        # It must not delay the end of this process, which ends the child too.
         self._thread = threading.Thread(target=self._run, name="media-starter", daemon=True)
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the child."""
         for path in self._writes:
-            path.touch()  # the child may write into it, but make no file
+            path.touch()  # the child may write into it, but may not create files
         self._thread.start()
         return self._started.result(SPAWN_WAIT_S)
 
@@ -320,7 +323,7 @@ def _files_of(command: Sequence[str]) -> tuple[list[Path], list[Path]]:
 
 
 def _limited(limits: ChildLimits) -> list[str]:
-    """Return what stands before a command and lowers its limits."""
+    """Return the prefix of a command that lowers its limits."""
     cpu_s = int(limits.seconds * 4) + 5  # a backstop behind the deadline: decoders use threads
     return [
         *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", "--"),

@@ -1,9 +1,9 @@
-"""Reads published weight files without running anything in them, and puts them into networks.
+"""Reads published weight files without running any code in them, and loads them into networks.
 
 1. `find_weights` picks the file of a network in its folder.
 2. `read_weights` maps it: `.safetensors`, or a pickle with code refused.
 3. `load_network` builds the network without memory of its own, checks every key and shape, and
-   hands it the file's tensors. They stay mapped: nothing is held twice, and processes share them.
+   gives it the file's tensors. They stay mapped, so nothing is held twice and processes share them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-_SHOWN_KEYS = 3  # a wrong file misses hundreds; three tell which file it is
+_SHOWN_KEYS = 3  # a wrong file lacks hundreds; three are enough to recognise it
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def read_config(path: Path) -> dict[str, Any]:
             file=str(path),
         ) from exc
     if not isinstance(config, dict):
-        raise ModelLoadFailed(f"{path} holds no JSON object.", file=str(path))
+        raise ModelLoadFailed(f"{path} does not hold a JSON object.", file=str(path))
     return config
 
 
@@ -79,10 +79,11 @@ def read_weights(path: Path, *, tolerate_objects: bool = False) -> Weights:
     """Read the tensors of `path`; a checkpoint with a `state_dict` inside gives that one.
 
     `tolerate_objects` is for training checkpoints (mmengine's) that carry NumPy arrays and loggers
-    beside the tensors: those become inert placeholders. Nothing in the file is executed either way.
+    next to the tensors: those become inert placeholders. Nothing in the file is executed either
+    way.
 
     Raises:
-        ModelLoadFailed: missing, truncated, or a pickle that asks for code.
+        ModelLoadFailed: missing, truncated, or a pickle that refers to code.
     """
     try:
         loaded = _read(path, tolerate_objects)
@@ -90,8 +91,8 @@ def read_weights(path: Path, *, tolerate_objects: bool = False) -> Weights:
         raise ModelLoadFailed(f"The weight file {path} does not exist.", file=str(path)) from exc
     except Exception as exc:
         # Every reader has its own errors for damage: RuntimeError, UnpicklingError, KeyError,
-        # EOFError, SafetensorError, …. All mean the same to whoever runs this. torch's message is
-        # left out: it advises to switch the check off.
+        # EOFError, SafetensorError, …. They all mean the same to the operator. torch's message is
+        # left out, because it recommends switching the check off.
         raise ModelLoadFailed(
             f"The weight file {path} cannot be read ({type(exc).__name__}): it is damaged, cut "
             "short, or holds more than tensors. Fetch it again: `make weights`.",
@@ -100,7 +101,9 @@ def read_weights(path: Path, *, tolerate_objects: bool = False) -> Weights:
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise ModelLoadFailed(f"The weight file {path} holds no named tensors.", file=str(path))
+        raise ModelLoadFailed(
+            f"The weight file {path} does not hold any named tensors.", file=str(path)
+        )
     strangers = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
     if strangers:
         raise ModelLoadFailed(
@@ -163,7 +166,7 @@ def _check(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path
         if tensor.shape != found[key].shape:
             raise ModelLoadFailed(
                 f"In the weight file {path}, {key} has the shape {tuple(found[key].shape)}, but "
-                f"the network's configuration asks for {tuple(tensor.shape)}.",
+                f"the network's configuration requires {tuple(tensor.shape)}.",
                 file=str(path),
                 key=key,
             )
@@ -183,7 +186,7 @@ def _read(path: Path, tolerate_objects: bool) -> Any:
     return torch.load(path, weights_only=True, **options)
 
 
-# What a checkpoint may build. All of it is data: calling these with any arguments runs no code of
+# What a checkpoint may build. All of it is data; calling these with any arguments runs no code from
 # the file.
 _BUILDERS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -194,7 +197,7 @@ _BUILDERS: dict[tuple[str, str], Any] = {
 
 
 class _Inert:
-    """Stands for any object that is not a tensor: takes whatever the pickle does to it."""
+    """Stands for any object that is not a tensor, and accepts whatever the pickle does to it."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> _Inert:
         return super().__new__(cls)

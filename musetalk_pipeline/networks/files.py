@@ -1,7 +1,7 @@
-"""Which files the networks are loaded from, below the models folder (musetalk_reference §2).
+"""Which files the networks are loaded from, below the models folder (docs/reference.md §2).
 
-The loaders read these and no others, and `missing_files` looks for all of them: so what chooses an
-engine by its files and what starts it cannot disagree. Light to import.
+The loaders read these and no others, and `missing_files` checks for all of them, so the choice of
+an engine by its files and its start cannot disagree. This module is light to import.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from musetalk_pipeline.options import Version
 UNET_FOLDERS: dict[Version, str] = {"v15": "musetalkV15", "v1": "musetalk"}
 VAE_FOLDER, WHISPER_FOLDER, PARSER_FOLDER = "sd-vae", "whisper", "face-parse-bisent"
 
-# Names in those folders; of several, the first that is there is read.
+# Names in those folders; of several, the first that exists is read.
 UNETS: dict[Version, tuple[str, ...]] = {
     "v15": ("unet.pth", "unet.safetensors"),
     "v1": ("pytorch_model.bin", "pytorch_model.safetensors"),
@@ -28,11 +28,11 @@ CONFIG = "config.json"  # of the VAE and of Whisper
 def missing_files(
     models: Path, version: Version, *, own_unet: bool = False, own_config: bool = False
 ) -> tuple[list[str], bool]:
-    """Return which files of the MuseTalk engine are missing, and whether some of the rest is there.
+    """Return which files of the MuseTalk engine are missing, and whether any of the others exists.
 
-    A file is named as published, below `models`. One that a fetch has only begun is missing, but
-    counts as something there. `own_unet`, `own_config`: another file is named for it, so the
-    published one is not needed.
+    A file is named as published, below `models`. One whose download has only begun is missing, but
+    counts as one that exists. `own_unet`, `own_config`: another file is configured in its place, so
+    the published one is not needed.
     """
     unet = UNET_FOLDERS[version]
     wanted = [

@@ -1,8 +1,8 @@
-"""BiSeNet: which of 19 parts of a face each pixel belongs to.
+"""BiSeNet, which assigns each pixel to one of 19 parts of a face.
 
 A ResNet-18 context path with two attention-refined scales, a fusion module and a head. Module
-names are those of the published `79999_iter.pth`. Its two auxiliary heads serve training only:
-their keys are accepted and not loaded (they change no label).
+names are those of the published `79999_iter.pth`. Its two auxiliary heads are for training only, so
+their keys are accepted and not loaded (they do not change any label).
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class _ContextPath(nn.Module):
         self.conv_avg = _ConvNormRelu(512, 128, kernel=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (B, 128, H/8, W/8) twice: plain features, and features that saw the whole."""
+        """Return (B, 128, H/8, W/8) twice: plain features, and features with global context."""
         at_8, at_16, at_32 = self.resnet(x)
         whole = self.conv_avg(at_32.mean((2, 3), keepdim=True))  # (B, 128, 1, 1)
         context = self.conv_head32(F.interpolate(self.arm32(at_32) + whole, at_16.shape[2:]))
@@ -159,7 +159,7 @@ class BiSeNet(nn.Module):
 
 
 def _planes(values: Sequence[float], device: torch.device) -> Tensor:
-    """Return (3, 1, 1) float32, made on the device: a recording cannot hold a copy to it."""
+    """Return (3, 1, 1) float32, made on the device: a CUDA graph cannot hold a copy to it."""
     return torch.cat([torch.full((1, 1, 1), value, device=device) for value in values])
 
 

@@ -1,4 +1,4 @@
-"""Where networks run, in what precision, and how many frames go through at once."""
+"""On which device networks run, in what precision, and how many frames they take at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FRAME_BYTES_FLOAT32 = 320 * 2**20
 _WORKSPACE_FACTOR = 2.0  # guess: convolution workspaces and fragmentation on top of it
 _SHARE_OF_FREE = 0.8  # guess: room for what else runs on the GPU
 
-# cuDNN tries one algorithm after the other; where none gets its workspace, it finds no engine.
+# cuDNN tries one algorithm after the other; if none gets its workspace, it finds no engine.
 _OUT_OF_MEMORY_WORDS = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -52,14 +52,14 @@ def resolve_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type != "cuda" or not torch.cuda.is_available():
         raise ModelLoadFailed(
-            f"The device {name!r} was asked for, but torch sees no CUDA GPU here. Use `device: "
+            f"The device {name!r} was requested, but torch finds no CUDA GPU here. Use `device: "
             "cpu`, or install a driver and a CUDA build of torch.",
             device=name,
         )
     index = torch.cuda.current_device() if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise ModelLoadFailed(
-            f"The device {name!r} was asked for, but there are only {torch.cuda.device_count()} "
+            f"The device {name!r} was requested, but there are only {torch.cuda.device_count()} "
             "GPUs.",
             device=name,
         )
@@ -76,7 +76,7 @@ def check_precision(precision: Precision, device: torch.device) -> torch.dtype:
         major, _minor = torch.cuda.get_device_capability(device)
         if major < 8:
             raise ModelLoadFailed(
-                f"{torch.cuda.get_device_name(device)} has no bfloat16; use float16.",
+                f"{torch.cuda.get_device_name(device)} does not support bfloat16; use float16.",
                 device=str(device),
             )
     return DTYPES[precision]
@@ -93,9 +93,9 @@ def choose_batch_size(free_bytes: int, dtype: torch.dtype) -> int:
 
 
 def default_batch_size(device: torch.device, dtype: torch.dtype, gpu_share: float = 1.0) -> int:
-    """Return the batch size where none is set; ask after the networks are loaded.
+    """Return the batch size if none is set. Call it after the networks are loaded.
 
-    `gpu_share`: of what is free now, where other processes are about to load onto the same GPU.
+    `gpu_share`: of the memory that is free now, if other processes are about to load onto the GPU.
     """
     if device.type == "cpu":
         return CPU_BATCH
@@ -104,7 +104,7 @@ def default_batch_size(device: torch.device, dtype: torch.dtype, gpu_share: floa
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether CUDA, cuBLAS or cuDNN failed for want of memory."""
+    """Return whether CUDA, cuBLAS or cuDNN failed for lack of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -113,7 +113,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_gpu_lost(error: BaseException) -> bool:
-    """Tell whether the CUDA context is gone: an illegal address, a failed launch, bad memory."""
+    """Return whether the CUDA context is lost: an illegal address, a failed launch, bad memory."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDNN_STATUS_EXECUTION" in str(error)
@@ -121,7 +121,7 @@ def is_gpu_lost(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def naming_lost_gpu(network: str, device: torch.device) -> Iterator[None]:
-    """Raise `GpuLost` where the GPU fails for good within the block."""
+    """Raise `GpuLost` if the GPU fails for good within the block."""
     try:
         yield
     except RuntimeError as error:
@@ -131,7 +131,7 @@ def naming_lost_gpu(network: str, device: torch.device) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what a library says of an error, without the pages that torch adds."""
+    """Return the first line of a library's error, without the pages that torch adds."""
     return str(error).partition("\n")[0][:200]
 
 
@@ -143,9 +143,9 @@ def forbid_tf32(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def exact_math(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute as `dtype` says: no TF32 in float32, and there no choice of algorithm by timing.
+    """Compute as `dtype` says: in float32, without TF32 and without choosing algorithms by timing.
 
-    In half precision shapes are fixed, so cuDNN may time its algorithms once for each.
+    In half precision, cuDNN may time its algorithms once for each of the fixed shapes.
     """
     if device.type != "cuda":
         yield

@@ -2,13 +2,13 @@
 
 Zhang et al., "S3FD: Single Shot Scale-invariant Face Detector", 2017; layer names and conventions
 are those of the published file s3fd-619a316812.pth (musetalk_reference §1.2, §2.3). Steps:
-1. Pixels to RGB minus (104, 117, 123) in that order, as the reference does it: the means are those
-   of blue, green, red, but its results are what is to be equalled.
+1. Pixels become RGB minus (104, 117, 123), in that order. These are the means of blue, green and
+   red, but the reference applies them so, and its results are to be equalled.
 2. A VGG-16 trunk; six heads over it, one for each face size from 16 to 512 pixels.
 3. Boxes with a score above 0.05, overlaps removed, then those above 0.5, best first.
 
 The trunk's first blocks run in bands of rows, each with as many rows around it as its convolutions
-reach: the result is the same, and a full-resolution layer never exists as a whole (1.1 GB at
+reach. The result is the same, and a full-resolution layer never exists as a whole (1.1 GB at
 1080p).
 """
 
@@ -57,8 +57,10 @@ class _ScaledNorm(nn.Module):
 class S3fd(nn.Module):
     """The network: pictures to class and box maps of the six heads. Flat names, as published."""
 
-    def __init__(self) -> None:
+    def __init__(self, band_rows: int = BAND_ROWS) -> None:
+        """`band_rows`: even, of the bands that the first blocks run in."""
         super().__init__()
+        self._band_rows = band_rows
         channels = 3
         for block, (width, depth) in enumerate(
             ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), start=1
@@ -75,7 +77,7 @@ class S3fd(nn.Module):
         for name, channels in _HEADS.items():
             if name.endswith("_norm"):
                 self.add_module(name, _ScaledNorm(channels))
-            # The finest head has three ways of being background, against false small faces.
+            # The finest head has three background classes, which prevent false small faces.
             classes = 4 if name == "conv3_3_norm" else 2
             self.add_module(f"{name}_mbox_conf", nn.Conv2d(channels, classes, 3, padding=1))
             self.add_module(f"{name}_mbox_loc", nn.Conv2d(channels, 4, 3, padding=1))
@@ -118,10 +120,10 @@ class S3fd(nn.Module):
         """Return the block's output, halved, computed over bands of rows."""
         reach = len(names)  # rows: one for each 3x3 convolution
         bands = []
-        for top in range(0, x.shape[2] // 2 * 2, BAND_ROWS):
+        for top in range(0, x.shape[2] // 2 * 2, self._band_rows):
             above = min(reach, top)
-            band = self._convolve(x[:, :, top - above : top + BAND_ROWS + reach], *names)
-            bands.append(F.max_pool2d(band[:, :, above : above + BAND_ROWS], 2))
+            band = self._convolve(x[:, :, top - above : top + self._band_rows + reach], *names)
+            bands.append(F.max_pool2d(band[:, :, above : above + self._band_rows], 2))
         return torch.cat(bands, 2)
 
     def _convolve(self, x: Tensor, *names: str) -> Tensor:
@@ -179,8 +181,8 @@ class FaceFinder:
     def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[Box | None]:
         """Return the best face of each (H, W, 3) BGR frame; None without one.
 
-        Corners are clipped at 0 and truncated, as the reference does; the right and bottom edges
-        of the frame do not bound them.
+        Corners are clipped at 0 and truncated, as the reference does. They may lie beyond the right
+        and bottom edges of the frame.
         """
         boxes: list[Box | None] = []
         for batch in _batches(frames):
@@ -234,7 +236,7 @@ def pick_faces(candidates: ScoredBoxes) -> ScoredBoxes:
     areas = (corners[:, 2:] - corners[:, :2] + 1).prod(1)
     alive = np.ones(len(scores), bool)
     for i in range(len(scores)):
-        # A candidate that is not certain itself can only remove others that are not either.
+        # A candidate below the final score can only remove others that are below it too.
         if scores[i] <= MIN_SCORE:
             alive[i:] = False
             break

@@ -1,4 +1,4 @@
-"""The UNet that moves the mouth: one pass at timestep 0, steered by 200 ms of Whisper features."""
+"""The UNet that moves the mouth: one pass at timestep 0, driven by 200 ms of Whisper features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONTEXT_WIDTH = 384  # Whisper-tiny's
 
 
 class MouthUnet(nn.Module):
-    """Latents and speech in, latents of the speaking face out."""
+    """Turns latents and speech into latents of the speaking face."""
 
     timestep: Tensor
     positions: Tensor
@@ -67,8 +67,8 @@ def unet_files(
 ) -> tuple[Path, Path]:
     """Return the weight file and the configuration of `version` in a models folder.
 
-    `weights`, `config`: a file that is used in place of the published one, which then need not be
-    there.
+    `weights`, `config`: a file that is used in place of the published one, which is then not
+    needed.
 
     Raises:
         ModelLoadFailed: one of them is missing. Fetch the weights.

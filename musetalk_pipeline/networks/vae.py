@@ -33,7 +33,7 @@ _NEW_NAMES = {
 
 
 class LookEncoder(nn.Module):
-    """Face crops in, posteriors of their latents out: lower half masked, then whole."""
+    """Turns face crops into posteriors of their latents, lower half masked and whole."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def to_images(crops: Tensor) -> Tensor:
 
 
 def to_latents(moments: Tensor, scaling_factor: float, noise: Tensor | None = None) -> Tensor:
-    """Return (B, 8, 32, 32) from posteriors: their means, or samples where there is `noise`.
+    """Return (B, 8, 32, 32) from posteriors: their means, or samples if there is `noise`.
 
     `moments`: (B, 2, 8, 32, 32) of LookEncoder. `noise`: (B, 2, 4, 32, 32), standard normal.
     """
@@ -80,7 +80,7 @@ def scaling_factor(folder: Path) -> float:
 
 
 class FaceDecoder(nn.Module):
-    """Latents in, faces out."""
+    """Turns latents into faces."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ def seeded_noise(seed: int, start: int, count: int) -> Tensor:
     """Return the (count, 2, 4, 32, 32) normal numbers of source frames `start`… after `seed`.
 
     Equal to what the reference draws after `torch.manual_seed(seed)`: one (1, 4, 32, 32) per
-    encode, masked then whole, frame after frame. Numbers belong to frame indices; where frames
-    have no face the reference draws nothing for them, and the two sequences part.
+    encode, masked then whole, frame after frame. Here numbers belong to frame indices. The
+    reference draws none for a frame without a face, so the two sequences differ after one.
     """
     generator = torch.Generator().manual_seed(seed)
     for skipped in range(0, start, _SKIP_FRAMES):

@@ -1,4 +1,4 @@
-"""The encoder of whisper-tiny: what MuseTalk hears with."""
+"""The encoder of whisper-tiny, whose features MuseTalk draws from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from musetalk_pipeline.networks.checkpoint import (
 from musetalk_pipeline.networks.files import CONFIG, WHISPERS
 from musetalk_pipeline.plan import SAMPLE_RATE
 
-CHUNK_S = 30  # what Whisper was trained on; every chunk is padded to it and heard alone
+CHUNK_S = 30  # what Whisper was trained on; every chunk is padded to it and encoded alone
 CHUNK_SAMPLES = CHUNK_S * SAMPLE_RATE
 STEPS_PER_S = 50
 CHUNK_STEPS = CHUNK_S * STEPS_PER_S
@@ -31,8 +31,8 @@ WIDTH = 384
 _NOT_SETTINGS = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
 
 
-class Ear:
-    """30 s of sound in, five layers of features every 20 ms out. Not for use by two threads."""
+class ChunkEncoder:
+    """Turns 30 s of sound into five layers of features every 20 ms. Not for use by two threads."""
 
     def __init__(self, encoder: WhisperEncoder) -> None:
         self._encoder = encoder
@@ -54,12 +54,12 @@ class Ear:
             stacked = torch.stack(list(layers), dim=2)[0]  # (1500, 5, 384)
         return stacked.float().cpu().numpy()
 
-    def hear(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the (1500, 5, 384) features of one chunk of (≤ 480000,) samples."""
         return self.states(self.mel(samples))
 
 
-def load_ear(folder: Path, device: str = "cpu") -> Ear:
+def load_whisper(folder: Path, device: str = "cpu") -> ChunkEncoder:
     """Read the encoder half of Whisper, float32, from its published folder.
 
     Raises:
@@ -76,7 +76,7 @@ def load_ear(folder: Path, device: str = "cpu") -> Ear:
         read_weights(weights),
         rename=_encoder_name,
     )
-    return Ear(encoder.to(device))
+    return ChunkEncoder(encoder.to(device))
 
 
 def _encoder_name(key: str) -> str | None:

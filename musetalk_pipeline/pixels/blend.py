@@ -1,8 +1,8 @@
-"""Putting a drawn face back: the soft mask of a face, and the integer paste through it.
+"""Puts a drawn face back: the soft mask of a face, and the integer paste through it.
 
-Bit-equal to the reference (musetalk_reference §1.9), but only where something can change. Outside
-the face box the reference pastes the frame onto itself, and above the middle of the crop its mask
-is zero; neither is computed here.
+It is bit-equal to the reference (musetalk_reference §1.9), but only where something can change.
+Outside the face box the reference pastes the frame onto itself, and above the middle of the crop
+its mask is zero. Neither is computed here.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def crop_mask(
     crop = crop_box(face)
     window = window or Box(0, 0, crop.width, crop.height)
     reach = int(blur * crop.width // 2 * 2) // 2
-    # What the blur reads for the window. Where this ends at the crop's edge the blur mirrors it,
-    # as it does in the reference; elsewhere the window does not see past it.
+    # What the blur reads for the window. If this ends at the crop's edge, the blur mirrors it, as
+    # in the reference; otherwise it reaches as far as the blur does.
     canvas = Box(
         window.x0 - reach, window.y0 - reach, window.x1 + reach, window.y1 + reach
     ).clipped(crop.width, crop.height)

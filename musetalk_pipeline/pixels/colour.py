@@ -21,7 +21,7 @@ from musetalk_pipeline.watch import Check, go_on
 
 MAX_BIAS = 3  # measured: swscale 5.1 and 9.5 are 0 to 2 levels off, rounding adds one
 
-_BT601 = (0.299, 0.114)  # also swscale's choice for a file that does not say
+_BT601 = (0.299, 0.114)  # also swscale's choice for a file without a tag
 # Kr, Kb of each matrix (ITU-T H.273, table 4).
 _WEIGHTS = {
     "bt709": (0.2126, 0.0722),
@@ -99,11 +99,11 @@ def _inverted(
     plane: NDArray[np.uint8],
     matrix: NDArray[np.float64],
 ) -> NDArray[np.uint8]:
-    """Return the plane's new values for `bgr`, given that it gave `before` until now.
+    """Return the plane's new values for `bgr`, if its present values give `before`.
 
-    swscale's fast conversion to BGR is up to two levels dark. What is missing after the exact way
-    back for `before` is therefore added for `bgr` too, or every paste would be framed by a step.
-    Larger differences come from colours that BGR cannot hold, and are none of the new picture's.
+    swscale's fast conversion to BGR is up to two levels too dark. The difference that remains after
+    converting `before` back exactly is therefore added to `bgr` too, or a step would frame every
+    paste. Larger differences come from colours that BGR cannot represent, so they are not added.
     """
     missing = cv2.subtract(plane, cv2.transform(before, matrix), dtype=cv2.CV_16S)
     np.clip(missing, -MAX_BIAS, MAX_BIAS, out=missing)
@@ -153,7 +153,7 @@ def _matrices(colour: ColourTags) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 class BgrFrames(Sequence[NDArray[np.uint8]]):
-    """Frames as a detector wants them, converted when they are asked for and not kept."""
+    """Frames in the form that detectors take, converted on demand and not kept."""
 
     def __init__(
         self,

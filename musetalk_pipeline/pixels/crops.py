@@ -1,6 +1,6 @@
-"""What the networks see of a frame: the face, and the larger square that is parsed.
+"""What the networks receive of a frame: the face, and the larger square that is parsed.
 
-Bit-equal to the reference (musetalk_reference §1.3, §1.8), which resizes the face with OpenCV and
+Bit-equal to the reference (docs/reference.md §1.3, §1.8), which resizes the face with OpenCV and
 the parser's picture with Pillow: their results differ.
 """
 
@@ -20,8 +20,8 @@ PARSE_SIDE = 512  # the side of the parser's picture
 def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
     """Return the face of `frame: (H, W, 3) uint8 BGR` as (256, 256, 3) uint8 BGR.
 
-    What of `face` lies within the frame is stretched to 256, each side by itself; pasting undoes
-    that, but for a face over the right or bottom edge, which it stretches (`edges`).
+    The part of `face` within the frame is stretched to 256, each side by itself. Pasting reverses
+    that, except for a face beyond the right or bottom edge, which stays stretched (`edges`).
     """
     part = frame[face.y0 : face.y1, face.x0 : face.x1]
     size = (FACE_SIDE, FACE_SIDE)
@@ -29,7 +29,7 @@ def face_crop(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
 
 
 def parse_input(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
-    """Return the crop box of `face` as (512, 512, 3) uint8 RGB; black where it leaves the frame."""
+    """Return the crop box of `face` as (512, 512, 3) uint8 RGB, black outside the frame."""
     region = cv2.cvtColor(_cut(frame, crop_box(face)), cv2.COLOR_BGR2RGB)
     if len(region) <= PARSE_SIDE:
         return np.asarray(cv2.transpose(_widened(cv2.transpose(_widened(region)))), np.uint8)
@@ -40,9 +40,9 @@ def parse_input(frame: NDArray[np.uint8], face: Box) -> NDArray[np.uint8]:
 def _widened(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a picture of at most 512 columns with 512 columns, as Pillow's bilinear makes them.
 
-    A third of Pillow's time, bit-equal for one direction at a time: with 512 = 2^9 columns all
-    weights are multiples of 1/1024, which OpenCV's 11-bit weights hold exactly; both round half up.
-    For two directions at once OpenCV would round once, where Pillow rounds twice.
+    This takes a third of Pillow's time and is bit-equal for a single direction: with 512 = 2^9
+    columns all weights are multiples of 1/1024, which OpenCV's 11-bit weights hold exactly, and
+    both round half up. For both directions at once, OpenCV would round once and Pillow twice.
     """
     size = (PARSE_SIDE, len(picture))
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR), np.uint8)

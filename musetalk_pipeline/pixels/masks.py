@@ -1,6 +1,6 @@
 """From the parts of a face to the pixels that are replaced, equal to the reference.
 
-Source: the reference's face_parsing/__init__.py (musetalk_reference §1.8).
+Source: the reference's face_parsing/__init__.py (docs/reference.md §1.8).
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def pack_mask(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _jaw_mask(labels: NDArray[np.uint8], left_cheek: int, right_cheek: int) -> NDArray[np.uint8]:
-    """Let the skin reach below the chin, and keep off the edge of the cheeks."""
+    """Extend the skin below the chin, and keep the mask off the edge of the cheeks."""
     skin = _select(labels, (SKIN,))
     lowered = cv2.dilate(skin, jaw_kernel())
     narrowed = cv2.erode(lowered, cheek_kernel(), iterations=2)
     cheeks = cheek_columns(left_cheek, right_cheek)
     mask = np.where(cheeks, narrowed, lowered)
     mask[labels == NOSE] = 0
-    # The lips go on top: they are replaced even where the erosion took the skin around them.
+    # The lips are added last, so they are replaced even if erosion removed the skin around them.
     return np.asarray(cv2.bitwise_or(mask, _select(labels, _LIPS)))
 
 

@@ -1,4 +1,4 @@
-"""The output picture: which part of the source it shows, how large, and where; pure."""
+"""The output picture: which part of the source it shows, how large, and where. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_SIDE_PX = 16
 MAX_SIDE_PX = 4096
 MAX_PIXELS = 4096 * 2304  # as MediaLimits.max_pixels: what H.264 level 5.1 decoders take
 LEAVE_OUT = "Leave the option out to get the video's own size and shape."
-MAX_ASPECT = 4  # guess: beyond 4:1 it is a typing error
+MAX_ASPECT = 4  # guess: more than 4:1 is a typing error
 
 _SHORT_SIDE = re.compile(r"(\d{1,5})p")
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -24,11 +24,11 @@ _ASPECT = re.compile(r"(\d{1,4}):(\d{1,4})")
 
 
 def fit_picture(source: SourceVideo, options: FrameOptions, faces: Sequence[Box]) -> Picture:
-    """Return how the source becomes the picture that `options` ask for.
+    """Return how the source becomes the picture that `options` describe.
 
     `faces`: boxes in displayed source pixels, sampled over the clip; with `fit="crop"` the window
     follows their median centre and is the same for the whole clip, else the picture's centre.
-    A source at its own size is never scaled: an odd size loses its last column or row.
+    A source at its own size is never scaled; an odd size loses its last column or row.
 
     Raises:
         InvalidOptions: the resolution or aspect ratio is malformed or out of bounds.
@@ -40,16 +40,16 @@ def fit_picture(source: SourceVideo, options: FrameOptions, faces: Sequence[Box]
 
 
 def whole_picture(source: SourceVideo) -> Picture:
-    """Return the source at its own size, but for the last column or row of an odd one."""
+    """Return the source at its own size, without the last column or row of an odd one."""
     return _cropped(source, _even(source.width), _even(source.height), ())
 
 
 def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]:
-    """Return a sentence if the output cannot have the size that was asked for, or the source's."""
+    """Return a sentence if the output cannot have the requested size, or the source's."""
     width, height = target_size(source.width, source.height, options)
     literal, made = _parse_size(options.resolution), f"{width}x{height}"
     if literal is not None:
-        asked = f"A picture of {literal[0]}x{literal[1]} was asked for"
+        asked = f"A picture of {literal[0]}x{literal[1]} was requested"
         if literal == (width, height):
             return ()
         if _parse_aspect(options.aspect_ratio) is None:
@@ -58,7 +58,7 @@ def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]
         return (f"{asked}, and {shape}; it is {made}, the largest of that shape in it.",)
     short = _parse_short_side(options.resolution)
     if short is not None and short % 2:
-        return (f"A picture of {short}p was asked for; H.264 needs even sides, so it is {made}.",)
+        return (f"A picture of {short}p was requested; H.264 needs even sides, so it is {made}.",)
     if short is None and (source.width % 2 or source.height % 2):
         size = f"{source.width}x{source.height}"
         lost = {(1, 0): "column is", (0, 1): "row is"}.get(
@@ -93,7 +93,7 @@ def _shaped(
         return _even(source_width), _even(source_height)
     shape = aspect or Fraction(source_width, source_height)
     if short is None:
-        # No size asked for: the pixels stay as large as they are.
+        # Without a requested size, the pixels stay as large as they are.
         if options.fit == "crop":
             return _inside(source_width, source_height, shape)
         return _around(source_width, source_height, shape)
@@ -209,7 +209,8 @@ def _checked(width: int, height: int, options: FrameOptions) -> tuple[int, int]:
     is_large = max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS
     if is_large and options.resolution is None and options.aspect_ratio is None:
         raise InvalidOptions(
-            f"The video is {width}x{height}, larger than can be made; ask for `1080p`.",
+            f"The video is {width}x{height}, which is larger than the output can be. Send "
+            "`resolution: 1080p`, or a smaller video.",
             hint="Send `resolution: 1080p`, or a smaller video.",
             input="video",
         )

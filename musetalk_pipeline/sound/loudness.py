@@ -1,7 +1,7 @@
-"""Where somebody speaks: a weight for every output frame, so that the mouth can rest in silence.
+"""When somebody speaks: a weight for every output frame, so that the mouth can rest in silence.
 
-Decided from the sound around each frame alone, a few seconds of it, so that any segment can be
-asked for in any order and the file is never held whole.
+It is computed from a few seconds of sound around each frame, so segments can be computed in any
+order and the file is never held whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOP = SAMPLE_RATE // 100  # 10 ms
 _CONTEXT_S = 5.0  # guess: long enough to hold both a pause and a word, wherever it is placed
 _HOLD_S = 0.12  # guess: mouths open about 100 ms before the sound, and gaps in words are shorter
 _FADE_S = 0.08  # guess: two to three frames, so that nothing jumps
-_QUIETEST_DBFS = -55.0  # guess: below this nobody hears a voice
+_QUIETEST_DBFS = -55.0  # guess: a voice below this is inaudible
 _BELOW_PEAK_DB = 35.0  # guess: the range of speech from vowel to soft consonant
 _ABOVE_FLOOR_DB = 8.0  # guess: a voice stands out of steady noise by this much
 _NEAR_PEAK_DB = 12.0  # guess: sound this near the loudest is a voice, however steady it is
@@ -42,7 +42,7 @@ def frame_loudness(pcm_path: Path, fps: Fraction, start: int, end: int) -> NDArr
     speaking = _is_voice(levels).astype(np.float32)
     hold, fade = round(_HOLD_S * 100), round(_FADE_S * 100)
     held = _moving_max(speaking, hold)
-    # The sound's first and last hop go on for ever: its edges are cut, not silent.
+    # The first and last hop are extended, because the sound is cut at its edges, not silent there.
     padded = np.pad(held, fade, mode="edge")
     weights = np.convolve(padded, np.full(2 * fade + 1, 1 / (2 * fade + 1)), mode="valid")
     middles_s = (np.arange(start, end) + 0.5) * float(1 / fps)
@@ -67,7 +67,7 @@ def _levels(
 
 
 def _is_voice(levels: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell which hops are voice, each judged by the loudest and quietest sound around it."""
+    """Return which hops are voice, each compared with the loudest and quietest sound around it."""
     reach = round(_CONTEXT_S * 100)
     peak = _moving_max(levels, reach)
     floor = -_moving_max(-levels, reach)

@@ -30,9 +30,9 @@ from urllib.parse import urlsplit
 
 import httpx
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.weights.published import HUGGING_FACE, State, WeightFile, published, state_of
 from musetalk_pipeline.weights.transfer import Patience, Transfer
 
@@ -104,17 +104,10 @@ def _fetch_one(
 ) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    with tqdm(
-        total=file.size_bytes,
-        desc=file.path,
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        disable=None,  # no bar without a terminal
-    ) as bar:
+    with ProgressBar("bytes") as bar:
 
         def show(n_bytes: int) -> None:
-            bar.update(n_bytes - bar.n)
+            bar.show(file.path, n_bytes, file.size_bytes)
 
         Transfer(client, file, url, part, patience, show).run()
     state = state_of(file, part)

@@ -1,1 +1,1 @@
-"""HTTP: the ingress, its routes, and how jobs are told of in answers and events."""
+"""The HTTP API: what an ingress is composed of, its routes, and jobs as answers and events."""

@@ -1,10 +1,12 @@
-"""Outcomes as contracts.md says them over HTTP.
+"""Outcomes as HTTP answers (docs/protocol.md §1, §3).
 
-Every error of every route has the shape of `error_body`, whatever refuses the request.
+Every error of every route has the shape of `error_body`, whatever rejects the request.
 """
 
 from datetime import UTC, datetime
 from typing import Any
+
+from fastapi.responses import JSONResponse
 
 from serve_app.contract.codes import hint_of
 from serve_app.contract.errors import error_body
@@ -21,11 +23,11 @@ def generate_body(
 ) -> dict[str, Any]:
     """Return the body of `POST /generate`'s answer; `warnings` are those of the request.
 
-    Without `links` the output is named as its store named it.
+    Without `links` the body has the output's location as its store recorded it.
     """
     if isinstance(outcome, Failure):
         return error_body(job_id, outcome)
-    # An older form of the answer, which some clients still read, has these at the top.
+    # Some clients still read an older form of the answer, which has these at the top.
     older = {name: outcome.metrics[name] for name in OLDER_NAMES if name in outcome.metrics}
     return {
         "status": "success",
@@ -39,7 +41,7 @@ def generate_body(
 
 
 def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
-    """Return contracts.md §3's shape, and the progress."""
+    """Return docs/protocol.md §3's shape, and the progress."""
     outcome = job.outcome
     failure = None
     if isinstance(outcome, Failure):
@@ -56,7 +58,7 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
         "failure": failure,
         "warnings": [*job.warnings, *(outcome.warnings if isinstance(outcome, Success) else ())],
         "input": {
-            # Signed query strings stay on this worker.
+            # Signed query strings never leave this worker.
             "video_url": shown_url(request.video_url),
             "audio_url": shown_url(request.audio_url),
             "aspect_ratio": request.aspect_ratio,
@@ -77,6 +79,26 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
         "created_at": _utc(job.created),
         "updated_at": _utc(job.updated),
     }
+
+
+def generate_answer(job: Job, links: Links, *, stack_traces: bool = False) -> JSONResponse:
+    """Return the whole answer of `POST /generate` for a job that has ended."""
+    assert job.outcome is not None
+    if isinstance(job.outcome, Failure):
+        return failure_answer(job.outcome, job.id, stack_traces=stack_traces)
+    return JSONResponse(generate_body(job.id, job.outcome, job.warnings, links))
+
+
+def failure_answer(
+    failure: Failure,
+    job_id: str = "",
+    *,
+    headers: dict[str, str] | None = None,
+    stack_traces: bool = False,
+) -> JSONResponse:
+    """Return an error in the one shape that every route has."""
+    body = error_body(job_id, failure, stack_trace=stack_traces)
+    return JSONResponse(body, failure.status_code, headers=headers)
 
 
 def _output_url(outcome: Outcome | None, links: Links | None) -> str | None:

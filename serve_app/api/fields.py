@@ -14,7 +14,7 @@ from musetalk_pipeline.pixels.picture import target_size
 from serve_app.contract.requests import JobCreate, Params
 
 MAX_SHOWN_CHARS = 80
-# Names that other programs have for these fields, which no likeness in spelling would find.
+# Other programs' names for these fields, which are not similar enough to be found by spelling.
 OTHER_NAMES = {
     "id": "musetalk_job_id",
     "job_id": "musetalk_job_id",
@@ -30,8 +30,8 @@ OTHER_NAMES = {
     "options": "params",
     "parameters": "params",
 }
-# Whether a size can be made is asked of a small square source, to which every size and shape that
-# any source allows can be given.
+# Sizes are checked against a small square source, which allows every size and shape that any source
+# allows.
 _SOURCE_PX = 512
 
 _LITERAL = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -39,18 +39,18 @@ _SHORT_SIDE = re.compile(r"(\d{1,5})p")
 
 
 def shown_name(name: object) -> str:
-    """Return a name that a caller chose as an answer may repeat it: printable and short."""
+    """Return a name from a request as an answer may repeat it: printable and short."""
     text = "".join(c if c.isprintable() else "?" for c in str(name)[: MAX_SHOWN_CHARS + 1])
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 1] + "…"
 
 
 def shown_path(parts: Sequence[object]) -> str:
-    """Return where in a document something is (`params.crf`), short whatever its names are."""
+    """Return the path of a field in a document (`params.crf`), shortened if need be."""
     return shown_name(".".join(shown_name(part) for part in parts))
 
 
 def unknown_field(parts: Sequence[object]) -> str:
-    """Return a sentence about the field at `parts` that no request has, and what may be meant."""
+    """Return a sentence about the unknown field at `parts`, with the one that may be meant."""
     meant = _meant(str(parts[-1]), inside_params=len(parts) > 1)
     sentence = f"`{shown_path(parts)}` is not a field of this request"
     return f"{sentence}; did you mean `{meant}`?" if meant else f"{sentence}."
@@ -63,7 +63,7 @@ def _meant(name: str, *, inside_params: bool) -> str | None:
     word = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     at_top = {field: field for field in JobCreate.model_fields}
     in_params = {field: f"params.{field}" for field in Params.model_fields}
-    # A name counts as meant for where it was written, unless it is exactly another place's.
+    # Names of the place where it was written come first, unless it is exactly one of the other.
     here, there = (in_params, at_top) if inside_params else (at_top, in_params)
     if word in here or word in there:
         return here.get(word) or there[word]
@@ -76,17 +76,17 @@ def _meant(name: str, *, inside_params: bool) -> str | None:
 
 
 def check_size(aspect_ratio: str | None, resolution: str | None) -> tuple[str, ...]:
-    """Find out whether a picture can be asked for; return sentences about an odd size.
+    """Check that the pipeline can make a picture; return a sentence about an odd size.
 
     Raises:
-        InvalidOptions: the pipeline would refuse it whatever the source is.
+        InvalidOptions: the pipeline would refuse it for every source.
     """
     target_size(_SOURCE_PX, _SOURCE_PX, FrameOptions(resolution, aspect_ratio))
     return odd_size(resolution)
 
 
 def odd_size(resolution: str | None) -> tuple[str, ...]:
-    """Return a sentence if the pipeline makes another size of this one, else nothing."""
+    """Return a sentence if the pipeline makes a slightly different size, else nothing."""
     word = (resolution or "").strip().lower()
     if literal := _LITERAL.fullmatch(word):
         made = "x".join(str(int(side) & ~1) for side in literal.groups())
@@ -98,4 +98,4 @@ def odd_size(resolution: str | None) -> tuple[str, ...]:
         return ()
     if made == given:
         return ()
-    return (f"The resolution `{given}` is odd and H.264 needs even sides, so `{made}` is made.",)
+    return (f"The resolution `{given}` is odd and H.264 needs even sides, so `{made}` is used.",)

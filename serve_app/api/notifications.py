@@ -1,4 +1,4 @@
-"""Queues a webhook for every target that wants to know of a job's end, whatever ended it."""
+"""Queues a webhook for every target of a job that has ended, whatever ended it."""
 
 import asyncio
 import hashlib
@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from serve_app.api.answers import job_body
 from serve_app.gate.links import Links
-from serve_app.jobs.job import News
+from serve_app.jobs.job import PendingNotification
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads
 from serve_app.webhooks.events import Event
 from serve_app.webhooks.sender import WebhookSender
 
-NEWS_LOOK_S = 1.0
-NEWS_AT_ONCE = 100
+NOTIFY_POLL_S = 1.0
+NOTIFY_AT_ONCE = 100
 
 
 async def notify_forever(
@@ -22,24 +22,25 @@ async def notify_forever(
     webhooks: WebhookSender,
     links: Links | None = None,
 ) -> None:
-    """Queue what has not been queued, until cancelled.
+    """Queue the notifications that are not queued yet, until cancelled.
 
     Raises:
-        StateUnavailable: the registry cannot be used now. Start this again later.
+        StateUnavailable: the registry cannot be used now. Call this again later.
     """
     while True:
-        for news in await threads.read(registry.take_news, NEWS_AT_ONCE):
-            await webhooks.enqueue(event_of(news, links))
-            await threads.write(registry.mark_notified, news)
-        await asyncio.sleep(NEWS_LOOK_S)
+        for notification in await threads.read(registry.pending_notifications, NOTIFY_AT_ONCE):
+            await webhooks.enqueue(event_of(notification, links))
+            await threads.write(registry.mark_notified, notification)
+        await asyncio.sleep(NOTIFY_POLL_S)
 
 
-def event_of(news: News, links: Links | None = None) -> Event:
-    """Return the event for one target. The same end has the same id, so that queueing it twice is
-    harmless; it shows the metadata that came with that target.
+def event_of(notification: PendingNotification, links: Links | None = None) -> Event:
+    """Return the event for one target, with the metadata that was sent with that target.
+
+    The same end of a job has the same id, so that queueing it twice is harmless.
     """
-    job = news.job
-    end = f"{job.id}:{job.run}:{job.created}:{job.attempt}:{job.status}:{news.webhook_url}"
+    job = notification.job
+    end = f"{job.id}:{job.run}:{job.created}:{job.attempt}:{job.status}:{notification.webhook_url}"
     digest = hashlib.sha256(end.encode()).hexdigest()[:32]
-    body = job_body(replace(job, metadata=news.metadata), links)
-    return Event(f"evt_{digest}", f"avatar.job.{job.status}", news.webhook_url, body)
+    body = job_body(replace(job, metadata=notification.metadata), links)
+    return Event(f"evt_{digest}", f"avatar.job.{job.status}", notification.webhook_url, body)

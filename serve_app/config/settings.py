@@ -11,14 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from musetalk_pipeline.options import (
-    EncodeOptions,
-    FaceOptions,
-    FrameOptions,
-    JobOptions,
-    MaskOptions,
-    SpeechOptions,
-)
+from musetalk_pipeline.options import JobOptions, defaults_for
 from serve_app.config.environment import Environment
 from serve_app.config.sections import (
     DriverSettings,
@@ -150,23 +143,7 @@ class AppArgs(Section):
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
         chosen = self.defaults.model_dump(exclude_none=True)
-
-        def pick(kind: type, **extra: object) -> object:
-            names = kind.__dataclass_fields__.keys() & chosen.keys()  # type: ignore[attr-defined]
-            return kind(**{name: chosen[name] for name in names}, **extra)
-
-        # v1 has no chin margin and parses in `raw` mode (docs/reference.md §1.12).
-        mask = pick(MaskOptions)
-        assert isinstance(mask, MaskOptions)
-        if self.version == "v1" and "parsing_mode" not in chosen:
-            mask = MaskOptions("raw", mask.left_cheek_width, mask.right_cheek_width, mask.blur)
-        return JobOptions(
-            frame=pick(FrameOptions),  # type: ignore[arg-type]
-            face=pick(FaceOptions, version=self.version),  # type: ignore[arg-type]
-            mask=mask,
-            speech=pick(SpeechOptions),  # type: ignore[arg-type]
-            encode=pick(EncodeOptions),  # type: ignore[arg-type]
-        )
+        return defaults_for(self.version).with_choices(chosen)
 
 
 def jobs_at_a_time(args: AppArgs, env: Environment) -> int:

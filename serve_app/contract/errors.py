@@ -1,4 +1,4 @@
-"""The one shape of an error answer, whatever refuses the request."""
+"""The one shape of an error answer, whatever rejects the request."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from serve_app.contract.outcomes import Failure
 
 
 def error_body(job_id: str, failure: Failure, *, stack_trace: bool = False) -> dict[str, Any]:
-    """Return the body of an error; `stack_trace`: with the trace, if the failure has one."""
+    """Return the body of an error, with the failure's stack trace if `stack_trace` is set."""
     body: dict[str, Any] = {
         "status": "failed",
         "error_type": failure.error_type,

@@ -1,9 +1,9 @@
-"""Reads a job from those who have always sent what they liked: claims, and `POST /generate`.
+"""Lenient reading of jobs from claims and `POST /generate`.
 
 The worker that this one replaces accepted any string as a size and any key in `params`, and ignored
-all of them. Here they are honoured, so what cannot be honoured must not fail: it becomes what it
-obviously means (`9x16`, `portrait`, `480`, `4k`) or the default, and a sentence in `warnings`. The
-public job API is strict instead.
+all of them. This worker honours them, but one that it cannot honour must not fail the job. It is
+read as what it obviously means (`9x16`, `portrait`, `480`, `4k`), or replaced by the default, with
+a sentence in `warnings`. The public job API is strict instead.
 """
 
 from __future__ import annotations
@@ -50,20 +50,20 @@ _ASPECT = re.compile(rf"{_NUMBER}[:x×*/_-]{_NUMBER}")
 _SIZE = re.compile(r"(\d{1,5})[x×*:/_-](\d{1,5})")
 _SHORT_SIDE = re.compile(r"(\d{1,5})(?:p|i|px)?")
 
-# Only the shape of the source matters to what is judged here, so it is a common one, and small.
+# Sizes are checked against a small source of a common shape, because only the shape matters here.
 _SOURCE = (320, 180)
 
 
 def read_leniently(
     payload: Mapping[str, Any], *, legacy_size_source: bool = False
 ) -> tuple[JobRequest, tuple[str, ...]]:
-    """Return the job in `payload`, and a sentence for everything that was not taken as it came.
+    """Return the job in `payload`, and a sentence for every value that was changed or ignored.
 
-    `legacy_size_source`: ignore `aspect_ratio` and `resolution`, as the predecessor did; the
-    picture is the source's. Fields that no job has are ignored without a word.
+    `legacy_size_source`: ignore `aspect_ratio` and `resolution`, as the predecessor did, and keep
+    the picture of the source. Unknown fields are ignored without a sentence.
 
     Raises:
-        ValidationError: the id or an address is missing, or cannot be used.
+        ValidationError: the id or a URL is missing, or cannot be used.
     """
     warnings: list[str] = []
     fields = {name: payload.get(name) for name in ("musetalk_job_id", "video_url", "audio_url")}
@@ -77,11 +77,11 @@ def read_leniently(
 
 
 def _sizes(aspect: object, resolution: object, warnings: list[str]) -> dict[str, str | None]:
-    """Return the two fields that choose the picture; each alone, and both together, can be made."""
+    """Return the two fields that choose the picture, so that the pipeline can make it."""
     read_aspect = _field("aspect_ratio", aspect, _aspect(aspect), warnings)
     read_resolution = _field("resolution", resolution, _resolution(resolution), warnings)
     if not _can_be_made(read_aspect, read_resolution):
-        # The shape is kept, because a wrong one cuts or frames people; a size is only a size.
+        # The shape is kept: a wrong shape crops people or adds bars, and a wrong size does neither.
         warnings.append(
             f"resolution {_shown(resolution)} cannot be made with aspect_ratio {_shown(aspect)}; "
             "the source's size was used."
@@ -91,7 +91,7 @@ def _sizes(aspect: object, resolution: object, warnings: list[str]) -> dict[str,
 
 
 def _field(name: str, given: object, meant: str | None, warnings: list[str]) -> str | None:
-    """Return what is used for a size field. `meant`: its strict spelling, None for the source's."""
+    """Return the value to use for a size field. `meant`: its strict spelling, None if unknown."""
     if given is None:
         return None
     if isinstance(given, str) and _is_strict(name, given):
@@ -145,7 +145,7 @@ def _can_be_made(aspect: str | None, resolution: str | None) -> bool:
 
 
 def _params(given: object, warnings: list[str]) -> Params:
-    """Return the params that are known and good, each judged alone."""
+    """Return the params that are known and valid; each is checked by itself."""
     if given is None:
         return Params()
     if not isinstance(given, Mapping):
@@ -153,7 +153,7 @@ def _params(given: object, warnings: list[str]) -> Params:
         return Params()
     unknown = [name for name in given if name not in Params.model_fields]
     if unknown:
-        warnings.append(f"params: {_listed(unknown)} not known here and ignored.")
+        warnings.append(f"params: {_listed(unknown)} unknown and ignored.")
     good: dict[str, Any] = {}
     for name in Params.model_fields:
         if name not in given:
@@ -169,7 +169,7 @@ def _params(given: object, warnings: list[str]) -> Params:
 
 
 def _listed(names: list[Any]) -> str:
-    """Return a few names, and how many there are beside them; names are the caller's text."""
+    """Return the first few names and the number of the others, with `is` or `are`."""
     shown = ", ".join(_shown(name) for name in names[:MAX_SHOWN_NAMES])
     if len(names) > MAX_SHOWN_NAMES:
         return f"{shown} and {len(names) - MAX_SHOWN_NAMES} more are"
@@ -177,7 +177,7 @@ def _listed(names: list[Any]) -> str:
 
 
 def _word(given: object) -> str:
-    """Return the text of a size without case and spaces; numbers are their digits."""
+    """Return a size in lower case without spaces; a number becomes its digits."""
     if _is_number(given):
         given = f"{given:g}" if isinstance(given, float) else str(given)
     if not isinstance(given, str) or len(given) > MAX_SHOWN_CHARS:
@@ -186,14 +186,14 @@ def _word(given: object) -> str:
 
 
 def _is_number(given: object) -> bool:
-    """Whether this is a number that Python will write out: it refuses to from 4300 digits on."""
+    """Whether this is a number that Python converts to text: it refuses to from 4300 digits on."""
     if isinstance(given, bool) or not isinstance(given, int | float):
         return False
     return isinstance(given, float) or abs(given) < MAX_NUMBER
 
 
 def _shown(given: object) -> str:
-    """Return a value fit for a sentence: printable, short, and only the kind of what is no text."""
+    """Return a value as a sentence can show it: printable and short, or else its type."""
     if not (isinstance(given, str) or _is_number(given)):
         return f"({type(given).__name__})"
     text = str(given)

@@ -1,7 +1,7 @@
-"""What a failed job came to, as a value: one table from error types to status codes.
+"""The outcome of a job as a value, and one table from error types to status codes.
 
-Imports no web framework, because the job service does not know how its jobs came. `answers.py` puts
-outcomes into HTTP.
+This module imports no web framework, because the job service does not depend on HTTP.
+`api/answers.py` turns outcomes into HTTP answers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from enum import StrEnum
 from typing import Any, Literal
 
 from musetalk_pipeline.errors import InputName, JobCancelled, MediaError, PipelineError, Stage
+from serve_app.contract.codes import ErrorCode
 from serve_app.telemetry.redact import redact
 
-# Bad input is the caller's (nobody should retry); everything else is this worker's. By type, most
-# special first.
+# Bad input is the caller's fault and should not be retried; everything else is this worker's fault.
+# The most specific types come first.
 HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
     (MediaError, 422),
-    # A 5xx would be tried again by Salad's queue, and the cancelled job done after all.
+    # Salad's queue would retry a 5xx, and so run the cancelled job after all.
     (JobCancelled, 409),
     (PipelineError, 500),
 )
@@ -26,7 +27,7 @@ MAX_TRACE_CHARS = 8000
 
 
 def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
-    """Return the error's answer; the stack trace goes with 500 only."""
+    """Return the failure that an error means; only a 500 carries the stack trace."""
     status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
     trace = None
     if status == 500:
@@ -47,9 +48,9 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
     )
 
 
-def refused(
+def rejected(
     status_code: int,
-    code: str,
+    code: ErrorCode,
     message: str,
     *,
     hint: str | None = None,
@@ -57,10 +58,10 @@ def refused(
     retryable: bool = False,
     **details: Any,
 ) -> Failure:
-    """Return the answer to a request that is not even tried.
+    """Return the answer to a request that is rejected before any job begins.
 
-    `error_type` is neither the media's nor the worker's unless the caller says so: contracts.md
-    gives those two names to jobs that were looked at.
+    `error_type` blames neither the media nor the worker unless the caller says so:
+    docs/protocol.md §1 reserves those two names for jobs that were examined.
     """
     return Failure(
         error_type=error_type,
@@ -75,39 +76,39 @@ def refused(
 
 
 def invalid_request(message: str, **details: Any) -> Failure:
-    """Return the answer to a request that does not say what is wanted."""
-    return refused(422, "invalid_request", message, **details)
+    """Return the answer to a request with a missing or wrong field."""
+    return rejected(422, "invalid_request", message, **details)
 
 
-def busy(status_code: int, code: str, message: str) -> Failure:
-    """Return the answer while this worker cannot take a request. The caller comes again."""
-    failure = refused(status_code, code, message, error_type="processing_error", retryable=True)
+def busy(status_code: int, code: ErrorCode, message: str) -> Failure:
+    """Return the answer while this worker cannot take a request. The caller may try again."""
+    failure = rejected(status_code, code, message, error_type="processing_error", retryable=True)
     return replace(failure, stage=str(Stage.UNKNOWN))
 
 
 def state_unavailable() -> Failure:
-    """Return the answer while the registry cannot be written or read. The caller comes again."""
+    """Return the answer while the registry cannot be read or written. The caller may try again."""
     message = "This worker cannot store jobs at the moment. Send the job again later."
     return busy(503, "state_unavailable", message)
 
 
 def job_ended(status: str) -> Failure:
-    """Return the answer to the cancellation of a job that has ended with `status`."""
+    """Return the answer to a request to cancel a job that has ended with `status`."""
     ended = _ENDED.get(status, "ended")
-    message = f"The job has {ended} already and stays as it is."
-    return refused(409, "job_ended", message, status=status)
+    message = f"The job has already {ended}."
+    return rejected(409, "job_ended", message, status=status)
 
 
 _ENDED = {"succeeded": "succeeded", "failed": "failed", "cancelled": "been cancelled"}
 
 
 class Phase(StrEnum):
-    """What a running job is doing; the names but one are the orchestrator's."""
+    """What a running job is doing; all names but `validating` are the orchestrator's."""
 
     QUEUED = "queued"
     PREPARING = "preparing"
     DOWNLOADING = "downloading"
-    VALIDATING = "validating"  # ours; to the orchestrator it is a part of downloading
+    VALIDATING = "validating"  # ours; the orchestrator is told `downloading`
     INFERRING = "inferring"
     ENCODING = "encoding"
     UPLOADING = "uploading"
@@ -116,15 +117,17 @@ class Phase(StrEnum):
 
     @property
     def reported(self) -> Phase:
-        """The phase by a name that the orchestrator knows."""
+        """The phase by one of the orchestrator's names."""
         return Phase.DOWNLOADING if self is Phase.VALIDATING else self
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A job's state while it runs. `fraction` 0 to 1 never goes back. `stage_seconds` are work, not
-    waiting. `frames_done` are drawn. `eta_s` is what is left at the rate so far, None until it is
-    known.
+    """A job's state while it runs.
+
+    `fraction` runs from 0 to 1 and never decreases. `stage_seconds` count work and not waiting.
+    `frames_done` counts the frames that are drawn. `eta_s` is the remaining time at the rate so
+    far, None until it is known.
     """
 
     phase: Phase
@@ -137,8 +140,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Success:
-    """`metrics` is exactly what contracts.md puts under `metrics`; never empty. `warnings` are
-    sentences about what the run itself decided, such as which of two faces speaks.
+    """A finished video.
+
+    `metrics` is exactly what docs/protocol.md puts under `metrics` and is never empty. `warnings`
+    are sentences about what the run itself decided, such as which of two faces speaks.
     """
 
     output_url: str
@@ -148,7 +153,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Everything of contracts.md's error answer but the job id. `status_code`: 422 or 500."""
+    """The error answer of docs/protocol.md §1 without the job id. `status_code`: 422 or 500."""
 
     error_type: str
     error_message: str

@@ -1,31 +1,17 @@
 """What crosses the HTTP boundary, and the values the job driver, the poller and the API share.
 
-Pydantic at the edge (unknown fields of `params` are refused), frozen dataclasses inside.
+Pydantic at the edge (unknown fields of `params` are refused), frozen dataclasses inside. The fields
+of `Params` are made from the options' own definition in musetalk_pipeline/options.py.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model, field_validator
 
-from musetalk_pipeline.options import (
-    Edges,
-    EncodeOptions,
-    Faceless,
-    FaceOptions,
-    Fit,
-    FrameOptions,
-    FrameRate,
-    JobOptions,
-    MaskOptions,
-    ParsingMode,
-    Preset,
-    SpeechOptions,
-    WindowPlacement,
-    WindowSpan,
-)
+from musetalk_pipeline.options import JobOptions, job_options
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -34,49 +20,36 @@ MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
 MetadataText = Annotated[str, Field(max_length=4096)]
 
 
-class Params(BaseModel):
+class _Choices(BaseModel):
     """Per-request options; everything left out takes the deployment's default (`defaults:` in
     serve_config.yaml).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    fit: Fit | None = Field(
-        None, description="Black bars, bars of the `blur`red picture, or `crop` around the face."
+
+def _fields() -> dict[str, Any]:
+    """Return a field for each option of a job that a request may choose. None means: not chosen."""
+    made: dict[str, Any] = {}
+    for option in job_options():
+        spec = option.spec
+        if spec.is_param:
+            bounds = {"ge": spec.least, "le": spec.most}
+            given: dict[str, Any] = {name: at for name, at in bounds.items() if at is not None}
+            made[option.name] = (option.kind | None, Field(None, description=spec.help, **given))
+    return made
+
+
+if TYPE_CHECKING:
+    Params = _Choices  # a made class is not a type to a type checker
+else:
+    Params = create_model(
+        "Params", __base__=_Choices, __module__=__name__, __doc__=_Choices.__doc__, **_fields()
     )
-    fps: float | None = Field(
-        None, ge=1, le=120, description="Plays the source's frames at it; none: as the source."
-    )
-    crf: int | None = Field(None, ge=0, le=40, description="H.264 quality, lower is better.")
-    preset: Preset | None = Field(None, description="libx264 preset.")
-    parsing_mode: ParsingMode | None = Field(None, description="Which pixels are replaced.")
-    extra_margin: int | None = Field(None, ge=0, le=200, description="Chin margin in px (v1.5).")
-    bbox_shift: int | None = Field(None, ge=-50, le=50, description="Shifts the box centre (v1).")
-    left_cheek_width: int | None = Field(None, ge=0, le=256)
-    right_cheek_width: int | None = Field(None, ge=0, le=256)
-    blur: float | None = Field(None, ge=0.0, le=0.5, description="Mask blur / crop width.")
-    audio_padding_left: int | None = Field(None, ge=0, le=10)
-    audio_padding_right: int | None = Field(None, ge=0, le=10)
-    window_placement: WindowPlacement | None = Field(
-        None, description="When a window begins: fixed as trained; reference: late below 25 fps."
-    )
-    window_span: WindowSpan | None = Field(
-        None, description="A window of sound is 200 ms long, or five video frames."
-    )
-    chunk_overlap_s: float | None = Field(
-        None, ge=0, le=10, description="Overlap of the 30 s that Whisper hears at a time."
-    )
-    frame_rate: FrameRate | None = Field(
-        None, description="In the sound: exact, or cut to a whole number as the reference does."
-    )
-    rest_in_silence: bool | None = Field(None, description="Show the source mouth in silence.")
-    faceless: Faceless | None = Field(
-        None, description="Frames without a face pass as they are, or end the job with `no_face`."
-    )
-    edges: Edges | None = Field(
-        None, description="Boxes over the frame's edge are clipped, or stretched as the reference."
-    )
-    box_smoothing: int | None = Field(None, ge=0, le=12, description="Neighbours averaged.")
+
+
+def _help(name: str) -> str:
+    return next(option.spec.help for option in job_options() if option.name == name)
 
 
 class JobRequest(BaseModel):
@@ -89,27 +62,14 @@ class JobRequest(BaseModel):
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
     video_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
     audio_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
-    aspect_ratio: str | None = Field(None, max_length=32, description="`9:16`, `source`, …")
-    resolution: str | None = Field(None, max_length=32, description="`720p`, `640x360`, `source`.")
+    aspect_ratio: str | None = Field(None, max_length=32, description=_help("aspect_ratio"))
+    resolution: str | None = Field(None, max_length=32, description=_help("resolution"))
     params: Params = Params()
 
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
-        chosen = self.params.model_dump(exclude_none=True)
-
-        def over(base: Any, **extra: Any) -> Any:
-            names = {name for name in base.__dataclass_fields__ if name in chosen}
-            values = {name: getattr(base, name) for name in base.__dataclass_fields__}
-            return type(base)(**{**values, **{name: chosen[name] for name in names}, **extra})
-
-        frame: FrameOptions = over(
-            defaults.frame, resolution=self.resolution, aspect_ratio=self.aspect_ratio
-        )
-        face: FaceOptions = over(defaults.face)
-        mask: MaskOptions = over(defaults.mask)
-        speech: SpeechOptions = over(defaults.speech)
-        encode: EncodeOptions = over(defaults.encode)
-        return JobOptions(frame, face, mask, speech, encode)
+        size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
+        return defaults.with_choices({**self.params.model_dump(exclude_none=True), **size})
 
 
 class PreviewRequest(JobRequest):

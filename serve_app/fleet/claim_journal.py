@@ -1,13 +1,13 @@
-"""Which jobs a worker identity holds, on disk, and which process speaks for that identity.
+"""Which jobs a worker identity holds, on disk, and which process owns that identity.
 
-A replica that is killed in mid-job comes back within seconds under the same identity. Its
-heartbeats go on, so the orchestrator does not notice and waits for ever, unless the new process
-knows what the old one had claimed. It reads that here, and does the job again.
+A replica that is killed while it runs a job restarts within seconds under the same identity. Its
+heartbeats continue, so the orchestrator does not notice and would wait for ever. The new process
+therefore reads from here which jobs the old one had claimed, and runs them again.
 
-While an old replica drains, its successor has the same identity; two sets of heartbeats would
-contradict each other. A file lock decides: it is held for the life of a process, and the kernel
-frees it however that process ends. Who waits for it says so by touching a second file, so that a
-predecessor that has nothing left to do can make room (`is_wanted`, `release`).
+While an old replica drains, its successor has the same identity. Two sets of heartbeats would
+contradict each other, so one process owns the identity. It holds a file lock, which the kernel
+frees however the process ends. A process that waits for the lock touches a second file, so that an
+owner without jobs can hand the identity over (`has_successor`, `release`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.client import ClaimedJob
 
 logger = logging.getLogger(__name__)
 
-WANTED_S = 30.0  # a process that waits tries at every heartbeat
+SUCCESSOR_S = 30.0  # a waiting process tries to acquire the lock at every heartbeat
 
 
 def _new_key() -> str:
@@ -39,8 +39,10 @@ def _new_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class HeldJob:
-    """A claimed job. `starts`: how often a process has begun to work on it. `key`: of this claim,
-    since the same job may be handed out twice; keys sort by age.
+    """A claimed job.
+
+    `starts` counts how often a process has started it. `key` belongs to this claim, as the same job
+    may be handed out twice. Keys sort by age.
     """
 
     job: ClaimedJob
@@ -49,23 +51,23 @@ class HeldJob:
 
 
 class ClaimJournal:
-    """The held jobs of one worker identity, a file each, in `folder`."""
+    """The held jobs of one worker identity, in one file each, in `folder`."""
 
     def __init__(self, folder: Path, worker_id: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        # Identities come from the environment; a digest is a safe file name for any of them.
+        # Identities come from the environment. A digest is a safe file name for any of them.
         self._stem = hashlib.sha256(worker_id.encode()).hexdigest()[:24]
         self._folder = folder
         self._lock_path = folder / f"{self._stem}.lock"
         self._wanted_path = folder / f"{self._stem}.wanted"
         self._lock_fd: int | None = None
         self._guard = threading.Lock()
-        self._cleared: set[str] = set()  # keys whose files the disk did not let go
+        self._cleared: set[str] = set()  # keys of finished jobs whose files cannot be removed
 
     def acquire(self) -> bool:
-        """Tell whether this process speaks for the identity, becoming it if nobody is.
+        """Own the identity unless another process does; return whether this process owns it.
 
-        May be called from any thread, as often as wanted.
+        May be called from any thread, any number of times.
         """
         with self._guard:
             if self._lock_fd is not None:
@@ -80,27 +82,27 @@ class ClaimJournal:
             self._lock_fd = fd
             return True
 
-    def is_wanted(self) -> bool:
-        """Tell whether another process has lately tried to speak for the identity."""
+    def has_successor(self) -> bool:
+        """Return whether another process has recently tried to own the identity."""
         try:
-            return time.time() - self._wanted_path.stat().st_mtime < WANTED_S
+            return time.time() - self._wanted_path.stat().st_mtime < SUCCESSOR_S
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Let another process speak for the identity."""
+        """Let another process own the identity."""
         with self._guard:
             fd, self._lock_fd = self._lock_fd, None
             if fd is not None:
                 os.close(fd)
 
     def read(self) -> tuple[HeldJob, ...]:
-        """Return the jobs that are stored, the oldest first. May be called from any thread."""
+        """Return the stored jobs, the oldest first. May be called from any thread."""
         found = (self._read(path) for path in sorted(self._folder.glob(f"{self._stem}*.held")))
         return tuple(held for held in found if held is not None and held.key not in self._cleared)
 
     async def start(self, held: HeldJob) -> HeldJob:
-        """Store that work on `held` begins once more. A full disk does not stop the job."""
+        """Store one more start of `held`. A full disk does not stop the job."""
         started = replace(held, starts=held.starts + 1)
         text = json.dumps(
             {
@@ -116,8 +118,9 @@ class ClaimJournal:
         return started
 
     async def clear(self, held: HeldJob) -> None:
-        """Forget a job: its end is in the outbox, or it is somebody else's. A disk that does not
-        let go of it does not make the job begin anew, but for a restart.
+        """Remove a job whose end is in the outbox, or that belongs to another worker.
+
+        If its file cannot be removed, only a restart runs the job again.
         """
         try:
             await asyncio.to_thread(self._path(held.key).unlink, missing_ok=True)
@@ -129,7 +132,7 @@ class ClaimJournal:
         return self._folder / (f"{self._stem}.{key}.held" if key else f"{self._stem}.held")
 
     def _read(self, path: Path) -> HeldJob | None:
-        # Without a key: what an older release stored, which knew one job at a time.
+        # An older release, which held one job at most, stored it without a key.
         key = path.name.removeprefix(self._stem).removesuffix(".held").strip(".")
         try:
             fields = json.loads(path.read_text())
@@ -140,7 +143,7 @@ class ClaimJournal:
             logger.exception("claim journal unreadable")
             return None
         except (ValueError, KeyError, TypeError):
-            # Without it the orchestrator's own lease still returns the job to the queue.
+            # The orchestrator's own lease still returns the job to the queue.
             logger.exception("claim journal unreadable, set aside")
             with suppress(OSError):
                 path.rename(path.with_suffix(".unreadable"))

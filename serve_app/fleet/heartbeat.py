@@ -1,7 +1,7 @@
-"""Heartbeats in a thread with an event loop and connections of their own.
+"""Heartbeats, sent by a thread with an event loop and connections of its own.
 
-Whatever blocks the application's loop, a job included, cannot hold them up (known fault 4), and
-nothing that one of them meets ends them: refusals, silence, TLS faults, bugs.
+Nothing that blocks the application's loop, such as a job, can delay them (known fault 4). Refusals,
+silence, TLS faults and bugs do not end them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ JOIN_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
-    """What the next heartbeat says. `error`: why the worker cannot work at present. `jobs`: all
-    that it holds, the oldest first.
+class HeartbeatState:
+    """The content of the next heartbeat.
+
+    `error` says why the worker cannot run jobs at present. `jobs` are all that it holds, the oldest
+    first.
     """
 
     status: Status
@@ -34,31 +36,33 @@ class Pulse:
 
 
 class Heartbeats:
-    """Sends one heartbeat every `interval_s` from `start` to `stop`, the first at once.
+    """Sends one heartbeat every `interval_s` from `start` to `stop`, the first one immediately.
 
-    `connect` makes the thread's own client. `pulse` is called in the thread, before each beat; None
-    means that another process speaks for this worker, and nothing is sent. `heard` is called in the
-    thread with each answer.
+    Args:
+        connect: makes the thread's own client.
+        state: called in the thread before each heartbeat. If it returns None, another process owns
+            the identity, and nothing is sent.
+        on_answer: called in the thread with each answer.
     """
 
     def __init__(
         self,
         connect: Callable[[], WorkerClient],
-        pulse: Callable[[], Pulse | None],
+        state: Callable[[], HeartbeatState | None],
         interval_s: float,
         *,
-        heard: Callable[[HeartbeatAnswer], None],
+        on_answer: Callable[[HeartbeatAnswer], None],
     ) -> None:
         self._connect = connect
-        self._pulse = pulse
-        self._heard = heard
+        self._state = state
+        self._on_answer = on_answer
         self._interval_s = interval_s
         self._thread: threading.Thread | None = None
         self._cancel: Callable[[], None] | None = None
         self._ready = threading.Event()
 
     def start(self) -> None:
-        """Start the thread; once."""
+        """Start the thread. Call it once."""
         self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
         self._thread.start()
 
@@ -68,7 +72,7 @@ class Heartbeats:
             return
         self._ready.wait(JOIN_S)
         if self._cancel is not None:
-            with suppress(RuntimeError):  # the loop is closed: the thread has ended by itself
+            with suppress(RuntimeError):  # the loop is closed, as the thread has ended by itself
                 self._cancel()
         self._thread.join(JOIN_S)
         self._thread = None
@@ -79,57 +83,57 @@ class Heartbeats:
             task = loop.create_task(self._beat_forever())
             self._cancel = lambda: _cancel_in(loop, task)
             self._ready.set()
-            with suppress(asyncio.CancelledError):  # `stop` asked for it
+            with suppress(asyncio.CancelledError):  # from `stop`
                 loop.run_until_complete(task)
 
     async def _beat_forever(self) -> None:
         client = self._connect()
         loop = asyncio.get_running_loop()
-        introduced = False
+        is_registered = False
         due = loop.time()
         try:
             while True:
-                introduced = await self._beat(client, introduced)
+                is_registered = await self._beat(client, is_registered)
                 due = next_due(due, loop.time(), self._interval_s)
                 await asyncio.sleep(due - loop.time())
         finally:
             await client.aclose()
 
-    async def _beat(self, client: WorkerClient, introduced: bool) -> bool:
-        """Send one heartbeat; True unless the orchestrator does not know this worker."""
+    async def _beat(self, client: WorkerClient, is_registered: bool) -> bool:
+        """Send one heartbeat. Return False if the worker has to register before the next one."""
         try:
-            pulse = self._pulse()
-            if pulse is None:
-                return introduced
-            if not introduced:
-                await self._introduce(client)
-            self._heard(
-                await client.heartbeat(pulse.status, pulse.current_job_id, pulse.error, pulse.jobs)
+            state = self._state()
+            if state is None:
+                return is_registered
+            if not is_registered:
+                await self._register(client)
+            self._on_answer(
+                await client.heartbeat(state.status, state.current_job_id, state.error, state.jobs)
             )
         except OrchestratorError as exc:
             logger.warning(
                 "heartbeat not accepted", extra={"error": exc.message, "status": exc.status_code}
             )
-            # 404: it lost its memory. Introduce the worker again before the next beat.
+            # 404 means that the orchestrator has lost its state.
             return exc.status_code != 404
         except Exception:
-            # The boundary of the thread: no surprise may end the heartbeats.
+            # The boundary of the thread: no unexpected error may end the heartbeats.
             logger.exception("heartbeat failed")
         return True
 
-    async def _introduce(self, client: WorkerClient) -> None:
+    async def _register(self, client: WorkerClient) -> None:
         try:
             await client.register()
         except OrchestratorError as exc:
-            # Registration is optional in the protocol; the heartbeat that follows matters.
+            # Registration is optional in the protocol. The heartbeat that follows is not.
             logger.info("registration not accepted", extra={"error": exc.message})
 
 
 def next_due(due: float, now: float, interval_s: float) -> float:
-    """Return when the beat after the one that was due at `due` is to be sent.
+    """Return the time of the heartbeat after the one that was due at `due`.
 
-    Beats keep to their grid however long the answers take; those that a slow answer made impossible
-    are left out.
+    Heartbeats keep to their grid however long the answers take. Those that a slow answer has made
+    impossible are left out.
     """
     missed = max(0, int((now - due) // interval_s))
     return due + (missed + 1) * interval_s

@@ -1,6 +1,6 @@
-"""Who this worker is to an orchestrator: its identity, one per machine, and its GPU class.
+"""The identity of this worker to an orchestrator: one per machine.
 
-Environment and detection are arguments, so that all of it can be tested without either.
+The environment is an argument, so that the rules can be tested without it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from serve_app.config.environment import Environment
 
 
 def new_worker_id() -> str:
-    """Return a random identity. Call once and keep it: see `kept_id`."""
+    """Return a random identity. Call it once and store the result, as `kept_id` does."""
     return f"worker-{uuid.uuid4().hex[:16]}"
 
 
 def kept_id(state: Path) -> str:
-    """Return a random identity that survives restarts: a claim in progress is found by it."""
+    """Return a random identity that is stored in `state`, so that claims survive a restart."""
     path = state / "worker_id"
     try:
-        kept = path.read_text().strip()
+        stored = path.read_text().strip()
     except FileNotFoundError:
-        kept = ""
-    if kept:
-        return kept
+        stored = ""
+    if stored:
+        return stored
     fresh = new_worker_id()
     write_atomically(path, fresh)
     return fresh
@@ -34,7 +34,7 @@ def kept_id(state: Path) -> str:
 def worker_id(env: Environment, *, fallback: str) -> str:
     """Return the identity of this machine: the first variable of contracts.md's order that is set.
 
-    One machine is one worker, however many jobs it runs at a time. `fallback` is the random one.
+    One machine is one worker, however many jobs it runs at once. `fallback` is used if none is set.
     """
     return env.machine_id or fallback
 

@@ -1,4 +1,4 @@
-"""The intervals, waits and habits of a worker of a fleet."""
+"""The options of a worker of a fleet: its capacity, intervals and waits."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ from dataclasses import dataclass
 class WorkerOptions:
     """Intervals and waits in seconds.
 
-    `capacity`: jobs at a time under the one identity. `heartbeat_interval_s` and `claim_backoff_s`
-    are the contract's; `claim_interval_s` is the pause after a claim that brought no job.
-    `progress_repeat_s` bounds how late a cancelled job is noticed (guess). A job that the
-    orchestrator does not know is stopped after `unknown_answers` of 404 in a row over at least
-    `unknown_s`. `report_wait_s` is how long a place stays taken by a report that is not accepted
-    yet (as long as a worker may be silent); `uncalled_s` without a call of `work_once` an idle
-    worker leaves its identity to a successor, if one waits for it. `legacy_size_source`: claims'
-    sizes are ignored.
+    Args:
+        capacity: jobs that run at once under the one identity.
+        heartbeat_interval_s: between two heartbeats (contract).
+        claim_interval_s: the pause after a claim that returned no job.
+        claim_backoff_s: the pauses between the tries of one claim (contract).
+        progress_interval_s: the shortest pause between two progress reports of the same phase.
+        progress_repeat_s: the longest pause between two progress reports. Their answers say that a
+            job was cancelled, so this bounds how late that is noticed (guess).
+        progress_close_s: how long the last progress reports may take. It is a little more than the
+            deadline of one of them.
+        unknown_answers, unknown_s: a job is stopped after that many answers of 404 in a row, over
+            at least that time.
+        report_wait_s: how long a slot waits for its final report to be accepted. A worker may be
+            silent that long.
+        cancel_wait_s: how long a cancelled job may take to end.
+        handover_s: an idle worker without a call of `claim_and_run` for that long hands its
+            identity over to a waiting successor.
+        config_label: part of every report, to compare configurations.
+        legacy_size_source: whether the sizes in claims are ignored.
 
     Raises:
-        ValueError: an interval that no clock can keep.
+        ValueError: the heartbeat interval is not a positive number.
     """
 
     capacity: int = 1
@@ -29,11 +40,12 @@ class WorkerOptions:
     claim_backoff_s: tuple[float, ...] = (1.0, 2.0, 4.0)
     progress_interval_s: float = 1.0
     progress_repeat_s: float = 10.0
+    progress_close_s: float = 6.0
     unknown_answers: int = 3
     unknown_s: float = 30.0
     report_wait_s: float = 30.0
     cancel_wait_s: float = 30.0
-    uncalled_s: float = 30.0
+    handover_s: float = 30.0
     config_label: str = "default"
     legacy_size_source: bool = False
 

@@ -1,13 +1,14 @@
-"""Final reports on disk until the orchestrator has taken them.
+"""Final reports, stored on disk until the orchestrator has accepted them.
 
-    put ─► file ─► sent ─► accepted, or refused for good ─► file gone
-                     └── anything else: kept, tried again, also after a restart
+    put ─► file ─► sent ─► accepted, or refused for good ─► file removed
+                     └── anything else: kept and sent again, also after a restart
 
-404 is believed only after some time: the orchestrator has been seen to answer it for a live job.
+A 404 counts as final only after some time, as the orchestrator has been seen to send it for a live
+job.
 
-One file per report, written under a temporary name and renamed, so that a report is there whole or
-not at all. Several processes may share the folder (a draining replica and its successor): a report
-is then sent twice at worst, and the second time answered with 409.
+Each report is one file, written under a temporary name and renamed, so that a report is never
+incomplete. Several processes may share the folder, such as a draining replica and its successor. In
+the worst case a report is then sent twice, and the second one answered with 409.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ logger = logging.getLogger(__name__)
 
 Send = Callable[[FinalReport], Awaitable[None]]
 
-# The job is settled or not this worker's: the same report can never be accepted.
+# The job has ended or belongs to another worker, so this report can never be accepted.
 FINAL_REFUSALS = frozenset({409, 410, 422})
 UNKNOWN_STATUS = 404
-UNKNOWN_S = 600.0  # guess: many times what progress has to wait for before it believes a 404
+UNKNOWN_S = 600.0  # guess: many times the 30 s after which progress reports stop a job
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """A report and the name it is kept under; names sort by age."""
+    """A report and the name of its file. Names sort by age."""
 
     name: str
     report: FinalReport
 
     @property
     def stored_at(self) -> float:
-        """Unix seconds; names that are not ours are as old as can be."""
+        """Unix seconds, 0 for a file that another program has put here."""
         head = self.name.partition("-")[0]
         return int(head) / 1e9 if head.isdigit() else 0.0
 
@@ -54,10 +55,14 @@ class _Stored:
 class Outbox:
     """A folder of unsent final reports.
 
-    `capacity`: when that many wait, `is_full` tells the workers to claim nothing more; no report is
-    ever dropped to make room. After a round that left something, the next begins with the next
+    When `capacity` reports wait, `is_full` makes the workers stop claiming. No report is ever
+    dropped to make room. After a round that left some reports, the next round begins with the next
     report, or after a pause that doubles from `first_pause_s` to `longest_pause_s`. A report that
-    is answered 404 is given up when it is `unknown_s` old. `clock`: Unix seconds.
+    is answered 404 is given up when it is `unknown_s` old.
+
+    Args:
+        clock: Unix seconds.
+        write: writes the text of a report to its file.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Outbox:
         longest_pause_s: float = 60.0,
         unknown_s: float = UNKNOWN_S,
         clock: Callable[[], float] = time.time,
+        write: Callable[[Path, str], None] = write_atomically,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
@@ -77,14 +83,15 @@ class Outbox:
         self._longest_pause_s = longest_pause_s
         self._unknown_s = unknown_s
         self._clock = clock
-        # Reports that the disk did not take. They are sent like the others but die with us.
+        self._write = write
+        # Reports that could not be written. They are lost if the process ends before they are sent.
         self._unsaved: dict[str, FinalReport] = {}
         self._written = asyncio.Event()
         self._settled: dict[str, asyncio.Event] = {}
 
     @property
     def is_full(self) -> bool:
-        """Whether the next report might find no room."""
+        """Whether there may be no room for the next report."""
         return len(self._names()) + len(self._unsaved) >= self._capacity
 
     def pending(self) -> int:
@@ -92,11 +99,11 @@ class Outbox:
         return len(self._names()) + len(self._unsaved)
 
     async def put(self, report: FinalReport) -> str:
-        """Store a report and have it sent; the name to wait for it by."""
+        """Store a report, which is then sent. Return its name, for `wait_settled`."""
         name = f"{int(self._clock() * 1e9):020d}-{os.getpid()}-{random.getrandbits(32):08x}.json"
         self._settled[name] = asyncio.Event()
         try:
-            await asyncio.to_thread(write_atomically, self._folder / name, _to_json(report))
+            await asyncio.to_thread(self._write, self._folder / name, _to_json(report))
         except OSError as exc:
             logger.error("final report not stored, kept in memory", extra={"error": str(exc)})
             self._unsaved[name] = report
@@ -104,7 +111,7 @@ class Outbox:
         return name
 
     async def wait_settled(self, name: str, timeout_s: float) -> bool:
-        """Wait until a report of this process is accepted or refused; False: still waiting."""
+        """Wait until a report of this process is accepted or refused. Return False if neither."""
         settled = self._settled.get(name)
         if settled is None:
             return True
@@ -118,7 +125,7 @@ class Outbox:
         return True
 
     async def deliver_forever(self, send: Send) -> None:
-        """Send what waits, oldest first, until cancelled. Run one per process."""
+        """Send the waiting reports, oldest first, until cancelled. Run this once per process."""
         failures = 0
         while True:
             self._written.clear()
@@ -127,7 +134,7 @@ class Outbox:
             await self._pause(failures)
 
     async def deliver_round(self, send: Send) -> bool:
-        """Try each waiting report once; True if none is left."""
+        """Send each waiting report once. Return whether none is left."""
         clean = True
         for stored in await asyncio.to_thread(self._load, dict(self._unsaved)):
             try:
@@ -137,7 +144,7 @@ class Outbox:
                     clean = False
                     _log(logging.WARNING, "final report not accepted yet", stored, exc)
                     if exc.status_code is None:
-                        break  # nobody answers: the others would only wait for the same silence
+                        break  # no answer at all: the other reports would get none either
                     continue
                 _log(logging.ERROR, "final report refused for good", stored, exc)
             await self._settle(stored.name)
@@ -147,18 +154,18 @@ class Outbox:
         try:
             return await self.deliver_round(send)
         except Exception:
-            # The boundary of a loop that has to outlive every surprise: a report depends on it.
+            # The boundary of a loop that no unexpected error may end, as reports depend on it.
             logger.exception("delivering final reports failed")
             return False
 
     async def _pause(self, failures: int) -> None:
-        """Wait for the next report; after failures no longer than the backoff."""
+        """Wait for the next report. After failures, wait no longer than the backoff."""
         if failures == 0:
             await self._written.wait()
             return
         ceiling = min(self._longest_pause_s, self._first_pause_s * 2 ** min(failures - 1, 10))
         with suppress(TimeoutError):
-            # Jitter: a fleet must not come back in step after an outage.
+            # With jitter, so that the workers of a fleet do not all return at once after an outage.
             async with asyncio.timeout(ceiling * random.uniform(0.5, 1.0)):
                 await self._written.wait()
 
@@ -180,7 +187,7 @@ class Outbox:
         return sorted(path.name for path in self._folder.glob("*.json"))
 
     def _load(self, unsaved: dict[str, FinalReport]) -> list[_Stored]:
-        """Return what waits, oldest first. Runs in a thread: `unsaved` is a copy, `put` goes on."""
+        """Return the waiting reports, oldest first. It runs in a thread: `unsaved` is a copy."""
         found = [_Stored(name, report) for name, report in unsaved.items()]
         for name in self._names():
             try:
@@ -190,7 +197,7 @@ class Outbox:
             try:
                 found.append(_Stored(name, FinalReport(**json.loads(text))))
             except (ValueError, TypeError):
-                # Not ours, or a damaged disk. Kept for a person, out of the way of the others.
+                # It is from another program or damaged. A person may want it, the loop must not.
                 logger.error("unreadable report set aside", extra={"report": name})
                 (self._folder / name).rename(self._folder / f"{name}.unreadable")
         return sorted(found, key=lambda stored: stored.name)

@@ -1,7 +1,8 @@
-"""The orchestrator's side of one ingress that claims jobs: the worker, its heartbeats, its outbox.
+"""Polls an orchestrator for one ingress: the worker, its heartbeats and its outbox.
 
-1. `start` looks at the machine once, and begins to beat (which registers) and to deliver reports.
-2. `work_once` claims a job when the poll interval has passed, and runs it to its report.
+1. `start` collects the facts about the machine, and starts the heartbeats, the first of which
+   registers the worker, and the final reports.
+2. `claim_and_run` claims a job if the poll interval has passed, runs it and reports it.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from serve_app.fleet.identity import buffer_worker_id, kept_id, worker_id
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.system_info import collect_system_info, measure_download_mbit_s
-from serve_app.fleet.worker import Worker
+from serve_app.fleet.worker import FleetWorker
 from serve_app.jobs.service import JobService
 from serve_app.telemetry.background import run_again
 
@@ -37,7 +38,7 @@ SHORTEST_BUFFER_BEAT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class PollingRules:
-    """What polling needs of the environment; none of it is there unless polling is on."""
+    """The settings of polling. They exist only if polling is enabled."""
 
     base_url: str
     api_key: str
@@ -47,19 +48,19 @@ class PollingRules:
 
     @property
     def heartbeat_interval_s(self) -> float:
-        """Seconds between heartbeats: they do not slow down with the polls, and a buffer worker's
-        do not speed up with them either.
+        """Seconds between heartbeats, which do not become rarer with longer poll intervals.
+
+        Those of a buffer worker do not become more frequent with shorter ones either.
         """
         shortest_s = SHORTEST_BUFFER_BEAT_S if self.is_buffer else 0.0
         return max(shortest_s, min(self.interval_s, LONGEST_BEAT_S))
 
 
 def polling_rules(env: Environment) -> PollingRules | None:
-    """Return how to poll, None in queue mode.
+    """Return the settings of polling, None in queue mode.
 
     Raises:
-        EnvironmentInvalid: polling without an orchestrator or a key that can be used, or as an
-            unknown worker type.
+        EnvironmentInvalid: the orchestrator, its key or the worker type is missing or invalid.
     """
     if env.mode == "queue":
         return None
@@ -86,11 +87,13 @@ def polling_rules(env: Environment) -> PollingRules | None:
 
 
 def check_connection(base_url: str, api_key: str, name: str = BASE_URL) -> None:
-    """See that an address and a key can be used at all; nothing is connected to. `name`: of the
-    variable that the address comes from.
+    """Check that an address and a key are valid, without a connection.
+
+    Args:
+        name: the variable that holds the address.
 
     Raises:
-        EnvironmentInvalid: they cannot. The sentence repeats neither.
+        EnvironmentInvalid: one of them is not. The message repeats neither.
     """
     try:
         OrchestratorHttp(base_url, api_key)
@@ -100,11 +103,13 @@ def check_connection(base_url: str, api_key: str, name: str = BASE_URL) -> None:
 
 
 class Polling:
-    """Claims jobs and reports them, under the machine's one identity.
+    """Claims jobs and reports them, under the one identity of this machine.
 
     Args:
-        capacity: jobs at a time; as many calls of `work_once` may be under way.
-        batch_size: what is known of it, for the reports.
+        state: the folder of claims and final reports.
+        can_run: returns whether a job could run now.
+        capacity: how many jobs may run at once, each in a call of `claim_and_run`.
+        batch_size: returns the batch size for the reports, None if it is unknown.
     """
 
     def __init__(
@@ -112,20 +117,21 @@ class Polling:
         rules: PollingRules,
         env: Environment,
         state: Path,
+        *,
         service: JobService,
-        can_work: Callable[[], Awaitable[bool]],
+        can_run: Callable[[], Awaitable[bool]],
         capacity: int,
         batch_size: Callable[[], int | None],
     ) -> None:
         self._rules, self._env, self._state = rules, env, state
-        self._service, self._can_work = service, can_work
+        self._service, self._can_run = service, can_run
         self._capacity, self._batch_size = capacity, batch_size
-        self._worker: Worker | None = None
+        self._worker: FleetWorker | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Look at the machine, register, and begin to beat."""
-        profile = await self._look_at_machine()
+        """Collect the facts about the machine, and start the heartbeats and the final reports."""
+        profile = await self._collect_profile()
 
         def connect() -> WorkerClient:
             http = OrchestratorHttp(self._rules.base_url, self._rules.api_key)
@@ -147,18 +153,18 @@ class Polling:
         self._worker = worker
 
     async def aclose(self) -> None:
-        """End what `start` began, and let another process speak for this identity."""
+        """End what `start` started, and let another process own this identity."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._worker is not None:
             await self._worker.aclose()
 
-    async def work_once(self) -> bool:
-        """Claim and do a job, if it is time to ask and there is room; False if there was none."""
-        return self._worker is not None and await self._worker.work_once()
+    async def claim_and_run(self) -> bool:
+        """Claim and run a job if the poll interval has passed. Return False if there was none."""
+        return self._worker is not None and await self._worker.claim_and_run()
 
-    async def _look_at_machine(self) -> WorkerProfile:
+    async def _collect_profile(self) -> WorkerProfile:
         is_buffer = self._rules.is_buffer
         detected = await asyncio.to_thread(detect_gpu_class)
         speed = self._env.speed_test_url
@@ -179,14 +185,14 @@ class Polling:
 
     def _make_worker(
         self, connect: Callable[[], WorkerClient], profile: WorkerProfile, outbox: Outbox
-    ) -> Worker:
-        return Worker(
+    ) -> FleetWorker:
+        return FleetWorker(
             connect,
             outbox,
             ClaimJournal(self._state / "claims", profile.worker_id),
             runner=self._service.run_claimed,
             cancel=self._cancel,
-            can_work=self._can_work,
+            can_run=self._can_run,
             options=WorkerOptions(
                 capacity=self._capacity,
                 heartbeat_interval_s=self._rules.heartbeat_interval_s,
@@ -198,4 +204,4 @@ class Polling:
         )
 
     async def _cancel(self, job_id: str) -> None:
-        await self._service.void_claim(job_id)
+        await self._service.revoke_claim(job_id)

@@ -1,4 +1,7 @@
-"""Best-effort progress of one job: every phase in order, the newest state, never in its way."""
+"""Reports the progress of one job: every phase in order, and the newest state in between.
+
+Reports are best effort and never delay the job.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from orchestrator.client import ClaimedJob, JobProgress, WorkerClient
+from orchestrator.client import ClaimedJob, ProgressReport, WorkerClient
 from orchestrator.errors import JobGone, JobUnknown, OrchestratorError
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.fleet.options import WorkerOptions
@@ -17,17 +20,16 @@ from serve_app.fleet.options import WorkerOptions
 logger = logging.getLogger(__name__)
 
 ENDED = frozenset({Phase.COMPLETED, Phase.FAILED})
-CLOSE_S = 6.0  # a little more than the progress call's own 5 s
-MAX_UNSENT = 16  # phases that wait to be sent; a job has five, and more only when it starts again
+MAX_UNSENT = 16  # phases that wait to be sent; a job has five for each start
 
 
 class ProgressReporter:
-    """Sends what `note` is told: each new phase at once, else the newest at most every interval.
+    """Sends each new phase at once, and otherwise the newest state at most every interval.
 
-    A phase that is over before it could be sent is sent all the same, in order. Without news the
-    last state is sent again now and then, because the answer is how a worker learns that its job
-    was cancelled or given to somebody else. `on_gone` is then awaited, once: after a 409 or 410, or
-    after several 404 in a row over some time, since one 404 has been seen for a live job.
+    A phase that is over before it could be sent is sent all the same, in order. A state that does
+    not change is repeated, because the answer says whether the job was cancelled or given to
+    another worker. `on_gone` is awaited once in that case: after a 409 or 410, or after several 404
+    in a row over some time, since a single 404 has been seen for a live job.
     """
 
     def __init__(
@@ -47,10 +49,10 @@ class ProgressReporter:
         self._batch_size = batch_size
         self._clock = clock
         self._newest = Progress(Phase.PREPARING, 0.0)
-        self._said = self._state()
-        self._unsent: deque[JobProgress] = deque([self._said], MAX_UNSENT)
+        self._report = self._newest_report()
+        self._unsent: deque[ProgressReport] = deque([self._report], MAX_UNSENT)
         self._unknown, self._unknown_since = 0, 0.0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._new_phase = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -61,74 +63,75 @@ class ProgressReporter:
         return self._newest.fraction
 
     def start(self) -> None:
-        """Begin sending, with `preparing`, or what this kind of worker calls that."""
+        """Start sending. The first report is `preparing`, as this kind of worker calls it."""
         self._task = asyncio.create_task(self._send_forever(), name="progress")
 
-    def note(self, progress: Progress) -> None:
-        """Take the job's newest state; returns at once. Call it in the event loop's thread."""
+    def update(self, progress: Progress) -> None:
+        """Take the job's newest state. Call this in the event loop's thread."""
         if progress.phase in ENDED:
-            return  # the final report says so, and must be the only one that does
+            return  # only the final report may say that the job has ended
         phase = Phase.PREPARING if progress.phase is Phase.QUEUED else progress.phase.reported
         fraction = min(1.0, max(self._newest.fraction, progress.fraction))
         is_past_drawing = self._newest.phase is Phase.INFERRING and phase is not Phase.INFERRING
         if is_past_drawing and progress.frames_done > self._newest.frames_done:
-            # Where one segment is all, the frames are counted when they are no longer being drawn.
-            self._say(replace(progress, phase=Phase.INFERRING, fraction=self._newest.fraction))
-        self._say(replace(progress, phase=phase, fraction=fraction))
+            # The frames of a job with one segment are counted when that segment has been drawn.
+            self._set(replace(progress, phase=Phase.INFERRING, fraction=self._newest.fraction))
+        self._set(replace(progress, phase=phase, fraction=fraction))
 
-    def _say(self, progress: Progress) -> None:
+    def _set(self, progress: Progress) -> None:
         self._newest = progress
-        said, self._said = self._said, self._state()
-        if self._said.phase != said.phase:
-            self._unsent.append(self._said)
+        previous, self._report = self._report, self._newest_report()
+        if self._report.phase != previous.phase:
+            self._unsent.append(self._report)
             self._new_phase.set()
         elif self._unsent:
-            self._unsent[-1] = self._said
-        self._news.set()
+            self._unsent[-1] = self._report
+        self._changed.set()
 
     async def close(self) -> None:
-        """Send the phases that still wait, and stop. All of it is waited for, some seconds at most:
-        were a report to arrive after the final one, a finished job would look as if it were running
-        again.
+        """Send the phases that still wait, and stop within `progress_close_s`.
+
+        A report that is on its way is waited for. If it arrived after the final report, a finished
+        job would seem to run again.
         """
         self._closing = True
-        self._news.set()
+        self._changed.set()
         self._new_phase.set()
         if self._task is None:
             return
-        await asyncio.wait({self._task}, timeout=CLOSE_S)
+        await asyncio.wait({self._task}, timeout=self._options.progress_close_s)
         self._task.cancel()
         await asyncio.wait({self._task})
 
     async def _send_forever(self) -> None:
         while self._unsent or not self._closing:
-            self._news.clear()
+            self._changed.clear()
             self._new_phase.clear()
-            state = self._unsent.popleft() if self._unsent else self._said
+            report = self._unsent.popleft() if self._unsent else self._report
             try:
-                is_taken = await self._send(state)
+                is_sent = await self._send(report)
             except JobGone as exc:
                 facts = {"job_id": self._job.job_id, "error": exc.message}
-                logger.warning("job is not ours any more", extra=facts)
+                logger.warning("the job belongs to this worker no longer", extra=facts)
                 await self._on_gone()
                 return
-            if not is_taken and self._closing:
-                return  # the final report must not wait behind an orchestrator that does not answer
-            if is_taken and (self._unsent or self._closing):
+            if not is_sent and self._closing:
+                return  # the final report must not wait for an orchestrator that does not answer
+            if is_sent and (self._unsent or self._closing):
                 continue
             await _set_within(self._new_phase, self._options.progress_interval_s)
             if not self._unsent:
                 pause_s = self._options.progress_repeat_s - self._options.progress_interval_s
-                await _set_within(self._news, pause_s)
+                await _set_within(self._changed, pause_s)
 
-    async def _send(self, state: JobProgress) -> bool:
-        """Send a state; False if it should be sent again.
+    async def _send(self, report: ProgressReport) -> bool:
+        """Send a report. Return False if it should be sent again.
 
         Raises:
-            JobGone: the job is not this worker's any more.
+            JobGone: the job is no longer this worker's.
         """
         try:
-            await self._client.progress(self._job, state)
+            await self._client.progress(self._job, report)
         except JobGone:
             raise
         except JobUnknown as exc:
@@ -138,21 +141,25 @@ class ProgressReporter:
             logger.info("progress not accepted", extra={"error": exc.message})
             self._unknown = 0
             if exc.retryable:
-                self._keep(state)
+                self._put_back(report)
             return not exc.retryable
         except Exception:
-            # Progress is best effort: whatever this is, it is no reason to lose the job.
+            # Progress is best effort. No error in it may end the job.
             logger.exception("progress failed")
         self._unknown = 0
         return True
 
-    def _keep(self, state: JobProgress) -> None:
-        """Put a state that did not get through back in front: its phase may be new to them."""
+    def _put_back(self, report: ProgressReport) -> None:
+        """Queue a report that was not accepted again, as its phase may be new."""
         if len(self._unsent) < MAX_UNSENT:
-            self._unsent.appendleft(state if self._unsent else self._said)
+            self._unsent.appendleft(report if self._unsent else self._report)
 
     def _count_unknown(self, exc: JobUnknown) -> None:
-        """Take note of a 404; believe it when it was said often and long enough."""
+        """Count a 404.
+
+        Raises:
+            JobGone: there were enough of them in a row, over a long enough time.
+        """
         now = self._clock()
         if not self._unknown:
             self._unknown_since = now
@@ -163,12 +170,12 @@ class ProgressReporter:
         if is_long and self._unknown >= self._options.unknown_answers:
             raise JobGone(exc.message, status_code=exc.status_code) from exc
 
-    def _state(self) -> JobProgress:
+    def _newest_report(self) -> ProgressReport:
         newest = self._newest
         inferring = newest.phase is Phase.INFERRING
         counts = {"frames_done": newest.frames_done, "frames_total": newest.frames_total}
-        return self._client.worded(
-            JobProgress(
+        return self._client.as_reported(
+            ProgressReport(
                 fraction=newest.fraction,
                 phase=newest.phase.value,
                 metrics=counts if inferring else None,

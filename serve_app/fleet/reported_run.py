@@ -1,4 +1,4 @@
-"""One run of a job that an orchestrator is told about: its progress, its end, and being stopped."""
+"""One run of a job that is reported to an orchestrator: its progress, its end, its cancellation."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ import time
 from collections.abc import Awaitable, Callable
 
 from musetalk_pipeline.errors import PipelineError
-from orchestrator.client import ClaimedJob, Failed, Succeeded, WorkerClient
-from serve_app.contract.outcomes import Failure, Outcome, Progress, Success
+from orchestrator.client import ClaimedJob, FailureReport, SuccessReport, WorkerClient
+from serve_app.contract.outcomes import Failure, Outcome, Success
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.progress_reporter import ProgressReporter
+from serve_app.jobs.job import ProgressCallback
 
 logger = logging.getLogger(__name__)
 
 MAX_ERROR_CHARS = 4000
 
-Note = Callable[[Progress], None]
-
 
 class ReportedRun:
-    """The run of one job, its progress reports, and what the orchestrator says to them.
+    """Runs one job, reports its progress, and stops it if the orchestrator answers that it is gone.
 
     Args:
-        run: does the job, noting its progress; its own deadlines end it, nothing here does.
-        cancel: asks for the end of the running job.
+        run: runs the job and passes on its progress. Its own deadlines end it.
+        cancel: cancels the running job.
     """
 
     def __init__(
@@ -34,7 +33,7 @@ class ReportedRun:
         job: ClaimedJob,
         options: WorkerOptions,
         *,
-        run: Callable[[Note], Awaitable[Outcome]],
+        run: Callable[[ProgressCallback], Awaitable[Outcome]],
         cancel: Callable[[], Awaitable[None]],
         batch_size: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -54,11 +53,11 @@ class ReportedRun:
         )
 
     def stop(self) -> None:
-        """End the run as after a 409: the orchestrator said that it wants it no more."""
+        """End the run as after a 409: the orchestrator has cancelled the job."""
         self._gone.set()
 
-    async def end(self) -> Succeeded | Failed | None:
-        """Run the job to its end; None if it is not this worker's any more."""
+    async def to_end(self) -> SuccessReport | FailureReport | None:
+        """Run the job to its end. Return what to report, None if the job is gone."""
         self._reporter.start()
         running = asyncio.create_task(self._run_job(), name="reported job")
         try:
@@ -68,10 +67,10 @@ class ReportedRun:
             await self._reporter.close()
         if self._gone.is_set():
             return None
-        return _final_state(running, self._reporter.fraction)
+        return _report_of_task(running, self._reporter.fraction)
 
     async def _run_job(self) -> Outcome:
-        return await self._run(self._reporter.note)
+        return await self._run(self._reporter.update)
 
     async def _set_gone(self) -> None:
         self._gone.set()
@@ -89,48 +88,54 @@ class ReportedRun:
                 await self._cancel()
                 await asyncio.wait({running})
         except Exception:
-            # Another part's failure to cancel; the runner's own cancellation follows.
+            # The job could not be cancelled properly. Its task is cancelled next.
             logger.exception("job not cancelled in time", extra={"job_id": self._job.job_id})
 
 
-def end_of(outcome: Outcome, fraction: float) -> Succeeded | Failed:
-    """Return what to report of an outcome: a success only if it has all that makes one (known
-    fault 2), a failure with the job's own sentence (known fault 7).
+def report_of(outcome: Outcome, fraction: float) -> SuccessReport | FailureReport:
+    """Return what to report of an outcome.
+
+    A success needs an address and metrics (known fault 2). A failure has the job's own error
+    message (known fault 7).
     """
     if isinstance(outcome, Failure):
-        return Failed(sendable(outcome.error_message), fraction)
-    return _success(outcome, fraction)
+        return FailureReport(sendable(outcome.error_message), fraction)
+    return _report_of_success(outcome, fraction)
 
 
 def sendable(text: str) -> str:
-    """Return text that fits a report: bounded, and encodable whatever it was made from."""
+    """Return text that fits into a report: of limited length, and valid as UTF-8."""
     return text[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode()
 
 
-def _success(outcome: Success, fraction: float) -> Succeeded | Failed:
+def _report_of_success(outcome: Success, fraction: float) -> SuccessReport | FailureReport:
     if not outcome.output_url:
-        return Failed("The job ended without an output address. Send it again.", fraction)
+        text = "The job ended without an output address. Send it again."
+        return FailureReport(text, fraction)
     if not outcome.metrics:
-        return Failed("The job ended without metrics. Send it again.", fraction)
-    return Succeeded(outcome.output_url, outcome.metrics)
+        return FailureReport("The job ended without metrics. Send it again.", fraction)
+    return SuccessReport(outcome.output_url, outcome.metrics)
 
 
-def _final_state(running: asyncio.Task[Outcome], fraction: float) -> Succeeded | Failed:
-    """Return what to report of a finished runner. An exception of it ends here."""
+def _report_of_task(
+    running: asyncio.Task[Outcome], fraction: float
+) -> SuccessReport | FailureReport:
+    """Return what to report of a finished task. Its exception is not raised again."""
     if running.cancelled():
-        return Failed("The job was interrupted before it was done. Send it again.", fraction)
+        text = "The job was interrupted before it was done. Send it again."
+        return FailureReport(text, fraction)
     exc = running.exception()
     if isinstance(exc, PipelineError):
-        return Failed(sendable(exc.message), fraction)
+        return FailureReport(sendable(exc.message), fraction)
     if exc is not None:
         logger.error("job crashed", exc_info=exc)
         reason = f"The worker failed unexpectedly ({type(exc).__name__}). Send the job again."
-        return Failed(reason, fraction)
-    return end_of(running.result(), fraction)
+        return FailureReport(reason, fraction)
+    return report_of(running.result(), fraction)
 
 
 async def _end(running: asyncio.Task[Outcome], wait_s: float) -> None:
-    """Cancel a runner that is not done, and give it time to clean up."""
+    """Cancel a task that is not done, and give it time to clean up."""
     if running.done():
         return
     running.cancel()

@@ -1,4 +1,4 @@
-"""What a heartbeat says about the machine. Collected once, at start."""
+"""The facts about the machine in every heartbeat. They are collected once, at the start."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 GB = 1024**3
 MEASURE_S = 5.0
 MEASURE_BYTES = 100_000_000
-MIN_BYTES = 100_000  # fewer say more about latency than about the line
+MIN_BYTES = 100_000  # fewer would measure latency rather than bandwidth
 
 
 @dataclass(frozen=True, slots=True)
 class SystemInfo:
-    """The fields of `system_info`, named as contracts.md names them. GB are 2^30 bytes;
-    `download_speed_mbps` is in Mbit/s, None if not measured.
+    """The fields of `system_info` in the protocol. GB are 2^30 bytes. `download_speed_mbps` is in
+    Mbit/s, None if it was not measured.
     """
 
     cpu_cores_physical: int
@@ -42,12 +42,12 @@ class SystemInfo:
 
 
 def collect_system_info(disk: Path, *, download_mbit_s: float | None = None) -> SystemInfo:
-    """Look at the machine. `disk`: a folder on the disk that jobs work on."""
+    """Collect the facts. `disk` is a folder on the disk that jobs use."""
     logical = psutil.cpu_count() or 1
     memory = psutil.virtual_memory()
     usage = psutil.disk_usage(str(disk))
     return SystemInfo(
-        # Some virtual machines and ARM kernels do not tell their physical cores.
+        # Some virtual machines and ARM kernels do not report their physical cores.
         cpu_cores_physical=psutil.cpu_count(logical=False) or logical,
         cpu_cores_logical=logical,
         cpu_model=read_cpu_model(_cpuinfo()) or platform.processor() or platform.machine(),
@@ -62,7 +62,7 @@ def collect_system_info(disk: Path, *, download_mbit_s: float | None = None) -> 
 async def measure_download_mbit_s(url: str, *, seconds: float = MEASURE_S) -> float | None:
     """Measure the download rate in Mbit/s for at most `seconds` or 100 MB; None if that fails.
 
-    Only for an address that the operator configured: nobody else's server is used unasked.
+    Only addresses that the operator configured are used.
     """
     received = 0
     started = time.monotonic()
@@ -73,7 +73,7 @@ async def measure_download_mbit_s(url: str, *, seconds: float = MEASURE_S) -> fl
             client.stream("GET", url, headers={"Accept-Encoding": "identity"}) as response,
         ):
             response.raise_for_status()
-            started = time.monotonic()  # without name resolution and handshakes
+            started = time.monotonic()  # leaves out name resolution and handshakes
             async for chunk in response.aiter_raw():
                 received += len(chunk)
                 if received >= MEASURE_BYTES or time.monotonic() - started >= seconds:
@@ -88,7 +88,7 @@ async def measure_download_mbit_s(url: str, *, seconds: float = MEASURE_S) -> fl
 
 
 def read_cpu_model(cpuinfo: str) -> str | None:
-    """Return the processor's name out of the text of /proc/cpuinfo; ARM kernels give none."""
+    """Return the processor's name from the text of /proc/cpuinfo. ARM kernels give none."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip().lower() in ("model name", "cpu model") and value.strip():

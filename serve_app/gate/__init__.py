@@ -1,1 +1,1 @@
-"""What a request passes in Serve's HTTP proxy before it reaches the ingress."""
+"""The gate: access control and limits, in Serve's HTTP proxy and in front of the ingress."""

@@ -1,4 +1,4 @@
-"""Small tools for pure ASGI code: one whole exchange with an application, and who has gone away."""
+"""Pure ASGI: one whole exchange with an application, headers, and clients that disconnect."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class AnswerTooLarge(Exception):
-    """An application sent more than was asked of it."""
+    """An application sent more than the caller allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer in memory."""
+    """A whole HTTP response in memory."""
 
     status: int
     headers: Headers
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
-        """Return the first header of that lower-case name."""
+        """Return the first header with that name, given in lower case."""
         return header(self.headers, name)
 
 
 @dataclass
 class _Collector:
-    """Takes the messages of an answer."""
+    """Collects the messages of a response."""
 
     max_bytes: int
     status: int = 0
@@ -51,19 +51,19 @@ class _Collector:
             self.body.append(data)
 
 
-async def ask(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
+async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
     """Make one request without a body and return the whole answer; status 0 if there was none.
 
     Raises:
-        AnswerTooLarge: the answer is larger than `max_bytes`; the request has been ended.
+        AnswerTooLarge: the answer is larger than `max_bytes`; the request has been cancelled.
     """
-    asked = False
+    is_sent = False
 
     async def receive() -> Message:
-        nonlocal asked
-        if asked:
-            await asyncio.Event().wait()  # this client never goes away by itself
-        asked = True
+        nonlocal is_sent
+        if is_sent:
+            await asyncio.Event().wait()  # this client never disconnects by itself
+        is_sent = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
     collector = _Collector(max_bytes)
@@ -72,18 +72,18 @@ async def ask(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
 
 
 @contextlib.asynccontextmanager
-async def departure(receive: Receive) -> AsyncIterator[asyncio.Event]:
-    """Give an event that is set when the client goes away. Messages of the body are dropped."""
-    gone = asyncio.Event()
+async def disconnection(receive: Receive) -> AsyncIterator[asyncio.Event]:
+    """Yield an event that is set when the client disconnects. Messages of the body are dropped."""
+    disconnected = asyncio.Event()
 
     async def watch() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone.set()
+        disconnected.set()
 
     watcher = asyncio.create_task(watch())
     try:
-        yield gone
+        yield disconnected
     finally:
         watcher.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -91,5 +91,5 @@ async def departure(receive: Receive) -> AsyncIterator[asyncio.Event]:
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
-    """Return the first header of a lower-case name."""
+    """Return the first header with that name, given in lower case."""
     return next((bytes(value) for key, value in headers if bytes(key).lower() == name), None)

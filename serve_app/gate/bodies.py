@@ -1,4 +1,4 @@
-"""Request bodies: read whole, within a size, a rate and a deadline, before anybody acts on them."""
+"""Request bodies: read whole, within a size, a rate and a deadline, before a route sees them."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class BodyTooLarge(Exception):
-    """The body is, or says that it is, larger than the limit."""
+    """The body, or its declared length, is larger than the limit."""
 
 
 class BodyTooSlow(Exception):
-    """The body did not come in time, or made room for a newer one."""
+    """The body did not arrive in time, or its place was given to a newer request."""
 
 
 class ClientGone(Exception):
-    """The client has closed its connection before its body was complete."""
+    """The client closed its connection before its body was complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """How large and how slow a body may be. By default the slowest whole body takes 30 s."""
+    """How large and how slow a body may be. By default the slowest body allowed takes 30 s."""
 
     max_bytes: int = 64 * 1024
-    grace_s: float = 5.0  # may pass before the rate counts
+    grace_s: float = 5.0  # before the rate applies
     bytes_per_s: float = 1024.0
     whole_s: float = 30.0
-    at_a_time: int = 512  # one more makes the oldest unfinished one give up its place
+    concurrent: int = 512  # one more ends the oldest unfinished one
 
 
 class Bodies:
-    """Reads bodies. They wait here, in no place of the application behind."""
+    """Reads bodies. They wait here and occupy no place of the application behind."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
@@ -48,8 +48,8 @@ class Bodies:
 
         Raises:
             BodyTooLarge: it is larger than the limit; the rest has not been read.
-            BodyTooSlow: it came too slowly; the rest has not been read.
-            ClientGone: nobody waits for an answer any more.
+            BodyTooSlow: it arrived too slowly; the rest has not been read.
+            ClientGone: the client has disconnected.
         """
         if (declared_bytes(scope) or 0) > self._limits.max_bytes:
             raise BodyTooLarge
@@ -66,8 +66,9 @@ class Bodies:
             self._unfinished.pop(deadline, None)
 
     def _enter(self, deadline: asyncio.Timeout, now: float) -> None:
-        while len(self._unfinished) >= self._limits.at_a_time:
-            # A real body comes with its head; what has waited longest is the least likely one.
+        while len(self._unfinished) >= self._limits.concurrent:
+            # An honest body arrives right after its headers, so the one that has waited longest
+            # is the least likely to be honest.
             oldest, _ = self._unfinished.popitem(last=False)
             if not oldest.expired():
                 oldest.reschedule(now)
@@ -85,26 +86,26 @@ class Bodies:
                 raise BodyTooLarge
             if not message.get("more_body", False):
                 return bytes(body)
-            if deadline in self._unfinished:  # else it is to end now
+            if deadline in self._unfinished:  # otherwise it has been told to end
                 earned_s = limits.grace_s + len(body) / limits.bytes_per_s
                 deadline.reschedule(began + min(earned_s, limits.whole_s))
 
 
 def declared_bytes(scope: Scope) -> int | None:
-    """Return `Content-Length`; None where the head does not say it."""
+    """Return `Content-Length`; None if the request does not have it."""
     value = header(scope["headers"], b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 
 def has_body(scope: Scope) -> bool:
-    """Whether the head of a request announces a body."""
+    """Whether the headers of a request announce a body."""
     return bool(declared_bytes(scope)) or (
         header(scope["headers"], b"transfer-encoding") is not None
     )
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives `body` first, and then what else comes from the client."""
+    """Return a `receive` that yields `body` first, and then the client's further messages."""
     whole: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:
@@ -114,7 +115,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def drain(receive: Receive, max_bytes: int, seconds: float) -> None:
-    """Read and drop what a refused client is still sending, so that it can read its answer."""
+    """Read and drop what a rejected client is still sending, so that it can read its answer."""
     seen = 0
     try:
         async with asyncio.timeout(seconds):

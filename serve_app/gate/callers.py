@@ -1,14 +1,15 @@
-"""Who may call this worker: the rule of contracts.md §1, decided from the head of a request alone.
+"""Who may call this worker: the rule of docs/protocol.md §1, decided from headers and URL alone.
 
-`judge` is pure and reads neither a body nor a clock, so it can run wherever a request first
-arrives. What it looks at:
+`CallerRules.check` is pure and reads neither a body nor a clock, so it can run wherever a request
+first arrives:
 
-1. `/hc`, `/health` and the public ping answer everybody.
-2. `/v1/ping` and `/v1/preflight` ask for `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
-3. `/files/…` with a signature in its link is passed on: links.py checks it where files are served.
-4. Everything else needs `INGRESS_API_KEY` where that is set. Without it, callers on loopback need
-   nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` where
-   there is no key at all.
+1. `/hc`, `/health` and the public ping are open to everybody.
+2. `/v1/ping` and `/v1/preflight` need `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
+3. `/files/…` with a signature in its link passes: access_control.py checks it where files are
+   served.
+4. Everything else needs `INGRESS_API_KEY` if that is set. Otherwise callers on loopback need
+   nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if there
+   is no key at all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.types import Scope
 
 from serve_app.config.environment import Environment, secret_text
+from serve_app.gate.rejections import Rejection
 
 OPEN_PATHS = frozenset({"/hc", "/health"})
 TOKEN_PATHS = frozenset({"/v1/ping", "/v1/preflight"})
@@ -30,17 +32,6 @@ FORWARDING_HEADERS = frozenset({b"forwarded", b"via", b"x-real-ip"})
 FORWARDING_PREFIX = b"x-forwarded-"
 # More keys than that in one request are a search, not a caller.
 _MAX_KEYS_READ = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a request is not let in, in the parts of an error answer; `headers` go with it."""
-
-    status_code: int
-    code: str
-    message: str
-    hint: str
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +46,7 @@ class CallerRules:
 
     @classmethod
     def of(cls, environment: Environment) -> CallerRules:
-        """Return the rules that the environment asks for."""
+        """Return the rules that the environment sets."""
         return cls(
             ingress_api_key=secret_text(environment.ingress_api_key),
             internal_api_key=secret_text(environment.internal_api_key),
@@ -64,28 +55,37 @@ class CallerRules:
             allow_anonymous=environment.allow_anonymous,
         )
 
-    def judge(self, scope: Scope) -> Refusal | None:
-        """Return why the request of this ASGI scope is refused; None if it may go on."""
+    def check(self, scope: Scope) -> Rejection | None:
+        """Return why the request of this ASGI scope is rejected, by its path; None if it passes."""
         if scope["type"] not in ("http", "websocket"):
             return None
-        if has_signature(scope):
-            return None
-        return self.judge_keys(scope)
-
-    def judge_keys(self, scope: Scope) -> Refusal | None:
-        """As `judge`, but a link's signature counts for nothing."""
         path = route_path(scope)
         if path in OPEN_PATHS or (path == "/v1/ping" and self.ping_is_public):
             return None
         if path in TOKEN_PATHS:
-            return self._judge_token(scope)
+            return self.check_token(scope)
+        return None if has_signature(scope) else self.check_key(scope)
+
+    def check_key(self, scope: Scope) -> Rejection | None:
+        """Return why a request is rejected if its route needs the callers' key."""
         if self.ingress_api_key is not None:
-            return _judge_key(scope, self.ingress_api_key, "INGRESS_API_KEY")
+            return _check_key(scope, self.ingress_api_key, "INGRESS_API_KEY")
         if is_from_this_machine(scope):
             return None
         if self.internal_api_key is not None:
-            return _judge_key(scope, self.internal_api_key, "INTERNAL_API_KEY")
+            return _check_key(scope, self.internal_api_key, "INTERNAL_API_KEY")
         return None if self.allow_anonymous else _LOCAL_ONLY
+
+    def check_token(self, scope: Scope) -> Rejection | None:
+        """Return why a request is rejected if its route needs the worker's token."""
+        tokens = list(_bearer_tokens(scope))
+        if _is_among(self.worker_token, tokens):
+            return None
+        if self.ingress_api_key is not None and _is_among(self.ingress_api_key, _keys(scope)):
+            return None
+        if not tokens:
+            return _TOKEN_MISSING
+        return _TOKEN_WRONG if self.worker_token is not None else _NO_TOKEN
 
     def in_words(self) -> str:
         """Return a sentence for the log on who may call."""
@@ -106,51 +106,40 @@ class CallerRules:
         expected = self.ingress_api_key or self.internal_api_key
         return _is_among(expected, given)
 
-    def _judge_token(self, scope: Scope) -> Refusal | None:
-        """Judge a call of the fleet's own checks."""
-        tokens = list(_bearer_tokens(scope))
-        if _is_among(self.worker_token, tokens):
-            return None
-        if self.ingress_api_key is not None and _is_among(self.ingress_api_key, _keys(scope)):
-            return None
-        if not tokens:
-            return _TOKEN_MISSING
-        return _TOKEN_WRONG if self.worker_token is not None else _NO_TOKEN
 
-
-_LOCAL_ONLY = Refusal(
+_LOCAL_ONLY = Rejection(
     403,
     "local_callers_only",
     "This worker has no key for its callers, so only programs on its own machine may call it.",
     "Set INGRESS_API_KEY where the worker runs and send it in X-Internal-API-Key, or set "
     "ALLOW_ANONYMOUS=true to let everybody in.",
 )
-_TOKEN_MISSING = Refusal(
+_TOKEN_MISSING = Rejection(
     401,
     "token_missing",
     "This route needs the worker's token.",
     "Send Authorization: Bearer with the value that WORKER_TOKEN has where the worker runs.",
     {"WWW-Authenticate": "Bearer"},
 )
-_TOKEN_WRONG = Refusal(
+_TOKEN_WRONG = Rejection(
     403,
     "token_wrong",
-    "The token in Authorization: Bearer is not right.",
+    "The token in Authorization: Bearer is invalid.",
     "Compare it with WORKER_TOKEN where the worker runs.",
 )
-_NO_TOKEN = Refusal(
+_NO_TOKEN = Rejection(
     403,
     "token_wrong",
-    "This worker has no WORKER_TOKEN, so no token is right.",
+    "WORKER_TOKEN is not set on this worker, so no token is accepted.",
     "Set WORKER_TOKEN where the worker runs.",
 )
 
 
-def _judge_key(scope: Scope, expected: str, setting: str) -> Refusal | None:
-    """Ask for one key, in either of the two headers that may carry it."""
+def _check_key(scope: Scope, expected: str, setting: str) -> Rejection | None:
+    """Check one key, in either of the two headers that may carry it."""
     given = list(_keys(scope))
     if not given:
-        return Refusal(
+        return Rejection(
             401,
             "key_missing",
             "This route needs a key: send X-Internal-API-Key.",
@@ -160,10 +149,10 @@ def _judge_key(scope: Scope, expected: str, setting: str) -> Refusal | None:
         )
     if _is_among(expected, given):
         return None
-    return Refusal(
+    return Rejection(
         403,
         "key_wrong",
-        "The key in X-Internal-API-Key or Authorization: Bearer is not right.",
+        "The key in X-Internal-API-Key or Authorization: Bearer is invalid.",
         f"Compare it with {setting} where the worker runs.",
     )
 
@@ -196,8 +185,8 @@ def is_loopback(address: str | None) -> bool:
 def is_from_this_machine(scope: Scope) -> bool:
     """Whether the caller itself, not only the last hop to us, is a program on this machine.
 
-    The peer's address decides. A forwarding header says that the peer speaks for somebody else, and
-    a browser speaks for the site whose page it shows.
+    The peer's address decides. A forwarding header says that the peer acts for somebody else, and a
+    browser acts for the site whose page it shows.
     """
     client = scope.get("client")
     if client is None or not is_loopback(client[0]):
@@ -213,7 +202,7 @@ def _is_forwarded(scope: Scope) -> bool:
 
 
 def _is_of_another_site(scope: Scope) -> bool:
-    """Whether a browser sent this for a page that is not this machine's own.
+    """Whether a browser sent this for a page of another machine.
 
     An `Origin` that equals `Host` proves nothing: a name of another site may resolve to loopback.
     For the same reason a browser has to come by an address or a local name, since it sends no
@@ -251,7 +240,7 @@ def _is_local_origin(origin: str) -> bool:
 
 
 def _is_among(expected: str | None, given: Iterator[str] | list[str]) -> bool:
-    """Compare every given key with the expected one, in a time that tells nothing about it."""
+    """Compare every given key with the expected one, in a time that reveals nothing about it."""
     if expected is None:
         return False
     right = expected.encode("utf-8", "surrogatepass")
@@ -281,7 +270,7 @@ def _text(value: bytes) -> str:
 
 
 def header_values(scope: Scope, name: bytes) -> list[bytes]:
-    """Return the values of a header (lower case), a few of them if there are many."""
+    """Return the values of a header (its name in lower case), but only the first few."""
     return [value for each, value in _headers(scope) if each == name][:_MAX_KEYS_READ]
 
 

@@ -1,7 +1,7 @@
-"""What goes back to a client for a request that was passed on: in time, and in our own shape.
+"""The answer to a request that was forwarded: in time, and with our own shape of errors.
 
-Serve's proxy has errors of its own, in plain text: no application at that route, every replica
-full, a replica that died. A client meets them as all else that passes: 503, our JSON.
+Serve's proxy answers some errors itself, in plain text: no application at that route, every replica
+full, a replica that died. Clients receive these as any other temporary error: 503 with our JSON.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _SERVES_OWN = frozenset({404, 408, 429, 503})
 
 
 def is_serves_own(status: int, headers: Headers) -> bool:
-    """Whether an answer is Serve's and not the application's, which speaks JSON in its errors."""
+    """Whether an answer is Serve's own: the application's errors are JSON."""
     kind = header(headers, b"content-type") or b""
     return status == 0 or (status in _SERVES_OWN and kind.startswith(b"text/plain"))
 
 
-class Answering:
-    """The `send` of one forwarded request.
+class ForwardedSend:
+    """The ASGI `send` of one forwarded request.
 
-    A client that does not take what it is sent within `seconds` is cut off; what runs behind then
-    learns that it has gone as it always does. An answer of Serve's own is dropped.
+    A client that does not receive a message within `seconds` is disconnected, and the application
+    is told so in the usual way. An answer of Serve's own is dropped.
     """
 
     def __init__(self, send: Send, abort: Callable[[], None], seconds: float) -> None:
@@ -47,5 +47,5 @@ class Answering:
             async with asyncio.timeout(self._seconds):
                 await self._send(message)
         except TimeoutError:
-            logger.info("A client did not read its answer; the connection ends.")
+            logger.info("a client did not read its answer and was disconnected")
             self._abort()

@@ -1,9 +1,9 @@
-"""The HTTP protocol of Serve's proxy: uvicorn's own, and what it lacks against slow clients.
+"""The HTTP protocol of Serve's proxy: uvicorn's own, with limits on slow clients.
 
-uvicorn bounds neither the time nor the size of a request's head, nor what else than its body comes
-behind it, nor how many requests are sent at once; and a connection waits for ever for a client that
-does not read. Serve makes the uvicorn server itself, so gate.py names this class where uvicorn
-looks its protocols up.
+uvicorn limits neither the time nor the size of a request's head, nor the framing around its body,
+nor the number of pipelined requests, and it waits without end for a client that does not read.
+Serve creates the uvicorn server itself, so middleware.py registers this class in uvicorn's table of
+protocols.
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from serve_app.gate.bodies import has_body
 
-# The key of `scope["extensions"]` under which the application finds how to cut a connection off.
+# The key of `scope["extensions"]` with a function that closes the connection.
 ABORT = "lipsync.abort"
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What a connection may take beside the bodies of its requests, which gate.py bounds."""
+    """Limits of a connection, except those on bodies, which bodies.py has."""
 
     head_s: float = 10.0  # from the first byte of a request, or the connection, to its last header
     head_bytes: int = 64 * 1024
-    connections: int = 4000  # beyond it the one that has waited longest for its request is closed
-    framing_bytes: int = (
-        512 * 1024
-    )  # chunk sizes and trailers; a body in chunks of a byte has 320 KiB
-    pipelined: int = 16  # requests that wait behind the one that is under way
-    # A client for whom something waits takes that much within that time.
+    connections: int = 4000  # one more closes the one that has waited longest for its request
+    # Chunk sizes and trailers; the largest body in chunks of one byte has 320 KiB of them.
+    framing_bytes: int = 512 * 1024
+    pipelined: int = 16  # requests that wait behind the one in progress
+    # A client must receive this much within this time while something waits for it.
     unread_bytes: int = 32 * 1024
     unread_s: float = 60.0
 
     @classmethod
     def of_this_process(cls) -> ConnectionLimits:
-        """Return the defaults, with fewer connections where the process may not open so many."""
+        """Return the defaults, with fewer connections if the process may not open so many."""
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(connections=min(cls().connections, max(files * 3 // 4, 64)))
 
@@ -50,27 +49,27 @@ class _Unwanted(Exception):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Closes connections whose request line and headers do not come, or are too large.
+    """Closes connections whose request line and headers do not arrive, or are too large.
 
-    A client that has begun a request is told so (408, 431); one that has sent nothing is cut off.
-    WebSockets are not upgraded to: this application has none. Trailers are dropped: the gate has
-    judged the head, and nothing is added to it afterwards.
+    A client that has begun a request gets an answer (408, 431); one that has sent nothing is
+    disconnected. There are no WebSockets, so connections are not upgraded. Trailers are dropped:
+    the gate has checked the headers, and nothing may be added to them afterwards.
     """
 
     limits = ConnectionLimits()
-    # Connections that carry no request now, by the time since when; shared by all of a process.
+    # Connections without a request, the oldest first; all connections of a process share this.
     _waiting: ClassVar[OrderedDict[GuardedProtocol, None]] = OrderedDict()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if isinstance(self.app, ProxyHeadersMiddleware):
-            # It would put an address from a header in the place of the peer's own.
+            # It would replace the peer's address by one from a header.
             self.app = self.app.app
         self._head_timer: asyncio.TimerHandle | None = None
         self._is_in_head = True
         self._head_bytes = self._framing_bytes = 0
         self._unread_timer: asyncio.TimerHandle | None = None
-        self._refusal: str | None = None
+        self._rejection: str | None = None
 
     # uvicorn's hooks ---------------------------------------------------------------------------
 
@@ -118,9 +117,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
             raise _Unwanted
         if self.parser.should_upgrade() and has_body({"headers": self.headers}):
-            # The parser takes the body for another protocol, and what comes of it later for the
-            # next request: somebody else's, if a proxy shares this connection.
-            self._refusal = "Send the request without Upgrade: no other protocol is spoken here."
+            # The parser takes the body for another protocol, and the rest of it for the next
+            # request, which is somebody else's if a proxy shares this connection.
+            self._rejection = "Send the request without Upgrade: there is no other protocol here."
             raise _Unwanted
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
         super().on_headers_complete()
@@ -131,7 +130,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._waiting[self] = None
 
     def send_400_response(self, msg: str) -> None:
-        super().send_400_response(self._refusal or msg)
+        super().send_400_response(self._rejection or msg)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -145,7 +144,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return False
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: clients of HTTP/2 ask at every request, and the advice is no use here."""
+        """Log nothing: HTTP/2 clients offer an upgrade with every request."""
 
     # Clients that do not read ------------------------------------------------------------------
 
@@ -184,13 +183,13 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _on_head_late(self) -> None:
         if self._head_bytes:
-            self._close(408, b"The headers of the request did not come in time.")
+            self._close(408, b"The headers of the request did not arrive in time.")
         else:
             self.transport.abort()
 
     def _make_room(self) -> None:
         oldest = next(iter(self._waiting), self)
-        oldest._head_has_come()  # so that the next one does not choose it again
+        oldest._head_has_come()  # so that the next connection does not choose it again
         oldest.transport.abort()
 
     def _close(self, status: int, text: bytes) -> None:
@@ -198,7 +197,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self._is_between_requests():
-            # The head of a second request while the first is under way: nowhere to say so.
+            # This is the head of a second request while the first is in progress: no answer is
+            # possible.
             self.transport.abort()
             return
         head = [b"content-type: text/plain; charset=utf-8", b"connection: close"]

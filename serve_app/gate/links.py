@@ -1,12 +1,12 @@
-"""Links to finished videos of the local store: what they begin with, and what proves them.
+"""Signed links to finished videos of the local store.
 
-A store of this machine records where a video lies under this worker (`/files/name.mp4`). A link is
-made of that only when an answer is given, so that it begins with what the caller came by, and is
-fresh. Addresses of other stores (B2, a signed address) pass unchanged.
+The local store records the path of a video under this worker (`/files/name.mp4`). Each answer makes
+a link of that path, so that the link begins with the base URL that its reader uses and is fresh.
+URLs of other stores (B2, a signed URL) pass unchanged.
 
 A link carries `expires` (Unix seconds) and `signature`, an HMAC-SHA256 over the name and the
-expiry. The name is that of the result, without suffix: whoever may see the video may read the
-description beside it.
+expiry. The name is that of the result, without suffix: whoever may see the video may also read its
+sidecar.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from serve_app.contract.outcomes import Outcome, Success
 from serve_app.gate.callers import FILES_PREFIX, header_values
 
 SECRET_NAME, SECRET_BYTES = "link_secret", 32
-# Expiry is rounded up, so that a job that is asked for again and again has one and the same link.
+# Expiry is rounded up, so that a job that is requested repeatedly keeps the same link.
 ROUNDED_S = 3600
 LOOPBACK_PEER = "127.0.0.1"
 
@@ -46,7 +46,7 @@ _EXPIRES = re.compile(r"\d{1,12}")
 
 
 class LinkState(StrEnum):
-    """What a link's signature is worth."""
+    """The state of a link's signature."""
 
     ABSENT = "absent"
     WRONG = "wrong"
@@ -68,7 +68,7 @@ class LinkSigner:
         return f"expires={expires}&signature={self._signature(key, str(expires))}"
 
     def check(self, key: str, query_string: bytes) -> LinkState:
-        """Say what the query string of a request for `key` is worth."""
+        """Check the query string of a request for `key`."""
         query = parse_qs(query_string.decode("latin-1"), keep_blank_values=True)
         given, expires = query.get("signature", []), query.get("expires", [])
         if not given:
@@ -88,7 +88,7 @@ class LinkSigner:
 
 
 def read_secret(path: Path) -> bytes:
-    """Return the secret kept in `path`, made once (0600), so that links survive a restart."""
+    """Return the secret in `path`, created once (0600), so that links survive a restart."""
     if not _holds_secret(path):
         path.unlink(missing_ok=True)  # a crash may have cut it short
         part = part_name(path)
@@ -113,10 +113,10 @@ def _holds_secret(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Bases:
-    """Decides what links begin with.
+    """Decides which base URL links begin with.
 
-    `public_base_url` if it is set, else what the request came by, else `bound`. Forwarding headers
-    count from `trusted_proxies` (addresses and networks) only.
+    It is `public_base_url` if that is set, else the one that the request used, else `bound`.
+    Forwarding headers count only from `trusted_proxies` (addresses and networks).
     """
 
     bound: str
@@ -124,7 +124,7 @@ class Bases:
     trusted_proxies: Sequence[str] = ()
 
     def of(self, scope: Scope | None = None) -> str:
-        """Return the base for the answer to a request; for what is sent unasked without one."""
+        """Return the base URL for the answer to a request, or without one for a notification."""
         if self.public_base_url is not None:
             return self.public_base_url.rstrip("/")
         if scope is None:
@@ -144,8 +144,8 @@ class Bases:
         if client is None or not self.trusted_proxies:
             return False
         host, port = client
-        # Where Serve's proxy was not told of the gate, uvicorn puts X-Forwarded-For in the place of
-        # a loopback peer, with port 0.
+        # If Serve's proxy does not run the gate, uvicorn replaces a loopback peer by the address in
+        # X-Forwarded-For, with port 0.
         peer = LOOPBACK_PEER if port == 0 else host
         try:
             address = ipaddress.ip_address(peer.partition("%")[0])
@@ -158,7 +158,7 @@ class Bases:
 
 
 def in_address(host: str) -> str:
-    """Return a host as it stands in an http address."""
+    """Return a host as URLs write it: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -166,7 +166,8 @@ def _scheme(scope: Scope, is_trusted: bool) -> str:
     said = _header(scope, b"x-forwarded-proto").lower()
     if is_trusted and said in ("http", "https"):
         return said
-    # There uvicorn believes that header of a loopback peer too: then the scope's word is not ours.
+    # Without the gate, uvicorn believes that header of a loopback peer too, so the scope's scheme
+    # may be the client's word.
     return "http" if said else str(scope.get("scheme", "http"))
 
 
@@ -176,27 +177,27 @@ def _forwarded_prefix(scope: Scope) -> str:
 
 
 def _header(scope: Scope, name: bytes) -> str:
-    """Return a header's last value: of a list, the one that the nearest proxy put there."""
+    """Return a header's last value, which is the one that the nearest proxy added."""
     values = header_values(scope, name)
     return values[-1].decode("latin-1").rpartition(",")[2].strip() if values else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Makes links that begin with one base."""
+    """Makes links that begin with one base URL."""
 
     base: str
     signer: LinkSigner
 
     def link(self, location: str) -> str:
-        """Return the link to a stored location; one that is not under this worker as it is."""
+        """Return the link to a stored location; a URL of another store stays as it is."""
         if not location.startswith(FILES_PREFIX):
             return location
         key = unquote(location.removeprefix(FILES_PREFIX))
         return f"{self.base}{location}?{self.signer.query(key)}"
 
     def publish(self, outcome: Outcome) -> Outcome:
-        """Return an outcome whose output's location has become a link."""
+        """Return the outcome with a link in the place of the stored location."""
         if not isinstance(outcome, Success):
             return outcome
         return replace(outcome, output_url=self.link(outcome.output_url))
@@ -211,16 +212,16 @@ class LinkMaker:
 
     @classmethod
     def of(cls, args: AppArgs, env: Environment, state: Path) -> LinkMaker:
-        """Return what the configuration asks for; the secret is kept in the folder `state`."""
+        """Return what the configuration sets; the secret is kept in the folder `state`."""
         bound = f"http://{in_address(env.host)}:{env.port}"
         bases = Bases(bound, args.public_base_url, tuple(args.links.trusted_proxies))
         secret = read_secret(state / SECRET_NAME)
         return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400))
 
-    def answering(self, scope: Scope) -> Links:
-        """Return what makes the links in the answer to a request."""
+    def for_request(self, scope: Scope) -> Links:
+        """Return the links for the answer to a request."""
         return Links(self.bases.of(scope), self.signer)
 
-    def unasked(self) -> Links:
-        """Return what makes the links in webhooks and reports, which answer nobody."""
+    def for_notifications(self) -> Links:
+        """Return the links for webhooks and reports, which answer no request."""
         return Links(self.bases.of(), self.signer)

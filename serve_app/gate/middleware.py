@@ -1,12 +1,12 @@
-"""What every request passes before the ingress acts on it: who calls, readiness, the body.
+"""The gate: what every request passes before a route sees it (access, readiness, the body).
 
-The gate stands in two places. In Serve's HTTP proxy, where Ray is told of it by
+The gate runs in two places. In Serve's HTTP proxy, which loads it through
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.gate.middleware:proxy_middlewares`, it guards
-the port from the first second that it listens, and keeps unfinished requests out of the ingress,
+the port from the first second that it is open, and keeps unfinished requests out of the ingress,
 whose places health checks and running jobs share. In front of the ingress' own routes it guards
-clusters whose proxies were not told.
+clusters whose proxies do not load it.
 
-The order is the cheapest first, and nothing of a body is read before it is known who sends it.
+The cheapest check comes first, and nothing of a body is read before the caller's access is checked.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.config.environment import read_environment
+from serve_app.gate.access_control import AccessControl
 from serve_app.gate.bodies import (
     WITH_BODY,
     Bodies,
@@ -34,27 +35,26 @@ from serve_app.gate.bodies import (
     has_body,
     replay,
 )
-from serve_app.gate.callers import FILES_PREFIX, CallerRules, Refusal, route_path
-from serve_app.gate.doorkeeper import Doorkeeper
+from serve_app.gate.callers import FILES_PREFIX, CallerRules, route_path
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
-from serve_app.gate.forwarding import Answering
+from serve_app.gate.forwarding import ForwardedSend
 from serve_app.gate.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
 from serve_app.gate.probes import HC, HEALTH, Probes
-from serve_app.gate.refusals import (
+from serve_app.gate.rejections import (
     BUSY,
     NO_BODY,
     STARTING,
     TOO_MANY_READERS,
     TOO_SLOW,
     UNAVAILABLE,
-    refusal_body,
+    Rejection,
     too_large,
 )
 
 logger = logging.getLogger("ray.serve")
 
-SERVES_OWN = "/-/"  # health and routes of Serve's proxy itself
-# What Serve's proxy takes from a client's headers. None of it is a caller's to choose: with
+SERVES_OWN = "/-/"  # the health check and the route table of Serve's proxy itself
+# Headers that steer Serve's proxy. Callers may not choose any of it: with
 # `x-request-disconnect-disabled` an abandoned request would keep its place.
 _SERVE_HEADERS = frozenset(
     {
@@ -66,61 +66,64 @@ _SERVE_HEADERS = frozenset(
     }
 )
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-# A client that is refused before its body was read may go on for that long, so that it reads why.
+# A client that is rejected before its body was read may send this much more, so that it can still
+# read the answer.
 _LINGER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """What may be under way at a time, and for how long."""
+    """How much may be in progress at once, and for how long."""
 
     body: BodyLimits = field(default_factory=BodyLimits)
     files: FileLimits = field(default_factory=FileLimits)
-    # Below MAX_HTTP of app.py: probes, file pieces and the slots' own calls have the rest.
+    # Below MAX_HTTP of app.py: probes, pieces of files and the slots' own calls need the rest.
     forwarded: int = 800
     first_probe_s: float = 2.0
     probe_s: float = 10.0
     send_s: float = 60.0  # for a client to take what it was sent
-    linger_s: float = 2.0  # for a refused client to stop sending
+    linger_s: float = 2.0  # for a rejected client to stop sending
 
 
-# What the ingress takes from all proxies: more, so that their file pieces and probes get through.
+# The ingress accepts more, because it serves the pieces of files and the probes of all proxies.
 INGRESS_LIMITS = GateLimits(forwarded=900)
 
 
-class Judge(Protocol):
-    """Who says whether a caller is let in: `Doorkeeper`, or `CallerRules` alone."""
+class AccessCheck(Protocol):
+    """What decides who may call: `AccessControl`, or `CallerRules` alone."""
 
-    def judge(self, scope: Scope) -> Refusal | None:
-        """Return why a request is refused, from its head alone; None if it may go on."""
+    def check(self, scope: Scope) -> Rejection | None:
+        """Return why a request is rejected, from headers and URL alone; None if it may pass."""
         ...
 
 
 def proxy_middlewares() -> list[Middleware]:
-    """Return what Serve's proxy puts in front of everything; Serve calls this as its port opens."""
+    """Return the middleware of Serve's proxy. Serve calls this when it opens the port."""
     import uvicorn.config
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
-    doorkeeper = Doorkeeper(CallerRules.of(read_environment()), signer=None)
-    return [Middleware(Gate, judge=doorkeeper, is_proxy=True)]
+    access = AccessControl(CallerRules.of(read_environment()), signer=None)
+    return [Middleware(Gate, access=access, is_proxy=True)]
 
 
 class Gate:
-    """ASGI middleware. `is_proxy`: it stands where clients connect, so it also answers probes,
-    refuses requests until the application has been ready, and sends files piece by piece.
+    """ASGI middleware that limits and checks requests.
+
+    With `is_proxy` it runs where clients connect, so it also answers probes, rejects requests until
+    the application has been ready once, and sends files piece by piece.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        judge: Judge,
+        access: AccessCheck,
         limits: GateLimits | None = None,
         *,
         is_proxy: bool = False,
     ) -> None:
         self._app = app
-        self._judge = judge
+        self._access = access
         self._limits = limits or GateLimits()
         self._bodies = Bodies(self._limits.body)
         self._forwarded = 0
@@ -138,25 +141,25 @@ class Gate:
             return
         scope, abort = _cleaned(scope)
         try:
-            refusal = self._refusal(scope) or await self._pass(scope, receive, send, abort)
+            rejection = self._rejection(scope) or await self._pass(scope, receive, send, abort)
         except ClientGone:
             where = f"{scope['method']} {scope['path'][:100]!r}"
-            logger.info("A client went away before its request was complete: %s", where)
+            logger.info("a client disconnected before its request was complete: %s", where)
             return
-        if refusal is not None:
-            await self._refuse(refusal, scope, receive, send)
+        if rejection is not None:
+            await self._reject(rejection, scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
-        """Decide from the head of the request alone."""
-        refusal = self._judge.judge(scope)
-        if refusal is None and has_body(scope) and scope["method"] not in WITH_BODY:
+    def _rejection(self, scope: Scope) -> Rejection | None:
+        """Decide from headers and URL alone."""
+        rejection = self._access.check(scope)
+        if rejection is None and has_body(scope) and scope["method"] not in WITH_BODY:
             return NO_BODY
-        return refusal
+        return rejection
 
     async def _pass(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
-    ) -> Refusal | None:
-        """Answer or forward the request, or return why neither was done."""
+    ) -> Rejection | None:
+        """Answer or forward the request, or return why neither was possible."""
         path, is_read = route_path(scope), scope["method"] in ("GET", "HEAD")
         if self._probes is not None and not path.startswith(SERVES_OWN):
             if path in self._probes and is_read:
@@ -176,13 +179,13 @@ class Gate:
             return TOO_SLOW
         if self._is_full(scope):
             return BUSY
-        answering = Answering(send, abort, self._limits.send_s)
+        forwarded = ForwardedSend(send, abort, self._limits.send_s)
         with self._place():
-            await self._app(scope, replay(body, receive), answering)
-        return None if answering.has_begun else UNAVAILABLE
+            await self._app(scope, replay(body, receive), forwarded)
+        return None if forwarded.has_begun else UNAVAILABLE
 
     def _is_full(self, scope: Scope) -> bool:
-        """Whether a request has to come back; probes never have to."""
+        """Whether there is no place for a request; probes always have one."""
         is_probe = route_path(scope) in (HC, HEALTH) and scope["method"] in ("GET", "HEAD")
         return self._forwarded >= self._limits.forwarded and not is_probe
 
@@ -195,7 +198,7 @@ class Gate:
 
     async def _send_file(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
-    ) -> Refusal | None:
+    ) -> Rejection | None:
         assert self._files is not None
         try:
             await self._files.answer(scope, receive, send, abort)
@@ -213,15 +216,17 @@ class Gate:
         finally:
             self._forwarded -= 1
 
-    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
-        response = JSONResponse(refusal_body(refusal), refusal.status_code, refusal.headers)
+    async def _reject(
+        self, rejection: Rejection, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        response = JSONResponse(rejection.body(), rejection.status_code, rejection.headers)
         if not has_body(scope):
             await response(scope, receive, send)
             return
-        # What is left of the body is not this request's any more: the connection must end. A client
-        # that is still writing would lose the answer if it ended at once.
+        # The rest of the body would be read as the next request, so the connection must end. A
+        # client that is still writing would lose the answer if it ended at once.
         response.headers["connection"] = "close"
-        start = {"status": refusal.status_code, "headers": response.raw_headers}
+        start = {"status": rejection.status_code, "headers": response.raw_headers}
         await send({"type": "http.response.start", **start})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await drain(receive, _LINGER_BYTES, self._limits.linger_s)
@@ -229,7 +234,7 @@ class Gate:
 
 
 def _cleaned(scope: Scope) -> tuple[Scope, Callable[[], None]]:
-    """Return the scope with nothing in it that steers Serve, and how to cut the connection off."""
+    """Return the scope without what steers Serve, and a function that closes the connection."""
     extensions = dict(scope.get("extensions") or {})
     abort = extensions.pop(ABORT, lambda: None)
     headers = [

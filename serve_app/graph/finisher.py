@@ -1,4 +1,4 @@
-"""The Finisher deployment: paste, encode, stitch, upload. Decides nothing."""
+"""The Finisher deployment: paste, encode, stitch, upload. It decides nothing."""
 
 import asyncio
 import logging
@@ -7,22 +7,21 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces
+from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
+from musetalk_pipeline.cost import Measured, measure
 from musetalk_pipeline.errors import UploadFailed
 from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.plan import Segment
-from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, show_glimpse
+from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
 from musetalk_pipeline.stages import compose_segment
 from serve_app.config.environment import read_environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
+from serve_app.graph.builders import build_store
 from serve_app.graph.node_media import NodeMedia
-from serve_app.graph.replica_setup import set_up_replica
-from serve_app.graph.threads import Worker
-from serve_app.graph.tools import build_store
+from serve_app.graph.replica_setup import replica_id, set_up_replica
+from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import (
-    Composed,
     Description,
     Finished,
     Opened,
@@ -46,49 +45,40 @@ class Finisher:
         self._media.scratch.start_janitor()
         self._store = build_store(args, self._env)
         self._store.check()
-        # Also where outputs go elsewhere: the folder may hold what was made before.
+        # Even if outputs go elsewhere, because the folder may hold earlier ones.
         retention(args, make_folders(args, self._env).results).start()
-        self._threads = Worker(args.finisher.threads, "finish")
+        self._threads = StageThreads(args.finisher.threads, "finish")
         logger.info("finisher ready", extra={"store": self._store.name})
 
     async def compose(
-        self,
-        opened: Opened,
-        avatar: AvatarBlock,
-        drawn: DrawnFaces,
-        segment: Segment,
-        counts_block: bool,
-    ) -> Composed:
-        """Paste a segment's faces and encode it. `counts_block`: add the block's seconds here."""
+        self, opened: Opened, avatar: Measured[AvatarBlock], drawn: Measured[DrawnFaces]
+    ) -> Measured[Piece]:
+        """Paste a segment's faces and encode it."""
         job = await self._media.here(opened, self._threads)
-        options = opened.work.options
         piece = await self._threads.run_cancellable(
-            lambda check: compose_segment(job, segment, avatar, drawn, options, check=check)
+            lambda check: measure(
+                "compose",
+                len(drawn.value.segment),
+                lambda: compose_segment(job, avatar.value, drawn.value, check=check),
+                (drawn,),
+            )
         )
-        STAGE_SECONDS.observe(piece.seconds, {"stage": "compose"})
-        seconds = {
-            "listen": drawn.listen_seconds,
-            "inference": drawn.seconds,
-            "compose": piece.seconds,
-        }
-        if counts_block:
-            seconds["prepare"] = avatar.prepare_seconds
-            seconds["inference"] += avatar.seconds
-        return Composed(piece.data, len(drawn.faces), seconds, drawn.peak_memory_mib)
+        STAGE_SECONDS.observe(piece.own.seconds, {"stage": "compose"})
+        return piece.on(replica_id())
 
     async def finish(
-        self, opened: Opened, facts: RunFacts, about: Description, *pieces: Composed
+        self, opened: Opened, facts: RunFacts, about: Description, *pieces: Measured[Piece]
     ) -> Finished:
         """Stitch the pieces, add the sound, store the video and its sidecar."""
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
-        data: list[NDArray[np.uint8]] = [piece.data for piece in pieces]
+        data: list[NDArray[np.uint8]] = [piece.value.data for piece in pieces]
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
         stitched = time.monotonic()
         seconds = {**facts.stage_seconds, "stitch": stitched - started}
         note = self._sidecar(opened, facts, about, seconds)
-        stored = await self._threads.run(self._store.put, opened.work.job_id, path, note)
+        stored = await self._threads.run(self._store.put, opened.attempt.job_id, path, note)
         seconds["upload"] = time.monotonic() - stitched
         for stage in ("stitch", "upload"):
             STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
@@ -96,15 +86,15 @@ class Finisher:
         metrics = _metrics(stored, facts, about, seconds, total_s)
         return Finished(stored.url, metrics, job.warnings)
 
-    async def show(
-        self, glimpse: Glimpse, drawn: DrawnGlimpse, options: JobOptions
+    async def compose_preview(
+        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions
     ) -> PreviewPicture:
         """Paste a preview's face and write the PNG."""
-        preview = await self._threads.run(show_glimpse, glimpse, drawn, options)
+        preview = await self._threads.run(compose_preview, frame, drawn, options)
         return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
 
     async def keep(self, attempt_id: str) -> None:
-        """Say that an attempt lives, though nothing of it is worked on here just now."""
+        """Keep the scratch of an attempt that lives, although it is idle here just now."""
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
@@ -122,15 +112,15 @@ class Finisher:
     def _sidecar(
         self, opened: Opened, facts: RunFacts, about: Description, seconds: dict[str, float]
     ) -> bytes:
-        work, job = opened.work, opened.job
-        place = self._store.place(work.job_id)
+        attempt, job = opened.attempt, opened.job
+        place = self._store.place(attempt.job_id)
         return sidecar(
             SidecarFacts(
-                musetalk_job_id=work.job_id,
-                queue_job_id=work.queue_job_id or self._env.salad_queue_job_id,
+                musetalk_job_id=attempt.job_id,
+                queue_job_id=attempt.queue_job_id or self._env.salad_queue_job_id,
                 gpu_class=about.gpu_class,
-                aspect_ratio=work.aspect_ratio,
-                resolution=work.resolution,
+                aspect_ratio=attempt.aspect_ratio,
+                resolution=attempt.resolution,
                 generation_time_sec=round(seconds.get("inference", 0.0), 3),
                 script_wall_time_sec=round(facts.elapsed_s, 3),
                 peak_vram_mib=facts.peak_memory_mib,
@@ -153,7 +143,7 @@ def _metrics(
     seconds: dict[str, float],
     total_s: float,
 ) -> dict[str, object]:
-    """Return contracts.md's hybrid: flat upper-case keys for older readers, nested for newer."""
+    """Return the two forms of docs/protocol.md §1: flat upper-case keys, and nested ones."""
     return {
         "GENERATION_TIME_SEC": round(seconds.get("inference", 0.0), 3),
         "SCRIPT_WALL_TIME_SEC": round(total_s, 3),

@@ -1,21 +1,21 @@
-"""The Generator deployment: everything with a big network. No job touches disk or HTTP here."""
+"""The Generator deployment: everything with a big network. Jobs use neither disk nor HTTP here."""
 
 import asyncio
-import dataclasses
 import logging
 import time
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
+from musetalk_pipeline.cost import Measured, measure
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import JobOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
-from musetalk_pipeline.preview import DrawnGlimpse, Glimpse, draw_glimpse
+from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, draw_preview
 from serve_app.config.environment import read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings
-from serve_app.graph.replica_setup import set_up_replica
-from serve_app.graph.threads import Worker
-from serve_app.graph.tools import build_engine, device_of
+from serve_app.graph.builders import build_engine, device_of
+from serve_app.graph.replica_setup import replica_id, set_up_replica
+from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Description
 from serve_app.telemetry.metrics import FRAMES_DRAWN, STAGE_SECONDS
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 class Generator:
-    """One loaded engine. Calls wait for each other: its networks fill the device by themselves."""
+    """One loaded engine. Calls wait for each other, because one of them fills the device."""
 
     def __init__(self, args: AppArgs, pool: PoolSettings) -> None:
         started = time.monotonic()
         env = read_environment()
         set_up_replica(env)
-        self._thread = Worker(1, "engine")
+        self._thread = StageThreads(1, "engine")
         self._engine = build_engine(args, pool, env)
         self._thread.run_here(self._engine.warm_up)
         self._description = Description(
@@ -46,36 +46,50 @@ class Generator:
         )
 
     async def describe(self) -> Description:
-        """Say what draws here."""
+        """Return what draws here."""
         return self._description
 
-    async def encode(self, prepared: PreparedBlock, options: MaskOptions) -> AvatarBlock:
+    async def encode(
+        self, prepared: Measured[PreparedBlock], options: MaskOptions
+    ) -> Measured[AvatarBlock]:
         """Compute a block's latents and masks."""
+        block = prepared.value
         avatar = await self._thread.run_cancellable(
-            lambda check: self._engine.encode(prepared, options, check)
+            lambda check: measure(
+                "encode",
+                len(block.block),
+                lambda: self._engine.encode(block, options, check),
+                (prepared,),
+            )
         )
-        STAGE_SECONDS.observe(avatar.seconds, {"stage": "encode"})
-        return dataclasses.replace(avatar, prepare_seconds=prepared.seconds)
+        STAGE_SECONDS.observe(avatar.own.seconds, {"stage": "encode"})
+        return avatar.on(replica_id())
 
     async def generate(
-        self, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
-    ) -> DrawnFaces:
+        self,
+        avatar: Measured[AvatarBlock],
+        speech: Measured[Speech],
+        segment: Segment,
+        options: SpeechOptions,
+    ) -> Measured[DrawnFaces]:
         """Draw a segment's faces."""
+        engine = self._engine
         drawn = await self._thread.run_cancellable(
-            lambda check: self._engine.generate(avatar, speech, segment, options, check)
+            lambda check: measure(
+                "generate",
+                len(segment),
+                lambda: engine.generate(avatar.value, speech.value, segment, options, check),
+                (avatar, speech),
+            )
         )
-        STAGE_SECONDS.observe(drawn.seconds, {"stage": "generate"})
-        if len(drawn.faces):  # a counter refuses 0
-            FRAMES_DRAWN.inc(len(drawn.faces))
-        return dataclasses.replace(
-            drawn,
-            listen_seconds=speech.seconds,
-            peak_memory_mib=self._engine.peak_memory_mib(),
-        )
+        STAGE_SECONDS.observe(drawn.own.seconds, {"stage": "generate"})
+        if len(drawn.value.faces):  # a counter refuses 0
+            FRAMES_DRAWN.inc(len(drawn.value.faces))
+        return drawn.on(replica_id(), engine.peak_memory_mib())
 
-    async def draw_glimpse(self, glimpse: Glimpse, options: JobOptions) -> DrawnGlimpse:
+    async def draw_preview(self, frame: PreviewFrame, options: JobOptions) -> DrawnPreview:
         """Draw the one face of a preview."""
-        return await self._thread.run(draw_glimpse, glimpse, self._engine, options)
+        return await self._thread.run(draw_preview, frame, self._engine, options)
 
     async def preflight(self) -> dict[str, str]:
         """Draw one tiny generation."""

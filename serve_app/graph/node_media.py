@@ -2,8 +2,8 @@
 
     fetch (any node) ─► open (any node) ─► here (every call of a stage, any node)
 
-`fetch` downloads both files into the attempt's scratch folder and leaves their digests beside
-them; it takes time, not work, so it needs no thread. `open` checks them and plans the job. Replicas
+`fetch` downloads both files into the attempt's scratch folder and stores their digests next to
+them; it needs no thread, because it only waits. `open` checks the files and plans the job. Replicas
 on the same node use the same files. A replica on another node fetches them again, once per node,
 and makes sure that they are the same.
 """
@@ -21,33 +21,33 @@ from pathlib import Path
 
 import ray
 
+from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
-from musetalk_pipeline.media.soundtrack import open_audio
-from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.stages import Digests, OpenJob, open_job
+from musetalk_pipeline.media.speech_audio import open_audio
+from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs, jobs_at_a_time
 from serve_app.graph.scratch import Scratch
-from serve_app.graph.threads import Worker
-from serve_app.graph.transfers import Attempt, Fetched, Opened, Sources
+from serve_app.graph.stage_threads import StageThreads
+from serve_app.graph.transfers import Attempt, Opened, Sources
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
 
 logger = logging.getLogger(__name__)
 
 VIDEO, AUDIO, DIGESTS, LOCK = "video", "audio", "digests.json", "lock"
-LOCK_LOOK_S = 0.05
-KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow: clocks and queues are not exact
+LOCK_POLL_S = 0.05
+KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow, because clocks and queues are not exact
 
 
 class NodeMedia:
     """Media files of this node's attempts, shared by its replicas through the scratch folder.
 
-    `node_id`: this node's name; None: what Ray calls it.
+    `node_id`: this node's name; None takes Ray's.
     """
 
     def __init__(self, args: AppArgs, env: Environment, node_id: str | None = None) -> None:
@@ -61,70 +61,75 @@ class NodeMedia:
         self._policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
-        self._block_s = args.driver.block_s
+        self._block_size = BlockSize(args.driver.block_s)
 
-    async def fetch(self, work: Attempt) -> Fetched:
+    async def fetch(self, attempt: Attempt) -> Measured[Digests]:
         """Download a job's media to this node.
 
         Raises:
             MediaError: they cannot be fetched. `input` says which.
         """
-        folder, seconds = self.scratch.folder(work.attempt_id), dict[str, float]()
-        with _timed("download", seconds):
-            digests = await self._files(work.sources, folder)
-        return Fetched(digests, seconds["download"])
+        folder, started = self.scratch.folder(attempt.attempt_id), time.monotonic()
+        with _spending("download"):
+            digests = await self._files(attempt.sources, folder)
+        cost = StageCost("download", time.monotonic() - started, frames=0)
+        return Measured(digests, (cost,))
 
     async def open(
-        self, work: Attempt, fetched: Fetched, detector: LandmarkDetector, threads: Worker
-    ) -> Opened:
+        self,
+        attempt: Attempt,
+        fetched: Measured[Digests],
+        detector: LandmarkDetector,
+        threads: StageThreads,
+    ) -> Measured[Opened]:
         """Check a job's media and plan its frames.
 
         Raises:
             MediaError: they cannot be used.
         """
-        folder = self.scratch.folder(work.attempt_id)
-        _require_same(await self._files(work.sources, folder), fetched.digests)
-        seconds = {"download": fetched.seconds}
-        with _timed("validation", seconds):
-            job: OpenJob = await threads.run(
+        folder = self.scratch.folder(attempt.attempt_id)
+        digests = fetched.value
+        _require_same(await self._files(attempt.sources, folder), digests)
+        started = time.monotonic()
+        with _spending("validation", fetched.costs):
+            job = await threads.run(
                 open_job,
-                folder / VIDEO,
-                folder / AUDIO,
+                JobFiles(folder / VIDEO, folder / AUDIO, digests),
                 folder,
-                work.options,
+                attempt.options,
                 self._limits,
                 detector,
-                digests=fetched.digests,
-                block_s=self._block_s,
+                block_size=self._block_size,
             )
-        return Opened(work, self.node_id, job, seconds)
+        cost = StageCost("validation", time.monotonic() - started, frames=0)
+        return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))
 
-    async def here(self, opened: Opened, threads: Worker) -> OpenJob:
+    async def here(self, opened: Opened, threads: StageThreads) -> OpenJob:
         """Return the opened job with paths that are valid on this node.
 
         Raises:
             StageFailed: the attempt is over, or the media have changed since it began.
         """
-        work, job = opened.work, opened.job
+        attempt, job = opened.attempt, opened.job
         if opened.node_id == self.node_id:
-            if not self.scratch.touch(work.attempt_id):
-                raise StageFailed("The attempt is over: its files are gone.")
+            if not self.scratch.touch(attempt.attempt_id):
+                raise StageFailed("The attempt is over, and its files have been removed.")
             return job
-        folder = self.scratch.folder(work.attempt_id)
+        folder = self.scratch.folder(attempt.attempt_id)
         digests = Digests(job.source.sha256, job.audio.sha256)
-        _require_same(await self._files(work.sources, folder), digests)
+        _require_same(await self._files(attempt.sources, folder), digests)
         async with _locked(folder / LOCK, self._wait_s):
-            return await threads.run(self._indexed, job, folder, work.options)
+            return await threads.run(self._indexed, job, folder)
 
-    def _indexed(self, job: OpenJob, folder: Path, options: JobOptions) -> OpenJob:
-        """Make on this node what the stages read beside the media."""
-        kbps = options.encode.audio_bitrate_kbps
+    def _indexed(self, job: OpenJob, folder: Path) -> OpenJob:
+        """Make on this node what the stages read in addition to the media."""
+        kbps = job.options.encode.audio_bitrate_kbps
         source = probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256)
         audio = open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256)
         return dataclasses.replace(job, source=source, audio=audio)
 
     async def _files(self, sources: Sources, folder: Path) -> Digests:
-        """Return the digests of the files in `folder`, fetched now unless they are there."""
+        """Return the digests of the files in `folder`, which are fetched now unless they exist."""
         async with _locked(folder / LOCK, self._wait_s):
             kept = _read_digests(folder / DIGESTS)
             if kept is None:
@@ -138,7 +143,7 @@ class NodeMedia:
                 video = tasks.create_task(self._fetch("video", sources.video_url, folder / VIDEO))
                 audio = tasks.create_task(self._fetch("audio", sources.audio_url, folder / AUDIO))
         except* Exception as group:
-            # Both may have failed; the first is what the caller can act on.
+            # Both may have failed; the caller can act on the first.
             raise group.exceptions[0] from None
         return Digests(video.result(), audio.result())
 
@@ -167,21 +172,21 @@ def _read_digests(path: Path) -> Digests | None:
 
 
 def _write_digests(path: Path, digests: Digests) -> None:
-    """Written last: where the digests are, both files are whole."""
+    """Write the digests, last of all: if they exist, both files are complete."""
     with replacing(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(digests)))
 
 
 @contextmanager
-def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Count a stage's seconds. An error that ends it takes all seconds so far along."""
+def _spending(stage: str, costs: tuple[StageCost, ...] = ()) -> Iterator[None]:
+    """Give an error that ends a stage the seconds spent on the job by then. `costs`: so far."""
     started = time.monotonic()
     try:
         yield
     except PipelineError as error:
-        error.stage_seconds = {**seconds, stage: time.monotonic() - started}
+        spent = {cost.published_stage: cost.seconds for cost in costs}
+        error.stage_seconds = {**spent, stage: time.monotonic() - started}
         raise
-    seconds[stage] = time.monotonic() - started
 
 
 @asynccontextmanager
@@ -195,7 +200,7 @@ async def _locked(path: Path, wait_s: float) -> AsyncIterator[None]:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    await asyncio.sleep(LOCK_LOOK_S)
+                    await asyncio.sleep(LOCK_POLL_S)
         yield
     finally:
         os.close(handle)

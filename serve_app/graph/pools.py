@@ -1,4 +1,4 @@
-"""The deployments that a driver calls: two CPU stages, a pool of Generators per architecture."""
+"""The deployments that a driver calls: two CPU stages and a Generator pool per architecture."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Pool:
-    """The Generator deployment of one architecture, as the driver sees it."""
+    """The Generator deployment of one GPU architecture, and how busy it is."""
 
     name: str
     handle: Any

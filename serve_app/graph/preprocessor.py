@@ -1,6 +1,6 @@
-"""The Preprocessor deployment: fetch, check, decode, find faces, crop, hear.
+"""The Preprocessor deployment: fetch, check, decode, find faces, crop, encode audio.
 
-On the CPU; only `mmpose` and S3FD use a GPU, if the deployment has a share of one.
+It runs on the CPU. Only `mmpose` and S3FD use a GPU, if the deployment has a share of one.
 """
 
 import asyncio
@@ -8,20 +8,20 @@ import logging
 import shutil
 
 from musetalk_pipeline.artifacts import PreparedBlock, Speech
+from musetalk_pipeline.cost import Measured, measure
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
-from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
-from musetalk_pipeline.preview import Glimpse, take_glimpse
-from musetalk_pipeline.stages import prepare_block
+from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
+from musetalk_pipeline.stages import Digests, prepare_block
 from serve_app.config.environment import read_environment
-from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.config.settings import AppArgs
+from serve_app.graph.builders import build_audio_encoder, build_detector, needs_parse_inputs
 from serve_app.graph.node_media import NodeMedia
-from serve_app.graph.replica_setup import set_up_replica
-from serve_app.graph.threads import Worker
-from serve_app.graph.tools import build_detector, build_listener, needs_parse_inputs
-from serve_app.graph.transfers import Attempt, Fetched, Opened
+from serve_app.graph.replica_setup import replica_id, set_up_replica
+from serve_app.graph.stage_threads import StageThreads
+from serve_app.graph.transfers import Attempt, Opened
 from serve_app.telemetry.metrics import STAGE_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ PREFLIGHT_S = 5.0  # starting a tool takes 0.1 s
 
 
 class Preprocessor:
-    """One loaded landmark detector and one listener."""
+    """One loaded landmark detector and one audio encoder."""
 
     def __init__(self, args: AppArgs) -> None:
         env = read_environment()
@@ -38,62 +38,68 @@ class Preprocessor:
         self._media = NodeMedia(args, env)
         self._media.scratch.start_janitor()
         self._detector = build_detector(args)
-        self._listener = build_listener(args, jobs_at_a_time(args, env))
+        self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
-        self._threads = Worker(args.preprocessor.threads, "preprocess")
+        self._threads = StageThreads(args.preprocessor.threads, "preprocess")
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
-    async def fetch(self, work: Attempt) -> Fetched:
-        """Download a job's media. Takes no thread, so slow servers do not hold up other calls."""
-        fetched = await self._media.fetch(work)
-        STAGE_SECONDS.observe(fetched.seconds, {"stage": "download"})
-        return fetched
+    async def fetch(self, attempt: Attempt) -> Measured[Digests]:
+        """Download a job's media. It occupies no thread, so slow servers delay no other call."""
+        fetched = await self._media.fetch(attempt)
+        STAGE_SECONDS.observe(fetched.own.seconds, {"stage": "download"})
+        return fetched.on(replica_id())
 
-    async def open(self, work: Attempt, fetched: Fetched) -> Opened:
+    async def open(self, attempt: Attempt, fetched: Measured[Digests]) -> Measured[Opened]:
         """Check a job's media and plan its frames."""
-        opened = await self._media.open(work, fetched, self._detector, self._threads)
-        STAGE_SECONDS.observe(opened.stage_seconds["validation"], {"stage": "validation"})
-        return opened
+        opened = await self._media.open(attempt, fetched, self._detector, self._threads)
+        STAGE_SECONDS.observe(opened.own.seconds, {"stage": "validation"})
+        return opened.on(replica_id())
 
-    async def prepare(self, opened: Opened, block: Block) -> PreparedBlock:
+    async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""
         job = await self._media.here(opened, self._threads)
         prepared = await self._threads.run_cancellable(
-            lambda check: prepare_block(
-                job,
-                block,
-                self._detector,
-                opened.work.options,
-                self._needs_parse_inputs,
-                check,
+            lambda check: measure(
+                "prepare",
+                len(block),
+                lambda: prepare_block(
+                    job,
+                    block,
+                    self._detector,
+                    needs_parse_inputs=self._needs_parse_inputs,
+                    check=check,
+                ),
             )
         )
-        STAGE_SECONDS.observe(prepared.seconds, {"stage": "prepare"})
-        return prepared
+        STAGE_SECONDS.observe(prepared.own.seconds, {"stage": "prepare"})
+        return prepared.on(replica_id())
 
-    async def listen(self, opened: Opened, segment: Segment, options: SpeechOptions) -> Speech:
-        """Hear what is spoken during a segment."""
+    async def encode_audio(self, opened: Opened, segment: Segment) -> Measured[Speech]:
+        """Encode what is spoken during a segment."""
         job = await self._media.here(opened, self._threads)
+        encoder, options = self._audio_encoder, job.options.speech
         speech = await self._threads.run(
-            self._listener.listen, job.audio, job.plan.fps, segment, options
+            measure,
+            "listen",
+            len(segment),
+            lambda: encoder.encode(job.audio, job.plan.fps, segment, options),
         )
-        STAGE_SECONDS.observe(speech.seconds, {"stage": "listen"})
-        return speech
+        STAGE_SECONDS.observe(speech.own.seconds, {"stage": "listen"})
+        return speech.on(replica_id())
 
-    async def glimpse(self, opened: Opened) -> Glimpse:
-        """Prepare one frame for a preview."""
+    async def pick_preview_frame(self, opened: Opened) -> PreviewFrame:
+        """Find and prepare one frame for a preview."""
         job = await self._media.here(opened, self._threads)
         return await self._threads.run(
-            take_glimpse,
+            pick_preview_frame,
             job,
-            opened.work.options,
             self._detector,
-            self._listener,
+            self._audio_encoder,
             self._needs_parse_inputs,
         )
 
     async def keep(self, attempt_id: str) -> None:
-        """Say that an attempt lives, though nothing of it is worked on here just now."""
+        """Keep the scratch of an attempt that lives, although it is idle here just now."""
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
@@ -106,20 +112,22 @@ class Preprocessor:
 
 
 def check_tools() -> dict[str, str]:
-    """Return `ok` or what is wrong of each tool. Media tools that cannot be confined still work, so
-    that begins with `ok` too, and says what they may do.
+    """Return `ok`, or what is wrong, for each tool.
+
+    Media tools that cannot be confined still work, so that entry begins with `ok` too, and adds
+    what they may do.
     """
-    lack = missing()
+    unprotected = missing()
     return {
         "ffmpeg": _check_media_tool("ffmpeg"),
         "ffprobe": _check_media_tool("ffprobe"),
         "curl": "ok" if shutil.which("curl") else "not found on PATH",
-        "media-confinement": "ok" if lack is None else f"ok, but {lack}",
+        "media-confinement": "ok" if unprotected is None else f"ok, but {unprotected}",
     }
 
 
 def _check_media_tool(name: str) -> str:
-    """Start a tool as jobs do, with the rights that it then has."""
+    """Start a tool as jobs do, with the same rights."""
     try:
         done = run([name, "-version"], ChildLimits(PREFLIGHT_S))
     except PipelineError as exc:

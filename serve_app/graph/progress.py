@@ -3,124 +3,124 @@
     downloading ─► validating ─► inferring ─► encoding ─► uploading
     0 … 3 %        3 … 5 %       5 … 95 %, by frames     95 %
 
-Frames count thrice: when they are prepared, drawn and encoded. `encoding` begins when every frame
-is drawn, though most are encoded by then.
+Each frame counts three times: when it is prepared, drawn and encoded. `encoding` begins when every
+frame is drawn, though most are encoded by then.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from musetalk_pipeline.artifacts import Piece
+from musetalk_pipeline.cost import CostSum, Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
+from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
-from serve_app.graph.transfers import Composed, Fetched, Opened, RunFacts
+from serve_app.graph.transfers import Opened, RunFacts
 
 # The fraction at the end of the download, of the opening and of the segments.
 FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
-# Of the part between: what a frame that is prepared, drawn, encoded adds to (guess).
+# The weights of the three steps in the part between (guess).
 PREPARED_WEIGHT, DRAWN_WEIGHT, ENCODED_WEIGHT = 0.35, 0.45, 0.2
-RATE_SHARE = 0.02  # the rate is known once so much has been done since the opening
+RATE_SHARE = 0.02  # of the job, after the opening: until so much is done, no rate is given
 
 
 class ProgressMeter:
-    """Turns what happened into Progress, and sums up the stages' seconds."""
+    """Turns what happened into Progress, and sums up what the stages cost."""
 
     def __init__(
         self, report: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._report = report
+        self._callback = report
         self._clock = clock
         self._phase = Phase.QUEUED
         self._fraction = 0.0
         self._frames: _Frames | None = None
-        self._seconds: dict[str, float] = {}
-        self._peak_mib: float | None = None
+        self._costs = CostSum()
         self._started = self._opened_at = clock()
 
-    def say(self, phase: Phase, fraction: float = 0.0) -> None:
+    def report(self, phase: Phase, fraction: float = 0.0) -> None:
         """Report a phase, and a fraction if it is further than the last."""
         self._phase = phase
         self._fraction = max(self._fraction, fraction)
         frames = self._frames
-        self._report(
+        self._callback(
             Progress(
                 phase,
                 self._fraction,
                 0 if frames is None else frames.drawn,
                 0 if frames is None else frames.total,
-                {name: round(value, 3) for name, value in self._seconds.items()},
+                {name: round(value, 3) for name, value in self._costs.seconds.items()},
                 self._eta_s(),
             )
         )
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Count what was done for a job that could not be fetched or opened."""
+        """Count the seconds that were spent on a job that could not be fetched or opened."""
         try:
             yield
         except PipelineError as error:
-            self._seconds |= error.stage_seconds
-            self.say(self._phase)
+            self._costs.seconds |= error.stage_seconds
+            self.report(self._phase)
             raise
 
-    def fetched(self, fetched: Fetched) -> None:
+    def fetched(self, fetched: Measured[Digests]) -> None:
         """Count the download. The phase stays while the job waits for its place."""
-        self._seconds["download"] = fetched.seconds
-        self.say(Phase.DOWNLOADING, FETCHED_SHARE)
+        self._costs.add(fetched.costs)
+        self.report(Phase.DOWNLOADING, FETCHED_SHARE)
 
     def waited(self, seconds: float) -> None:
-        """Leave seconds in which nothing was done for the job out of its time."""
+        """Leave seconds of waiting out of the job's time."""
         self._started += seconds
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: Measured[Opened]) -> None:
         """Count the opening."""
-        self._frames = _Frames(opened.job.plan)
-        self._seconds |= opened.stage_seconds
+        self._frames = _Frames(opened.value.job.plan)
+        self._costs.add(opened.costs)
         self._opened_at = self._clock()
-        self.say(Phase.INFERRING, OPEN_SHARE)
+        self.report(Phase.INFERRING, OPEN_SHARE)
 
     def prepared(self, block: int) -> None:
         """Count a block whose faces have been found."""
         self._known_frames.prepare(block)
-        self._say_frames()
+        self._report_frames()
 
     def drawn(self, segment: Segment) -> None:
         """Count a segment whose faces have been drawn."""
         self._known_frames.draw(segment)
-        self._say_frames()
+        self._report_frames()
 
-    def composed(self, segment: Segment, composed: Composed) -> None:
+    def composed(self, segment: Segment, piece: Measured[Piece]) -> None:
         """Count a segment that is encoded, and so has been prepared and drawn."""
-        for name, seconds in composed.stage_seconds.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
-        if composed.peak_memory_mib is not None:
-            self._peak_mib = max(self._peak_mib or 0.0, composed.peak_memory_mib)
+        self._costs.add(piece.costs)
         self._known_frames.encode(segment)
-        self._say_frames()
+        self._report_frames()
 
     def lost(self, segment: Segment) -> None:
-        """Take back what was counted of a segment that has to be made anew."""
+        """Take back what was counted of a segment that has to be made again."""
         self._known_frames.lose(segment)
-        self._say_frames()
+        self._report_frames()
 
     def uploading(self) -> None:
-        """Say that the pieces are being joined and stored."""
-        self.say(Phase.UPLOADING, ENCODED_SHARE)
+        """Report that the pieces are being joined and stored."""
+        self.report(Phase.UPLOADING, ENCODED_SHARE)
 
     def facts(self) -> RunFacts:
-        """Return what the sidecar and the metrics say about the run so far."""
-        return RunFacts(dict(self._seconds), self._peak_mib, self._clock() - self._started)
+        """Return what the sidecar and the metrics contain about the run so far."""
+        costs = self._costs
+        return RunFacts(dict(costs.seconds), costs.peak_memory_mib, self._clock() - self._started)
 
     @property
     def _known_frames(self) -> "_Frames":
         assert self._frames is not None, "no frame is made before the job is opened"
         return self._frames
 
-    def _say_frames(self) -> None:
+    def _report_frames(self) -> None:
         frames = self._known_frames
         phase = Phase.ENCODING if frames.drawn == frames.total else Phase.INFERRING
-        self.say(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
+        self.report(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
 
     def _eta_s(self) -> float | None:
         """Return the seconds that are left at the rate since the opening."""

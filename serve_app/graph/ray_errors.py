@@ -1,4 +1,4 @@
-"""What Ray raises, as the pipeline's own errors; and ending calls whose answers nobody needs."""
+"""Translates what Ray raises into the pipeline's errors, and cancels calls that are not needed."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
-    """Return the pipeline's own error inside what Ray raised, or one that says what broke."""
+    """Return the pipeline's own error inside what Ray raised, or one that names what broke."""
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, PipelineError) and not isinstance(seen, RayTaskError):
@@ -39,17 +39,17 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
 
 
 def is_of_ray(exc: BaseException) -> bool:
-    """Tell a call that Ray has cancelled from a cancellation of this task; both raise the same."""
+    """Return whether Ray cancelled the call, and not somebody this task; both raise the same."""
     task = asyncio.current_task()
     is_ours = task is not None and task.cancelling() > 0
     return isinstance(exc, asyncio.CancelledError) and not is_ours
 
 
 def cancel_calls(responses: list[Any]) -> None:
-    """End calls that may be running; those that have ended, well or badly, stay as they are."""
+    """Cancel calls that may be running. Calls that have ended are not affected."""
     for response in responses:
-        # Cancelling a call that could not be sent raises what sending it raised, and that may be
-        # anything: Ray raises an AttributeError where an argument's replica has died.
+        # Cancelling a call that could not be sent raises what sending it raised, which may be
+        # anything: Ray raises an AttributeError if an argument's replica has died.
         with contextlib.suppress(Exception):
             response.cancel()
 

@@ -1,78 +1,97 @@
-"""Whether every stage can take a job, and what it does it with; asked often, looked up seldom."""
+"""Whether every stage can take a job, and what it uses for it; the result is kept for a moment."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ServeStatus
 
 from serve_app.graph.pools import Graph
 from serve_app.graph.transfers import Description
 
 logger = logging.getLogger(__name__)
 
-FRESH_S = 2.0  # a look at the controller costs about 10 ms
-SOON_S = 0.25  # while something is missing: whoever waits for the start asks often
-CALL_TIMEOUT_S = 10.0
 PREFLIGHT_TIMEOUT_S = 60.0
 _UNANSWERED = (TimeoutError, RayError, RayServeException)
 
 
-class Readiness:
-    """Asks Serve's controller which deployments have a running replica.
+@dataclass(frozen=True, slots=True)
+class ReadinessTimes:
+    """How long a result is kept, in seconds, and how long a call may take.
 
-    `can_store`: whether jobs can be stored now; without that nothing can be taken either.
+    `ready_s`: while ready; a query of the controller costs about 10 ms. `unready_s`: while
+    something is missing, when whoever waits for the start polls often.
+    """
+
+    ready_s: float = 2.0
+    unready_s: float = 0.25
+    call_timeout_s: float = 10.0
+
+
+DEFAULT_TIMES = ReadinessTimes()
+
+
+class Readiness:
+    """Finds out from Serve's controller which deployments have a running replica.
+
+    `serve_status`: the query of the controller.
     """
 
     def __init__(
         self,
         graph: Graph,
         app_name: str,
-        can_store: Callable[[], Awaitable[bool]] | None = None,
+        *,
+        times: ReadinessTimes = DEFAULT_TIMES,
+        serve_status: Callable[[], ServeStatus] = serve.status,
     ) -> None:
-        self._can_store = can_store
+        self._times = times
+        self._serve_status = serve_status
         self._graph = graph
         self._app_name = app_name
-        self._looked_at = float("-inf")
+        self._refreshed_at = float("-inf")
         self._ready = False
         self._description: Description | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._asking: asyncio.Future[set[str]] | None = None
-        # Of its own: slow names and disks fill the loop's common threads, and `/hc` is due all the
-        # same.
+        self._refreshing: asyncio.Task[None] | None = None
+        self._query: asyncio.Future[set[str]] | None = None
+        # A thread of its own, because slow name servers and disks can fill the loop's common ones,
+        # and `/hc` must be answered in any case.
         self._thread = ThreadPoolExecutor(1, "readiness")
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running, and
-        whether jobs can be stored.
+        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
 
-        Looking it up is no part of the request that asks: a client that goes away would have Ray
-        cancel the calls within, from another thread than that of their event loop.
+        The refresh runs outside the context of the request that triggers it. Ray would otherwise
+        cancel its calls when that request's client goes away, and from another thread than that of
+        their event loop.
         """
-        if time.monotonic() - self._looked_at > (FRESH_S if self._ready else SOON_S):
-            if self._looking is None:
-                self._looking = asyncio.create_task(self._refresh(), context=Context())
-            await asyncio.wait({self._looking})
-        return self._ready and (self._can_store is None or await self._can_store())
+        times = self._times
+        kept_s = times.ready_s if self._ready else times.unready_s
+        if time.monotonic() - self._refreshed_at > kept_s:
+            if self._refreshing is None:
+                self._refreshing = asyncio.create_task(self._refresh(), context=Context())
+            await asyncio.wait({self._refreshing})
+        return self._ready
 
     def facts(self) -> dict[str, Any]:
         """Return engine, model version, landmarks and device; empty before the first readiness."""
         return {} if self._description is None else asdict(self._description)
 
     def description(self) -> Description:
-        """Return what draws here; known once `is_ready` was true."""
+        """Return what draws here, which is known once `is_ready` has been true."""
         assert self._description is not None, "no job starts before readiness"
         return self._description
 
     async def preflight(self) -> dict[str, str]:
-        """Let one replica of each stage use everything that it depends on."""
+        """Let one replica of each stage try everything that it depends on."""
         calls = {
             "preprocessor": self._graph.preprocessor,
             "finisher": self._graph.finisher,
@@ -90,22 +109,22 @@ class Readiness:
 
     async def _refresh(self) -> None:
         try:
-            self._ready = await self._look()
+            self._ready = await self._are_all_running()
         except Exception:
-            logger.exception("readiness cannot be found out")
+            logger.exception("readiness cannot be determined")
             self._ready = False
         finally:
-            self._looked_at = time.monotonic()
-            self._looking = None
+            self._refreshed_at = time.monotonic()
+            self._refreshing = None
 
-    async def _look(self) -> bool:
+    async def _are_all_running(self) -> bool:
         running = await self._running()
         pools = [pool for pool in self._graph.pools if f"Generator-{pool.name}" in running]
         if not {"Preprocessor", "Finisher"} <= running or not pools:
             return False
         if self._description is None:
             try:
-                async with asyncio.timeout(CALL_TIMEOUT_S):
+                async with asyncio.timeout(self._times.call_timeout_s):
                     self._description = await pools[0].handle.describe.remote()
             except (*_UNANSWERED, asyncio.CancelledError) as exc:  # Ray's own; nobody here cancels
                 logger.warning("generator does not answer", extra={"error": type(exc).__name__})
@@ -115,25 +134,25 @@ class Readiness:
     async def _running(self) -> set[str]:
         """Return the deployments that run; none while the controller does not answer.
 
-        One thread at most waits for it, however often this is asked.
+        However often this is called, at most one thread waits for the controller.
         """
-        if self._asking is None:
+        if self._query is None:
             loop = asyncio.get_running_loop()
-            self._asking = loop.run_in_executor(self._thread, self._ask_controller)
-        done, _ = await asyncio.wait({self._asking}, timeout=CALL_TIMEOUT_S)
+            self._query = loop.run_in_executor(self._thread, self._query_controller)
+        done, _ = await asyncio.wait({self._query}, timeout=self._times.call_timeout_s)
         if not done:
             logger.warning("Serve's controller does not answer")
             return set()
-        asked, self._asking = self._asking, None
+        query, self._query = self._query, None
         try:
-            return asked.result()
+            return query.result()
         except Exception:
-            # Serve raises what it likes while its controller is away or comes back.
-            logger.exception("Serve's controller cannot be asked")
+            # Serve raises all kinds of errors while its controller is away or restarts.
+            logger.exception("Serve's controller cannot be queried")
             return set()
 
-    def _ask_controller(self) -> set[str]:
-        application = serve.status().applications.get(self._app_name)
+    def _query_controller(self) -> set[str]:
+        application = self._serve_status().applications.get(self._app_name)
         if application is None:
             return set()
         return {

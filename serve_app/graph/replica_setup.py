@@ -1,27 +1,33 @@
-"""What every replica does first: its log lines, and where Serve's own server listens."""
+"""What every replica does first: set up its logs, and keep Serve's own server on loopback."""
 
 from __future__ import annotations
 
 import os
 
 import ray.serve._private.replica as serve_replica
+from ray import serve
 
 from serve_app.config.environment import Environment
 from serve_app.telemetry.logs import set_up_logging
 
 
 def set_up_replica(env: Environment) -> None:
-    """Prepare this process. To be called by the constructor of a deployment."""
+    """Prepare this process. The constructor of every deployment calls this first."""
     set_up_logging(env.secrets, is_json=env.logs_json)
     keep_serves_server_on_loopback()
+
+
+def replica_id() -> str:
+    """Return the unique id of this replica within its deployment."""
+    return str(serve.get_replica_context().replica_tag)
 
 
 def keep_serves_server_on_loopback() -> None:
     """Make the server for calls between deployments listen on this machine only.
 
-    Serve starts one in every replica after the constructor, on all addresses and without a key,
-    and it unpickles what it is sent: whoever reaches it can run code here. Calls go through Ray
-    unless RAY_SERVE_USE_GRPC_BY_DEFAULT says otherwise, so nobody has to reach it.
+    Serve starts one in every replica after the constructor, on all addresses and without a key.
+    It unpickles what it receives, so whoever reaches it can run code here. Calls go through Ray
+    unless RAY_SERVE_USE_GRPC_BY_DEFAULT says otherwise, so nothing needs to reach it.
     """
     if os.environ.get("RAY_SERVE_USE_GRPC_BY_DEFAULT", "0") == "1":
         return

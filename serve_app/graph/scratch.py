@@ -1,12 +1,12 @@
 """Scratch folders: one per attempt, on every node that works on it, gone after the attempt.
 
 The driver releases an attempt's folder when the attempt ends, however it ends. A janitor in every
-stage replica removes what a killed ingress or another node left: folders that no stage has touched
-for longer than a live attempt can be silent (`AppArgs.longest_silence_s`).
+stage replica removes what a killed ingress or another node left behind: folders that no stage has
+touched for longer than a live attempt can be silent (`AppArgs.longest_silence_s`).
 
-The root lies in a place that other users and cleaners of temporary files may reach. It is trusted
-only if it is a real folder of this user's with mode 0700, it is made again when somebody has
-removed it, and nothing in it is removed that has not the form of an attempt's folder.
+The root is in a place that other users and cleaners of temporary files may reach. It is trusted
+only if it is a real folder of this user's with mode 0700. It is made again if somebody has removed
+it, and nothing in it is removed unless it has the form of an attempt's folder.
 """
 
 import logging
@@ -44,16 +44,17 @@ class Scratch:
         make_root(root)
 
     def folder(self, attempt_id: str) -> Path:
-        """Return the attempt's folder, made if need be, and say that it is in use.
+        """Return the attempt's folder, made if necessary, and mark it as in use.
 
         Raises:
-            StageFailed: this machine's disk is at fault, or somebody has put something else there.
+            StageFailed: this machine's disk is at fault, or something else is in the folder's
+            place.
         """
         path = self._path(attempt_id)
         try:
             if not self._root.exists():
                 logger.warning("the scratch root was removed by somebody, making it again")
-            make_root(self._root)  # looked at every time: somebody else may have made it since
+            make_root(self._root)  # checked every time, because another user may have made it since
             path.mkdir(exist_ok=True, mode=FOLDER_MODE)
             os.utime(path)
         except (OSError, FolderRefused) as exc:
@@ -62,7 +63,7 @@ class Scratch:
         return path
 
     def touch(self, attempt_id: str) -> bool:
-        """Say that the attempt's folder is in use; False if this node has none."""
+        """Mark the attempt's folder as in use; return False if this node has none."""
         try:
             os.utime(self._path(attempt_id))
         except FileNotFoundError:
@@ -70,14 +71,14 @@ class Scratch:
         return True
 
     def release(self, attempt_id: str) -> None:
-        """Remove the attempt's folder. Harmless when it is gone."""
+        """Remove the attempt's folder, if it exists."""
         shutil.rmtree(self._path(attempt_id), ignore_errors=True)
 
     def sweep(self) -> None:
         """Remove attempts' folders that nothing has touched for `stale_s`.
 
-        The root is made again if it is gone, and touched, so that cleaners of temporary files see
-        that it is in use.
+        The root is made again if it is gone, and touched, so that cleaners of temporary files leave
+        it alone.
 
         Raises:
             FolderRefused, OSError: the root cannot be used now.
@@ -93,7 +94,7 @@ class Scratch:
                 shutil.rmtree(path, ignore_errors=True)
 
     def start_janitor(self) -> None:
-        """Sweep now and then, in a thread that ends with the process."""
+        """Sweep regularly, in a thread that ends with the process."""
 
         def loop() -> None:
             while True:
@@ -105,7 +106,7 @@ class Scratch:
     def _sweep_or_log(self) -> None:
         try:
             self.sweep()
-        except Exception as exc:  # the janitor outlives whatever becomes of the disk
+        except Exception as exc:  # the janitor survives any fault of the disk
             logger.error("scratch not swept", extra={"error": str(exc)})
 
     def _path(self, attempt_id: str) -> Path:

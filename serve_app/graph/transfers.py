@@ -1,14 +1,11 @@
-"""The values that travel between the deployments, beside those of the pipeline itself."""
+"""The values that travel between the deployments, in addition to those of the pipeline itself."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.requests import JobRequest
 
 
@@ -17,7 +14,7 @@ class Assignment:
     """One attempt at one job, as the ingress drives it; the stages get an `Attempt`.
 
     `attempt_id` names its scratch folder; ours, never the caller's. `lost_attempt_id`: the attempt
-    before, if it fell silent; its scratch may still be there. `queue_job_id`: what Salad's queue
+    before, if it fell silent; its scratch may still exist. `queue_job_id`: what Salad's queue
     calls the job, for the sidecar.
     """
 
@@ -34,8 +31,8 @@ class Assignment:
 class Sources:
     """The addresses of a job's media. They may be signed, so they are left out of `repr`.
 
-    They travel to every stage because every stage may run on a node that has not the files yet;
-    only node_media.py reads them.
+    They travel to every stage, because every stage may run on a node that does not have the files
+    yet. Only node_media.py reads them.
     """
 
     video_url: str = field(repr=False)
@@ -44,8 +41,9 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What the stages know of an attempt. `aspect_ratio`, `resolution`: as the caller wrote them,
-    for the sidecar.
+    """What the stages are given of an attempt.
+
+    `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar.
     """
 
     attempt_id: str
@@ -57,50 +55,28 @@ class Attempt:
     queue_job_id: str | None
 
     @classmethod
-    def of(cls, work: Assignment) -> "Attempt":
+    def of(cls, assignment: Assignment) -> "Attempt":
         """Return what the stages need of an assignment."""
-        request = work.request
+        request = assignment.request
         sources = Sources(request.video_url, request.audio_url)
         return cls(
-            work.attempt_id,
-            work.job_id,
-            work.options,
+            assignment.attempt_id,
+            assignment.job_id,
+            assignment.options,
             sources,
             request.aspect_ratio,
             request.resolution,
-            work.queue_job_id,
+            assignment.queue_job_id,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
-    """Media that lie in the attempt's scratch folder of some node, not looked into yet."""
-
-    digests: Digests
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
 class Opened:
-    """A job whose media lie, checked, in the attempt's scratch folder on the node `node_id`."""
+    """A job whose checked media are in the attempt's scratch folder on the node `node_id`."""
 
-    work: Attempt
+    attempt: Attempt
     node_id: str
     job: OpenJob
-    stage_seconds: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Composed:
-    """An encoded segment.
-
-    `data`: (size,) uint8, what `musetalk_pipeline.media.encode.stitch` reads.
-    """
-
-    data: NDArray[np.uint8]
-    frames_with_face: int
-    stage_seconds: dict[str, float]
-    peak_memory_mib: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +90,8 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A stored output. `metrics` is what contracts.md puts under that name; `warnings` are what the
-    run itself decided.
+    """A stored output. `metrics` is what docs/protocol.md §1 puts under that name; `warnings` are
+    what the run itself decided.
     """
 
     output_url: str

@@ -1,1 +1,1 @@
-"""Where videos and audio come from: addresses nobody vouches for, and local files."""
+"""The sources of videos and audio: untrusted addresses, and local files."""

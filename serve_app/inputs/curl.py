@@ -1,7 +1,7 @@
-"""One hop of a download by curl, for servers that break HTTP in ways that curl survives.
+"""One hop of a download by curl, for servers that violate HTTP in ways that curl tolerates.
 
-curl is pinned to addresses that were judged before, follows no redirect and writes to a pipe: the
-caller counts and keeps the bytes. Whatever happens, it is dead and reaped afterwards.
+curl is pinned to addresses that were checked before, follows no redirect and writes to a pipe, so
+that the caller counts and stores the bytes. In every case the process is ended and reaped.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _READ_BYTES = 65536
 
 
 class Stalled(Exception):
-    """Nothing came for too long."""
+    """No bytes were received for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What curl says of a finished hop. `status` is 0 if there was none."""
+    """curl's report of a finished hop. `status` is 0 if there was none."""
 
     exit_code: int
     status: int
@@ -36,7 +36,7 @@ class Report:
 
     @classmethod
     def parse(cls, report: bytes, exit_code: int) -> Report:
-        """Read what `write-out` of the configuration made curl say."""
+        """Read the output of `write-out` in the configuration."""
         status, _, redirect = report.decode("utf-8", "replace").partition("\n")
         return cls(exit_code, int(status) if status.isdecimal() else 0, redirect)
 
@@ -53,7 +53,7 @@ def configuration(
 ) -> str:
     """Return curl's configuration file for one hop.
 
-    `total_s` also ends a curl whose parent was killed.
+    `total_s` also ends a curl process whose parent was killed.
     """
     options = {
         "url": location.url,
@@ -78,26 +78,26 @@ def configuration(
 async def run(
     program: str, config: str, stall_s: float, add: Callable[[bytes], Awaitable[None]]
 ) -> Report:
-    """Make the hop that `config` describes and hand every chunk of the body to `add`.
+    """Make the hop that `config` describes, and pass every chunk of the body to `add`.
 
     Raises:
-        Stalled: no byte came within `stall_s`.
+        Stalled: no byte was received within `stall_s`.
     """
     process = await asyncio.create_subprocess_exec(
         program,
-        "--disable",  # first: no .curlrc
+        "--disable",  # no .curlrc; this has to be the first option
         "--config",
         "-",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        # No proxy, no home with a .netrc, no locale: nothing of this process reaches curl.
+        # curl inherits nothing of this process: no proxy, no home with a .netrc, no locale.
         env={"PATH": os.defpath, "LC_ALL": "C"},
         start_new_session=True,
     )
     assert process.stdin and process.stdout and process.stderr
     try:
-        # The URL goes through a pipe: command lines can be read by every user of the machine.
+        # The URL goes through a pipe, as every user of the machine can read command lines.
         process.stdin.write(config.encode("ascii"))
         process.stdin.close()
         while chunk := await _read(process.stdout, stall_s):
@@ -120,12 +120,12 @@ async def _read(stream: asyncio.StreamReader, stall_s: float) -> bytes:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill what is left of the process group and reap the process."""
+    """Kill the rest of the process group and reap the process."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    # asyncio's wait() also waits for the ends of the pipes, which are not seen while a full buffer
-    # has paused reading. What a dead process left in them is at most a few buffers.
+    # asyncio's wait() also waits for the ends of the pipes, which it does not notice while a full
+    # buffer has paused reading. A dead process has left a few buffers in them at most.
     for stream in (process.stdout, process.stderr):
         while stream is not None and await stream.read(_READ_BYTES):
             pass

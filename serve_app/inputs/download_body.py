@@ -1,7 +1,7 @@
-"""The file that a download becomes: what it may cost, what has come of it, and how fast.
+"""The file that a download writes, and the limits of its size, time and speed.
 
-Bytes are counted, hashed and written to a temporary file in blocks off the event loop; the file
-gets its name when it is complete.
+Bytes are counted, hashed and written to a temporary file, in blocks and off the event loop. The
+file is renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -10,29 +10,32 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from musetalk_pipeline.errors import DownloadFailed, MediaTooLarge, Stage
 from serve_app.inputs.pace import Pace
 
 WRITE_BLOCK_BYTES = 1 << 20
 
+# Gets the bytes that have arrived so far, and the size that the source declared, if it did.
+OnBytes: TypeAlias = Callable[[int, int | None], object]
+
 
 @dataclass(frozen=True, slots=True)
 class DownloadLimits:
-    """What one download may cost. The contract fixes the attempts and the least size."""
+    """The limits of one download. The contract fixes the attempts and the least size."""
 
-    max_bytes: int = 2000 * 1024 * 1024  # contracts.md: WORKER_MAX_FILE_MB 2000
-    min_bytes: int = 1000  # contracts.md §1: "too small (< 1000 bytes)"
+    max_bytes: int = 2000 * 1024 * 1024  # docs/protocol.md: WORKER_MAX_FILE_MB 2000
+    min_bytes: int = 1000  # docs/protocol.md §1: "too small (< 1000 bytes)"
     total_s: float = 900.0
     attempt_s: float = 600.0
     connect_s: float = 15.0
     stall_s: float = 30.0
-    min_bytes_per_s: float = 65536.0  # guess: half a megabit; 0: any pace will do
-    slow_s: float = 60.0  # over which that average is taken, and how long a start may take
+    min_bytes_per_s: float = 65536.0  # guess: half a megabit; 0 turns the rule off
+    slow_s: float = 60.0  # over which that average is taken, and the time that a start may take
     attempts: int = 3
     backoff_s: float = 0.5  # before the second attempt; doubles, with jitter
     max_redirects: int = 5
@@ -48,7 +51,7 @@ class Downloaded:
 
 
 class TryAgainError(Exception):
-    """An attempt failed in a way that another one may not. Holds what to report if none is left."""
+    """An attempt failed, but another one may succeed. `error` is reported if none is left."""
 
     def __init__(self, error: DownloadFailed) -> None:
         super().__init__(error.message)
@@ -56,9 +59,11 @@ class TryAgainError(Exception):
 
 
 class Body:
-    """The bytes so far: counted, hashed, and written in blocks off the event loop."""
+    """The bytes so far, counted, hashed, and written in blocks off the event loop."""
 
-    def __init__(self, part: Path, limits: DownloadLimits, shown: str) -> None:
+    def __init__(
+        self, part: Path, limits: DownloadLimits, shown: str, on_bytes: OnBytes | None = None
+    ) -> None:
         self._part = part
         self._limits = limits
         self._shown = shown
@@ -66,6 +71,8 @@ class Body:
         self._digest = hashlib.sha256()
         self._pending = bytearray()
         self._size_bytes = 0
+        self._on_bytes = on_bytes
+        self._declared_bytes: int | None = None
         self._pacing: tuple[Pace, asyncio.Timeout] | None = None
 
     def __enter__(self) -> Body:
@@ -75,7 +82,7 @@ class Body:
         self._file.close()
 
     def restart(self) -> None:
-        """Forget everything; the next byte is the first."""
+        """Drop everything. The next byte is the first."""
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.sha256()
@@ -84,10 +91,10 @@ class Body:
 
     @contextlib.asynccontextmanager
     async def paced(self) -> AsyncIterator[None]:
-        """Give up what the block does if bytes are added more slowly than the limits want.
+        """Cancel the block if bytes are added more slowly than the limits allow.
 
         Raises:
-            TryAgainError: they were.
+            TryAgainError: the block was cancelled.
         """
         now = asyncio.get_running_loop().time()
         pace = Pace(self._limits.min_bytes_per_s, self._limits.slow_s, now)
@@ -104,9 +111,10 @@ class Body:
             self._pacing = None
 
     def expect(self, size_bytes: int) -> None:
-        """Refuse a declared size before its first byte is read."""
+        """Refuse a declared size that is too large, before the first byte is read."""
         if size_bytes > self._limits.max_bytes:
             raise self._too_large()
+        self._declared_bytes = size_bytes
 
     async def add(self, chunk: bytes) -> None:
         self._size_bytes += len(chunk)
@@ -114,21 +122,23 @@ class Body:
             raise self._too_large()
         if self._pacing is not None:
             pace, timer = self._pacing
-            pace.came(len(chunk), asyncio.get_running_loop().time())
+            pace.add(len(chunk), asyncio.get_running_loop().time())
             timer.reschedule(pace.deadline)
+        if self._on_bytes is not None:
+            self._on_bytes(self._size_bytes, self._declared_bytes)
         self._pending += chunk
         if len(self._pending) >= WRITE_BLOCK_BYTES:
             await self._flush()
 
     async def complete(self, target: Path) -> Downloaded:
-        """Check the size and put the file in its place."""
+        """Check the size and rename the file to `target`."""
         await self._flush()
         if self._size_bytes == 0:
             raise DownloadFailed("Download failed: the answer is empty.", url=self._shown)
         if self._size_bytes < self._limits.min_bytes:
             raise DownloadFailed(
-                f"Download failed: only {self._size_bytes} bytes came, which is no video or audio "
-                "file. Check what the address answers.",
+                "Download failed: the answer is too small for a video or audio file "
+                f"({self._size_bytes} bytes). Check what the address returns.",
                 url=self._shown,
                 size_bytes=self._size_bytes,
             )

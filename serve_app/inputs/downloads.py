@@ -1,18 +1,18 @@
-"""Fetching a source that somebody else named: hostile addresses, hostile servers, broken CDNs.
+"""Downloads from untrusted addresses: hostile URLs, hostile servers, CDNs that violate HTTP.
 
-The life of a download:
-1. `parse_location` takes the URL apart; the host is resolved; `AddressPolicy` judges every address.
-2. The connection goes to an address that was judged, by number: nothing resolves the name again.
+The steps of a download:
+1. `parse_location` parses the URL. The host is resolved, and `AddressPolicy` checks every address.
+2. The connection goes to one of these addresses by number, so that the name is not resolved again.
    The Host header, SNI and the certificate check use the name.
-3. A redirect goes back to 1, a limited number of times.
-4. The body streams to a temporary file beside the target, counted and hashed, and is renamed when
-   it is complete. Whatever happens, the temporary file is gone afterwards.
-5. An attempt that is slower on average than the least pace is given up, whatever it spends the time
-   on: connecting, redirects, headers or the body.
+3. A redirect returns to step 1, a limited number of times.
+4. The body is written to a temporary file next to the target, counted and hashed. The file is
+   renamed when it is complete, and removed in every other case.
+5. An attempt that is slower on average than the limit allows is given up, even if the time is spent
+   on connecting, redirects or headers.
 
-Some servers break HTTP in ways that curl survives. After a protocol fault the same hop is tried
-with curl, pinned to the same addresses, following no redirects, its output read and counted by the
-same code.
+Some servers violate HTTP in ways that curl tolerates. After a protocol fault the same hop is tried
+with curl, pinned to the same addresses and without redirects. The same code reads and counts its
+output.
 """
 
 from __future__ import annotations
@@ -46,31 +46,27 @@ from serve_app.inputs.download_body import (
     Body,
     Downloaded,
     DownloadLimits,
+    OnBytes,
     TryAgainError,
 )
 from serve_app.inputs.local_files import open_allowed_file
 from serve_app.net.addresses import AddressPolicy, IpAddress, Location, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-)
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.telemetry.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
 
 USER_AGENT = "lipsync-serve/1"
 _REDIRECTS = (301, 302, 303, 307, 308)
-# Statuses of a server that may answer better in a moment.
+# Statuses of faults that may pass.
 _RETRYABLE_STATUSES = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524)
-# Codings that change the bytes. Nothing is ever decompressed, so nothing can blow up; such a body
-# is refused because it was not asked for and is no media file.
+# Codings that change the bytes. Nothing is ever decompressed, so there are no decompression bombs.
+# Such a body is refused, because it was not requested and is not a media file.
 _COMPRESSED = ("gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress", "bzip2", "xz")
 
 
 class _BrokenHttpError(Exception):
-    """The server's answer is not HTTP as written; curl may still read it."""
+    """The server's answer violates HTTP. curl may still be able to read it."""
 
 
 async def download(
@@ -81,17 +77,20 @@ async def download(
     limits: DownloadLimits,
     allowed_folders: Sequence[Path] = (),
     network: Network = DEFAULT_NETWORK,
+    on_bytes: OnBytes | None = None,
 ) -> Downloaded:
     """Fetch `url` (http, https, or file below one of the `allowed_folders`) to `target`.
+
+    `on_bytes` gets the bytes that have arrived and the size that was declared, None if it was not.
 
     Memory stays constant. When cancelled, the connection or curl is closed and the partial file
     removed before the cancellation goes on.
 
     Raises:
-        SourceRefused: this worker does not fetch from there. Send another address.
-        DownloadFailed: the source answers with an error, nothing, or too slowly.
-        MediaTooLarge: more than `limits.max_bytes`.
-        StageFailed: this machine's disk is at fault.
+        SourceRefused: this worker may not fetch from that address. Send another one.
+        DownloadFailed: the source answered with an error, with nothing, or too slowly.
+        MediaTooLarge: the file has more than `limits.max_bytes`.
+        StageFailed: the disk of this machine is full or cannot be written.
     """
     part = part_name(target)
     try:
@@ -101,7 +100,7 @@ async def download(
                 with source, Body(part, limits, shown_url(url)) as body:
                     await _copy(source, body)
                     return await body.complete(target)
-            fetch = _Fetch(parse_location(url), policy, limits, network)
+            fetch = _Fetch(parse_location(url), policy, limits, network, on_bytes)
             return await fetch.run(part, target)
     except TimeoutError as exc:
         raise _timed_out(url, limits.total_s) from exc
@@ -128,26 +127,34 @@ def _disk_failed(exc: OSError) -> StageFailed:
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """The outcome of one hop: a complete body, or the address to go on to."""
+    """The result of one hop: a complete body, or the address of a redirect."""
 
     redirect: str | None = None
 
 
 class _Fetch:
-    """One download over http or https: attempts, hops, and the two ways to make a hop."""
+    """One download over http or https, with its attempts, hops, and two ways to make a hop."""
 
     def __init__(
-        self, start: Location, policy: AddressPolicy, limits: DownloadLimits, network: Network
+        self,
+        start: Location,
+        policy: AddressPolicy,
+        limits: DownloadLimits,
+        network: Network,
+        on_bytes: OnBytes | None,
     ) -> None:
         self._start = start
-        self._policy = policy
         self._limits = limits
         self._network = network
+        self._client = PinnedClient(
+            network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
+        )
+        self._on_bytes = on_bytes
 
     async def run(self, part: Path, target: Path) -> Downloaded:
         """Make up to `limits.attempts` attempts, with growing pauses between them."""
         again = async_retrying(self._limits.attempts, self._limits.backoff_s)
-        with Body(part, self._limits, self._start.shown) as body:
+        with Body(part, self._limits, self._start.shown, self._on_bytes) as body:
             try:
                 return await again(TryAgainError, self._attempt, body, target)
             except TryAgainError as fault:
@@ -177,7 +184,7 @@ class _Fetch:
         """Follow the redirects to a body and read it."""
         location = self._start
         for _ in range(self._limits.max_redirects + 1):
-            addresses = await self._judged_addresses(location)
+            addresses = await self._resolve(location)
             try:
                 answer = await self._get(location, addresses, body)
             except _BrokenHttpError as fault:
@@ -191,48 +198,17 @@ class _Fetch:
             url=self._start.shown,
         )
 
-    async def _judged_addresses(self, location: Location) -> list[IpAddress]:
+    async def _resolve(self, location: Location) -> list[IpAddress]:
         try:
-            return await judged_addresses(
-                location, self._policy, self._network, self._limits.connect_s
-            )
+            return await self._client.resolve(location)
         except OSError as exc:
             raise TryAgainError(_unresolved(location)) from exc
 
     async def _get(self, location: Location, addresses: Sequence[IpAddress], body: Body) -> _Answer:
         """Make one hop and, if it is the last, read the body."""
-        timeouts = {
-            "connect": self._limits.connect_s,
-            "read": self._limits.stall_s,
-            "write": self._limits.stall_s,
-            "pool": self._limits.connect_s,
-        }
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._network.tls_context() if location.scheme == "https" else None,
-            max_connections=1,
-            network_backend=PinnedBackend(addresses),
-        )
+        headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
         try:
-            async with (
-                pool,
-                pool.stream(
-                    "GET",
-                    httpcore.URL(
-                        scheme=location.scheme,
-                        host=location.host,
-                        port=location.port,
-                        target=location.target,
-                    ),
-                    headers={
-                        "Host": location.authority,
-                        "User-Agent": USER_AGENT,
-                        "Accept": "*/*",
-                        "Accept-Encoding": "identity",
-                        "Connection": "close",
-                    },
-                    extensions={"timeout": timeouts},
-                ) as response,
-            ):
+            async with self._client.stream("GET", location, addresses, headers=headers) as response:
                 return await self._read_answer(location, response, body)
         except httpcore.ProtocolError as exc:
             raise _BrokenHttpError(str(exc)) from exc
@@ -265,7 +241,7 @@ class _Fetch:
         body: Body,
         fault: _BrokenHttpError,
     ) -> _Answer:
-        """Make the hop with curl: the same addresses, one hop, the same counting of bytes."""
+        """Make the hop with curl, with the same addresses and the same counting of bytes."""
         broken = DownloadFailed(
             "Download failed: the server's answer breaks the HTTP protocol.", url=location.shown
         )
@@ -296,7 +272,7 @@ class _Fetch:
             raise TryAgainError(broken)
         redirect = _judge_status(location, report.status, report.redirect)
         if redirect is not None:
-            body.restart()  # a redirect may carry a page
+            body.restart()  # a redirect may have a body
             return _Answer(redirect)
         return _Answer()
 
@@ -308,7 +284,7 @@ async def _chunks(response: httpcore.Response) -> AsyncGenerator[bytes, None]:
 
 
 def _judge_status(location: Location, status: int, redirect: str) -> str | None:
-    """Return where a redirect leads, or None if a body follows.
+    """Return the address of a redirect, None if a body follows.
 
     Raises:
         DownloadFailed, TryAgainError: any other status.
@@ -335,13 +311,13 @@ def _judge_status(location: Location, status: int, redirect: str) -> str | None:
 
 
 def _hint_for(location: Location, status: int) -> str | None:
-    """Say what a caller can do about a status that means: not there, or not for you."""
+    """Return what a caller can do about a missing or forbidden file."""
     if status in (401, 403, 404, 410) and is_signed(location.url):
-        return "The link is signed and may have expired: sign it anew and send the job again."
+        return "The link is signed and may have expired. Sign it again and send the job again."
     if status in (401, 403):
-        return "The server wants permission that this worker has not: send a signed link."
+        return "The server requires a permission that this worker lacks. Send a signed link."
     if status in (404, 410):
-        return "Check the address: the server has nothing there."
+        return "Check the address. The server has no file there."
     return None
 
 

@@ -1,4 +1,4 @@
-"""Sources on this machine's own disk: file:// addresses below folders that the operator allows."""
+"""Sources on the disk of this machine: file:// addresses below folders that the operator allows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from serve_app.telemetry.redact import shown_url
 def open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
     """Open the regular file that a file:// URL names, if it really lies in an allowed folder.
 
-    The open file is judged, not the path: a link swapped in between opens something that is
-    refused.
+    The open file is checked, not only the path, because a link may be put in its place in between.
 
     Raises:
-        SourceRefused: another host, outside the folders, not a regular file.
-        DownloadFailed: no such file.
+        SourceRefused: it has a host, lies outside the folders, or is not a regular file.
+        DownloadFailed: the file does not exist or cannot be read.
     """
     refused = SourceRefused(
         "Source refused: file:// addresses are only read from the folders that the operator "
@@ -33,11 +32,12 @@ def open_allowed_file(url: str, allowed_folders: Sequence[Path]) -> BinaryIO:
     path = _path_of_file_url(url)
     folders = [folder.resolve() for folder in allowed_folders]
     if path is None:
-        refused.hint = "Write it as file:///folder/name: three slashes, no host and no query."
+        refused.hint = "Write it as file:///folder/name, with three slashes, no host and no query."
     if path is None or not _is_below(Path(os.path.realpath(path)), folders):
         raise refused
     try:
-        # Without O_NONBLOCK a named pipe would hold this thread until somebody writes to it.
+        # Without O_NONBLOCK a named pipe would block this thread until another process writes to
+        # it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise DownloadFailed(
@@ -57,7 +57,7 @@ def _path_of_file_url(url: str) -> str | None:
     try:
         parts = urlsplit(url)
         path = unquote(parts.path, errors="strict")
-        path.encode("utf-8")  # half surrogate pairs are no file names
+        path.encode("utf-8")  # half a surrogate pair is not a file name
     except ValueError:
         return None
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:

@@ -1,1 +1,1 @@
-"""The life of jobs: the registry on disk, attempts and their leases, slots."""
+"""Jobs from submission to end: the registry on disk, attempts and their leases, slots."""

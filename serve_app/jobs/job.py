@@ -1,7 +1,8 @@
-"""A job as the registry knows it: its values, how it came in, and what makes two jobs the same."""
+"""A job as the registry stores it, how it was submitted, and what makes two jobs the same."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -12,17 +13,20 @@ from serve_app.contract.requests import JobRequest
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 
+# Receives the progress of one job. It is called in the event loop's thread and returns at once.
+ProgressCallback = Callable[[Progress], None]
+
 
 class Origin(StrEnum):
-    """How a job came in, which decides who may end it."""
+    """How a job was submitted. This decides who may end it."""
 
-    SYNC = "sync"  # POST /generate: wanted while a connection waits
-    ASYNC = "async"  # POST /v1/avatar/jobs: wanted until cancelled
-    CLAIMED = "claimed"  # from the orchestrator: reported back by the attempt that claimed it
+    SYNC = "sync"  # POST /generate: kept alive by open connections
+    ASYNC = "async"  # POST /v1/avatar/jobs: runs until it is cancelled
+    CLAIMED = "claimed"  # from the orchestrator, and reported back to it
 
 
 class Verdict(StrEnum):
-    """What `beat` tells a running attempt."""
+    """How an attempt continues after a beat."""
 
     GO_ON = "go_on"
     CANCELLED = "cancelled"
@@ -30,24 +34,24 @@ class Verdict(StrEnum):
 
 
 class JobConflict(Exception):
-    """The id is taken by a job with different content. Choose another id."""
+    """The id belongs to a job with different content. Choose another id."""
 
 
 class QueueFull(Exception):
-    """As many jobs wait as the configuration allows. Try again later."""
+    """The queue holds as many jobs as the configuration allows. Try again later."""
 
 
 class TooManyJoined(Exception):
-    """The job has as many webhooks, or idempotency keys, as one job may have. Enter another."""
+    """The job has as many webhooks or idempotency keys as one job may have. Use another id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One row of the registry.
 
-    `run` counts how often the job was entered; attempts are counted within a run. `warnings` are
-    the ticket's; a success has the run's own beside them. `queue_position` is 1 for the job that
-    is next, and None unless the job is queued.
+    `run` counts the submissions that started the job again. Attempts are counted within a run.
+    `warnings` are those of the submission; the run's own are in its outcome. `queue_position` is 1
+    for the next job, and None unless the job is queued.
     """
 
     id: str
@@ -74,11 +78,11 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """What comes with a job beside its request.
+class SubmissionOptions:
+    """What a caller sends with a job in addition to its request.
 
-    `warnings` are sentences about what was not understood and replaced by a default; they are
-    given back in the answer. `queue_job_id` is the id that Salad's queue has for the job.
+    `warnings` are sentences about values that were replaced by a default. They are part of the
+    answer. `queue_job_id` is the id of the job in Salad's queue.
     """
 
     webhook_url: str | None = None
@@ -100,7 +104,7 @@ class PhaseEvent:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """A job and the changes of phase that a reader has not seen yet, as of one moment."""
+    """A job and its changes of phase since the last read, as of one moment."""
 
     job: Job
     events: tuple[PhaseEvent, ...]
@@ -108,15 +112,15 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some jobs, and whether there are more behind them."""
+    """Some jobs, and whether more follow."""
 
     jobs: tuple[Job, ...]
     has_more: bool
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """A job that has ended and a target that is to be told. `metadata` came with that target."""
+class PendingNotification:
+    """A webhook that is due for a job that has ended. `metadata` belongs to that webhook."""
 
     job: Job
     webhook_url: str
@@ -129,7 +133,7 @@ CANCELLED = Failure(
     code="cancelled",
     stage="unknown",
     retryable=False,
-    # A 5xx would be tried again by Salad's queue, and the cancelled job done after all.
+    # Salad's queue repeats a job that is answered 5xx. A cancelled job would run after all.
     status_code=409,
     cancelled=True,
 )
@@ -144,9 +148,9 @@ ABANDONED = Failure(
 
 
 def content_key(request: JobRequest) -> str:
-    """Return a digest of all that decides the output, the job id excepted.
+    """Return a digest of everything that decides the output, without the job id.
 
-    Addresses count without query and fragment: the same file comes again under a new signature.
+    Addresses count without query and fragment, because the same file may be signed again.
     """
     content = request.model_dump(mode="json", exclude={"musetalk_job_id"})
     for name in ("video_url", "audio_url"):
@@ -158,7 +162,7 @@ def _unsigned(url: str) -> list[str]:
     try:
         parts = urlsplit(url)
     except ValueError:
-        return [url]  # no address at all; the download says so
-    # The host alone does not depend on case; user and port stay as they are written.
+        return [url]  # not a valid address; the download reports it
+    # Only the host is case-insensitive. User and port stay as they are written.
     user, at, host = parts.netloc.rpartition("@")
     return [parts.scheme.lower(), user + at + host.lower(), parts.path]

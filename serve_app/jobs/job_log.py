@@ -1,4 +1,4 @@
-"""The one line at a job's end, and its count."""
+"""Logs and counts the end of each job."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def log_end(job: Job, outcome: Outcome, last: Progress) -> None:
-    """Log and count a job's end; to be called once, when the outcome is stored.
+    """Log and count a job's end. Call it once, when the outcome is stored.
 
-    A fault of the sender is told like a success: nobody who runs this worker has to act on it.
+    A fault of the sender is logged at the level of a success, because the operator of this worker
+    does not have to act on it.
     """
     facts: dict[str, object] = {"attempt": job.attempt}
     if isinstance(outcome, Failure):

@@ -1,4 +1,7 @@
-"""The registry's tables and statements, and how a job becomes a row and a row a job."""
+"""The registry's tables and statements, and the conversion between rows and jobs.
+
+`wanted_until` is the end of a job's keep-alive: until then an open connection waits for it.
+"""
 
 import json
 import sqlite3
@@ -7,7 +10,7 @@ from typing import Any
 
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
-from serve_app.jobs.job import Job, News, Origin, PhaseEvent
+from serve_app.jobs.job import Job, Origin, PendingNotification, PhaseEvent
 
 SCHEMA_VERSION = 3  # counts up with every change of the tables
 SCHEMA = """
@@ -39,7 +42,7 @@ CREATE TABLE IF NOT EXISTS phases (
 ) WITHOUT ROWID;
 """
 
-# -- read --  A job as it is shown. A claimed job is not in the queue: only its own claim starts it.
+# -- read --  A job as it is shown. A claimed job is not in the queue, as only its claim starts it.
 READ = """
 SELECT jobs.*, CASE WHEN status = 'queued' AND origin <> 'claimed' THEN (
     SELECT count(*) FROM jobs AS other WHERE other.status = 'queued' AND other.origin <> 'claimed'
@@ -47,7 +50,7 @@ SELECT jobs.*, CASE WHEN status = 'queued' AND origin <> 'claimed' THEN (
   FROM jobs
 """
 
-# -- take_job --  Lease the oldest queued job, or one whose attempt fell silent.
+# -- take_job --  Lease the oldest queued job, or one whose attempt no longer beats.
 TAKE = """
 UPDATE jobs SET status = 'running', attempt = attempt + 1, lost_attempt_id = attempt_id,
                 attempt_id = :attempt_id, lease_until = :now + :lease_s, updated = :now
@@ -55,30 +58,33 @@ UPDATE jobs SET status = 'running', attempt = attempt + 1, lost_attempt_id = att
               WHERE (status = 'queued' OR (status = 'running' AND lease_until < :now))
                 AND attempt < :max_attempts AND (:only IS NULL OR id = :only)
                 AND (:only IS NOT NULL OR origin <> 'claimed')
-                AND id NOT IN (SELECT value FROM json_each(:living))
+                AND id NOT IN (SELECT value FROM json_each(:active))
               ORDER BY created, id LIMIT 1)
 RETURNING *
 """
 
-# -- fail_abandoned --  Too many starts; or claimed by an ingress that died and was not resumed.
+# -- fail_abandoned --  Too many starts, or claimed by an ingress that died and never resumed.
 FAIL_ABANDONED = """
 UPDATE jobs SET status = 'failed', outcome = :outcome, lease_until = NULL, updated = :now
  WHERE ((status = 'running' AND attempt >= :max_attempts AND lease_until < :now)
      OR (status = 'running' AND origin = 'claimed' AND lease_until < :now - :claim_grace_s)
      OR (status = 'queued' AND origin = 'claimed' AND updated < :now - :claim_grace_s))
-   AND id NOT IN (SELECT value FROM json_each(:living))
+   AND id NOT IN (SELECT value FROM json_each(:active))
 RETURNING id
 """
 
-# -- end_unwanted --  Waiting jobs that were cancelled, or whose client went away.
-END_UNWANTED = """
+# -- cancel_queued --  Queued jobs that were cancelled, or whose clients have all disconnected.
+CANCEL_QUEUED = """
 UPDATE jobs SET status = 'cancelled', outcome = :outcome, lease_until = NULL, updated = :now
  WHERE status = 'queued' AND (cancel_requested OR (origin = 'sync' AND wanted_until < :now))
    AND (:only IS NULL OR id = :only)
 RETURNING id
 """
 
-# -- beat --  Renew an attempt's lease, and the wish of a client that waits in this process.
+# -- keep_alive --  Of jobs that clients wait for on open connections.
+KEEP_ALIVE = "UPDATE jobs SET wanted_until = ? WHERE id IN (SELECT value FROM json_each(?))"
+
+# -- beat --  Renew an attempt's lease, and the keep-alive if a client of this process waits.
 BEAT = """
 UPDATE jobs SET lease_until = :now + :lease_s, progress = :progress, updated = :now,
                 wanted_until = max(coalesce(wanted_until, 0), :wanted_until)
@@ -86,7 +92,7 @@ UPDATE jobs SET lease_until = :now + :lease_s, progress = :progress, updated = :
 RETURNING cancel_requested, origin, wanted_until
 """
 
-# -- enter --  A new job, or an ended one anew.
+# -- enter --  A new job, or the next run of one that has ended.
 ENTER = """
 INSERT INTO jobs (id, request, content_key, origin, status, created, updated, wanted_until,
                   progress, metadata, warnings, queue_job_id)
@@ -101,21 +107,21 @@ ON CONFLICT (id) DO UPDATE SET
     queue_job_id = excluded.queue_job_id
 """
 
-# -- add_phase --  The next change of phase; numbers go on where the last one was.
+# -- add_phase --  The next change of phase. Numbers continue from the last one.
 ADD_PHASE = """
 INSERT INTO phases (job_id, number, attempt, happened, progress)
 VALUES (:id, 1 + (SELECT coalesce(max(number), 0) FROM phases WHERE job_id = :id),
         :attempt, :now, :progress)
 """
 
-# -- drop_old_phases --  A job that starts again and again keeps its latest ones.
+# -- drop_old_phases --  A job that starts many times keeps its latest changes.
 DROP_OLD_PHASES = """
 DELETE FROM phases WHERE job_id = :id
    AND number <= (SELECT max(number) FROM phases WHERE job_id = :id) - :keep
 """
 
-# -- news --  Ended jobs, and the targets that have not been told.
-NEWS = """
+# -- pending_notifications --  Ended jobs with webhooks that have not been queued.
+PENDING_NOTIFICATIONS = """
 SELECT jobs.*, NULL AS queue_position, subscribers.webhook_url AS target,
        subscribers.metadata AS target_metadata
   FROM subscribers JOIN jobs ON jobs.id = subscribers.job_id
@@ -123,14 +129,14 @@ SELECT jobs.*, NULL AS queue_position, subscribers.webhook_url AS target,
  ORDER BY jobs.updated LIMIT :limit
 """
 
-# -- mark_notified --  Only if the job is still at the end that was told.
+# -- mark_notified --  Only if the job is still at the end that the webhook reports.
 MARK_NOTIFIED = """
 UPDATE subscribers SET notified = 1 WHERE job_id = :id AND webhook_url = :url
    AND EXISTS (SELECT 1 FROM jobs WHERE id = :id AND run = :run AND attempt = :attempt
                   AND status = :status)
 """
 
-# -- forget --  The oldest ended jobs beyond `keep`, unless a target waits for the news of one.
+# -- forget --  The oldest ended jobs beyond `keep`, unless a webhook is due for one.
 FORGET = """
 DELETE FROM jobs
  WHERE id IN (SELECT id FROM jobs WHERE status IN ('succeeded', 'failed', 'cancelled')
@@ -139,22 +145,28 @@ DELETE FROM jobs
         SELECT 1 FROM subscribers WHERE job_id = jobs.id AND NOT notified))
 """
 
-# Ended for want of a client, but not cancelled, and a client (or the asynchronous API) came since.
-WANTED_AGAIN = "NOT cancel_requested AND (origin = 'async' OR wanted_until >= :now)"
+# The attempt was ended because every client had disconnected. Since then a client has come back, or
+# the asynchronous API has submitted the job.
+CLIENT_IS_BACK = "NOT cancel_requested AND (origin = 'async' OR wanted_until >= :now)"
+
+
+def get(db: sqlite3.Connection, job_id: str) -> Any:
+    """Return a job's row, None if the id is unknown."""
+    return db.execute(READ + "WHERE id = ?", (job_id,)).fetchone()
 
 
 def progress_json(progress: Progress) -> str:
-    """Return a Progress as it is stored."""
+    """Return progress as it is stored."""
     return json.dumps(asdict(progress))
 
 
 def outcome_json(outcome: Outcome) -> str:
-    """Return an Outcome as it is stored."""
+    """Return an outcome as it is stored."""
     return json.dumps({"kind": type(outcome).__name__, **asdict(outcome)})
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """Return a row of `jobs`. What a statement did not read (`queue_position`) is None."""
+    """Return a row of `jobs`. A `queue_position` that the statement did not read is None."""
     return Job(
         id=row["id"],
         request=JobRequest.model_validate_json(row["request"]),
@@ -180,13 +192,13 @@ def event_of(row: sqlite3.Row) -> PhaseEvent:
     return PhaseEvent(row["number"], row["attempt"], row["happened"], _progress(row["progress"]))
 
 
-def news_of(row: sqlite3.Row) -> News:
-    """Return a row of the statement NEWS."""
-    return News(job_of(row), row["target"], _loads(row["target_metadata"]))
+def notification_of(row: sqlite3.Row) -> PendingNotification:
+    """Return a row of PENDING_NOTIFICATIONS."""
+    return PendingNotification(job_of(row), row["target"], _loads(row["target_metadata"]))
 
 
 def stored_bytes(row: sqlite3.Row) -> int:
-    """Return about how long a job's JSON is at most; every text of the row is in it."""
+    """Return an upper estimate of the length of a job's JSON, which holds every text of the row."""
     return sum(len(value.encode()) for value in row if isinstance(value, str))
 
 

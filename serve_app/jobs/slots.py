@@ -1,109 +1,132 @@
-"""The slots of an ingress replica: loops that call its own handle, and do jobs inside those calls.
+"""The slots of an ingress replica: loops that call its own handle and run jobs inside those calls.
 
 Serve drains requests, not background tasks. A job therefore runs inside an accepted request, which
-a draining replica waits for; it is given no new one, so it takes no new job either.
+a draining replica waits for. Such a replica gets no new requests, so it starts no new job either.
 
-The loops must outlive everything: a slot that stops is a worker that looks well and does nothing.
-An answer that never comes, or a call that was cancelled by nobody here, is therefore made again.
+The loops must survive everything, because a worker without slots looks healthy and does nothing. A
+call that is never answered, or that was not cancelled here, is therefore made again.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-CALL_S = 5.0  # a call ends after that without work, so that draining is quick
-LOOK_S = 0.1  # how often a call looks for work
-LOST_S = 10.0  # a call that is neither answered nor at work here for that long is made again
-FAILED_PAUSE_S = 1.0
+
+@dataclass(frozen=True, slots=True)
+class SlotTiming:
+    """Waits in seconds.
+
+    A call without a job ends after `call_s`, so that draining is quick; it polls for one every
+    `poll_s`. A call that is neither answered nor running here for `lost_s` is made again, and so is
+    one that failed, after `failed_pause_s`.
+    """
+
+    call_s: float = 5.0
+    poll_s: float = 0.1
+    lost_s: float = 10.0
+    failed_pause_s: float = 1.0
 
 
 class Slots:
     """The slots of one replica.
 
     Args:
-        call: makes a request for `work(slot)` to this deployment; Serve chooses the replica.
-        do_next: does a job for that slot if there is one; False if there was none.
+        call: makes a request for `run_next(slot)` to this deployment. Serve chooses the replica.
+        run_job: runs a job for that slot if there is one; False if there was none.
     """
 
     def __init__(
         self,
         call: Callable[[int], Awaitable[None]],
-        do_next: Callable[[int], Awaitable[bool]],
-        *,
-        call_s: float = CALL_S,
-        lost_s: float = LOST_S,
+        run_job: Callable[[int], Awaitable[bool]],
+        timing: SlotTiming = SlotTiming(),
     ) -> None:
         self._call = call
-        self._do_next = do_next
-        self._call_s = call_s
-        self._lost_s = lost_s
-        self._at_work: set[int] = set()
+        self._run_job = run_job
+        self._timing = timing
+        self._busy: set[int] = set()  # slots with a call that is running here
+        self._idle = asyncio.Event()  # no slot is busy
+        self._idle.set()
         self._stopping = asyncio.Event()
-        self._seen: dict[int, float] = {}  # when a call for that slot was last at work here
+        self._ended_at: dict[int, float] = {}  # when a call for that slot last ended here
 
     @property
     def is_stopping(self) -> bool:
-        """Whether no job is begun here any more."""
+        """Whether no further job is started here."""
         return self._stopping.is_set()
 
     async def stop(self) -> None:
-        """Begin no job any more, and return when the calls that do one have ended."""
+        """Start no further job, and return when the running calls have ended."""
         self._stopping.set()
-        while self._at_work:
-            await asyncio.sleep(LOOK_S)
+        await self._idle.wait()
 
     async def keep(self, slot: int) -> None:
-        """Call until `stop`."""
+        """Make calls for a slot until `stop`."""
         while not self.is_stopping:
-            # In a task of its own: a cancellation of the call is not one of this loop.
-            call = asyncio.create_task(self._called(slot))
+            # In a task of its own, so that a cancellation of the call does not cancel this loop.
+            call = asyncio.create_task(self._call_safely(slot))
             try:
-                await self._answered_or_lost(slot, call)
+                await self._until_answered_or_lost(slot, call)
             finally:
                 call.cancel()
 
-    async def work(self, slot: int) -> None:
-        """Do one job if one comes within a few seconds. To be called inside a request."""
+    async def run_next(self, slot: int) -> None:
+        """Run one job if one arrives within a few seconds. Call this inside a request."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._call_s
-        if slot in self._at_work:
-            # Another replica, draining, has its slots' calls sent here: this one is taken.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._call_s)
+        until = loop.time() + self._timing.call_s
+        if slot in self._busy:
+            # A draining replica calls for slots of the same numbers, and Serve sends its calls
+            # here.
+            await self._until_stopping(self._timing.call_s)
             return
-        self._at_work.add(slot)
+        self._set_busy(slot)
         try:
             while loop.time() < until and not self.is_stopping:
-                if await self._do_next(slot):
+                if await self._run_job(slot):
                     return
-                await asyncio.sleep(LOOK_S)
+                await self._until_stopping(self._timing.poll_s)
         finally:
-            self._at_work.discard(slot)
-            self._seen[slot] = loop.time()
+            self._set_free(slot)
+            self._ended_at[slot] = loop.time()
 
-    async def _called(self, slot: int) -> None:
+    def _set_busy(self, slot: int) -> None:
+        self._busy.add(slot)
+        self._idle.clear()
+
+    def _set_free(self, slot: int) -> None:
+        self._busy.discard(slot)
+        if not self._busy:
+            self._idle.set()
+
+    async def _until_stopping(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), timeout_s)
+
+    async def _call_safely(self, slot: int) -> None:
         try:
             await self._call(slot)
         except Exception:
             logger.exception("slot failed", extra={"slot": slot})
-            await asyncio.sleep(FAILED_PAUSE_S)
+            await asyncio.sleep(self._timing.failed_pause_s)
 
-    async def _answered_or_lost(self, slot: int, call: "asyncio.Task[None]") -> None:
+    async def _until_answered_or_lost(self, slot: int, call: "asyncio.Task[None]") -> None:
         loop = asyncio.get_running_loop()
         called_at = loop.time()
         while True:
-            done, _ = await asyncio.wait({call}, timeout=self._call_s)
+            done, _ = await asyncio.wait({call}, timeout=self._timing.call_s)
             if done:
                 if call.cancelled():
                     logger.error("slot's call was cancelled by Ray", extra={"slot": slot})
-                    await asyncio.sleep(FAILED_PAUSE_S)
+                    await asyncio.sleep(self._timing.failed_pause_s)
                 return
-            seen = max(called_at, self._seen.get(slot, called_at))
-            if slot not in self._at_work and loop.time() - seen > self._lost_s:
-                ran = self._seen.get(slot, 0.0) > called_at  # then only its answer was lost
+            ended_at = self._ended_at.get(slot, float("-inf"))
+            active_at = max(called_at, ended_at)
+            if slot not in self._busy and loop.time() - active_at > self._timing.lost_s:
+                ran = ended_at > called_at  # then only its answer was lost
                 logger.error(
                     "slot's call was lost, calling again", extra={"slot": slot, "ran": ran}
                 )

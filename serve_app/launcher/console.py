@@ -1,9 +1,9 @@
 """What the launcher prints: its own lines, and those that Ray collects from every process.
 
-Ray puts a coloured prefix before each line and leaves Serve's own lines as text whatever the
-configuration says. Here a line is printed as its process wrote it; where the configuration asks for
-JSON, what is no JSON yet is wrapped. Serve's bookkeeping (endpoints, replicas added) stays in
-Ray's log files.
+Ray puts a coloured prefix before each line, and leaves Serve's own lines as text whatever the
+configuration says. Here a line is printed as its process wrote it. If the configuration asks for
+JSON, lines of text are wrapped. Serve's bookkeeping (endpoints, replicas added) stays in Ray's log
+files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BOOKKEEPERS = ("ServeController", "ProxyActor", "build_serve_application")
 _OURS = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+ ")  # logs.py
 _SERVE = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL) \d{4}-\d\d-\d\d ")
 # What libraries print to standard error while they load, whatever their log level.
-_CHATTER = re.compile(
+CHATTER = re.compile(
     r"INFO: Created TensorFlow Lite|(WARNING: All log messages|[IW]\d{4} \d\d:\d\d)"
 )
 
@@ -30,8 +30,8 @@ _CHATTER = re.compile(
 class Console:
     """Prints the lines of Ray's processes.
 
-    Until `is_ready`, failures of Serve's controller are kept back: whoever waits for the start says
-    in one sentence what failed, and the traces are in Ray's log files.
+    Until `is_ready`, failures of Serve's controller are not printed, because the launcher says in
+    one sentence what failed. The traces are in Ray's log files.
     """
 
     def __init__(self, is_json: bool) -> None:
@@ -39,11 +39,11 @@ class Console:
         self._formatter = JsonFormatter(())
         self._lock = threading.Lock()
         self._last_level: dict[Any, str] = {}  # by process: the level of the line before
-        self._heard_last_words = threading.Event()
+        self._saw_last_words = threading.Event()
         self.is_ready = False
 
     def attach(self) -> None:
-        """Take over from Ray's own printer; after `ray.init`, which installs that."""
+        """Replace Ray's own printer, which `ray.init` installs."""
         from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
         dispatcher.remove_handler("ray_print_logs")
@@ -54,9 +54,9 @@ class Console:
                     handler.setFormatter(self._formatter)
 
     def print_batch(self, batch: dict[str, Any]) -> None:
-        """Print what is worth it of some lines that one process wrote."""
+        """Print those of some lines of one process that matter to an operator."""
         lines = batch.get("lines", ())
-        if batch.get("pid") == "autoscaler":  # of its status, the events only
+        if batch.get("pid") == "autoscaler":  # only the events of its status
             from ray._private.worker import filter_autoscaler_events
 
             lines = filter_autoscaler_events(lines)
@@ -65,15 +65,15 @@ class Console:
         with self._lock:
             for line in lines:
                 level = self._level(line, batch.get("pid"))
-                if self._is_worth_it(line, source, level):
+                if self._matters(line, source, level):
                     print(self._shown(line, source, level, batch.get("pid")), file=sink)
                 if LAST_WORDS in line:
-                    self._heard_last_words.set()
+                    self._saw_last_words.set()
             sink.flush()
 
     def wait_for_last_words(self, seconds: float) -> None:
-        """Wait until the ingress's last line has been printed; Ray brings lines with a delay."""
-        self._heard_last_words.wait(seconds)
+        """Wait until the ingress's last line has been printed, because Ray delivers lines late."""
+        self._saw_last_words.wait(seconds)
 
     def _level(self, line: str, pid: Any) -> str:
         """Return the level of a line; a line without one belongs to the line before."""
@@ -86,8 +86,8 @@ class Console:
             self._last_level[pid] = "INFO"
         return self._last_level.get(pid, "INFO")
 
-    def _is_worth_it(self, line: str, source: str, level: str) -> bool:
-        if not line.strip() or _CHATTER.match(line):
+    def _matters(self, line: str, source: str, level: str) -> bool:
+        if not line.strip() or CHATTER.match(line):
             return False
         if source.startswith(BOOKKEEPERS):
             return level not in ("DEBUG", "INFO") and self.is_ready

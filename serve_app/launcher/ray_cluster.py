@@ -1,8 +1,8 @@
-"""Ray and Serve for one start: begin or join, deploy, look, end.
+"""Ray and Serve for one start: begin or join a cluster, deploy, poll, end.
 
-Without RAY_ADDRESS (or with `local`) the cluster is the launcher's own: for this machine alone, on
-loopback, with Ray's token. Otherwise the named cluster is joined, and its environment is its
-operator's: what the replicas need to know of ours goes along as a runtime environment.
+Without RAY_ADDRESS (or with `local`) the cluster is the launcher's own: it is this machine alone,
+on the loopback, with Ray's token. Otherwise the named cluster is joined. Its environment belongs to
+its operator, so what the replicas have to know is sent along as a runtime environment.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ REACHED_S = 3.0
 
 
 def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what has to be set before Python imports Ray, which reads it then.
+    """Return the variables that have to be set before Python imports Ray, which reads them then.
 
-    What is set already stays: it was set on purpose.
+    A variable that is set already is left as it is.
     """
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",  # no report home
@@ -48,7 +48,7 @@ def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_of_replicas(start: Start) -> dict[str, str]:
-    """Return what every replica has to know of the start."""
+    """Return the variables that tell every replica about the start."""
     return {
         "WORKER_PORT": str(start.port),
         "LIPSYNC_HOST": start.reached_at,
@@ -62,7 +62,7 @@ class StartFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What Serve says of the applications of one start."""
+    """What Serve reports about the applications of one start."""
 
     is_running: bool
     failure: str | None
@@ -82,7 +82,7 @@ class Cluster:
         """Start or join Ray.
 
         Raises:
-            StartFailed: it cannot be started, or there is no such cluster.
+            StartFailed: it cannot be started, or the cluster does not exist.
         """
         import ray
 
@@ -152,13 +152,13 @@ class Cluster:
         return State(is_running, failure, tuple(unhealthy), tuple(waiting))
 
     def ask(self, method: str) -> Any:
-        """Call a method of the ingress; the response, not awaited."""
+        """Call a method of the ingress; return the response without waiting for it."""
         from ray import serve
 
         return getattr(serve.get_app_handle(self._start.app_name), method).remote()
 
     def end(self) -> None:
-        """Stop what `begin` and `deploy` started; harmless if that is gone."""
+        """Stop what `begin` and `deploy` started. It is harmless if that is gone."""
         import ray
         from ray import serve
 
@@ -169,7 +169,7 @@ class Cluster:
             ray.shutdown(wait_for_processes=self._is_own)
 
     def _leave(self, serve: Any) -> None:
-        """Take our applications out of a cluster that goes on; Serve too, if it ran them alone."""
+        """Remove our applications from a cluster that goes on, and Serve if it runs no others."""
         if set(serve.status().applications) <= set(self._apps):
             serve.shutdown()
             return
@@ -186,14 +186,14 @@ class Cluster:
 
 
 def require_answer(address: str) -> None:
-    """Look whether anything listens where a cluster is to be joined; Ray tries for two minutes.
+    """Check that something listens at the address of a cluster. Ray itself tries for two minutes.
 
     Raises:
         StartFailed: nothing does.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
-        return  # `auto`, or what Ray refuses itself
+        return  # `auto`, or something that Ray refuses itself
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
     except (OSError, OverflowError) as exc:

@@ -1,1 +1,1 @@
-"""The network guard: which addresses may be asked, and connections to those alone."""
+"""The network guard: which addresses are allowed, and connections to those only."""

@@ -1,11 +1,7 @@
-"""Which addresses a source may be fetched from. Pure: parses and judges, resolves nothing.
+"""Which addresses a source may be fetched from. This module parses and checks; it never resolves.
 
-The rule is an allow-list. IPv4 is refused in every special-purpose block of the IANA registry;
-IPv6 is refused outside global unicast (2000::/3) and in the special-purpose blocks inside it. That
-leaves out mapped, compatible, NAT64, unique-local, link-local and multicast addresses without
-listing them, and a block that is assigned a purpose tomorrow stays refused.
-
-Operators open hosts and networks with ALLOWED_SOURCE_HOSTS, which settings.py takes apart.
+The public internet is allowed (special_addresses.py has the exceptions). Operators allow more hosts
+and networks with ALLOWED_SOURCE_HOSTS and `inputs.allowed_hosts`.
 """
 
 from __future__ import annotations
@@ -18,68 +14,13 @@ from urllib.parse import quote, urljoin, urlsplit
 import idna
 
 from musetalk_pipeline.errors import SourceRefused
+from serve_app.net.special_addresses import refusal
 from serve_app.telemetry.redact import shown_url
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-
-# IANA IPv4 Special-Purpose Address Registry, plus the one cloud metadata address outside it
-# (168.63.129.16, Azure; the others are link-local, shared or reserved already).
-_REFUSED_V4 = {
-    ipaddress.IPv4Network(network): kind
-    for network, kind in {
-        "0.0.0.0/8": "unspecified",
-        "10.0.0.0/8": "private",
-        "100.64.0.0/10": "shared (carrier-grade NAT)",
-        "127.0.0.0/8": "loopback",
-        "168.63.129.16/32": "metadata",
-        "169.254.0.0/16": "link-local",
-        "172.16.0.0/12": "private",
-        "192.0.0.0/24": "reserved",
-        "192.0.2.0/24": "documentation",
-        "192.88.99.0/24": "6to4 relay",
-        "192.168.0.0/16": "private",
-        "198.18.0.0/15": "benchmarking",
-        "198.51.100.0/24": "documentation",
-        "203.0.113.0/24": "documentation",
-        "224.0.0.0/4": "multicast",
-        "255.255.255.255/32": "broadcast",
-        "240.0.0.0/4": "reserved",
-    }.items()
-}
-_GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
-# IANA IPv6 Special-Purpose Address Registry, inside global unicast.
-_REFUSED_V6 = {
-    ipaddress.IPv6Network(network): kind
-    for network, kind in {
-        "2001::/32": "Teredo",
-        "2001::/23": "reserved",
-        "2001:db8::/32": "documentation",
-        "2002::/16": "6to4",
-        "3fff::/20": "documentation",
-    }.items()
-}
-# Only for the sentence that names the reason; all of them are outside global unicast.
-_NAMED_V6 = {
-    ipaddress.IPv6Network(network): kind
-    for network, kind in {
-        "::/128": "unspecified",
-        "::1/128": "loopback",
-        "::ffff:0:0/96": "IPv4-mapped",
-        "::ffff:0:0:0/96": "IPv4-translated",
-        "::/96": "IPv4-compatible",
-        "64:ff9b::/96": "NAT64",
-        "64:ff9b:1::/48": "NAT64",
-        "fc00::/7": "unique-local",
-        "fe80::/10": "link-local",
-        "fec0::/10": "site-local",
-        "ff00::/8": "multicast",
-    }.items()
-}
-# ISATAP (RFC 5214): the lower half of the interface identifier is an IPv4 address.
-_ISATAP_IDENTIFIERS = (0x0000_5EFE, 0x0200_5EFE)
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # A last label of this form makes resolvers read the whole name as an IPv4 number (inet_aton).
@@ -91,26 +32,12 @@ _PATH_SAFE = "/:@!$&'()*+,;=-._~%"
 _QUERY_SAFE = _PATH_SAFE + "?[]"
 
 
-def refusal(address: IpAddress) -> str | None:
-    """Name the reason why `address` may not be connected to; None if it may be."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return next((kind for network, kind in _REFUSED_V4.items() if address in network), None)
-    if address.scope_id is not None:
-        return "zoned"
-    if address not in _GLOBAL_UNICAST_V6:
-        named = (kind for network, kind in _NAMED_V6.items() if address in network)
-        return next(named, "reserved")
-    if (int(address) >> 32) & 0xFFFF_FFFF in _ISATAP_IDENTIFIERS:
-        return "ISATAP"
-    return next((kind for network, kind in _REFUSED_V6.items() if address in network), None)
-
-
 @dataclass(frozen=True, slots=True)
 class Location:
-    """An http or https URL taken apart. `host` is lower-case ASCII without brackets or final dot.
+    """A parsed http or https URL. `host` is lower-case ASCII without brackets or final dot.
 
-    `ip` is set where the host is written as an address. `target` is path and query, ASCII, ready
-    for the request line; it may hold a signature, so it is left out of `repr`.
+    `ip` is set if the host is written as an address. `target` is path and query, ASCII, ready for
+    the request line; it may contain a signature, so `repr` leaves it out.
     """
 
     scheme: str
@@ -124,13 +51,13 @@ class Location:
 
     @property
     def authority(self) -> str:
-        """Host and, unless it is the scheme's own, port, as the Host header wants them."""
+        """Host and, unless it is the scheme's default, port, as in the Host header."""
         host = f"[{self.host}]" if isinstance(self.ip, ipaddress.IPv6Address) else self.host
         return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The whole URL, query included: never log it."""
+        """The whole URL including its query. Never log it."""
         return f"{self.scheme}://{self.authority}{self.target}"
 
     @property
@@ -139,10 +66,10 @@ class Location:
         return shown_url(self.url)
 
     def follow(self, reference: str) -> Location:
-        """Return where a redirect to `reference` (absolute or relative) leads.
+        """Return the target of a redirect to `reference` (absolute or relative).
 
         Raises:
-            SourceRefused: as `parse_location`.
+            SourceRefused: see `parse_location`.
         """
         _refuse_forbidden_chars(reference)
         try:
@@ -153,7 +80,7 @@ class Location:
 
 
 def parse_location(url: str) -> Location:
-    """Take an http or https URL apart, strictly.
+    """Parse an http or https URL strictly.
 
     Raises:
         SourceRefused: control characters or backslashes, another scheme, user names, a zone id, a
@@ -166,18 +93,18 @@ def parse_location(url: str) -> Location:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise _refused("The address is malformed.", url) from exc
+        raise _refused("The URL is malformed.", url) from exc
     scheme = parts.scheme.lower()
     if scheme not in DEFAULT_PORTS:
         raise SourceRefused(
-            "Source refused: Only http and https addresses can be fetched.",
-            hint="Send an address that begins with https:// or http://.",
+            "Source refused: only http and https URLs can be fetched.",
+            hint="Send a URL that begins with https:// or http://.",
             url=shown_url(url),
         )
     if "@" in parts.netloc:
-        raise _refused("Addresses with a user name or password are not accepted.", url)
+        raise _refused("URLs with a user name or password are not accepted.", url)
     if port == 0 or parts.netloc.endswith(":"):
-        raise _refused("The port is not valid.", url)
+        raise _refused("The port is invalid.", url)
     host, ip = _parse_host(parts.netloc, parts.hostname or "", url)
     target = quote(parts.path or "/", safe=_PATH_SAFE)
     if parts.query:
@@ -186,7 +113,7 @@ def parse_location(url: str) -> Location:
 
 
 def _refuse_path(text: str) -> None:
-    """Tell somebody who sent a path of a file how to write it as an address."""
+    """Tell a caller who sent the path of a file how to write it as a URL."""
     is_windows = _WINDOWS_PATH.match(text) is not None
     is_path = text.startswith(("/", "./", "../", "~/")) and not text.startswith("//")
     if not is_windows and not is_path:
@@ -197,16 +124,16 @@ def _refuse_path(text: str) -> None:
         example = text if text.startswith("/") else "/folder/" + text.rpartition("/")[2]
     written = quote(example[:_MAX_EXAMPLE_CHARS], safe=_PATH_SAFE, errors="replace")
     raise SourceRefused(
-        "Source refused: this is a path, not an address.",
-        hint=f"Write it as file://{written} (read on the worker itself, from folders that its "
-        "operator allows), or send an http or https address.",
+        "Source refused: this is a path, not a URL.",
+        hint=f"Write it as file://{written} (the worker reads it from folders that its operator "
+        "allows), or send an http or https URL.",
         url=shown_url(text),
     )
 
 
 def _refuse_forbidden_chars(url: str) -> None:
     if _FORBIDDEN_CHARS.search(url):
-        raise _refused("Addresses may not hold spaces, control characters or backslashes.", url)
+        raise _refused("URLs may not contain spaces, control characters or backslashes.", url)
 
 
 def _refused(reason: str, url: str) -> SourceRefused:
@@ -234,8 +161,8 @@ def _parse_ipv6(text: str, url: str) -> tuple[str, IpAddress]:
 
 
 def _parse_ipv4(host: str, url: str) -> tuple[str, IpAddress]:
-    # Python's reader takes four decimal parts without leading zeros and nothing else; decimal,
-    # octal, hexadecimal and short forms stop here.
+    # Python's parser accepts four decimal parts without leading zeros and nothing else, so decimal,
+    # octal, hexadecimal and short forms are refused here.
     try:
         ip = ipaddress.IPv4Address(host)
     except ValueError as exc:
@@ -250,20 +177,20 @@ def _ascii_name(hostname: str, url: str) -> str:
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError) as exc:
-            raise _refused("The host name is not valid.", url) from exc
+            raise _refused("The host name is invalid.", url) from exc
     host = host.lower().removesuffix(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.split(".")):
-        raise _refused("The host name is not valid.", url)
+        raise _refused("The host name is invalid.", url)
     return host
 
 
 @dataclass(frozen=True, slots=True)
 class AddressPolicy:
-    """Judges where a connection may go. The default opens nothing beyond the public internet.
+    """Decides where connections may go. By default only the public internet is allowed.
 
-    `allowed_hosts` holds `host`, `host:port`, `*.example.org`, `*.example.org:port`, an address or
-    a network in CIDR notation (IPv6 with a port in brackets). A named host is trusted with
-    whatever it resolves to; an address or network is trusted under any name.
+    `allowed_hosts` contains `host`, `host:port`, `*.example.org`, `*.example.org:port`, an address
+    or a network in CIDR notation (IPv6 with a port in brackets). A named host is trusted whatever
+    it resolves to; an address or network is trusted under any name.
     """
 
     allowed_hosts: frozenset[str] = frozenset()
@@ -273,22 +200,22 @@ class AddressPolicy:
             _parse_entry(entry)
 
     def is_host_allowed(self, location: Location) -> bool:
-        """Tell whether the operator trusts the host by name."""
+        """Return whether the operator trusts the host by name."""
         return any(_parse_entry(entry).names(location) for entry in self.allowed_hosts)
 
     def is_address_allowed(self, address: IpAddress, port: int) -> bool:
-        """Tell whether the operator opened the address itself."""
+        """Return whether the operator trusts the address itself."""
         return any(_parse_entry(entry).covers(address, port) for entry in self.allowed_hosts)
 
     def check(self, location: Location, addresses: list[IpAddress]) -> None:
-        """Accept every one of the `addresses` that the host of `location` resolved to.
+        """Check all `addresses` that the host of `location` resolved to.
 
-        One refused address refuses the host: a name that points inside and outside at once is
-        either an attack or a mistake.
+        One refused address refuses the host: a name that points both inside and outside is an
+        attack or a mistake.
 
         Raises:
-            SourceRefused: naming the kind of address, never the address itself, so that nobody
-                maps an internal network with it.
+            SourceRefused: one address is refused. The message names its kind and never the address
+                itself, so that nobody can map an internal network with it.
         """
         if self.is_host_allowed(location):
             return
@@ -296,10 +223,10 @@ class AddressPolicy:
             kind = refusal(address)
             if kind is not None and not self.is_address_allowed(address, location.port):
                 raise SourceRefused(
-                    f"Source refused: the host is at a {kind} address, which this worker does not "
-                    "fetch from.",
-                    hint="Send an address on the public internet. If this worker is yours and "
-                    "trusts that host, name it in ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts.",
+                    f"Source refused: the host has a {kind} address, from which this worker does "
+                    "not fetch.",
+                    hint="Send a URL on the public internet. If you operate this worker and trust "
+                    "that host, add it to ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts.",
                     url=location.shown,
                 )
 

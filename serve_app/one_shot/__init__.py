@@ -1,1 +1,1 @@
-"""A container that does one job: what its environment asks for, and how a signal ends it."""
+"""A container that runs one job: the variables of its environment, and its end by a signal."""

@@ -1,10 +1,10 @@
 """How a process that does one job ends when a signal asks it to: at once, with nothing left behind.
 
-1. The first SIGTERM or SIGINT raises `Stopped` in the main thread; later ones are ignored.
-2. The stack unwinds: connections close, children die, temporary folders go.
-3. `end` removes what was named to `remove_at_end` once more, because threads that nobody waits for
-   may have written on meanwhile, says so, and exits. If unwinding takes longer than `UNWIND_S`, it
-   does so from a thread.
+1. The first SIGTERM or SIGINT raises `Stopped` in the main thread. Later ones are ignored.
+2. The stack unwinds: connections are closed, children are killed, temporary folders are removed.
+3. `end` removes what was given to `remove_at_end` once more, because threads that nothing waits for
+   may have written in the meantime. It prints a line and exits. If unwinding takes longer than
+   `UNWIND_S`, a thread calls `end`.
 """
 
 import os
@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-SIGNALLED = 128  # plus the signal's number: a shell's exit code of a process that it ended
+from serve_app.one_shot.exit_codes import SIGNALLED
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 UNWIND_S = 5.0  # the resolver or a disk may hang; docker kills 10 s after SIGTERM
 
@@ -30,35 +31,41 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Turns signals into `Stopped` once it is installed, and knows what must not be left behind."""
+    """Turns signals into `Stopped` once it is installed, and removes what must not be left behind.
+
+    `stopped`: what a signal has raised, even if it was caught on its way. `last_words`: what is
+    printed after the name of the signal.
+    """
 
     def __init__(self) -> None:
         self._paths: list[Path] = []
+        self.stopped: Stopped | None = None
+        self.last_words = "nothing is left behind"
 
     def remove_at_end(self, *paths: Path) -> None:
-        """Name files and folders that go when a signal ends the process."""
+        """Remember files and folders that are removed when a signal ends the process."""
         self._paths += paths
 
     def install(self) -> None:
-        """Take the signals; in the main thread only."""
+        """Handle the signals. Only the main thread may call this."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
 
     def end(self, stopped: Stopped) -> NoReturn:
-        """Remove what is left, say so, and exit."""
+        """Remove what is left, print a line, and exit."""
         for path in self._paths:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        print(f"Stopped by {stopped}; nothing is left behind.", file=sys.stderr, flush=True)
+        print(f"Stopped by {stopped}; {self.last_words}.", file=sys.stderr, flush=True)
         # Not sys.exit: it would wait for a network that may have a minute to go.
         os._exit(stopped.exit_code)
 
     def _raise(self, number: int, _frame: FrameType | None) -> NoReturn:
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        stopped = Stopped(number)
+        self.stopped = stopped = Stopped(number)
         watchdog = threading.Timer(UNWIND_S, self.end, [stopped])
         watchdog.daemon = True
         watchdog.start()

@@ -1,6 +1,4 @@
-"""What a one-shot job is asked to do: contracts.md §4's variables, read and checked before anything
-is fetched or loaded.
-"""
+"""The variables of a one-shot job (docs/protocol.md §4), checked before anything is fetched."""
 
 from __future__ import annotations
 
@@ -24,22 +22,22 @@ VARIABLES = {
     "AUDIO_URL": "The speech is fetched from this http, https or file address.",
     "OUTPUT_URL": "The result is sent to this address, usually a signed one, by HTTP PUT.",
     "OUTPUT_PATH": (
-        "Without OUTPUT_URL, the result is written to this file and its sidecar beside it, ending "
+        "Without OUTPUT_URL, the result is written to this file and its sidecar next to it, ending "
         f"in .json. Its folder is made. It defaults to {Path(tempfile.gettempdir(), 'output.mp4')}."
     ),
     "RESOLUTION": "The size is 720p (the short side), 640x360, or source, which is the default.",
     "ASPECT_RATIO": "The shape is 9:16 and the like, or source, which is the default.",
-    "PARAMS": "The options are a JSON object; README.md lists them.",
+    "PARAMS": "The options are a JSON object; docs/configuration.md lists them.",
     "JOB_ID": "The job has this id in its sidecar; it defaults to one-shot.",
     "SERVE_CONFIG": "The configuration is this file; it defaults to serve_config.yaml here.",
 }
-# The smallest picture that a short side can stand for: whatever it refuses, every source refuses.
+# A size that is refused for a square of this side is refused for every source.
 SQUARE_PX = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class OneShot:
-    """What the environment asks for. `output_path` is absolute and counts without `output_url`."""
+    """The job of the environment. `output_path` is absolute, and is used without `output_url`."""
 
     request: JobRequest
     output_url: str | None
@@ -47,10 +45,10 @@ class OneShot:
 
 
 def read_one_shot(env: Mapping[str, str]) -> OneShot:
-    """Read contracts.md §4's variables.
+    """Read the variables.
 
     Raises:
-        InvalidOptions: one is missing or cannot be used. The sentence names it.
+        InvalidOptions: one is missing or invalid. The message names it.
     """
     missing = [name for name in ("VIDEO_URL", "AUDIO_URL") if not env.get(name)]
     if missing:
@@ -62,10 +60,10 @@ def read_one_shot(env: Mapping[str, str]) -> OneShot:
 
 
 def make_room(path: Path) -> None:
-    """Make the folder of `path`, so that nothing is computed that cannot be written.
+    """Make the folder of `path`, before a result is computed that cannot be written.
 
     Raises:
-        UploadFailed: this machine has no such place.
+        UploadFailed: the folder cannot be made or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +74,7 @@ def make_room(path: Path) -> None:
 
 
 def first_line(exc: Exception) -> str:
-    """Return what is wrong in one line, without the values that were given."""
+    """Return the fault in one line, without the given values."""
     if isinstance(exc, ValidationError):
         error = exc.errors(include_input=False)[0]
         return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
@@ -92,7 +90,7 @@ def _output_url(env: Mapping[str, str]) -> str | None:
     try:
         PutStore(url)
     except SourceRefused as exc:
-        # The store shares the rules of downloads, and their words.
+        # The message is that of downloads, which follow the same rules.
         reason = exc.message.removeprefix("Source refused: ").replace("fetched", "used")
         raise InvalidOptions(f"OUTPUT_URL cannot be used. {reason}") from exc
     return url
@@ -124,7 +122,7 @@ def _request(env: Mapping[str, str]) -> JobRequest:
 
 
 def _check_size(request: JobRequest) -> None:
-    """Refuse a size now that no video could have; people type these."""
+    """Refuse a size that no video can have, as people type these."""
     size = FrameOptions(request.resolution, request.aspect_ratio)
     try:
         target_size(SQUARE_PX, SQUARE_PX, size)

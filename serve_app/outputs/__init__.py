@@ -1,1 +1,1 @@
-"""Where results go: B2, a local folder, an address to PUT to; how long local ones stay."""
+"""The stores of results: B2, a local folder with its retention, and HTTP PUT."""

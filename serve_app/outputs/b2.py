@@ -1,15 +1,15 @@
 """Outputs in a Backblaze B2 bucket.
 
-b2sdk carries the protocol: authorisation and its renewal, upload addresses, SHA-1, parts in
-parallel, taking up unfinished large files. The ends are ours:
+b2sdk implements the protocol: authorisation and its renewal, upload addresses, SHA-1, parallel
+parts, resumption of unfinished large files. This module adds the deadlines and retries:
 
-- Every try runs in a thread of its own under a hard deadline. When that passes, the try's sockets
-  are shut down (b2_transport.py), which ends its threads, and the caller goes on at once. Only a
-  thread that hangs in the system's resolver outlives it, as long as the resolver's limits allow.
-- An upload is tried on at most two upload addresses, as B2 asks when one is busy. Everything else
-  is our three tries, with jitter, each after a failure with a new authorisation, new connections
-  and new upload addresses.
-- Large files that a failed `put` began are cancelled.
+- Every try runs in a thread of its own under a hard deadline. When it passes, the sockets of the
+  try are shut down (b2_transport.py), which ends its threads, and the caller continues at once.
+  Only a thread that hangs in the system's resolver lasts longer, up to the resolver's limits.
+- A try uses at most two upload addresses, as B2 requires if one is busy. There are three tries,
+  with jitter. After a failure the next one begins with a new authorisation, new connections and
+  new upload addresses.
+- Unfinished large files of a failed `put` are cancelled.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class B2Settings:
-    """`B2_KEY_ID`, `B2_APP_KEY`, `B2_BUCKET_NAME`, `B2_PREFIX`, and what an upload may take.
+    """`B2_KEY_ID`, `B2_APP_KEY`, `B2_BUCKET_NAME`, `B2_PREFIX`, and the limits of an upload.
 
     `realm` is `production` or the address of another service that speaks the B2 native API.
     """
@@ -72,24 +72,24 @@ class B2Settings:
     bucket: str
     prefix: str = "avatar/outputs"
     realm: str = "production"
-    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     tries: int = 3
     backoff_s: float = 1.0
     stall_s: float = 60.0
     connect_s: float = 15.0
-    control_s: float = 30.0  # check, and cancelling what was left unfinished
+    control_s: float = 30.0  # of a check, and of cancelling unfinished files
     part_threads: int = 4
 
 
 class B2Store:
-    """Keeps outputs in one bucket, below one prefix."""
+    """Stores outputs in one bucket, below one prefix."""
 
     name = "b2"
 
     def __init__(
         self, settings: B2Settings, *, raw_api: Callable[[B2Http], Any] = B2RawHTTPApi
     ) -> None:
-        """`raw_api` lets tests put the vendor's simulator in the place of HTTP."""
+        """`raw_api` lets tests use the vendor's simulator instead of HTTP."""
         self._settings = settings
         self._raw_api = raw_api
         self._login: _Login | None = None
@@ -98,16 +98,16 @@ class B2Store:
         return f"B2Store({self._settings.bucket}/{self._settings.prefix})"
 
     def check(self) -> None:
-        """Authorise, find the bucket, and see that the key may write below the prefix."""
+        """Authorise, find the bucket, and check that the key may write below the prefix."""
         self._try_often("Storage check failed", self._settings.control_s, self._check_rights)
 
     def place(self, job_id: str) -> Place:
         return Place(self._settings.bucket, self._key(job_id, VIDEO_SUFFIX))
 
     def has(self, job_id: str) -> bool:
-        """Ask by name, once. A service, or a key, that does not say leaves it as it is believed."""
+        """Find the video by its name, once. Return True if the service does not answer that."""
 
-        def look(bucket: Bucket) -> bool:
+        def find(bucket: Bucket) -> bool:
             try:
                 bucket.get_file_info_by_name(self._key(job_id, VIDEO_SUFFIX))
             except FileNotPresent:
@@ -115,14 +115,14 @@ class B2Store:
             return True
 
         try:
-            return self._within(self._settings.control_s, look)
+            return self._within(self._settings.control_s, find)
         except Exception as exc:
-            # The SDK raises bare types too; whatever it is, it does not say that the file is gone.
-            logger.warning("B2 cannot be asked for an output", extra={"fault": type(exc).__name__})
+            # The SDK raises built-in types, too. None of them means that the file does not exist.
+            logger.warning("an output in B2 cannot be checked", extra={"fault": type(exc).__name__})
             return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
-        """Upload the video, then its sidecar. Uploading again adds a version that replaces it."""
+        """Upload the video, then its sidecar. A repeated upload becomes the newest version."""
         try:
             digests = file_digests(video)
         except OSError as exc:
@@ -163,7 +163,7 @@ class B2Store:
                 self._cancel(unfinished)
 
     def _cancel(self, file_ids: set[str]) -> None:
-        """Cancel large files that were begun and not finished; failing that, log it."""
+        """Cancel unfinished large files, and log those that cannot be cancelled."""
 
         def cancel(bucket: Bucket) -> None:
             for file_id in tuple(file_ids):
@@ -175,7 +175,7 @@ class B2Store:
             self._within(self._settings.control_s, cancel)
         if file_ids:
             logger.warning(
-                "unfinished large files are left in the bucket; its life-cycle rule removes them",
+                "unfinished large files stay in the bucket until its life-cycle rule removes them",
                 extra={"count": len(file_ids)},
             )
 
@@ -210,7 +210,7 @@ class B2Store:
             raise
 
     def _within(self, seconds: float, work: Callable[[Bucket], T]) -> T:
-        """Do `work` in a thread of its own; give it up when `seconds` have passed."""
+        """Call `work` in a thread of its own. Give it up when `seconds` have passed."""
         settings = self._settings
         guard = TryGuard(
             time.monotonic() + seconds, stall_s=settings.stall_s, connect_s=settings.connect_s
@@ -223,7 +223,8 @@ class B2Store:
             except Exception as exc:
                 outcome.put(([], exc))
 
-        # A daemon: should it hang in the resolver, it must not hold up the end of the process.
+        # A daemon, because a thread that hangs in the resolver must not delay the end of the
+        # process.
         threading.Thread(target=run, name="b2-try", daemon=True).start()
         try:
             results, fault = outcome.get(timeout=seconds)
@@ -236,7 +237,7 @@ class B2Store:
         return results[0]
 
     def _with_bucket(self, guard: TryGuard, work: Callable[[Bucket], T]) -> T:
-        """Log in unless that is done, find the bucket, and do `work` with it."""
+        """Log in if necessary, find the bucket, and call `work` with it."""
         login = self._login or _Login(InMemoryAccountInfo(), InMemoryCache())
         settings = self._settings
         api = GuardedApi(
@@ -251,12 +252,12 @@ class B2Store:
                 self._login = login
             return work(api.get_bucket_by_name(settings.bucket))
         finally:
-            # The SDK never ends its upload threads. Another size makes it wait for the present ones
-            # and end them; the new pool starts none until it is used.
+            # The SDK never ends its upload threads. A new size makes it wait for the present ones
+            # and end them. The new pool starts no threads until it is used.
             api.services.upload_manager.set_thread_pool_size(settings.part_threads + 1)
 
     def _reason(self, exc: Exception, try_s: float) -> str:
-        """Say what to do about a fault of the SDK, in words of our own."""
+        """Return the reason of a fault of the SDK for the error message."""
         bucket = self._settings.bucket
         if isinstance(exc, DeadlinePassedError):
             return f"Backblaze B2 did not finish within {try_s:g} s"
@@ -274,7 +275,7 @@ class B2Store:
 
 
 def _last_cause(exc: Exception) -> Exception:
-    """Return the last of the errors that the SDK gathers when it gives up on upload addresses."""
+    """Return the last of the errors that the SDK collects when it gives up on upload addresses."""
     if isinstance(exc, MaxRetriesExceeded) and exc.exception_info_list:
         return exc.exception_info_list[-1]  # type: ignore[no-any-return]
     return exc
@@ -293,14 +294,14 @@ def _may_pass(raised: Exception) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Login:
-    """Authorisation, upload addresses and bucket ids, shared by the tries until one fails."""
+    """Authorisation, upload addresses and bucket ids, shared by all tries until one fails."""
 
     account: InMemoryAccountInfo
     cache: InMemoryCache
 
 
 class _RightsError(Exception):
-    """The key lacks a right; the text says which."""
+    """The key lacks a right, which the message names."""
 
 
 class _IncompleteError(Exception):

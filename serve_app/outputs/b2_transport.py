@@ -1,9 +1,8 @@
-"""b2sdk's API over connections that end when the try they belong to is over.
+"""b2sdk's API over connections that end when their try is over.
 
-The SDK retries by its own rules, sleeps as long as a server asks, and has no deadline for a whole
-upload. Here each request is made once, with what is left of the try as its timeout, and every
-socket is known to a `TryGuard`, which shuts it down when the try is over, whatever thread of the
-SDK is waiting on it.
+The SDK retries by its own rules, sleeps as long as a server requests, and has no deadline for a
+whole upload. Here each request is made once, and its timeout is the rest of the try. A `TryGuard`
+has every socket, and shuts it down when the try is over, even if a thread of the SDK waits on it.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 
 class DeadlinePassedError(B2Error):  # type: ignore[misc]
-    """The try's time is up. As an error of the SDK's own it passes through the SDK unchanged."""
+    """The time of the try is over. The SDK passes this on unchanged, as it is one of its errors."""
 
 
 class TryGuard:
-    """Ends a try: knows its deadline and every socket that it opened."""
+    """Ends a try at its deadline, by closing every socket that it opened."""
 
     def __init__(self, deadline: float, *, stall_s: float, connect_s: float) -> None:
         self._deadline = deadline
@@ -56,7 +55,7 @@ class TryGuard:
         left_s = self._deadline - time.monotonic()
         if self._is_closed or left_s <= 0:
             raise DeadlinePassedError
-        # A little more than is left: the deadline ends the try, and is what gets reported.
+        # A little more than the rest, so that the deadline ends the try and is reported.
         return min(left_s + 1.0, self._stall_s)
 
     def new_session(self) -> requests.Session:
@@ -68,7 +67,7 @@ class TryGuard:
         return session
 
     def watch(self, sock: socket.socket) -> None:
-        """Take over a socket that was just connected."""
+        """Add a socket that was just connected."""
         with self._lock:
             self._sockets.add(sock)
             is_late = self._is_closed
@@ -76,7 +75,7 @@ class TryGuard:
             _shut_down(sock)
 
     def close(self) -> None:
-        """End whatever still runs; also called when nothing does."""
+        """End all requests of the try. It may have none left."""
         with self._lock:
             self._is_closed = True
             sockets = list(self._sockets)
@@ -87,8 +86,8 @@ class TryGuard:
 
 
 def _shut_down(sock: socket.socket) -> None:
-    # Not the method of SSLSocket: that one forgets the encryption first, and a thread that is just
-    # sending would go on in the clear.
+    # Not the method of SSLSocket, which drops the encryption first. A thread that is sending would
+    # then continue unencrypted.
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
@@ -124,23 +123,23 @@ class _WatchedAdapter(HTTPAdapter):
 
 
 class GuardedConfig(B2HttpApiConfig):  # type: ignore[misc]
-    """How the SDK talks HTTP: over guarded sessions."""
+    """Makes the SDK use guarded HTTP sessions."""
 
     def __init__(self, guard: TryGuard, raw_api: Callable[[B2Http], Any]) -> None:
         super().__init__(
             http_session_factory=guard.new_session,
-            # The hook fails uploads when the machine's clock is wrong; B2 itself does not mind.
+            # The hook fails uploads if the clock of this machine is wrong. B2 itself accepts them.
             install_clock_skew_hook=False,
             user_agent_append="lipsync-serve",
             _raw_api_class=raw_api,
-            # Otherwise the SDK replaces the session's transport by its own.
+            # Otherwise the SDK replaces the transport of the session with its own.
             decode_content=True,
         )
         self.guard = guard
 
 
 class _Http(B2Http):  # type: ignore[misc]
-    """Makes each request once, within what is left of the try."""
+    """Makes each request once, within the rest of the try."""
 
     def __init__(self, config: GuardedConfig) -> None:
         super().__init__(config)
@@ -159,7 +158,7 @@ class _Http(B2Http):  # type: ignore[misc]
         stream: bool = False,
         _timeout: int | None = None,
     ) -> Any:
-        """As the SDK's, but its retries, its sleeps and its idea of a timeout are overruled."""
+        """Make a request as the SDK does, but without its retries, sleeps and timeouts."""
         wait_s = self._guard.remaining_s()
         return super().request(
             method, url, headers, data, 1, params, stream=stream, _timeout=wait_s
@@ -167,7 +166,7 @@ class _Http(B2Http):  # type: ignore[misc]
 
 
 class _Session(B2Session):  # type: ignore[misc]
-    """Remembers in `unfinished` which large files were begun and not yet finished."""
+    """Collects in `unfinished` the large files that are not finished yet."""
 
     B2HTTP_CLASS = staticmethod(_Http)
     unfinished: set[str]
@@ -184,7 +183,7 @@ class _Session(B2Session):  # type: ignore[misc]
 
 
 class _Uploads(UploadManager):  # type: ignore[misc]
-    """Tries a second upload address when the first is busy, as B2 asks, and no more."""
+    """Tries a second upload address if the first one is busy, as B2 requires, but not a third."""
 
     MAX_UPLOAD_ATTEMPTS = 2
 

@@ -1,8 +1,7 @@
 """Outputs in a folder of this machine, served by the ingress.
 
-Who puts an output in its place, who is about to read one and who removes an old one (retention.py)
-hold a lock on the folder itself for a moment. So nothing that was just written or asked for is
-removed, whatever process does which.
+Writers, readers and the retention (retention.py) hold a lock on the folder for a moment each, in
+whatever process they run. So an output that was just written or requested is never removed.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from serve_app.files import FOLDER_MODE
 from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
 
 _READ_BLOCK_BYTES = 1 << 20
-# A file that is being written is locked well within this of its creation.
+# A writer locks its new file well within this time.
 _LOCKED_WITHIN_S = 1.0
 _OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 class LocalStore:
-    """Keeps outputs in a folder that the ingress serves under `/files/{key}`.
+    """Stores outputs in a folder that the ingress serves under `/files/{key}`.
 
-    The address of an output is that path alone: the ingress makes a link of it in each answer.
+    The address of an output is only that path. The ingress turns it into a link in each answer.
     """
 
     name = "local"
@@ -62,11 +61,11 @@ class LocalStore:
         return Place(None, None)
 
     def has(self, job_id: str) -> bool:
-        """Look for the file."""
+        """Return whether the file exists."""
         return self.resolve(object_name(job_id) + VIDEO_SUFFIX) is not None
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
-        """Copy the video, then the sidecar, each complete before it gets its name."""
+        """Copy the video, then the sidecar. Each is renamed when it is complete."""
         name = object_name(job_id)
         part = part_name(self._folder / name)
         try:
@@ -91,8 +90,8 @@ class LocalStore:
     def resolve(self, key: str) -> Path | None:
         """Return the file that `GET /files/{key}` may serve; None for everything else.
 
-        Only names that `put` makes are looked up, and links are not followed. The video's time of
-        access becomes now, so that retention.py leaves the result alone for a while.
+        Only names that `put` makes are served, and links are not followed. The access time of the
+        video is set to now, so that retention.py keeps the result for a while.
         """
         stem, suffix = os.path.splitext(key)
         if suffix not in (VIDEO_SUFFIX, SIDECAR_SUFFIX) or not _OBJECT_NAME.fullmatch(stem):
@@ -100,25 +99,25 @@ class LocalStore:
         path = self._folder / key
         with contextlib.suppress(OSError), folder_lock(self._folder, fcntl.LOCK_SH):
             if path.is_file() and not path.is_symlink():
-                with contextlib.suppress(OSError):  # a sidecar may be left alone
+                with contextlib.suppress(OSError):  # a sidecar may be without its video
                     video = path.with_suffix(VIDEO_SUFFIX)
                     os.utime(video, ns=(time.time_ns(), video.stat().st_mtime_ns))
                 return path
         return None
 
     def _make_folder(self) -> None:
-        # Only a new folder gets our mode: what the operator made may be meant for others too. The
-        # files in it are private either way.
+        # Only a new folder gets this mode. The operator may share an existing one, and its files
+        # are private in any case.
         if not self._folder.is_dir():
             self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
     def _remove_abandoned(self) -> None:
-        """Remove half-written files whose writer, in whatever process, has died."""
+        """Remove incomplete files whose writer, in any process, has ended."""
         for part in self._folder.glob(".*.part"):
             with contextlib.suppress(OSError), part.open("rb") as file:
                 if time.time() - os.fstat(file.fileno()).st_mtime < _LOCKED_WITHIN_S:
                     continue
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a writer lives
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer runs
                 part.unlink()
 
 
@@ -132,10 +131,10 @@ def _folder_failed(exc: OSError) -> UploadFailed:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path, kind: int) -> Iterator[None]:
-    """Hold `fcntl.LOCK_SH` or `LOCK_EX` on `folder`; the kernel frees it if its holder dies.
+    """Hold `fcntl.LOCK_SH` or `LOCK_EX` on `folder`. The kernel frees it if the process ends.
 
     Raises:
-        OSError: there is no such folder.
+        OSError: the folder does not exist.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -14,13 +14,7 @@ import httpcore
 from musetalk_pipeline.errors import Detail, Stage, UploadFailed
 from musetalk_pipeline.retries import async_retrying
 from serve_app.net.addresses import AddressPolicy, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-    request_target,
-)
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.outputs.store import Place, StoredOutput, file_digests
 
 logger = logging.getLogger(__name__)
@@ -43,9 +37,9 @@ class _TryAgainError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutLimits:
-    """What storing one video by HTTP PUT may take."""
+    """The limits of storing one video by HTTP PUT."""
 
-    try_s: float = 300.0  # contracts.md §1: upload limit a try
+    try_s: float = 300.0  # docs/protocol.md §1: upload limit a try
     connect_s: float = 15.0
     stall_s: float = 60.0
     tries: int = 3
@@ -55,8 +49,8 @@ class PutLimits:
 class PutStore:
     """Sends the video to one address (`OUTPUT_URL`), usually signed, by HTTP PUT. No sidecar.
 
-    `policy` judges the address like a download's where it comes from a request; None trusts it,
-    for an address from the operator's own environment.
+    `policy` checks an address that comes from a request, as it does for downloads. None trusts the
+    address, because it comes from the environment of the operator.
     """
 
     name = "put"
@@ -70,21 +64,22 @@ class PutStore:
         network: Network = DEFAULT_NETWORK,
     ) -> None:
         self._target = parse_location(output_url)
-        self._policy = policy
-        self._limits = limits or PutLimits()
-        self._network = network
+        self._limits = limits = limits or PutLimits()
+        self._client = PinnedClient(
+            network, policy, connect_s=limits.connect_s, stall_s=limits.stall_s
+        )
 
     def __repr__(self) -> str:
         return f"PutStore({self._target.shown})"
 
     def check(self) -> None:
-        """Nothing can be asked of a signed address without using it up."""
+        """Do nothing, because a request would use a signed address up."""
 
     def place(self, job_id: str) -> Place:
         return Place(None, None)
 
     def has(self, job_id: str) -> bool:
-        """An address that takes a PUT cannot be asked."""
+        """Return True, because an address for a PUT cannot be read."""
         return True
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
@@ -133,21 +128,10 @@ class PutStore:
 
     async def _send_once(self, video: Path) -> int:
         """Make one request; return the status of the answer, whose body is not read."""
-        limits = self._limits
         try:
-            addresses = await judged_addresses(
-                self._target, self._policy, self._network, limits.connect_s
-            )
+            addresses = await self._client.resolve(self._target)
         except OSError as exc:
             raise _UnresolvedError from exc
-        timeouts = {
-            "connect": limits.connect_s,
-            "read": limits.stall_s,
-            "write": limits.stall_s,
-            "pool": limits.connect_s,
-        }
-        target = self._target
-        is_tls = target.scheme == "https"
         with video.open("rb") as reader:
             size_bytes = os.fstat(reader.fileno()).st_size
 
@@ -155,23 +139,8 @@ class PutStore:
                 while block := reader.read(_READ_BLOCK_BYTES):
                     yield block
 
-            async with (
-                httpcore.AsyncConnectionPool(
-                    ssl_context=self._network.tls_context() if is_tls else None,
-                    max_connections=1,
-                    network_backend=PinnedBackend(addresses),
-                ) as pool,
-                pool.stream(
-                    "PUT",
-                    request_target(target),
-                    headers={
-                        "Host": target.authority,
-                        "Content-Type": "video/mp4",
-                        "Content-Length": str(size_bytes),
-                        "Connection": "close",
-                    },
-                    content=body(),
-                    extensions={"timeout": timeouts},
-                ) as response,
-            ):
+            headers = {"Content-Type": "video/mp4", "Content-Length": str(size_bytes)}
+            async with self._client.stream(
+                "PUT", self._target, addresses, headers=headers, content=body()
+            ) as response:
                 return response.status

@@ -1,11 +1,11 @@
-"""How long finished videos are kept in the local folder: by age, and by bytes in all.
+"""How long finished videos stay in the local folder: by age, and by total size.
 
-A result is a video and the sidecar beside it that names its job. Anything else in the folder is
-somebody else's and stays. A result that was written or asked for a moment ago stays too, however
-little space there is; one that is being sent stays readable to its reader, as any open file does.
+A result is a video with the sidecar that names its job. Other files in the folder are never
+removed. A result that was written or requested a short time ago stays, even if the folder is too
+large. A result that is being sent stays readable, as any open file does.
 
-Every replica that owns the folder may sweep it: the folder's lock lets one at a time remove, and
-each removal looks at the result again under that lock.
+Every replica that uses the folder may sweep it. Each removal holds the lock of the folder, and
+reads the result again under that lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, object_name
 logger = logging.getLogger(__name__)
 
 SWEEP_S = 300.0
-# Written or asked for within this: a slow reader asks for its next piece some minutes later.
+# Results that were written or requested within this stay. A slow reader requests its next piece
+# some minutes later.
 RECENT_S = 600.0
 _MAX_SIDECAR_BYTES = 1 << 20
 DAY_S = 86_400.0
@@ -38,7 +39,7 @@ DAY_S = 86_400.0
 class _Result:
     name: str
     written: float  # seconds since the epoch
-    used: float  # when it was written or asked for last
+    used: float  # when it was last written or requested
     size_bytes: int
 
 
@@ -58,27 +59,27 @@ class Retention:
         self._clock = clock
 
     def sweep(self) -> list[str]:
-        """Remove what is too old or too much; the names of the results that went."""
+        """Remove the results that are too old or exceed the size. Return their names."""
         results = sorted(self._results(), key=lambda result: result.written)
         excess = sum(result.size_bytes for result in results) - self._max_bytes
-        gone = []
+        removed = []
         for result in results:
             is_old = result.written < self._clock() - self._keep_s
             if (is_old or excess > 0) and self._remove(result):
-                gone.append(result.name)
+                removed.append(result.name)
                 excess -= result.size_bytes
-        if gone:
-            logger.info("old results removed", extra={"results": len(gone)})
-        return gone
+        if removed:
+            logger.info("old results removed", extra={"results": len(removed)})
+        return removed
 
     def start(self) -> None:
-        """Sweep now and then, in a thread that ends with the process."""
+        """Sweep every few minutes, in a thread that ends with the process."""
 
         def loop() -> None:
             while True:
                 try:
                     self.sweep()
-                except Exception:  # the next round may find the folder well again
+                except Exception:  # the folder may be accessible again in the next round
                     logger.exception("old results not removed")
                 time.sleep(SWEEP_S)
 
@@ -86,12 +87,12 @@ class Retention:
 
     def _results(self) -> Iterator[_Result]:
         for sidecar in self._folder.glob(f"*{SIDECAR_SUFFIX}"):
-            result = self._look(sidecar.name.removesuffix(SIDECAR_SUFFIX))
+            result = self._read(sidecar.name.removesuffix(SIDECAR_SUFFIX))
             if result is not None:
                 yield result
 
-    def _look(self, name: str) -> _Result | None:
-        """Return the result of that name as it is now; None if there is none that is ours."""
+    def _read(self, name: str) -> _Result | None:
+        """Return the result of that name as it is now; None if there is none."""
         video, sidecar = self._paths(name)
         try:
             if not _is_ours(sidecar, name):
@@ -99,22 +100,22 @@ class Retention:
             written, used, size_bytes = sidecar.lstat().st_mtime, 0.0, sidecar.lstat().st_size
             with contextlib.suppress(FileNotFoundError):
                 found = video.lstat()
-                # Times of access count for the video only: this look changes the sidecar's own.
+                # Only the access time of the video counts, as reading the sidecar changes its own.
                 used = found.st_atime
                 written = max(written, found.st_mtime)
                 size_bytes += found.st_size
-        except OSError:  # it went in this moment
+        except OSError:  # it has just been removed
             return None
         return _Result(name, written, max(written, used), size_bytes)
 
     def _remove(self, result: _Result) -> bool:
         with folder_lock(self._folder, fcntl.LOCK_EX):
-            now = self._look(result.name)
+            now = self._read(result.name)
             if now is None or now.written != result.written:
                 return False
             if now.used > self._clock() - RECENT_S:
                 return False
-            # The video first: a sidecar alone is still known as ours, a video alone would not be.
+            # The video first, because only the sidecar shows that a result may be removed.
             for path in self._paths(result.name):
                 path.unlink(missing_ok=True)
         sync_folder(self._folder)
@@ -125,13 +126,13 @@ class Retention:
 
 
 def retention(args: AppArgs, folder: Path) -> Retention:
-    """Return the rules of the configuration's `results:` for the results in `folder`."""
+    """Return the retention that `results:` of the configuration asks for."""
     rules = args.results
     return Retention(folder, rules.keep_days * DAY_S, rules.max_gb * 1e9)
 
 
 def _is_ours(sidecar: Path, name: str) -> bool:
-    """Tell whether a sidecar names the job whose output has that name."""
+    """Return whether a sidecar names the job whose output has that name."""
     if sidecar.is_symlink() or not sidecar.is_file():
         return False
     if sidecar.stat().st_size > _MAX_SIDECAR_BYTES:

@@ -1,9 +1,9 @@
-"""Where finished videos go: the interface of the stores, the names of outputs, the sidecar.
+"""The interface of the stores, the names of outputs, and the sidecar.
 
-The stores are in b2.py (Backblaze B2), local_store.py and put_store.py (a signed address). Every
-`put` is synchronous (call it in a thread), ends by itself, and may be repeated: the key follows
-from the job id, the video is complete before its sidecar appears, and an interrupted `put` leaves
-nothing that looks like a result.
+The stores are in b2.py (Backblaze B2), local.py and put.py (a signed address). `put` is
+synchronous, so call it in a thread. It ends by itself and may be repeated: the key follows from the
+job id, the video is complete before its sidecar appears, and an interrupted `put` leaves nothing
+that looks like a result.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _READ_BLOCK_BYTES = 1 << 20
 def object_name(job_id: str) -> str:
     """Return the name, without suffix, under which the output of `job_id` is stored.
 
-    Job ids are the caller's and may hold anything. Plain ones stay as they are. Of the others a
-    readable rest is kept and a digest added behind `~`, which no plain id holds, so that different
-    ids never share a name. No name holds a separator, starts with a dot or is longer than 128.
+    Callers choose job ids, which may contain anything. Plain ids are used as they are. The name of
+    any other id is a readable part of it, `~` and a digest. As no plain id contains `~`, different
+    ids never have the same name. No name contains a separator, begins with a dot or is longer than
+    128 characters.
     """
     if _PLAIN_ID.fullmatch(job_id):
         return job_id
@@ -42,7 +43,7 @@ def object_name(job_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a job's video will be, known before it is stored (the sidecar names it)."""
+    """The place of a job's video. It is known before the video is stored, for the sidecar."""
 
     bucket: str | None
     file_name: str | None
@@ -50,9 +51,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class StoredOutput:
-    """A stored video. `bucket` and `file_name` are set where the output went to B2.
+    """A stored video. `bucket` and `file_name` are set if it is in B2.
 
-    `url` is the output's address; of a local file it is the path under this worker (`/files/…`).
+    `url` is its address. That of a local file is the path under this worker (`/files/…`).
     """
 
     url: str
@@ -63,48 +64,48 @@ class StoredOutput:
 
     @property
     def metrics(self) -> dict[str, str]:
-        """What contracts.md §1 adds to a job's metrics; empty unless the output went to B2."""
+        """The store's part of a job's metrics, which is empty unless the output is in B2."""
         if self.bucket is None or self.file_name is None:
             return {}
         return {"b2_bucket": self.bucket, "b2_file_name": self.file_name}
 
 
 class OutputStore(Protocol):
-    """Keeps finished videos."""
+    """Stores finished videos."""
 
     @property
     def name(self) -> str:
-        """`b2`, `local` or `put`: for logs and /health."""
+        """`b2`, `local` or `put`, for logs and /health."""
         ...
 
     def check(self) -> None:
-        """Find out at start whether outputs can be stored.
+        """Check at the start whether outputs can be stored.
 
         Raises:
-            UploadFailed: with a sentence that says which setting to look at.
+            UploadFailed: they cannot. The message names the setting to check.
         """
         ...
 
     def place(self, job_id: str) -> Place:
-        """Say where the video of `job_id` will be, without asking anybody."""
+        """Return where the video of `job_id` will be, without a request."""
         ...
 
     def has(self, job_id: str) -> bool:
-        """Tell whether the video of `job_id` can be found; True where nobody can tell."""
+        """Return whether the video of `job_id` exists; True if that cannot be checked."""
         ...
 
     def put(self, job_id: str, video: Path, sidecar: bytes) -> StoredOutput:
-        """Store `video` and its sidecar; the file itself stays where it is.
+        """Store a copy of `video`, and its sidecar.
 
         Raises:
-            UploadFailed: every try failed; retryable.
+            UploadFailed: every try failed. The job may be retried.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SidecarFacts:
-    """contracts.md §6, and after it what this project adds. Names are the JSON's."""
+    """The fields of the sidecar (docs/protocol.md §6), followed by those that this project adds."""
 
     musetalk_job_id: str
     queue_job_id: str | None
@@ -125,9 +126,9 @@ class SidecarFacts:
 
 
 def sidecar(facts: SidecarFacts, created: datetime | None = None) -> bytes:
-    """Return the metadata file that lies beside a video: JSON, UTF-8, one key a line.
+    """Return the metadata file next to a video: JSON in UTF-8, with one key a line.
 
-    `created` (aware; now, if left out) becomes `create_time_utc`, to the second.
+    `created` becomes `create_time_utc`, to the second. It needs a time zone, and defaults to now.
     """
     moment = (created or datetime.now(UTC)).astimezone(UTC)
     document = {**asdict(facts), "create_time_utc": moment.strftime("%Y-%m-%dT%H:%M:%SZ")}
@@ -135,13 +136,13 @@ def sidecar(facts: SidecarFacts, created: datetime | None = None) -> bytes:
 
 
 def peak_ram_kb() -> int:
-    """Return the most memory that this process has held; Linux counts in KiB."""
+    """Return the peak memory of this process in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @dataclass(frozen=True, slots=True)
 class Digests:
-    """Size and hex digests of a file."""
+    """The size and the hex digests of a file."""
 
     size_bytes: int
     sha1: str

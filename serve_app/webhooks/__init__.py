@@ -1,1 +1,1 @@
-"""Signed notifications of what became of a job."""
+"""Signed notifications of the end of a job."""

@@ -1,4 +1,4 @@
-"""Webhook events on disk: what is to be sent, when it is due, and when it is given up."""
+"""Webhook events on disk: what to send, when it is due, and when to give up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS events (
 """
 
 
-# Lease the event that has been due longest. A process that dies leaves it to be due again.
+# Lease the event that has been due longest. If the process dies, it becomes due again.
 TAKE = """
 UPDATE events SET due = :now + :lease_s, tries = tries + 1
  WHERE id = (SELECT id FROM events WHERE due <= :now ORDER BY due, id LIMIT 1)
@@ -34,9 +34,9 @@ RETURNING id, url, body, created, tries
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something to tell a target. `id`: the same event, however often sent, has the same one.
+    """A notification for one target. Its `id` stays the same however often it is sent.
 
-    `type` is dotted (`avatar.job.succeeded`), `data` JSON, `happened` in UTC.
+    `type` is dotted (`avatar.job.succeeded`), `data` is JSON and `happened` is in UTC.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Event:
     happened: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def body(self) -> str:
-        """Return the signed payload, as the scheme recommends it."""
+        """Return the payload that is signed, in the form that the scheme recommends."""
         payload = {
             "type": self.type,
             "timestamp": self.happened.isoformat().replace("+00:00", "Z"),
@@ -57,10 +57,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryRules:
-    """How long and how often a target is tried.
+    """How long and how often delivery is tried.
 
-    `pauses_s` follow the scheme's recommendation (seconds, then minutes, then hours; each spread
-    by a fifth); the first try is immediate, so there is one try more than pauses.
+    `pauses_s` follows the scheme's recommendation: seconds, then minutes, then hours, each varied
+    by up to a fifth. The first try is immediate, so there is one more try than pauses.
     """
 
     pauses_s: tuple[float, ...] = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18000.0)
@@ -72,13 +72,13 @@ class DeliveryRules:
 
     @property
     def lease_s(self) -> float:
-        """How long one try may take before another process may try."""
+        """Seconds that one try may take before another process may try."""
         return 2 * self.timeout_s + 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class TakenEvent:
-    """An event on its way. `tries` counts this one."""
+    """A leased event. `tries` includes this one."""
 
     id: str
     url: str = field(repr=False)
@@ -88,13 +88,13 @@ class TakenEvent:
 
 
 class EventStore:
-    """The SQLite file. Every method blocks for a moment: call it in a thread."""
+    """The SQLite file. Every method blocks for a moment, so call it in a thread."""
 
     def __init__(self, path: Path, rules: DeliveryRules, clock: Callable[[], float]) -> None:
         self._rules = rules
         self._clock = clock
         self._lock = threading.Lock()
-        path.touch(mode=0o600)  # target addresses may hold tokens
+        path.touch(mode=0o600)  # target URLs may contain tokens
         self._db = sqlite3.connect(
             path, timeout=10.0, isolation_level=None, check_same_thread=False
         )
@@ -103,7 +103,7 @@ class EventStore:
         self._db.execute(SCHEMA)
 
     def add(self, event_id: str, url: str, body: str) -> bool:
-        """Store an event, once however often it comes; False if there is no room."""
+        """Store an event unless it is there already. Return False if the store is full."""
         now = self._clock()
         with self._transaction() as db:
             if db.execute("SELECT count(*) FROM events").fetchone()[0] >= self._rules.capacity:
@@ -122,23 +122,23 @@ class EventStore:
         return None if row is None else TakenEvent(**dict(row))
 
     def postpone(self, event_id: str, due: float) -> None:
-        """Let an event be tried again at `due`."""
+        """Make an event due again at `due` (Unix seconds)."""
         with self._transaction() as db:
             db.execute("UPDATE events SET due = ? WHERE id = ?", (due, event_id))
 
     def remove(self, event_id: str) -> None:
-        """Forget an event."""
+        """Delete an event."""
         with self._transaction() as db:
             db.execute("DELETE FROM events WHERE id = ?", (event_id,))
 
     def next_due(self) -> float | None:
-        """Return when the next event is due, None if there is none."""
+        """Return when the next event is due (Unix seconds), None if there is none."""
         with self._lock:
             due: float | None = self._db.execute("SELECT min(due) FROM events").fetchone()[0]
         return due
 
     def count(self) -> int:
-        """Return how many events wait."""
+        """Return the number of stored events."""
         with self._lock:
             return int(self._db.execute("SELECT count(*) FROM events").fetchone()[0])
 
@@ -155,5 +155,5 @@ class EventStore:
                 yield self._db
                 self._db.execute("COMMIT")
             finally:
-                if self._db.in_transaction:  # some errors have ended it already
+                if self._db.in_transaction:  # some errors roll it back themselves
                     self._db.execute("ROLLBACK")

@@ -4,10 +4,10 @@
                   ▲                               │
                   └──── due again, later and later┘
 
-An event survives a restart, and may arrive twice: its `webhook-id` stays the same, so that the
-receiver can tell. Targets are named by strangers, so they obey the same rules as downloads: every
-address of the host is judged, the judged address is the one connected to, redirects are not
-followed. Target addresses may hold tokens; logs name hosts only.
+An event survives a restart and may arrive twice, with the same `webhook-id`, so that the receiver
+can recognise it. Strangers choose the targets, so the same rules apply as to downloads: every
+address of the host is checked, the connection goes to a checked address, and redirects are not
+followed. Target URLs may contain tokens, so logs name only their hosts.
 
 Scheme: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 """
@@ -31,14 +31,8 @@ import httpcore
 from standardwebhooks import Webhook
 
 from musetalk_pipeline.errors import SourceRefused
-from serve_app.net.addresses import AddressPolicy, IpAddress, Location, parse_location
-from serve_app.net.connections import (
-    DEFAULT_NETWORK,
-    Network,
-    PinnedBackend,
-    judged_addresses,
-    request_target,
-)
+from serve_app.net.addresses import AddressPolicy, Location, parse_location
+from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.webhooks.events import DeliveryRules, Event, EventStore, TakenEvent
 
 logger = logging.getLogger(__name__)
@@ -49,11 +43,11 @@ T = TypeVar("T")
 SECRET_PREFIX = "whsec_"
 MIN_SECRET_BYTES, MAX_SECRET_BYTES = 24, 64  # the scheme's own bounds
 USER_AGENT = "lipsync-serve-webhooks/1"
-IDLE_LOOK_S = 30.0  # another process may have put something into the file
+IDLE_POLL_S = 30.0  # another process may have added an event to the file
 
 
-class _Refused(Exception):
-    """A try that failed. `retry_after_s`: the target's own wish; `final`: it wants no more."""
+class _DeliveryFailed(Exception):
+    """A failed try. `retry_after_s` comes from the target; `final` if it accepts no more events."""
 
     def __init__(
         self, reason: str, *, retry_after_s: float | None = None, final: bool = False
@@ -65,7 +59,7 @@ class _Refused(Exception):
 
 
 class WebhookSender:
-    """Keeps events in `path` and delivers them.
+    """Stores events in the file `path` and delivers them.
 
     `secret` is `whsec_` and base64. Several processes may share `path`.
 
@@ -84,30 +78,31 @@ class WebhookSender:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._signer = Webhook(signing_key(secret))
-        self._policy = policy
-        self._network = network
-        self._rules = rules or DeliveryRules()
+        self._rules = rules = rules or DeliveryRules()
+        self._client = PinnedClient(
+            network, policy, connect_s=rules.timeout_s, stall_s=rules.timeout_s
+        )
         self._clock = clock
         self._store = EventStore(path, self._rules, clock)
-        # One thread of its own: a file that another process holds up holds up nothing else.
+        # A thread of its own, so that a file that another process locks delays nothing else.
         self._thread = ThreadPoolExecutor(1, "webhooks")
         self._wake = asyncio.Event()
 
     async def check_target(self, url: str) -> None:
-        """Judge a target before anything is promised.
+        """Check a target before a job with it is accepted.
 
         Raises:
-            SourceRefused: not http(s), malformed, or at an address that this worker does not reach
-                for strangers. A name that does not resolve now is accepted: it may later.
+            SourceRefused: not http(s), malformed, or at an address that is not allowed. A name that
+                does not resolve now is accepted, because it may resolve later.
         """
         location = parse_location(url)
         with suppress(OSError):
-            await self._judged_addresses(location)
+            await self._client.resolve(location)
 
     async def enqueue(self, event: Event) -> bool:
-        """Store an event; delivery follows. False: too many wait, and this one is dropped.
+        """Store an event for delivery. Return False if too many wait and this one is dropped.
 
-        Dropping is logged, and the job's state stays readable over the API.
+        That is logged, and the job's state stays readable over the API.
         """
         stored = await self._in_thread(self._store.add, event.id, event.url, event.body())
         if not stored:
@@ -120,7 +115,7 @@ class WebhookSender:
         return self._store.count()
 
     async def deliver_forever(self) -> None:
-        """Deliver what is due, a few at a time, until cancelled."""
+        """Deliver events that are due, a few concurrently, until cancelled."""
         slots = asyncio.Semaphore(self._rules.concurrent)
         async with asyncio.TaskGroup() as tasks:
             while True:
@@ -138,13 +133,13 @@ class WebhookSender:
         self._store.close()
         self._thread.shutdown(wait=False)
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: work(*args, **kwargs))
+        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
 
     async def _wait_for_due(self) -> None:
         due = await self._in_thread(self._store.next_due)
-        wait_s = IDLE_LOOK_S if due is None else min(IDLE_LOOK_S, due - self._clock())
+        wait_s = IDLE_POLL_S if due is None else min(IDLE_POLL_S, due - self._clock())
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, wait_s)):
                 await self._wake.wait()
@@ -153,25 +148,29 @@ class WebhookSender:
         try:
             await self._deliver_or_count(taken)
         except Exception:
-            # The boundary of the delivery loop; the lease lets the event be tried again.
-            logger.exception("webhook not settled", extra={"event_id": taken.id})
+            # The loop must go on. The event is tried again when its lease has expired.
+            logger.exception(
+                "webhook could not be updated after a try", extra={"event_id": taken.id}
+            )
         finally:
             slots.release()
 
     async def _deliver_or_count(self, taken: TakenEvent) -> None:
-        """Make one try. Whatever it raises is a failed try like any other."""
+        """Make one try. An unexpected exception counts as a failed try."""
         if taken.tries > len(self._rules.pauses_s) + 1:
-            # Earlier tries ended with their process, or could not be settled.
-            await self._give_up(taken, "its tries were interrupted again and again")
+            # Earlier tries ended with their process, or their result could not be stored.
+            await self._give_up(taken, "every try was interrupted")
             return
         try:
             await self._deliver(taken)
         except Exception as exc:
             logger.exception("webhook failed", extra={"event_id": taken.id})
-            await self._failed(taken, _Refused(f"failed unexpectedly ({type(exc).__name__})"))
+            await self._failed(
+                taken, _DeliveryFailed(f"failed unexpectedly ({type(exc).__name__})")
+            )
 
     async def _deliver(self, taken: TakenEvent) -> None:
-        """Make one try and settle what becomes of the event."""
+        """Make one try and store its result."""
         try:
             location = parse_location(taken.url)
             async with asyncio.timeout(self._rules.timeout_s):
@@ -179,28 +178,28 @@ class WebhookSender:
         except SourceRefused as exc:
             await self._give_up(taken, exc.message)
         except TimeoutError:
-            await self._failed(taken, _Refused("no answer in time"))
-        except _Refused as refused:
-            await self._failed(taken, refused)
+            await self._failed(taken, _DeliveryFailed("no answer in time"))
+        except _DeliveryFailed as failure:
+            await self._failed(taken, failure)
         else:
             await self._in_thread(self._store.remove, taken.id)
             logger.info("webhook delivered", extra={"event_id": taken.id, "host": location.host})
 
-    async def _failed(self, taken: TakenEvent, refused: _Refused) -> None:
+    async def _failed(self, taken: TakenEvent, failure: _DeliveryFailed) -> None:
         pauses = self._rules.pauses_s
-        if refused.final or taken.tries > len(pauses):
-            await self._give_up(taken, refused.reason)
+        if failure.final or taken.tries > len(pauses):
+            await self._give_up(taken, failure.reason)
             return
         pause_s = pauses[taken.tries - 1] * random.uniform(0.8, 1.2)
-        if refused.retry_after_s is not None:
-            pause_s = max(pause_s, min(refused.retry_after_s, self._rules.max_retry_after_s))
+        if failure.retry_after_s is not None:
+            pause_s = max(pause_s, min(failure.retry_after_s, self._rules.max_retry_after_s))
         due = self._clock() + pause_s
         if due > taken.created + self._rules.max_age_s:
-            await self._give_up(taken, refused.reason)
+            await self._give_up(taken, failure.reason)
             return
         await self._in_thread(self._store.postpone, taken.id, due)
         self._wake.set()
-        logger.info("webhook will be tried again", extra=_facts(taken, refused.reason))
+        logger.info("webhook will be tried again", extra=_facts(taken, failure.reason))
 
     async def _give_up(self, taken: TakenEvent, reason: str) -> None:
         logger.warning("webhook given up", extra=_facts(taken, reason))
@@ -211,32 +210,23 @@ class WebhookSender:
 
         Raises:
             SourceRefused: the target may not be connected to.
-            _Refused: it did not take the event.
+            _DeliveryFailed: it did not accept the event.
         """
         try:
-            addresses = await self._judged_addresses(location)
+            addresses = await self._client.resolve(location)
         except OSError as exc:
-            raise _Refused("the host name cannot be resolved") from exc
-        pool = httpcore.AsyncConnectionPool(
-            ssl_context=self._network.tls_context() if location.scheme == "https" else None,
-            max_connections=1,
-            network_backend=PinnedBackend(addresses),
-        )
-        headers = {"Host": location.authority, **self._headers(taken)}
-        content = taken.body.encode()
+            raise _DeliveryFailed("the host name cannot be resolved") from exc
+        headers, content = self._headers(taken), taken.body.encode()
         try:
-            async with (
-                pool,
-                pool.stream(
-                    "POST", request_target(location), headers=list(headers.items()), content=content
-                ) as response,
-            ):
-                _judge(response)
+            async with self._client.stream(
+                "POST", location, addresses, headers=headers, content=content
+            ) as response:
+                _raise_unless_accepted(response)
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
-            raise _Refused(f"the connection failed ({type(exc).__name__})") from exc
+            raise _DeliveryFailed(f"the connection failed ({type(exc).__name__})") from exc
 
     def _headers(self, taken: TakenEvent) -> dict[str, str]:
-        # Signed anew for each try: receivers refuse old timestamps.
+        # Each try has a signature of its own, because receivers reject old timestamps.
         sent = datetime.fromtimestamp(int(self._clock()), UTC)
         return {
             "Content-Type": "application/json",
@@ -246,9 +236,6 @@ class WebhookSender:
             "webhook-timestamp": str(int(sent.timestamp())),
             "webhook-signature": self._signer.sign(taken.id, sent, taken.body),
         }
-
-    async def _judged_addresses(self, location: Location) -> list[IpAddress]:
-        return await judged_addresses(location, self._policy, self._network, self._rules.timeout_s)
 
 
 def signing_key(secret: str) -> bytes:
@@ -269,13 +256,15 @@ def signing_key(secret: str) -> bytes:
     return key
 
 
-def _judge(response: httpcore.Response) -> None:
-    """Raise unless the answer accepts the event. The answer's body is of no interest."""
+def _raise_unless_accepted(response: httpcore.Response) -> None:
+    """Raise unless the response accepts the event. Its body is not read."""
     if 200 <= response.status < 300:
         return
     reason = f"answered {response.status}"
-    # The scheme: 410 means that the target wants nothing any more.
-    raise _Refused(reason, retry_after_s=_retry_after_s(response), final=response.status == 410)
+    # By the scheme, 410 means that the target accepts no more events.
+    raise _DeliveryFailed(
+        reason, retry_after_s=_retry_after_s(response), final=response.status == 410
+    )
 
 
 def _retry_after_s(response: httpcore.Response) -> float | None:

@@ -1,7 +1,7 @@
 """The predecessor's exchange with its orchestrator, call by call, and how ours is held against it.
 
 predecessor_exchange.json has one example of each call of its main, buffer and pushed (`queue`)
-workers: path, body and answer, field by field as contracts.md §2 fixes them. Ours must have the
+workers: path, body and answer, field by field as docs/protocol.md §2 fixes them. Ours must have the
 same paths, the same keys and the same kinds of values; what it adds is named here.
 """
 
@@ -16,7 +16,7 @@ from tests.contract.fake_orchestrator import Call
 
 Worker = Literal["main", "buffer", "queue"]
 
-# contracts.md §9: who does not know them ignores them.
+# docs/protocol.md §9: who does not know them ignores them.
 ADDED = {"heartbeat": {"jobs"}}
 
 # Phases that the predecessor did not tell of buffer and pushed jobs, and the call with their form.

@@ -1,6 +1,6 @@
 """A small orchestrator over real sockets that can be told to fail, stall, lie, and come back.
 
-It speaks both worker protocols of contracts.md §2 and is strict: an unknown, missing or wrongly
+It speaks both worker protocols of docs/protocol.md §2 and is strict: an unknown, missing or wrongly
 typed field, a phase that does not fit, a wrong key or path is answered with an error *and* noted in
 `violations`, which a test asserts to be empty. Every call is recorded with its time.
 
@@ -85,7 +85,7 @@ class Heartbeat(_Strict):
     gpu_class: Text
     worker_type: WorkerType
     system_info: SystemInfo
-    jobs: list[RunningJob]  # contracts.md §9
+    jobs: list[RunningJob]  # docs/protocol.md §9
 
 
 class Claim(_Strict):
@@ -113,7 +113,7 @@ class Progress(_Strict):
     output_url: Text = "absent"
     config_label: Text = "absent"
     batch_size: Annotated[int, Field(ge=1)] = 1
-    attempt: int = 0  # contracts.md §9, where the claim had one
+    attempt: int = 0  # docs/protocol.md §9, where the claim had one
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""
@@ -142,7 +142,7 @@ class BufferHeartbeat(_Strict):
     gpu_class: Text
     capacity: Annotated[int, Field(ge=1)]
     error: str | None
-    jobs: list[RunningJob]  # contracts.md §9
+    jobs: list[RunningJob]  # docs/protocol.md §9
 
 
 class BufferClaim(_Strict):

@@ -9,7 +9,7 @@ from pathlib import Path
 from serve_app.contract.outcomes import Outcome
 from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.contract.worker_rig import DONE, Desk, Note, worker_rig
+from tests.contract.worker_rig import DONE, Desk, ProgressCallback, worker_rig
 
 
 class _Elsewhere(FakeOrchestrator):
@@ -25,12 +25,12 @@ class _Elsewhere(FakeOrchestrator):
 
 
 async def _work_for_ever(url: str, folder: Path) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.Event().wait()
         return DONE
 
     async with worker_rig(_Elsewhere(url), folder, desk=Desk(job), is_beating=True) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
 
 
 if __name__ == "__main__":

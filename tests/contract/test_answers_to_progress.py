@@ -6,7 +6,6 @@ import asyncio
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,23 +13,21 @@ from orchestrator.client import FinalReport
 from orchestrator.errors import JobUnknown
 from serve_app.contract.outcomes import Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
-from serve_app.fleet import outbox as outbox_module
-from serve_app.fleet import progress_reporter
 from serve_app.fleet.outbox import UNKNOWN_S, Outbox
 from tests.contract.fake_orchestrator import PASS, FakeOrchestrator, Fault, answer, close, stall
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, Desk, Note, worker_rig
+from tests.contract.worker_rig import DONE, OPTIONS, QUICK, Desk, ProgressCallback, worker_rig
 
 ALL_PHASES = ["preparing", "downloading", "inferring", "encoding", "uploading"]
 ONE_BY_ONE = replace(OPTIONS, progress_interval_s=0.01, progress_repeat_s=0.02)
 
 
-def tell_all(note: Note) -> None:
+def tell_all(on_progress: ProgressCallback) -> None:
     """Go through every phase at once."""
-    note(Progress(Phase.DOWNLOADING, 0.0))
-    note(Progress(Phase.INFERRING, 0.05, 0, 100))
-    note(Progress(Phase.INFERRING, 0.5, 50, 100))
-    note(Progress(Phase.ENCODING, 0.9, 100, 100))
-    note(Progress(Phase.UPLOADING, 0.95, 100, 100))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 100))
+    on_progress(Progress(Phase.INFERRING, 0.5, 50, 100))
+    on_progress(Progress(Phase.ENCODING, 0.9, 100, 100))
+    on_progress(Progress(Phase.UPLOADING, 0.95, 100, 100))
 
 
 def sent(fake: FakeOrchestrator, job_id: str) -> list[str]:
@@ -44,39 +41,27 @@ def sent(fake: FakeOrchestrator, job_id: str) -> list[str]:
 async def test_every_phase_arrives_in_order_however_short(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """Mend 0: a job that is over before the first report was sent; its end comes last."""
+    """Mend 0: a job that is over before the first report was sent; its end comes last.
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        tell_all(note)
+    Once the phases that waited are sent, the end of the job waits for nothing.
+    """
+
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        tell_all(on_progress)
         return DONE
 
     fake.add_job("job-1")
-    options = replace(OPTIONS, progress_interval_s=3600.0, progress_repeat_s=7200.0)
+    options = replace(
+        OPTIONS, progress_interval_s=3600.0, progress_repeat_s=7200.0, progress_close_s=3600.0
+    )
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
-        assert await rig.worker.work_once()
+        async with asyncio.timeout(60.0):
+            assert await rig.worker.claim_and_run()
     assert sent(fake, "job-1") == ALL_PHASES
     assert [call.kind for call in fake.calls][-1] == "final"
     inferring = [r for r in fake.jobs["job-1"].progress if r["phase"] == "inferring"]
     assert [report["metrics"]["frames_done"] for report in inferring] == [100]  # its newest state
     assert fake.violations == []
-
-
-async def test_the_end_of_a_job_waits_for_no_pause_between_reports(
-    fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Mend 0: once the phases that waited are sent there is nothing to wait for."""
-
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        tell_all(note)
-        return DONE
-
-    monkeypatch.setattr(progress_reporter, "CLOSE_S", 3600.0)
-    fake.add_job("job-1")
-    options = replace(OPTIONS, progress_interval_s=3600.0, progress_repeat_s=7200.0)
-    async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
-        async with asyncio.timeout(60.0):
-            assert await rig.worker.work_once()
-    assert sent(fake, "job-1") == ALL_PHASES
 
 
 @pytest.mark.parametrize("fault", [answer(503), close(), answer(429)], ids=["503", "cut", "429"])
@@ -85,15 +70,15 @@ async def test_a_phase_that_did_not_get_through_is_sent_again(
 ) -> None:
     """Mend 0: in its place, before those that came after."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        tell_all(note)
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        tell_all(on_progress)
         await asyncio.to_thread(fake.wait_until, lambda: sent(fake, "job-1")[-1:] == ["uploading"])
         return DONE
 
     fake.add_job("job-1")
     fake.plan("progress", PASS, fault, PASS, fault, fault)
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=ONE_BY_ONE) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert sent(fake, "job-1") == ALL_PHASES
 
 
@@ -102,15 +87,15 @@ async def test_an_orchestrator_that_does_not_answer_is_not_told_everything(
 ) -> None:
     """Mend 0: the end of a job waits for one report that is on its way, not for all that wait."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        tell_all(note)
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        tell_all(on_progress)
         return DONE
 
     fake.add_job("job-1")
     fake.always("progress", stall(60.0))
     timeouts = replace(QUICK, progress_s=0.2)
     async with worker_rig(fake, tmp_path, desk=Desk(job), timeouts=timeouts) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert len(fake.of("progress")) <= 2
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -118,14 +103,14 @@ async def test_an_orchestrator_that_does_not_answer_is_not_told_everything(
 async def test_a_job_that_starts_again_and_again_keeps_a_bounded_number_of_phases(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for _ in range(1000):
-            tell_all(note)
+            tell_all(on_progress)
         return DONE
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert len(fake.of("progress")) < 40
     assert sent(fake, "job-1")[-1] == "uploading"
 
@@ -135,13 +120,13 @@ async def test_a_buffer_job_is_told_as_the_predecessor_told_it(
 ) -> None:
     """Mend 1.7: 0.05 downloading, 0.1 inference, inferring with the frames; to the main path."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        tell_all(note)
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        tell_all(on_progress)
         return DONE
 
     fake.add_job("job-1", buffer_job_id="buf-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job), is_buffer=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert {call.path for call in fake.of("progress")} == {"/internal/jobs/job-1/progress"}
     reports = fake.jobs["buf-1"].progress
     told = [(r["phase"], r["progress"], r["metrics"]) for r in reports]
@@ -164,15 +149,15 @@ async def test_frames_are_told_although_all_are_drawn_at_once(
 ) -> None:
     """Mend 1.7: a job of one segment is past its drawing when its frames are counted."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        note(Progress(Phase.DOWNLOADING, 0.0))
-        note(Progress(Phase.INFERRING, 0.05, 0, 60))
-        note(Progress(Phase.ENCODING, 0.9, 60, 60))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.DOWNLOADING, 0.0))
+        on_progress(Progress(Phase.INFERRING, 0.05, 0, 60))
+        on_progress(Progress(Phase.ENCODING, 0.9, 60, 60))
         return DONE
 
     key = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
     async with worker_rig(fake, tmp_path, desk=Desk(job), is_buffer=is_buffer) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     drawn = [r["metrics"] for r in fake.jobs[key].progress if r["phase"] == "inferring"]
     assert drawn[-1] == {"frames_done": 60, "frames_total": 60}
     assert sent(fake, key)[-1] == "encoding"
@@ -204,7 +189,7 @@ async def test_one_or_two_404_do_not_end_a_job(
     """Mend 1.8: the real orchestrator has been seen to answer so for a live job."""
     clock = Hand()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         clock.now += 3600.0
         await _until_answered(fake, count + 4)
         return DONE
@@ -212,7 +197,7 @@ async def test_one_or_two_404_do_not_end_a_job(
     fake.add_job("job-1")
     fake.plan("progress", *[answer(404)] * count)
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=ONE_BY_ONE, clock=clock) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.cancelled == []
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -223,7 +208,7 @@ async def test_many_404_within_half_a_minute_do_not_end_a_job(
     """Mend 1.8: three are not enough, they must be 30 s apart."""
     clock = Hand()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await _until_answered(fake, 10)
         clock.now += 29.9
         await _until_answered(fake, 20)
@@ -232,7 +217,7 @@ async def test_many_404_within_half_a_minute_do_not_end_a_job(
     fake.add_job("job-1")
     fake.always("progress", answer(404))
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=ONE_BY_ONE, clock=clock) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.cancelled == []
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -244,7 +229,7 @@ async def test_404_that_are_not_in_a_row_do_not_end_a_job(
     """Mend 1.8: another answer, or none, and the count begins anew."""
     clock = Hand()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for number in range(1, 13):
             await _until_answered(fake, number)
             clock.now += 60.0
@@ -253,7 +238,7 @@ async def test_404_that_are_not_in_a_row_do_not_end_a_job(
     fake.add_job("job-1")
     fake.plan("progress", *[answer(404), answer(404), between] * 10)
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=ONE_BY_ONE, clock=clock) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.cancelled == []
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -266,7 +251,7 @@ async def test_404_for_half_a_minute_ends_a_job_without_a_report(
     stopped = asyncio.Event()
     desk = Desk()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await _until_answered(fake, 4)
         assert not desk.cancelled
         clock.now += 30.0
@@ -281,10 +266,10 @@ async def test_404_for_half_a_minute_ends_a_job_without_a_report(
     fake.add_job("job-1")
     fake.always("progress", answer(404))
     async with worker_rig(fake, tmp_path, desk=desk, options=ONE_BY_ONE, clock=clock) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert desk.cancelled == ["job-1"]
         assert rig.worker.current_job_id is None
-        assert not await rig.worker.work_once()  # nor is it resumed
+        assert not await rig.worker.claim_and_run()  # nor is it resumed
     assert fake.of("final") == []
 
 
@@ -295,7 +280,7 @@ async def test_a_final_report_that_is_answered_404_is_sent_again(
     fake.add_job("job-1")
     fake.plan("final", answer(404), answer(404), answer(404), answer(404))
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.outbox.pending() == 0
     assert len(fake.of("final")) == 5
     assert fake.jobs["job-1"].status == "succeeded"
@@ -319,36 +304,3 @@ async def test_a_final_report_that_nobody_knows_is_given_up_after_a_time(
     assert await outbox.deliver_round(refuse)
     assert outbox.pending() == 0
     assert "final report refused for good" in caplog.text
-
-
-async def test_a_report_that_comes_while_others_are_looked_through_is_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Mend 3.9: `put` writes what `_load` goes through in its thread."""
-    folder = tmp_path / "outbox"
-    outbox = Outbox(folder)
-    folder.rmdir()
-    folder.write_text("a disk that takes nothing")
-    for number in range(2):
-        await outbox.put(FinalReport(f"job-{number}", "/p", "{}"))
-    loop = asyncio.get_running_loop()
-    stored = outbox_module._Stored
-    came: list[Any] = []
-
-    def stored_while_another_comes(name: str, report: FinalReport) -> Any:
-        if not came:
-            put = outbox.put(FinalReport("job-9", "/p", "{}"))
-            came.append(asyncio.run_coroutine_threadsafe(put, loop).result(20.0))
-            folder.unlink()
-            folder.mkdir()
-        return stored(name, report)
-
-    monkeypatch.setattr(outbox_module, "_Stored", stored_while_another_comes)
-    sent_ids: list[str] = []
-
-    async def send(report: FinalReport) -> None:
-        sent_ids.append(report.job_id)
-
-    assert await outbox.deliver_round(send)
-    assert sent_ids == ["job-0", "job-1"]
-    assert outbox.pending() == 1  # the next round's

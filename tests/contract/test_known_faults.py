@@ -1,4 +1,4 @@
-"""The seven known faults of the system that this one replaces (contracts.md §2), one by one.
+"""The seven known faults of the system that this one replaces (docs/protocol.md §2), one by one.
 
 Each test rebuilds the circumstances in which the old worker failed. Intervals are scaled down a
 hundredfold: a heartbeat every 50 ms instead of 5 s, offline after 300 ms instead of 30 s.
@@ -19,7 +19,15 @@ from orchestrator.client import Timeouts
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles, answer, garbage, stall
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    QUICK,
+    WORKER_ID,
+    Desk,
+    ProgressCallback,
+    worker_rig,
+)
 
 OFFLINE_S = 0.3
 
@@ -58,12 +66,12 @@ async def test_1_a_refused_heartbeat_is_noticed_logged_and_followed_by_the_next(
 async def test_2_a_success_that_lacks_anything_is_reported_as_a_failure(
     fake: FakeOrchestrator, tmp_path: Path, outcome: Success, is_buffer: bool
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return outcome
 
     job_id = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
     async with worker_rig(fake, tmp_path, desk=Desk(job), is_buffer=is_buffer) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     job_seen = fake.jobs[job_id]
     assert job_seen.status == "failed"
     assert job_seen.error is not None and job_seen.error.startswith("The job ended without")
@@ -104,7 +112,7 @@ async def test_3_heartbeats_recover_from_every_tls_fault_without_a_restart(
             fake.plan("claim", garbage())
             fake.plan("final", garbage())
             fake.add_job("job-1")
-            assert await rig.worker.work_once()
+            assert await rig.worker.claim_and_run()
             assert fake.jobs["job-1"].status == "succeeded"
         assert fake.violations == []
 
@@ -115,7 +123,7 @@ async def test_3_heartbeats_recover_from_every_tls_fault_without_a_restart(
 async def test_4_heartbeats_go_on_although_a_job_blocks_the_loop(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         seen = len(fake.of("heartbeat"))
         # The fault itself: this thread waits, the loop stands still. It ends with the fifth beat
         # that arrives meanwhile, or fails the job after 20 s without.
@@ -125,7 +133,7 @@ async def test_4_heartbeats_go_on_although_a_job_blocks_the_loop(
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job), is_beating=True) as rig:
         await rig.until(lambda: len(fake.of("heartbeat")) >= 1)
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     busy = [call for call in fake.of("heartbeat") if call.body["current_job_id"] == "job-1"]
     assert len(busy) >= 4  # the first of the five may have been on its way before the claim
     assert fake.jobs["job-1"].error is None
@@ -142,7 +150,7 @@ async def test_5_a_job_longer_than_every_timeout_runs_once_to_its_end(tmp_path: 
 
     with FakeOrchestrator() as fake:
 
-        async def job(request: JobRequest, note: Note) -> Outcome:
+        async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
             await asyncio.sleep(5 * 0.3)
             seen = len(fake.of("heartbeat"))
             await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("heartbeat")) > seen + 1)
@@ -153,9 +161,9 @@ async def test_5_a_job_longer_than_every_timeout_runs_once_to_its_end(tmp_path: 
         async with worker_rig(
             fake, tmp_path, desk=desk, options=options, timeouts=timeouts, is_beating=True
         ) as rig:
-            assert await rig.worker.work_once()
+            assert await rig.worker.claim_and_run()
             await rig.until(lambda: fake.jobs["job-1"].status == "succeeded")
-            assert not await rig.worker.work_once()
+            assert not await rig.worker.claim_and_run()
         assert len(desk.ran) == 1
         assert desk.cancelled == []
         assert fake.jobs["job-1"].claims == 1
@@ -172,8 +180,8 @@ async def test_6_an_upload_that_hangs_ends_with_its_deadline_and_is_reported(
     async def upload_that_hangs() -> None:
         await asyncio.Event().wait()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        note(Progress(Phase.UPLOADING, 0.95, 100, 100))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.UPLOADING, 0.95, 100, 100))
         try:
             async with asyncio.timeout(0.1):
                 await upload_that_hangs()
@@ -184,11 +192,11 @@ async def test_6_an_upload_that_hangs_ends_with_its_deadline_and_is_reported(
     fake.add_job("job-1")
     desk = Desk(job)
     async with worker_rig(fake, tmp_path, desk=desk, is_beating=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert fake.jobs["job-1"].error == "Upload failed: it did not finish within 300 s."
         desk.job = None
         fake.add_job("job-2")
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-2"].status == "succeeded"
 
 
@@ -201,8 +209,8 @@ async def test_6_a_report_that_hangs_does_not_hold_the_worker_for_ever(
     fake.add_job("job-1")
     fake.add_job("job-2")
     async with worker_rig(fake, tmp_path, options=options, timeouts=timeouts) as rig:
-        assert await rig.worker.work_once()
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
+        assert await rig.worker.claim_and_run()
         fake.always("final", None)
         await rig.until(lambda: rig.outbox.pending() == 0)
     assert [job.status for job in fake.jobs.values()] == ["succeeded"] * 2
@@ -224,7 +232,7 @@ async def test_6_a_report_that_hangs_does_not_hold_the_worker_for_ever(
 async def test_7_the_jobs_own_error_message_is_what_arrives(
     fake: FakeOrchestrator, tmp_path: Path, message: str, status_code: int, is_buffer: bool
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return Failure(
             error_type="media_error",
             error_message=message,
@@ -238,7 +246,7 @@ async def test_7_the_jobs_own_error_message_is_what_arrives(
 
     job_id = fake.add_job("job-1", **({"buffer_job_id": "buf-1"} if is_buffer else {}))
     async with worker_rig(fake, tmp_path, desk=Desk(job), is_buffer=is_buffer) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     (report,) = fake.jobs[job_id].accepted
     assert (report["status"], report["error"]) == ("failed", message)
     assert "Traceback" not in json.dumps(report)
@@ -248,7 +256,7 @@ async def test_7_the_jobs_own_error_message_is_what_arrives(
 async def test_the_fake_returns_the_job_of_a_silent_worker(tmp_path: Path) -> None:
     """What the tests above lean on: silence is noticed, and the job goes to somebody else."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.Event().wait()
         return DONE
 
@@ -259,10 +267,10 @@ async def test_the_fake_returns_the_job_of_a_silent_worker(tmp_path: Path) -> No
             worker_rig(fake, tmp_path / "a", desk=Desk(job), options=options) as silent,
             worker_rig(fake, tmp_path / "b", worker_id="machine-8", is_beating=True) as other,
         ):
-            lost = asyncio.create_task(silent.worker.work_once())
+            lost = asyncio.create_task(silent.worker.claim_and_run())
             await silent.until(lambda: bool(silent.desk.ran))
             await silent.until(lambda: fake.is_offline(WORKER_ID))
-            while not await other.worker.work_once():
+            while not await other.worker.claim_and_run():
                 await asyncio.sleep(0.05)
             assert await lost  # its progress was answered 409
             assert silent.desk.cancelled == ["job-1"]

@@ -14,7 +14,15 @@ from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
 from serve_app.fleet.polling import PollingRules
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
-from tests.contract.worker_rig import DONE, OPTIONS, WORKER_ID, Desk, Note, Rig, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    WORKER_ID,
+    Desk,
+    ProgressCallback,
+    Rig,
+    worker_rig,
+)
 
 TWO = replace(OPTIONS, capacity=2)
 
@@ -25,7 +33,7 @@ class Gate:
     def __init__(self) -> None:
         self.open: dict[str, asyncio.Event] = {}
 
-    async def job(self, request: JobRequest, note: Note) -> Outcome:
+    async def job(self, request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await self.open.setdefault(request.musetalk_job_id, asyncio.Event()).wait()
         return DONE
 
@@ -43,7 +51,7 @@ async def works(rig: Rig, count: int) -> list[asyncio.Task[bool]]:
     """Begin `count` calls, each of which has its job before the next begins."""
     calls = []
     for number in range(1, count + 1):
-        calls.append(asyncio.create_task(rig.worker.work_once()))
+        calls.append(asyncio.create_task(rig.worker.claim_and_run()))
         await rig.until(lambda n=number: len(rig.desk.ran) >= n)  # type: ignore[misc]
     return calls
 
@@ -56,7 +64,7 @@ async def test_two_jobs_run_under_one_identity_and_every_heartbeat_names_both(
         fake.add_job(name)
     async with worker_rig(fake, tmp_path, desk=Desk(gate.job), options=TWO, is_beating=True) as rig:
         first, second = await works(rig, 2)
-        assert not await rig.worker.work_once()  # no room: nothing is claimed
+        assert not await rig.worker.claim_and_run()  # no room: nothing is claimed
         await rig.until(lambda: beats_with(fake, "job-1", "job-2"))
         beat = fake.of("heartbeat")[-1].body
         assert (beat["status"], beat["current_job_id"]) == ("busy", "job-1")
@@ -65,7 +73,7 @@ async def test_two_jobs_run_under_one_identity_and_every_heartbeat_names_both(
         await rig.until(lambda: beats_with(fake, "job-2"))
         beat = fake.of("heartbeat")[-1].body
         assert (beat["status"], beat["current_job_id"]) == ("busy", "job-2")
-        third = asyncio.create_task(rig.worker.work_once())  # there is room again
+        third = asyncio.create_task(rig.worker.claim_and_run())  # there is room again
         await rig.until(lambda: beats_with(fake, "job-2", "job-3"))
         gate.let("job-2")
         gate.let("job-3")
@@ -91,16 +99,16 @@ async def test_one_call_claims_at_a_time(fake: FakeOrchestrator, tmp_path: Path)
     held = asyncio.Event()
     desk = Desk()
 
-    async def can_work() -> bool:
+    async def can_run() -> bool:
         await held.wait()
         return True
 
-    desk.can_work = can_work  # type: ignore[method-assign]
+    desk.can_run = can_run  # type: ignore[method-assign]
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=desk, options=TWO) as rig:
-        asking = asyncio.create_task(rig.worker.work_once())
+        asking = asyncio.create_task(rig.worker.claim_and_run())
         await asyncio.sleep(0)
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         held.set()
         assert await asking
     assert len(fake.of("claim")) == 1
@@ -114,14 +122,14 @@ async def test_claims_without_a_job_are_an_interval_apart(
     options = replace(TWO, claim_interval_s=5.0)
     async with worker_rig(fake, tmp_path, options=options, clock=lambda: now) as rig:
         for _ in range(5):
-            assert not await rig.worker.work_once()
+            assert not await rig.worker.claim_and_run()
         assert len(fake.of("claim")) == 1
         fake.add_job("job-1")
         now = 104.9
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         now = 105.0
-        assert await rig.worker.work_once()
-        assert not await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
+        assert not await rig.worker.claim_and_run()
     assert len(fake.of("claim")) == 3
 
 
@@ -142,7 +150,7 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
         gate.let("job-1")
         gate.let("job-2")
         assert all([await call for call in calls])
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert [request.musetalk_job_id for request in rig.desk.ran] == ["job-1", "job-2"]
         assert journal.read() == ()
     assert [job.status for job in fake.jobs.values()] == ["succeeded"] * 2
@@ -152,7 +160,7 @@ async def test_all_jobs_of_a_dead_process_are_resumed(
 async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9: one that is not listed twice goes to another worker, and is done twice."""
+    """docs/protocol.md §9: a job that is not listed twice goes elsewhere and is done twice."""
     journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
     for name in ("job-1", "job-2"):
         fake.add_job(name)
@@ -167,7 +175,7 @@ async def test_a_left_job_that_has_no_place_yet_is_in_every_heartbeat(
         gate.let("job-1")
         gate.let("job-2")
         assert await first
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         await rig.until(lambda: beats_with(fake))
     named = [{each["musetalk_job_id"] for each in c.body["jobs"]} for c in fake.of("heartbeat")]
     assert {"job-1"} not in named
@@ -185,7 +193,7 @@ async def test_what_an_older_release_left_is_resumed(
     [path] = (tmp_path / "claims").glob("*.held")
     assert path.name.count(".") == 1
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
     assert not path.exists()
 
@@ -202,7 +210,7 @@ async def test_cancelling_one_call_leaves_the_other_job_alone(
         with pytest.raises(asyncio.CancelledError):
             await first
         gate.let("job-1")
-        assert await rig.worker.work_once()  # resumed, not claimed again
+        assert await rig.worker.claim_and_run()  # resumed, not claimed again
         gate.let("job-2")
         assert await second
     assert [job.status for job in fake.jobs.values()] == ["succeeded"] * 2
@@ -210,12 +218,12 @@ async def test_cancelling_one_call_leaves_the_other_job_alone(
 
 
 async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: Path) -> None:
-    """contracts.md §9: reports of the first attempt are refused, those of the second accepted."""
+    """docs/protocol.md §9: the first attempt's reports are refused, the second's are accepted."""
     again = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await again.wait()
-        note(Progress(Phase.ENCODING, 0.9))
+        on_progress(Progress(Phase.ENCODING, 0.9))
         return DONE
 
     with FakeOrchestrator(counts_attempts=True) as fake:
@@ -226,7 +234,7 @@ async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: 
         ) as rig:
             [first] = await works(rig, 1)
             fake.hand_out_again("job-1")
-            second = asyncio.create_task(rig.worker.work_once())
+            second = asyncio.create_task(rig.worker.claim_and_run())
             await rig.until(lambda: fake.jobs["job-1"].claims == 2)
             assert await first  # stopped by a 409, without a report
             again.set()
@@ -239,7 +247,7 @@ async def test_attempts_are_told_apart_when_a_job_is_handed_out_again(tmp_path: 
 async def test_an_orchestrator_cancels_by_its_answer_to_a_heartbeat(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9."""
+    """docs/protocol.md §9."""
     gate = Gate()
     for name in ("job-1", "job-2"):
         fake.add_job(name)
@@ -260,7 +268,7 @@ async def test_an_orchestrator_cancels_by_its_answer_to_a_heartbeat(
 async def test_a_worker_that_is_drained_finishes_and_claims_nothing_more(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    """contracts.md §9."""
+    """docs/protocol.md §9."""
     gate = Gate()
     fake.add_job("job-1")
     async with worker_rig(
@@ -271,14 +279,14 @@ async def test_a_worker_that_is_drained_finishes_and_claims_nothing_more(
         beats = len(fake.of("heartbeat"))
         await rig.until(lambda: len(fake.of("heartbeat")) >= beats + 3)
         fake.add_job("job-2")
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         gate.let("job-1")
         assert await first
         fake.heartbeat_answer = {"drain": False}
         beats = len(fake.of("heartbeat"))
         await rig.until(lambda: len(fake.of("heartbeat")) >= beats + 3)
         gate.let("job-2")
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert {job.status for job in fake.jobs.values()} == {"succeeded"}
 
 
@@ -293,7 +301,7 @@ def test_heartbeats_do_not_slow_down_with_the_polls(poll_s: float, beat_s: float
 
 @pytest.mark.parametrize(("poll_s", "beat_s"), [(0.5, 5.0), (7.0, 7.0), (10.0, 10.0), (60.0, 10.0)])
 def test_a_buffer_worker_beats_every_5_to_10_s(poll_s: float, beat_s: float) -> None:
-    """contracts.md §2: however often it asks for a job."""
+    """docs/protocol.md §2: however often it asks for a job."""
     rules = PollingRules("http://o", "k", "main", is_buffer=True, interval_s=poll_s)
     assert rules.heartbeat_interval_s == beat_s
 
@@ -304,9 +312,9 @@ async def test_heartbeats_go_on_between_polls_that_are_far_apart(
     """Mend 1.10: with an hour between two claims."""
     options = replace(OPTIONS, claim_interval_s=3600.0)
     async with worker_rig(fake, tmp_path, options=options, is_beating=True) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         await rig.until(lambda: len(fake.of("heartbeat")) >= 4)
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
     assert len(fake.of("claim")) == 1
 
 
@@ -317,5 +325,5 @@ async def test_a_refused_claim_is_no_reason_to_ask_faster(
     options = replace(OPTIONS, claim_interval_s=3600.0)
     async with worker_rig(fake, tmp_path, options=options) as rig:
         for _ in range(3):
-            assert not await rig.worker.work_once()
+            assert not await rig.worker.claim_and_run()
     assert len(fake.of("claim")) == 1

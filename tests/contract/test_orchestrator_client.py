@@ -14,11 +14,11 @@ import pytest
 from orchestrator.client import (
     BufferClient,
     ClaimedJob,
-    Failed,
-    JobProgress,
+    FailureReport,
     MainClient,
     OrchestratorHttp,
-    Succeeded,
+    ProgressReport,
+    SuccessReport,
     Timeouts,
     WorkerProfile,
 )
@@ -149,7 +149,7 @@ async def test_progress_is_byte_exact(fake: FakeOrchestrator, main: MainClient) 
     await main.claim()
     fake.calls.clear()
     counts = {"frames_done": 50, "frames_total": 125}
-    await main.progress(JOB, JobProgress(0.4, "inferring", counts, "default", 8))
+    await main.progress(JOB, ProgressReport(0.4, "inferring", counts, "default", 8))
     assert only(fake) == (
         "/internal/jobs/job-1/progress",
         '{"status":"running","progress":0.4,"phase":"inferring","worker_id":"worker-1",'
@@ -164,7 +164,7 @@ async def test_unknown_optional_fields_are_left_out(
     fake.add_job("job-1")
     await main.claim()
     fake.calls.clear()
-    await main.progress(JOB, JobProgress(0.0, "preparing"))
+    await main.progress(JOB, ProgressReport(0.0, "preparing"))
     assert only(fake)[1] == (
         '{"status":"running","progress":0.0,"phase":"preparing","worker_id":"worker-1",'
         '"metrics":null,"error":null}'
@@ -175,7 +175,7 @@ async def test_success_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -
     fake.add_job("job-1")
     await main.claim()
     fake.calls.clear()
-    end = Succeeded("https://files.example/job-1.mp4", {"total_time": 3.5, "PEAK_RAM_KB": None})
+    end = SuccessReport("https://files.example/job-1.mp4", {"total_time": 3.5, "PEAK_RAM_KB": None})
     report = main.final_report(JOB, end, config_label="fast", batch_size=None)
     await main.send_report(report)
     assert only(fake) == (
@@ -191,7 +191,7 @@ async def test_failure_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -
     fake.add_job("job-1")
     await main.claim()
     fake.calls.clear()
-    end = Failed("No face was found.", 0.25)
+    end = FailureReport("No face was found.", 0.25)
     report = main.final_report(JOB, end, config_label="default", batch_size=4)
     await main.send_report(report)
     assert only(fake) == (
@@ -230,18 +230,18 @@ async def test_buffer_claim_is_byte_exact_and_returns_the_buffer_id(
     ("end", "body"),
     [
         (
-            Succeeded("https://files.example/a.mp4", {"total_time": 1.0}),
+            SuccessReport("https://files.example/a.mp4", {"total_time": 1.0}),
             '{"status":"succeeded","error":null,"output_url":"https://files.example/a.mp4",'
             '"metrics":{"total_time":1.0}}',
         ),
         (
-            Failed("No face was found."),
+            FailureReport("No face was found."),
             '{"status":"failed","error":"No face was found.","output_url":null,"metrics":null}',
         ),
     ],
 )
 async def test_buffer_status_is_byte_exact(
-    fake: FakeOrchestrator, buffer: BufferClient, end: Succeeded | Failed, body: str
+    fake: FakeOrchestrator, buffer: BufferClient, end: SuccessReport | FailureReport, body: str
 ) -> None:
     fake.add_job("job-1", buffer_job_id="buf-1")
     await buffer.claim()
@@ -266,7 +266,7 @@ async def test_progress_of_a_buffer_job_is_byte_exact(
     await buffer.claim()
     fake.calls.clear()
     counts = {"frames_done": 50, "frames_total": 125}
-    await buffer.progress(BUFFER_JOB, JobProgress(0.4, "inferring", counts, "default", 8))
+    await buffer.progress(BUFFER_JOB, ProgressReport(0.4, "inferring", counts, "default", 8))
     assert only(fake) == (
         "/internal/jobs/job-1/progress",
         '{"status":"running","progress":0.4,"phase":"inferring","worker_id":"worker-1",'
@@ -278,12 +278,12 @@ async def test_progress_of_a_buffer_job_is_byte_exact(
 async def test_the_number_of_an_attempt_comes_back_in_every_report(
     fake: FakeOrchestrator, main: MainClient, buffer: BufferClient
 ) -> None:
-    """contracts.md §9: only where the claim had one."""
+    """docs/protocol.md §9: only where the claim had one."""
     job = ClaimedJob("job-1", {"musetalk_job_id": "job-1", "attempt": 3})
     for client in (main, buffer):
         fake.always("progress", answer(200))
-        await client.progress(job, JobProgress(0.0, "preparing"))
-        report = client.final_report(job, Failed("x"), config_label=None, batch_size=None)
+        await client.progress(job, ProgressReport(0.0, "preparing"))
+        report = client.final_report(job, FailureReport("x"), config_label=None, batch_size=None)
         assert json.loads(report.body)["attempt"] == 3
         await client.heartbeat("busy", "job-1", None, [job])
         named = json.loads(fake.calls[-1].raw)["jobs"]
@@ -344,7 +344,7 @@ async def test_job_ids_stay_one_path_segment(
     await main.claim()
     fake.calls.clear()
     job = ClaimedJob(job_id, {})
-    await main.progress(job, JobProgress(0.0, "preparing"))
+    await main.progress(job, ProgressReport(0.0, "preparing"))
     assert only(fake)[0] == path
     assert len(fake.jobs[job_id].progress) == 1
 
@@ -352,7 +352,7 @@ async def test_job_ids_stay_one_path_segment(
 async def test_numbers_that_json_lacks_are_sent_as_null(
     fake: FakeOrchestrator, main: MainClient
 ) -> None:
-    end = Succeeded("https://files.example/a.mp4", {"psnr": math.inf, "loss": math.nan})
+    end = SuccessReport("https://files.example/a.mp4", {"psnr": math.inf, "loss": math.nan})
     report = main.final_report(JOB, end, config_label=None, batch_size=None)
     assert json.loads(report.body)["metrics"] == {"psnr": None, "loss": None}
 
@@ -369,7 +369,7 @@ def test_success_without_output_or_metrics_cannot_be_built(
     url: str, metrics: dict[str, int]
 ) -> None:
     with pytest.raises(ValueError, match="has not succeeded"):
-        Succeeded(url, metrics)
+        SuccessReport(url, metrics)
 
 
 @pytest.mark.parametrize("client", ["main", "buffer"])
@@ -468,9 +468,9 @@ async def test_jobs_that_are_gone_or_unknown_have_types_of_their_own(
     fake.plan(kind, answer(status))
     with pytest.raises(error):
         if kind == "progress":
-            await main.progress(JOB, JobProgress(0.0, "preparing"))
+            await main.progress(JOB, ProgressReport(0.0, "preparing"))
         else:
-            report = main.final_report(JOB, Failed("x"), config_label=None, batch_size=None)
+            report = main.final_report(JOB, FailureReport("x"), config_label=None, batch_size=None)
             await main.send_report(report)
 
 
@@ -585,7 +585,7 @@ async def test_secrets_stay_out_of_errors_logs_and_repr(
     fake.add_job("job-1")
     claim = await client.claim()
     texts.append(repr(claim))
-    end = Succeeded("https://files.example/a.mp4?sig=abc123", {"a": 1})
+    end = SuccessReport("https://files.example/a.mp4?sig=abc123", {"a": 1})
     texts += [repr(end), repr(client.final_report(JOB, end, config_label=None, batch_size=None))]
     await http.aclose()
     fake.go_away()

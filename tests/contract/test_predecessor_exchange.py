@@ -16,16 +16,16 @@ from serve_app.contract.requests import JobRequest
 from serve_app.fleet.system_info import collect_system_info
 from tests.contract.exchange import RECORDED, Worker, assert_like_the_predecessor, recorded, shape
 from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.contract.worker_rig import OPTIONS, Desk, Note, worker_rig
+from tests.contract.worker_rig import OPTIONS, Desk, ProgressCallback, worker_rig
 
 
-async def phases(note: Note) -> None:
+async def phases(on_progress: ProgressCallback) -> None:
     """Go through a job's phases; the reporter sees to it that each of them is sent."""
-    note(Progress(Phase.DOWNLOADING, 0.0))
-    note(Progress(Phase.INFERRING, 0.05, 0, 125))
-    note(Progress(Phase.INFERRING, 0.4, 50, 125))
-    note(Progress(Phase.ENCODING, 0.9, 125, 125))
-    note(Progress(Phase.UPLOADING, 0.95, 125, 125))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 125))
+    on_progress(Progress(Phase.INFERRING, 0.4, 50, 125))
+    on_progress(Progress(Phase.ENCODING, 0.9, 125, 125))
+    on_progress(Progress(Phase.UPLOADING, 0.95, 125, 125))
 
 
 def busy(fake: FakeOrchestrator) -> Callable[[], bool]:
@@ -42,9 +42,9 @@ async def test_what_we_say_is_what_the_predecessor_said(
     end = recorded(worker, "final succeeded")["body"]
     is_good = True
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, busy(fake))
-        await phases(note)
+        await phases(on_progress)
         if not is_good:
             raise DownloadFailed("Download failed: 404 Not Found")
         return Success(end["output_url"], end["metrics"])
@@ -61,7 +61,7 @@ async def test_what_we_say_is_what_the_predecessor_said(
     ) as rig:
         await rig.until(lambda: bool(fake.of("heartbeat")))
         key = fake.add_job(claimed["musetalk_job_id"], **claimed)
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         request = rig.desk.ran[0].model_dump()
         assert {name: request[name] for name in claimed if name in request} == {
             name: value for name, value in claimed.items() if name != "buffer_job_id"
@@ -69,7 +69,7 @@ async def test_what_we_say_is_what_the_predecessor_said(
         is_good = False
         fake.jobs[key].accepted.clear()
         fake.hand_out_again(key)
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.violations == []
     assert_like_the_predecessor(worker, fake.calls)
     told = [report["phase"] for report in fake.jobs[key].progress]

@@ -18,7 +18,7 @@ from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.polling import polling_rules
-from serve_app.fleet.pushed import PushedReports, report_rules
+from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.job import Origin
 from serve_app.jobs.registry import JobRegistry
@@ -117,7 +117,7 @@ class Site:
         assert await self.service.get(job_id) is None
 
     async def do(self) -> None:
-        await self.service.work(self.pushed.tell)
+        await self.service.run_next(self.pushed.run_reported)
 
 
 @pytest.fixture
@@ -137,7 +137,9 @@ async def site(
     assert rules is not None
     driver = Driver()
     service = JobService(registry, driver, QueueSettings(), JobOptions())  # type: ignore[arg-type]
-    pushed = PushedReports(rules, env, tmp_path, service, lambda: 4, QUICK)
+    pushed = PushedReports(
+        rules, env, tmp_path, service=service, batch_size=lambda: 4, options=QUICK
+    )
     sending = asyncio.create_task(pushed.deliver_forever())
     yield Site(driver, service, pushed)
     sending.cancel()
@@ -261,7 +263,7 @@ async def test_a_success_that_is_pushed_again_is_reported_again(
     await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 1)
     job = await site.service.get("job-1")
     assert job is not None
-    await site.pushed.tell_again(job)
+    await site.pushed.report_again(job)
     await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("final")) == 2)
     first, second = fake.of("final")
     assert (first.path, first.body) == (second.path, second.body)
@@ -269,10 +271,10 @@ async def test_a_success_that_is_pushed_again_is_reported_again(
     await site.do()
     other = await site.service.get("job-2")
     assert other is not None
-    await site.pushed.tell_again(other)  # nobody else's business
+    await site.pushed.report_again(other)  # nobody else's business
     await site.pushed.settle(10.0)
     site.pushed._outbox._capacity = 0
-    await site.pushed.tell_again(job)  # no room
+    await site.pushed.report_again(job)  # no room
     await site.pushed.settle(10.0)
     assert len(fake.of("final")) == 2
 
@@ -333,3 +335,41 @@ async def test_a_job_of_the_asynchronous_api_is_nobody_elses_business(
     await site.push("job-1", Origin.ASYNC)
     await site.do()
     assert fake.calls == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "public_base_url", "is_warned"),
+    [
+        ({}, None, True),
+        ({"LIPSYNC_HOST": "0.0.0.0"}, None, True),
+        ({"LIPSYNC_HOST": "localhost"}, None, True),
+        ({"LIPSYNC_HOST": "192.0.2.7"}, None, False),
+        ({}, "https://worker.example", False),
+        ({"B2_KEY_ID": "id", "B2_APP_KEY": "key", "B2_BUCKET_NAME": "clips"}, None, False),
+    ],
+)
+def test_a_worker_warns_at_its_start_if_its_reports_contain_links_that_only_it_can_open(
+    registry: JobRegistry,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    variables: dict[str, str],
+    public_base_url: str | None,
+    is_warned: bool,
+) -> None:
+    env = read_environment(
+        {"ORCHESTRATOR_BASE_URL": "http://o", "INTERNAL_API_KEY": "k", **variables}
+    )
+    rules = report_rules(env)
+    assert rules is not None
+    service = JobService(registry, Driver(), QueueSettings(), JobOptions())  # type: ignore[arg-type]
+    PushedReports(
+        rules,
+        env,
+        tmp_path,
+        service=service,
+        batch_size=lambda: 4,
+        public_base_url=public_base_url,
+    )
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == is_warned
+    assert all("public_base_url" in text and "B2_KEY_ID" in text for text in warnings)

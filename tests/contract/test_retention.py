@@ -104,7 +104,7 @@ def test_what_is_not_a_result_stays(folder, add, tmp_path):
     assert outside.exists()
 
 
-def test_a_result_that_is_written_anew_while_it_is_to_be_removed_stays(folder, add):
+def test_a_result_that_is_written_again_while_it_is_to_be_removed_stays(folder, add):
     add("job", 8 * DAY_S)
     gone: list[str] = []
     sweeper = threading.Thread(target=lambda: gone.extend(sweep(folder, keep_s=1.0)))

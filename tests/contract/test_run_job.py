@@ -216,7 +216,7 @@ def test_an_unusable_output_address_is_refused_before_anything_is_fetched(run_jo
         done = run_job(VIDEO_URL=url, AUDIO_URL=url, OUTPUT_URL="s3://bucket/out.mp4")
         assert not asked.is_set()
     assert (done.returncode, done.stdout) == (2, "")
-    assert "OUTPUT_URL" in done.stderr and "Only http and https" in done.stderr
+    assert "OUTPUT_URL" in done.stderr and "only http and https" in done.stderr
 
 
 def test_a_source_that_refuses_is_exit_code_1_and_one_that_has_nothing_2(run_job, tmp_path):

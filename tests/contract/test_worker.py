@@ -7,13 +7,13 @@ import contextlib
 import errno
 import json
 import logging
+import os
 import random
 import sys
 import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +23,6 @@ from orchestrator.client import ClaimedJob, FinalReport
 from orchestrator.errors import RequestRejected, ServiceUnavailable
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
-from serve_app.fleet import outbox as outbox_module
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
 from serve_app.fleet.heartbeat import next_due
 from serve_app.fleet.options import WorkerOptions
@@ -40,7 +39,16 @@ from tests.contract.fake_orchestrator import (
     lost_answer,
     stall,
 )
-from tests.contract.worker_rig import DONE, OPTIONS, QUICK, WORKER_ID, Desk, Note, Rig, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    QUICK,
+    WORKER_ID,
+    Desk,
+    ProgressCallback,
+    Rig,
+    worker_rig,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED = Failure(
@@ -69,7 +77,7 @@ def last_error(fake: FakeOrchestrator) -> str | None:
 
 async def test_no_job_means_no_work(fake: FakeOrchestrator, tmp_path: Path) -> None:
     async with worker_rig(fake, tmp_path) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert rig.desk.ran == []
     assert fake.violations == []
 
@@ -79,7 +87,7 @@ async def test_a_claimed_job_is_run_and_its_success_reported(
 ) -> None:
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         (request,) = rig.desk.ran
         assert request.musetalk_job_id == "job-1"
         assert request.video_url.endswith("signature=video-secret")
@@ -95,7 +103,7 @@ async def test_a_claimed_job_is_run_and_its_success_reported(
 async def test_progress_goes_through_the_phases_in_order(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         # Slow enough for each state to be sent; the reporter itself sends at most 50 a second.
         for progress in (
             Progress(Phase.QUEUED, 0.0),
@@ -105,14 +113,14 @@ async def test_progress_goes_through_the_phases_in_order(
             Progress(Phase.ENCODING, 0.9, 100, 100),
             Progress(Phase.UPLOADING, 0.95, 100, 100),
         ):
-            note(progress)
+            on_progress(progress)
             wanted = len(fake.jobs["job-1"].progress) + 2
             await asyncio.to_thread(fake.wait_until, partial(has_reports, fake, wanted))
         return DONE
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     sent = fake.jobs["job-1"].progress
     phases = list(dict.fromkeys(report["phase"] for report in sent))
     assert phases == ["preparing", "downloading", "inferring", "encoding", "uploading"]
@@ -129,10 +137,10 @@ async def test_progress_goes_through_the_phases_in_order(
 async def test_progress_never_goes_back_and_never_ends_a_job(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        note(Progress(Phase.ENCODING, 0.8, 80, 100))
-        note(Progress(Phase.ENCODING, 0.3, 30, 100))
-        note(Progress(Phase.COMPLETED, 1.0, 100, 100))  # the final report's business alone
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.ENCODING, 0.8, 80, 100))
+        on_progress(Progress(Phase.ENCODING, 0.3, 30, 100))
+        on_progress(Progress(Phase.COMPLETED, 1.0, 100, 100))  # the final report's business alone
         await asyncio.to_thread(
             fake.wait_until,
             lambda: any(each["progress"] == 0.8 for each in fake.jobs["job-1"].progress),
@@ -141,7 +149,7 @@ async def test_progress_never_goes_back_and_never_ends_a_job(
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     assert {r["progress"] for r in fake.jobs["job-1"].progress} <= {0.0, 0.8}
     assert fake.violations == []
 
@@ -149,9 +157,9 @@ async def test_progress_never_goes_back_and_never_ends_a_job(
 async def test_a_flood_of_progress_is_thinned_to_the_newest(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for done in range(2000):
-            note(Progress(Phase.INFERRING, done / 2000, done, 2000))
+            on_progress(Progress(Phase.INFERRING, done / 2000, done, 2000))
             if done % 100 == 0:
                 await asyncio.sleep(0)
         await asyncio.to_thread(
@@ -165,7 +173,7 @@ async def test_a_flood_of_progress_is_thinned_to_the_newest(
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     assert len(fake.of("progress")) < 100
 
 
@@ -176,15 +184,15 @@ async def test_stalled_progress_does_not_hold_up_the_job(
     fake.always("progress", stall(30.0))
     ended = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         for done in range(1000):
-            note(Progress(Phase.INFERRING, done / 1000, done, 1000))
+            on_progress(Progress(Phase.INFERRING, done / 1000, done, 1000))
         ended.set()
         return DONE
 
     timeouts = replace(QUICK, progress_s=0.5)
     async with worker_rig(fake, tmp_path, desk=Desk(job), timeouts=timeouts) as rig:
-        work = asyncio.create_task(rig.worker.work_once())
+        work = asyncio.create_task(rig.worker.claim_and_run())
         await asyncio.wait_for(ended.wait(), 10.0)
         await work
     assert fake.jobs["job-1"].status == "succeeded"
@@ -194,14 +202,14 @@ async def test_stalled_progress_does_not_hold_up_the_job(
 async def test_refused_progress_does_not_end_the_job(
     fake: FakeOrchestrator, tmp_path: Path, status: int
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 3)
         return DONE
 
     fake.add_job("job-1")
     fake.always("progress", answer(status))
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
 
 
@@ -210,16 +218,16 @@ async def test_no_progress_takes_effect_after_the_final_report(
 ) -> None:
     """A late `running` would make a finished job look as if it were running again."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
-        note(Progress(Phase.UPLOADING, 0.95))
+        on_progress(Progress(Phase.UPLOADING, 0.95))
         await asyncio.sleep(0.1)  # on its way, not yet handled
         return DONE
 
     fake.add_job("job-1")
     fake.always("progress", late_effect(0.5))
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     await asyncio.to_thread(fake.stop)  # waits for every handler
     assert [call.kind for call in fake.calls][-1] == "final"
     assert len(fake.of("progress")) >= 2
@@ -232,25 +240,25 @@ async def test_no_progress_takes_effect_after_the_final_report(
 async def test_a_runner_that_raises_a_media_error_reports_its_message(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         raise DownloadFailed("Download failed: 404 Not Found")
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].error == "Download failed: 404 Not Found"
 
 
 async def test_a_runner_that_crashes_reports_the_kind_and_no_secret(
     fake: FakeOrchestrator, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         raise ZeroDivisionError("https://media.example/?signature=video-secret")
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        assert await rig.worker.work_once()
-        assert not await rig.worker.work_once()  # and it is fit for the next one
+        assert await rig.worker.claim_and_run()
+        assert not await rig.worker.claim_and_run()  # and it is fit for the next one
     error = fake.jobs["job-1"].error
     assert error is not None
     assert "ZeroDivisionError" in error
@@ -261,12 +269,12 @@ async def test_a_runner_that_crashes_reports_the_kind_and_no_secret(
 async def test_unencodable_and_endless_errors_are_still_reported(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         return replace(FAILED, error_message="broken \udcff name " + "x" * 100_000)
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
     error = fake.jobs["job-1"].error
     assert error is not None
     assert error.startswith("broken ? name x")
@@ -288,7 +296,7 @@ async def test_an_invalid_job_is_reported_failed_with_the_field(
 ) -> None:
     fake.add_job("job-1", **fields)
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.ran == []
     error = fake.jobs["job-1"].error
     assert error is not None
@@ -304,10 +312,10 @@ async def test_what_a_claim_says_oddly_is_a_warning_and_never_a_failure(
     odd = {"aspect_ratio": "9x16", "resolution": ["720p"], "params": {"unknown": 1, "crf": 30}}
     fake.add_job("job-1", **odd)
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
-        (request,), (ticket,) = rig.desk.ran, rig.desk.tickets
+        assert await rig.worker.claim_and_run()
+        (request,), (submission,) = rig.desk.ran, rig.desk.submissions
     assert (request.aspect_ratio, request.resolution, request.params.crf) == ("9:16", None, 30)
-    assert len(ticket.warnings) == 3
+    assert len(submission.warnings) == 3
     assert fake.jobs["job-1"].status == "succeeded"
 
 
@@ -317,7 +325,7 @@ async def test_a_buffer_job_without_an_id_of_its_own_is_done_under_the_buffers(
     key = fake.add_job("job-1", buffer_job_id="buf-1")
     fake.jobs[key].payload["musetalk_job_id"] = None
     async with worker_rig(fake, tmp_path, is_buffer=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         (request,) = rig.desk.ran
     assert request.musetalk_job_id == "buf-1"
     assert fake.jobs[key].status == "succeeded"
@@ -331,7 +339,7 @@ async def test_the_sizes_of_claims_are_ignored_where_that_is_asked_for(
     fake.add_job("job-1", aspect_ratio="1:1", resolution="512x512")
     options = replace(OPTIONS, legacy_size_source=True)
     async with worker_rig(fake, tmp_path, options=options) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         (request,) = rig.desk.ran
     assert (request.aspect_ratio, request.resolution) == (None, None)
 
@@ -345,7 +353,7 @@ async def test_claims_are_retried_after_1_2_and_4_seconds(
     fake.add_job("job-1")
     fake.plan("claim", answer(503), close(), answer(200, b"not json"))
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.pauses == [1.0, 2.0, 4.0]
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -355,7 +363,7 @@ async def test_claims_are_given_up_after_the_third_retry(
 ) -> None:
     fake.always("claim", answer(500))
     async with worker_rig(fake, tmp_path) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert rig.pauses == [1.0, 2.0, 4.0]
     assert len(fake.of("claim")) == 4
 
@@ -365,7 +373,7 @@ async def test_a_rejected_claim_is_not_repeated_at_once(
 ) -> None:
     fake.plan("claim", answer(401))
     async with worker_rig(fake, tmp_path) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert rig.pauses == []
 
 
@@ -375,10 +383,10 @@ async def test_nothing_is_claimed_while_no_replica_can_work(
     fake.add_job("job-1")
     desk = Desk(is_able=False)
     async with worker_rig(fake, tmp_path, desk=desk) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert fake.of("claim") == []
         desk.is_able = True
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
 
 
 async def test_claiming_stops_between_retries_when_draining_begins(
@@ -387,13 +395,13 @@ async def test_claiming_stops_between_retries_when_draining_begins(
     fake.add_job("job-1")
     desk = Desk()
 
-    async def can_work() -> bool:
+    async def can_run() -> bool:
         return len(fake.of("claim")) < 2
 
-    desk.can_work = can_work  # type: ignore[method-assign]
+    desk.can_run = can_run  # type: ignore[method-assign]
     fake.always("claim", answer(503))
     async with worker_rig(fake, tmp_path, desk=desk) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
     assert len(fake.of("claim")) == 2
     assert fake.jobs["job-1"].status == "queued"
 
@@ -403,16 +411,16 @@ async def test_a_second_call_while_a_job_runs_does_nothing(
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
     fake.add_job("job-1")
     fake.add_job("job-2")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        first = asyncio.create_task(rig.worker.work_once())
+        first = asyncio.create_task(rig.worker.claim_and_run())
         await rig.until(lambda: bool(rig.desk.ran))
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert len(fake.of("claim")) == 1
         going.set()
         assert await first
@@ -424,10 +432,10 @@ async def test_a_full_outbox_stops_claiming(fake: FakeOrchestrator, tmp_path: Pa
     async with worker_rig(fake, tmp_path, is_sending=False, outbox_capacity=2) as rig:
         for number in range(2):
             await rig.outbox.put(report(number))
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert fake.of("claim") == []
         await rig.outbox.deliver_round(accept)
-        work = asyncio.create_task(rig.worker.work_once())
+        work = asyncio.create_task(rig.worker.claim_and_run())
         await rig.until(lambda: len(fake.of("claim")) == 1)
         await rig.until(lambda: rig.outbox.pending() == 1)
         await rig.outbox.deliver_round(accept)
@@ -444,7 +452,7 @@ async def test_a_job_that_is_gone_is_stopped_and_not_reported(
     stopped = asyncio.Event()
     desk = Desk()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         fake.always("progress", answer(status))
         await stopped.wait()
         return replace(FAILED, error_message="The job was cancelled.", cancelled=True)
@@ -456,11 +464,11 @@ async def test_a_job_that_is_gone_is_stopped_and_not_reported(
     desk.job, desk.cancel = job, cancel  # type: ignore[method-assign]
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=desk) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert desk.cancelled == ["job-1"]
         assert rig.outbox.pending() == 0
         assert rig.worker.current_job_id is None
-        assert not await rig.worker.work_once()  # nor is it resumed
+        assert not await rig.worker.claim_and_run()  # nor is it resumed
     assert fake.of("final") == []
 
 
@@ -470,7 +478,7 @@ async def test_a_job_whose_cancel_fails_is_stopped_all_the_same(
     desk = Desk()
     was_cancelled = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         fake.cancel("job-1")
         try:
             await asyncio.Event().wait()
@@ -485,7 +493,7 @@ async def test_a_job_whose_cancel_fails_is_stopped_all_the_same(
     desk.job, desk.cancel = job, cancel  # type: ignore[method-assign]
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=desk) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert was_cancelled.is_set()
     assert fake.of("final") == []
 
@@ -495,7 +503,7 @@ async def test_a_silent_job_still_learns_that_it_was_cancelled(
 ) -> None:
     """The last state is repeated, because its answer is the only way to know."""
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
         fake.cancel("job-1")
         await asyncio.Event().wait()
@@ -504,7 +512,7 @@ async def test_a_silent_job_still_learns_that_it_was_cancelled(
     fake.add_job("job-1")
     options = replace(OPTIONS, cancel_wait_s=0.05)
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
-        assert await asyncio.wait_for(rig.worker.work_once(), 20.0)
+        assert await asyncio.wait_for(rig.worker.claim_and_run(), 20.0)
         assert rig.desk.cancelled == ["job-1"]
 
 
@@ -518,7 +526,7 @@ async def test_the_final_report_is_sent_until_it_is_accepted(
     fake.add_job("job-1")
     fake.plan("final", *[answer(status)] * 4)
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.outbox.pending() == 0
     calls = fake.of("final")
     assert len(calls) == 5
@@ -533,7 +541,7 @@ async def test_the_final_report_outlives_every_way_of_not_answering(
     fake.plan("final", close(), cut_off(), stall(30.0))
     timeouts = replace(QUICK, report_s=0.5)
     async with worker_rig(fake, tmp_path, timeouts=timeouts) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.outbox.pending() == 0
     assert len(fake.of("final")) >= 4
     assert fake.jobs["job-1"].status == "succeeded"
@@ -546,7 +554,7 @@ async def test_a_final_refusal_ends_the_sending_and_is_logged(
     fake.add_job("job-1")
     fake.always("final", answer(status))
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.outbox.pending() == 0
     assert len(fake.of("final")) == 1
     assert "final report refused for good" in caplog.text
@@ -558,7 +566,7 @@ async def test_a_lost_answer_makes_the_report_come_twice_and_do_no_harm(
     fake.add_job("job-1")
     fake.plan("final", lost_answer())
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     job = fake.jobs["job-1"]
     assert (job.status, len(job.accepted)) == ("succeeded", 2)
 
@@ -569,7 +577,7 @@ async def test_the_report_is_on_disk_before_it_is_sent_and_survives_a_restart(
     fake.add_job("job-1")
     options = replace(OPTIONS, report_wait_s=0.05)
     async with worker_rig(fake, tmp_path, options=options, is_sending=False) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.of("final") == []
     (stored,) = (tmp_path / "outbox").glob("*.json")
     assert json.loads(json.loads(stored.read_text())["body"])["output_url"] == DONE.output_url
@@ -582,14 +590,14 @@ async def test_the_report_is_on_disk_before_it_is_sent_and_survives_a_restart(
 async def test_an_outage_of_the_orchestrator_delays_the_report_only(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.go_away)
         return DONE
 
     fake.add_job("job-1")
     options = replace(OPTIONS, report_wait_s=0.2)
     async with worker_rig(fake, tmp_path, desk=Desk(job), options=options) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.outbox.pending() == 1
         fake.come_back()
         await rig.until(lambda: fake.jobs["job-1"].status == "succeeded")
@@ -613,7 +621,7 @@ async def test_a_killed_workers_job_is_resumed_by_its_successor(
         await rig.until(lambda: len(fake.of("heartbeat")) >= 1)
         beat = fake.of("heartbeat")[0].body
         assert (beat["status"], beat["current_job_id"]) == ("busy", "job-1")
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert fake.of("claim") == []
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -627,14 +635,14 @@ async def test_a_job_that_was_left_waits_until_it_can_be_done(
     journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
     await journal.start(HeldJob(ClaimedJob("job-1", fake.jobs["job-1"].payload)))
     async with worker_rig(fake, tmp_path, desk=Desk(is_able=False)) as rig:
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
         assert (rig.desk.ran, fake.of("final")) == ([], [])
         rig.desk.is_able = True
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
 
 
-async def test_a_disk_that_does_not_let_go_of_a_claim_does_not_make_it_begin_anew(
+async def test_a_claim_that_cannot_be_removed_does_not_run_again(
     fake: FakeOrchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unlink = Path.unlink
@@ -647,9 +655,9 @@ async def test_a_disk_that_does_not_let_go_of_a_claim_does_not_make_it_begin_ane
     monkeypatch.setattr(Path, "unlink", stays)
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.worker.current_job_id is None
-        assert not await rig.worker.work_once()
+        assert not await rig.worker.claim_and_run()
     assert len(rig.desk.ran) == 1
     assert len(fake.of("final")) == 1
 
@@ -663,7 +671,7 @@ async def test_a_job_that_kills_the_worker_each_time_is_given_up(
     held = HeldJob(ClaimedJob("job-1", fake.jobs["job-1"].payload), starts=MAX_STARTS - 1)
     await journal.start(held)
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.ran == []
     job = fake.jobs["job-1"]
     assert job.status == "failed"
@@ -676,13 +684,13 @@ async def test_a_cancelled_call_keeps_the_claim_and_reports_nothing(
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=Desk(job)) as rig:
-        work = asyncio.create_task(rig.worker.work_once())
+        work = asyncio.create_task(rig.worker.claim_and_run())
         await rig.until(lambda: bool(rig.desk.ran))
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -690,7 +698,7 @@ async def test_a_cancelled_call_keeps_the_claim_and_reports_nothing(
         assert fake.of("final") == []
         assert rig.worker.current_job_id == "job-1"  # heartbeats go on saying so
         going.set()
-        assert await rig.worker.work_once()  # resumed, not claimed again
+        assert await rig.worker.claim_and_run()  # resumed, not claimed again
     assert fake.jobs["job-1"].status == "succeeded"
     assert fake.jobs["job-1"].claims == 1
 
@@ -701,12 +709,12 @@ async def test_a_claim_is_not_lost_when_the_call_is_cancelled_under_way(
     fake.add_job("job-1")
     fake.plan("claim", late_answer(0.2))
     async with worker_rig(fake, tmp_path) as rig:
-        work = asyncio.create_task(rig.worker.work_once())
+        work = asyncio.create_task(rig.worker.claim_and_run())
         await rig.until(lambda: len(fake.of("claim")) == 1)
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
     assert len(fake.of("claim")) == 1
 
@@ -714,17 +722,20 @@ async def test_a_claim_is_not_lost_when_the_call_is_cancelled_under_way(
 async def test_storing_the_final_report_is_not_interrupted(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+
+    def cancel() -> None:
+        work.cancel()
+        loop.call_soon(cancelled.set)
+
+    def slow_write(path: Path, text: str) -> None:
+        loop.call_soon_threadsafe(cancel)
+        assert cancelled.wait(30)
+        files.write_atomically(path, text)
+
     fake.add_job("job-1")
-    async with worker_rig(fake, tmp_path, is_sending=False) as rig:
-        store = rig.outbox.put
-
-        async def slow_put(report: FinalReport) -> str:
-            work.cancel()
-            await asyncio.sleep(0.05)
-            return await store(report)
-
-        rig.outbox.put = slow_put  # type: ignore[method-assign]
-        work = asyncio.create_task(rig.worker.work_once())
+    async with worker_rig(fake, tmp_path, is_sending=False, write=slow_write) as rig:
+        work = asyncio.create_task(rig.worker.claim_and_run())
         with pytest.raises(asyncio.CancelledError):
             await work
         assert rig.outbox.pending() == 1
@@ -737,9 +748,9 @@ async def test_the_wait_for_acceptance_ends_with_the_call(
 ) -> None:
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, is_sending=False) as rig:
-        work = asyncio.create_task(rig.worker.work_once())
-        await rig.until(lambda: rig.outbox.pending() == 1)
-        await asyncio.sleep(0.05)
+        work = asyncio.create_task(rig.worker.claim_and_run())
+        journal = ClaimJournal(tmp_path / "claims", WORKER_ID)
+        await rig.until(lambda: rig.outbox.pending() == 1 and not journal.read())
         assert rig.worker.current_job_id == "job-1"
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -748,12 +759,12 @@ async def test_the_wait_for_acceptance_ends_with_the_call(
         assert rig.outbox.pending() == 1
 
 
-async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
+async def test_a_drained_predecessor_and_its_successor_never_beat_at_once(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     going = asyncio.Event()
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await going.wait()
         return DONE
 
@@ -763,11 +774,11 @@ async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
         old = await stack.enter_async_context(
             worker_rig(fake, tmp_path, desk=Desk(job), is_beating=True)
         )
-        draining = asyncio.create_task(old.worker.work_once())
+        draining = asyncio.create_task(old.worker.claim_and_run())
         await old.until(lambda: bool(old.desk.ran))
         fake.calls.clear()
         async with worker_rig(fake, tmp_path, is_beating=True) as new:
-            assert not await new.worker.work_once()
+            assert not await new.worker.claim_and_run()
             await new.until(lambda: len(fake.of("heartbeat")) >= 5)
             beats = [call.body for call in fake.of("heartbeat")]
             # The first may have been on its way when the claim was answered.
@@ -775,7 +786,7 @@ async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
             going.set()
             assert await draining
             await old.worker.aclose()
-            assert await new.worker.work_once()
+            assert await new.worker.claim_and_run()
     assert [fake.jobs[name].status for name in ("job-1", "job-2")] == ["succeeded"] * 2
     assert [fake.jobs[name].claims for name in ("job-1", "job-2")] == [1, 1]
 
@@ -783,15 +794,15 @@ async def test_a_drained_predecessor_and_its_successor_never_speak_at_once(
 async def test_an_idle_predecessor_makes_room_for_its_successor(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, uncalled_s=0.0)
+    options = replace(OPTIONS, handover_s=0.0)
     async with worker_rig(fake, tmp_path, options=options, is_beating=True) as old:
         await old.until(lambda: len(fake.of("heartbeat")) >= 4)  # nobody waits: it goes on
         fake.add_job("job-1")
         async with worker_rig(fake, tmp_path, is_beating=True) as new:
             async with asyncio.timeout(20.0):
-                while not await new.worker.work_once():
+                while not await new.worker.claim_and_run():
                     await asyncio.sleep(0.02)
-            assert not await old.worker.work_once()
+            assert not await old.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
 
 
@@ -808,7 +819,7 @@ async def test_a_process_killed_in_mid_job_leaves_it_to_its_successor(
         victim.kill()
         await victim.wait()
     async with worker_rig(fake, tmp_path, is_beating=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     job = fake.jobs["job-1"]
     assert (job.status, job.claims, len(job.accepted)) == ("succeeded", 1, 1)
     assert fake.violations == []
@@ -819,9 +830,9 @@ async def test_the_same_job_handed_out_twice_is_answered_consistently(
 ) -> None:
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         fake.hand_out_again("job-1")
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     accepted = fake.jobs["job-1"].accepted
     assert len(accepted) == 2
     assert accepted[0] == accepted[1]
@@ -866,7 +877,7 @@ async def test_a_stalled_heartbeat_is_followed_by_the_next(
     assert [call.status for call in fake.of("heartbeat")[:5]] == [None, None, 200, 200, 200]
 
 
-async def test_an_orchestrator_that_forgot_the_worker_gets_it_introduced_again(
+async def test_a_worker_that_the_orchestrator_forgot_registers_again(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:
     async with worker_rig(fake, tmp_path, is_beating=True) as rig:
@@ -901,7 +912,7 @@ async def test_a_buffer_worker_beats_claims_and_reports(
 ) -> None:
     fake.add_job("job-1", buffer_job_id="buf-1")
     async with worker_rig(fake, tmp_path, is_buffer=True, is_beating=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
         assert rig.desk.ran[0].musetalk_job_id == "job-1"
         await rig.until(lambda: len(fake.of("heartbeat")) >= 2)
     job = fake.jobs["buf-1"]
@@ -920,10 +931,10 @@ async def test_a_buffer_worker_says_why_it_cannot_work(
 ) -> None:
     desk = Desk(is_able=False)
     async with worker_rig(fake, tmp_path, desk=desk, is_buffer=True, is_beating=True) as rig:
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
         await rig.until(lambda: last_error(fake) == "No replica can take a job.")
         desk.is_able = True
-        await rig.worker.work_once()
+        await rig.worker.claim_and_run()
         await rig.until(lambda: last_error(fake) is None)
 
 
@@ -1031,31 +1042,24 @@ async def test_a_disk_that_takes_nothing_costs_no_report(
 
 
 async def test_a_report_that_comes_while_others_are_loaded_waits_for_the_next_round(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Mend 3.9: a thread went through what `put` was writing to."""
-    outbox, sent = Outbox(tmp_path), list[FinalReport]()
-    began, go_on = threading.Event(), threading.Event()
-    load = outbox._load
-
-    def loads_slowly(unsaved: dict[str, FinalReport]) -> list[Any]:
-        began.set()
-        assert go_on.wait(30)
-        return load(unsaved)
 
     def disk_full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    outbox, sent = Outbox(tmp_path, write=disk_full), list[FinalReport]()
+
     async def send(each: FinalReport) -> None:
         sent.append(each)
 
-    monkeypatch.setattr(outbox_module, "write_atomically", disk_full)
-    monkeypatch.setattr(outbox, "_load", loads_slowly)
+    os.mkfifo(tmp_path / "slow.json")  # the load waits here until somebody writes
     await outbox.put(report(1))
     sending = asyncio.create_task(outbox.deliver_round(send))
-    assert await asyncio.to_thread(began.wait, 30)
+    pipe = await asyncio.to_thread((tmp_path / "slow.json").open, "w")  # it has begun to read
     await outbox.put(report(2))
-    go_on.set()
+    pipe.close()
     await sending
     assert sent == [report(1)]
     await outbox.deliver_round(send)
@@ -1076,7 +1080,7 @@ async def test_the_name_of_a_report_is_on_the_disk_before_it_is_relied_on(
     assert seen == [(tmp_path, [name])]
 
 
-def test_only_one_process_speaks_for_an_identity(tmp_path: Path) -> None:
+def test_only_one_process_owns_an_identity(tmp_path: Path) -> None:
     first, second = (ClaimJournal(tmp_path, "worker/../1") for _ in range(2))
     other = ClaimJournal(tmp_path, "worker-2")
     assert first.acquire() and first.acquire()
@@ -1097,7 +1101,7 @@ async def test_a_damaged_journal_is_no_reason_to_stop(
     held.write_text("{")
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
     assert "claim journal unreadable" in caplog.text
 
@@ -1111,7 +1115,7 @@ async def test_no_secret_reaches_the_logs(
     fake.plan("progress", answer(422))
     fake.plan("final", answer(500), close())
     async with worker_rig(fake, tmp_path, is_beating=True) as rig:
-        assert await rig.worker.work_once()
+        assert await rig.worker.claim_and_run()
     extras = " ".join(str(vars(record)) for record in caplog.records)
     for secret in (fake.api_key, "video-secret", "audio-secret"):
         assert secret not in caplog.text
@@ -1135,8 +1139,8 @@ async def test_every_job_ends_once_whatever_the_network_does(
             spoilt = chance.random() < 0.3
             fake.plan(kind, chance.choice(usable) if spoilt else PASS)
 
-    async def job(request: JobRequest, note: Note) -> Outcome:
-        note(Progress(Phase.INFERRING, 0.5, 5, 10))
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        on_progress(Progress(Phase.INFERRING, 0.5, 5, 10))
         await asyncio.sleep(0.002)
         number = int(request.musetalk_job_id.removeprefix("job-"))
         if number % 7 == 0:
@@ -1154,7 +1158,7 @@ async def test_every_job_ends_once_whatever_the_network_does(
 
         async def work(rig: Rig) -> None:
             while any(job.status in ("queued", "running") for job in fake.jobs.values()):
-                await rig.worker.work_once()
+                await rig.worker.claim_and_run()
                 forgotten = [
                     each.id
                     for each in fake.jobs.values()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from musetalk_pipeline.files import write_atomically
 from orchestrator.client import (
     BufferClient,
     MainClient,
@@ -22,8 +23,8 @@ from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
-from serve_app.fleet.worker import Worker
-from serve_app.jobs.job import Ticket
+from serve_app.fleet.worker import FleetWorker
+from serve_app.jobs.job import SubmissionOptions
 from tests.contract.fake_orchestrator import FakeOrchestrator, TlsFiles
 
 WORKER_ID = "machine-7"
@@ -48,31 +49,33 @@ OPTIONS = WorkerOptions(
     cancel_wait_s=15.0,
 )
 
-Note = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass
 class Desk:
     """The runner of a test: what it does to a job, what it saw, and a cancel that works."""
 
-    job: Callable[[JobRequest, Note], Awaitable[Outcome]] | None = None
+    job: Callable[[JobRequest, ProgressCallback], Awaitable[Outcome]] | None = None
     ran: list[JobRequest] = field(default_factory=list)
-    tickets: list[Ticket] = field(default_factory=list)
+    submissions: list[SubmissionOptions] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     tasks: dict[str, asyncio.Task[Outcome]] = field(default_factory=dict)
     is_able: bool = True
 
-    async def run(self, request: JobRequest, note: Note, ticket: Ticket) -> Outcome:
+    async def run(
+        self, request: JobRequest, on_progress: ProgressCallback, submission: SubmissionOptions
+    ) -> Outcome:
         self.ran.append(request)
-        self.tickets.append(ticket)
+        self.submissions.append(submission)
         if self.job is None:
             return DONE
-        return await self.job(request, note)
+        return await self.job(request, on_progress)
 
     async def cancel(self, job_id: str) -> None:
         self.cancelled.append(job_id)
 
-    async def can_work(self) -> bool:
+    async def can_run(self) -> bool:
         return self.is_able
 
 
@@ -81,7 +84,7 @@ class Rig:
     """One worker. `pauses`: what it slept between claims instead of sleeping."""
 
     fake: FakeOrchestrator
-    worker: Worker
+    worker: FleetWorker
     outbox: Outbox
     desk: Desk
     pauses: list[float]
@@ -91,10 +94,10 @@ class Rig:
         await asyncio.to_thread(self.fake.wait_until, is_true)
 
 
-async def preparing(note: Note) -> None:
+async def preparing(on_progress: ProgressCallback) -> None:
     """Report the phases before the frames, as the driver does."""
-    note(Progress(Phase.DOWNLOADING, 0.0))
-    note(Progress(Phase.INFERRING, 0.05, 0, 100))
+    on_progress(Progress(Phase.DOWNLOADING, 0.0))
+    on_progress(Progress(Phase.INFERRING, 0.05, 0, 100))
 
 
 @contextlib.asynccontextmanager
@@ -113,6 +116,7 @@ async def worker_rig(
     outbox_capacity: int = 1000,
     clock: Callable[[], float] = time.monotonic,
     system_info: dict[str, Any] = SYSTEM_INFO,
+    write: Callable[[Path, str], None] = write_atomically,
 ) -> AsyncIterator[Rig]:
     """Run a worker with its background tasks; end and close everything afterwards."""
     desk = desk or Desk()
@@ -136,15 +140,19 @@ async def worker_rig(
         pauses.append(seconds)
 
     outbox = Outbox(
-        folder / "outbox", capacity=outbox_capacity, first_pause_s=0.02, longest_pause_s=0.1
+        folder / "outbox",
+        capacity=outbox_capacity,
+        first_pause_s=0.02,
+        longest_pause_s=0.1,
+        write=write,
     )
-    worker = Worker(
+    worker = FleetWorker(
         connect,
         outbox,
         ClaimJournal(folder / "claims", worker_id),
         runner=desk.run,
         cancel=desk.cancel,
-        can_work=desk.can_work,
+        can_run=desk.can_run,
         options=options,
         batch_size=lambda: 8,
         sleep=sleep,

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
-from serve_app.gate.middleware import Gate, GateLimits, Judge
+from serve_app.gate.middleware import AccessCheck, Gate, GateLimits
 
 
 @dataclass
@@ -96,7 +96,7 @@ async def gated(
     inner: ASGIApp,
     limits: GateLimits | None = None,
     connections: ConnectionLimits | None = None,
-    rules: Judge | None = None,
+    rules: AccessCheck | None = None,
 ) -> AsyncIterator[int]:
     """Serve `inner` behind the proxy's gate; the port."""
     gate = Gate(inner, rules or CallerRules(), limits, is_proxy=True)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage
-from serve_app.net.addresses import AddressPolicy, parse_location, refusal
-from serve_app.net.connections import Network, judged_addresses, resolve_host
+from serve_app.net.addresses import AddressPolicy, parse_location
+from serve_app.net.connections import Network, checked_addresses, resolve_host
+from serve_app.net.special_addresses import refusal
 from tests.threads import threads_taken
 
 CLOSED = AddressPolicy()
@@ -276,7 +277,7 @@ MALFORMED = [
 ]
 
 
-async def judge(url: str, policy: AddressPolicy) -> None:
+async def check_url(url: str, policy: AddressPolicy) -> None:
     """Take a URL through everything that is decided before a connection is made."""
 
     async def resolve(host: str, port: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
@@ -288,13 +289,13 @@ async def judge(url: str, policy: AddressPolicy) -> None:
         except OSError:
             return [ipaddress.ip_address("93.184.215.14")]
 
-    await judged_addresses(parse_location(url), policy, Network(resolve=resolve), 5.0)
+    await checked_addresses(parse_location(url), policy, Network(resolve=resolve), 5.0)
 
 
 @pytest.mark.parametrize("url", SPELLED + DISGUISED + MALFORMED)
 async def test_hostile_urls_are_refused_before_any_connection(url: str) -> None:
     with pytest.raises(SourceRefused) as refused:
-        await judge(url, CLOSED)
+        await check_url(url, CLOSED)
     assert refused.value.code == "source_refused"
     assert refused.value.stage is Stage.DOWNLOAD
     assert refused.value.error_type == "media_error"

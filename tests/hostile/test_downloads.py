@@ -217,8 +217,8 @@ async def test_a_refused_connection_is_a_failed_download(target: Path) -> None:
     [
         ("204 No Content", b"", "the answer is empty"),
         ("200 OK", b"", "the answer is empty"),
-        ("200 OK", b"x", "only 1 bytes"),
-        ("200 OK", b"x" * 999, "only 999 bytes"),
+        ("200 OK", b"x", "(1 bytes)"),
+        ("200 OK", b"x" * 999, "(999 bytes)"),
     ],
 )
 async def test_empty_and_tiny_bodies_are_failures(
@@ -1151,10 +1151,10 @@ def hint_of(error: BaseException) -> str:
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("?X-Amz-Signature=abc&X-Amz-Expires=60", "sign it anew"),
-        ("?se=2026-01-01&sp=r&sig=abc", "sign it anew"),
-        ("?Expires=1&Key-Pair-Id=x", "sign it anew"),
-        ("?Authorization=x", "sign it anew"),
+        ("?X-Amz-Signature=abc&X-Amz-Expires=60", "Sign it again"),
+        ("?se=2026-01-01&sp=r&sig=abc", "Sign it again"),
+        ("?Expires=1&Key-Pair-Id=x", "Sign it again"),
+        ("?Authorization=x", "Sign it again"),
         ("?design=2&assigned=3", ""),
         ("", ""),
     ],
@@ -1171,7 +1171,7 @@ async def test_a_signed_link_may_have_expired(
             )  # fmt: skip
     assert failed.value.message == f"Download failed: {status}"
     hint = hint_of(failed.value)
-    assert said in hint and ("sign it anew" in hint) == bool(said)
+    assert said in hint and ("Sign it again" in hint) == bool(said)
 
 
 async def test_a_private_address_names_the_setting(target: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.bodies import BodyLimits
 from serve_app.gate.callers import CallerRules
-from serve_app.gate.doorkeeper import Doorkeeper, Guesses
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate, GateLimits
 from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
 
@@ -25,7 +25,7 @@ IMPATIENT = GateLimits(first_probe_s=0.05, linger_s=0.2)
 HURRIED = replace(IMPATIENT, body=BodyLimits(grace_s=0.2, whole_s=0.5))
 
 
-def check_refusal(body: dict[str, Any], code: str, *, retryable: bool) -> None:
+def check_rejection(body: dict[str, Any], code: str, *, retryable: bool) -> None:
     """A refusal has the shape of every error."""
     assert body["status"] == "failed" and body["code"] == code
     assert body["retryable"] is retryable
@@ -55,7 +55,7 @@ async def test_until_the_application_has_been_ready_everything_is_503(state: str
                              ("GET", "/docs"), ("DELETE", "/v1/avatar/jobs/1")):  # fmt: skip
             answer = await client.request(method, path)
             assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
-            check_refusal(answer.json(), "starting", retryable=True)
+            check_rejection(answer.json(), "starting", retryable=True)
         assert {scope["path"] for scope in inner.seen} <= {"/hc", "/health"}
         inner.state = "ready"
         inner.release.set()
@@ -67,7 +67,7 @@ async def test_until_the_application_has_been_ready_everything_is_503(state: str
         for path in ("/v1/avatar/jobs", "/files/a.mp4"):
             answer = await client.get(path)
             assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
-            check_refusal(answer.json(), "unavailable", retryable=True)
+            check_rejection(answer.json(), "unavailable", retryable=True)
         assert inner.count("/v1/avatar/jobs") == inner.count("/files/a.mp4") == 1
 
 
@@ -119,7 +119,7 @@ async def test_a_thousand_unfinished_posts_take_no_place_behind_the_gate() -> No
         # The oldest made room for newer ones, and were told so.
         status, body = split(await crowd[0].answer())
         assert status == 408
-        check_refusal(body, "body_too_slow", retryable=True)
+        check_rejection(body, "body_too_slow", retryable=True)
 
 
 @pytest.mark.parametrize("bit", [b"", b"x", b"x" * 20])
@@ -135,7 +135,7 @@ async def test_a_body_that_does_not_come_is_given_up(bit: bytes) -> None:
             await asyncio.sleep(0.05)
         status, body = split(answer.result())
         assert status == 408
-        check_refusal(body, "body_too_slow", retryable=True)
+        check_rejection(body, "body_too_slow", retryable=True)
     assert inner.count("/generate") == 0
 
 
@@ -160,14 +160,14 @@ async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
         assert b" 100 " not in answer
         status, body = split(answer)
         assert status == 401
-        check_refusal(body, "key_missing", retryable=False)
+        check_rejection(body, "key_missing", retryable=False)
     assert inner.seen == []
 
 
 async def test_guesses_are_limited_where_clients_connect() -> None:
     """Mend 4.4, in the proxy: wrong keys never reach the ingress, which counts them too."""
-    door = Doorkeeper(LOCKED, None, Guesses(burst=2, pause_s=1000.0))
-    async with gated(Inner(), rules=door) as port, caller(port) as client:
+    access = AccessControl(LOCKED, None, GuessLimiter(burst=2, pause_s=1000.0))
+    async with gated(Inner(), rules=access) as port, caller(port) as client:
 
         async def status(key: str) -> int:
             answer = await client.get("/v1/avatar/jobs", headers={"X-Internal-API-Key": key})
@@ -193,7 +193,7 @@ async def test_a_body_over_the_limit_is_refused_before_anybody_looks_into_it(
     async with gated(inner) as port, caller(port) as client:
         answer = await client.post("/v1/avatar/jobs", content=content)
         assert answer.status_code == 413 and answer.headers["connection"] == "close"
-        check_refusal(answer.json(), "body_too_large", retryable=False)
+        check_rejection(answer.json(), "body_too_large", retryable=False)
         assert (await client.post("/generate", content=b"x" * 65536)).status_code == 200
     assert [len(body) for body in inner.bodies] == [65536]
 
@@ -209,7 +209,7 @@ async def test_a_body_where_none_belongs_is_not_read(method: str, framing: str) 
         if method != "HEAD":
             size = int(top.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
             body = json.loads(await one.reader.readexactly(size))
-            check_refusal(body, "body_not_allowed", retryable=False)
+            check_rejection(body, "body_not_allowed", retryable=False)
     assert inner.seen == []
 
 
@@ -224,7 +224,7 @@ async def test_beyond_the_capacity_requests_are_asked_to_come_back() -> None:
         await until(lambda: inner.count("/wait") == 2)
         answer = await client.post("/generate", content=b"{}")
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
-        check_refusal(answer.json(), "busy", retryable=True)
+        check_rejection(answer.json(), "busy", retryable=True)
         assert await is_ok(client)
         inner.release.set()
         assert [(await task).status_code for task in waiting] == [200, 200]
@@ -243,7 +243,7 @@ async def test_a_request_whose_replica_ends_is_answered_in_our_shape() -> None:
         for method, path in (("POST", "/generate"), ("GET", "/files/a.mp4")):
             answer = await client.request(method, path)
             assert answer.status_code == 503
-            check_refusal(answer.json(), "unavailable", retryable=True)
+            check_rejection(answer.json(), "unavailable", retryable=True)
 
 
 async def test_a_full_ingress_still_answers_probes() -> None:
@@ -340,7 +340,7 @@ async def test_a_client_that_goes_away_is_one_line_in_the_log(
         async with raw(port, start) as connection:
             await until(lambda: inner.count("/hc") == 1)
             connection.close()
-        await until(lambda: "went away" in caplog.text)
+        await until(lambda: "disconnected before" in caplog.text)
         async with raw(port, head("POST", "/wait", "Content-Length: 0")):
             await asyncio.wait_for(inner.arrived.wait(), 30)
         inner.release.set()

@@ -5,33 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from musetalk_pipeline.options import JobOptions
-from serve_app.config.environment import read_environment
-from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
+from serve_app.api.job_runner import JobRunner
 from serve_app.contract.outcomes import Phase, Progress, Success
 from serve_app.contract.requests import JobRequest, Params
-from serve_app.jobs.registry import JobRegistry
-from serve_app.outputs.local import LocalStore
 from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-    from serve_app.api.ingress import Ingress
-    from serve_app.api.routes import build_api
-    from serve_app.jobs.service import JobService
-    from serve_app.jobs.slots import Slots
+from tests.joints.job_door import Door, serving
 
 MINIMAL = {key: GOOD[key] for key in ("musetalk_job_id", "video_url", "audio_url")}
 KEY = "internal-key-one"
@@ -110,43 +99,18 @@ def test_addresses_are_not_in_the_repr() -> None:
 # --- the routes, over a real socket ---------------------------------------------------------------
 
 
-class Doorway(Ingress):
-    """The ingress without the graph behind it: takes jobs in, runs none."""
-
-    def __init__(self, folder: Path, **environment: str) -> None:
-        self._env = read_environment(environment)
-        self.registry = JobRegistry(folder / "jobs.sqlite3")
-        queue = QueueSettings(max_queued_jobs=100_000)
-        self._service = JobService(self.registry, None, queue, JobOptions())  # type: ignore[arg-type]
-        self._store = LocalStore(folder / "outputs")
-        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
-        self._webhooks = None
-
-
 @pytest.fixture
-def doorway(tmp_path: Path) -> Iterator[Doorway]:
-    door = Doorway(tmp_path, INGRESS_API_KEY=KEY)
+def door(tmp_path: Path) -> Iterator[Door]:
+    door = Door(tmp_path, INGRESS_API_KEY=KEY)
     yield door
     door.registry.close()
 
 
 @pytest.fixture
-async def client(doorway: Doorway) -> AsyncIterator[httpx.AsyncClient]:
-    config = uvicorn.Config(
-        build_api(doorway), host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+async def client(door: Door) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"X-Internal-API-Key": KEY, "Content-Type": "application/json"}
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=30
-    ) as session:
+    async with serving(door.app, **headers) as session:
         yield session
-    server.should_exit = server.force_exit = True
-    await task
 
 
 def text(**changes: Any) -> bytes:
@@ -213,7 +177,7 @@ TAKEN_LENIENTLY = {
 
 @pytest.mark.parametrize("name", BAD_BODIES)
 async def test_bad_bodies_are_answered_in_the_contracts_shape(
-    client: httpx.AsyncClient, doorway: Doorway, name: str
+    client: httpx.AsyncClient, door: Door, name: str
 ) -> None:
     for path in ("/generate", "/v1/avatar/jobs"):
         if name in ("no id", "id is null") and path != "/generate":
@@ -230,13 +194,13 @@ async def test_bad_bodies_are_answered_in_the_contracts_shape(
         assert body["stage"] == "validation" and "stack_trace" not in body
         assert 10 < len(body["error_message"]) < 1000
         assert "very-secret" not in answer.text
-    assert doorway.registry.page(None, 10).jobs == ()
+    assert door.registry.page(None, 10).jobs == ()
     good = await client.post("/v1/avatar/jobs", content=text())  # and the next good one is taken
     assert good.status_code == 202, good.text
 
 
 async def test_a_large_body_is_refused_before_it_is_parsed(
-    client: httpx.AsyncClient, doorway: Doorway
+    client: httpx.AsyncClient, door: Door
 ) -> None:
     """Mend 4.3, at the ingress too: a proxy may not have been told of the gate. 413, not 422 as
     before: nobody has looked at what it says.
@@ -245,7 +209,7 @@ async def test_a_large_body_is_refused_before_it_is_parsed(
     answer = await client.post("/v1/avatar/jobs", content=body)
     assert answer.status_code == 413 and answer.json()["code"] == "body_too_large"
     assert (await client.post("/generate", content=body[1:])).status_code == 422
-    assert doorway.registry.page(None, 10).jobs == ()
+    assert door.registry.page(None, 10).jobs == ()
 
 
 @pytest.mark.parametrize("path", ["/v1/avatar/jobs", "/v1/avatar/jobs/x", "/files/x.mp4", "/hc"])
@@ -255,10 +219,9 @@ async def test_a_get_with_a_body_is_refused(client: httpx.AsyncClient, path: str
     assert answer.status_code == 400 and answer.json()["code"] == "body_not_allowed"
 
 
-async def test_head_of_files(client: httpx.AsyncClient, doorway: Doorway, tmp_path: Path) -> None:
+async def test_head_of_files(client: httpx.AsyncClient, door: Door, tmp_path: Path) -> None:
     """Mend 1.17."""
-    (tmp_path / "outputs").mkdir()
-    (tmp_path / "outputs" / "x.mp4").write_bytes(b"video")
+    (tmp_path / "results" / "x.mp4").write_bytes(b"video")
     answer = await client.head("/files/x.mp4")
     assert (answer.status_code, answer.content) == (200, b"")
     assert answer.headers["content-length"] == "5"
@@ -267,19 +230,19 @@ async def test_head_of_files(client: httpx.AsyncClient, doorway: Doorway, tmp_pa
 
 @pytest.mark.parametrize("name", sorted(TAKEN_LENIENTLY))
 async def test_what_generate_does_not_understand_is_said_and_left_out(
-    client: httpx.AsyncClient, doorway: Doorway, name: str
+    client: httpx.AsyncClient, door: Door, name: str
 ) -> None:
     """Mend 1.9, over HTTP: the job is entered, and its answer says what was not understood."""
     call = asyncio.create_task(client.post("/generate", content=BAD_BODIES[name]))
-    while not (jobs := doorway.registry.page(None, 10).jobs):
+    while not (jobs := door.registry.page(None, 10).jobs):
         assert not call.done(), call.result().text
         await asyncio.sleep(0.01)
     assert jobs[0].request.params == Params()
-    started = doorway.registry.take(lease_s=60, max_attempts=1)
+    started = door.registry.take(lease_s=60, max_attempts=1)
     assert started is not None
     done = Progress(Phase.COMPLETED, 1.0)
-    assert doorway.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
-    doorway._service._changes.say(started.id)
+    assert door.registry.finish(started, Success("/files/x.mp4", {"total_time": 1.0}), done)
+    door.services.jobs._changes.announce(started.id)
     answer = await call
     assert answer.status_code == 200 and answer.json()["error"] is None
     # A number as an id, and `null`, are understood.
@@ -309,17 +272,17 @@ ODD_IDS = ["../../etc/passwd", "a/b", "a b", "$(reboot)", "';DROP TABLE jobs;--"
 
 @pytest.mark.parametrize("job_id", ODD_IDS, ids=ascii)
 async def test_odd_job_ids_are_only_ever_data(
-    client: httpx.AsyncClient, doorway: Doorway, job_id: str, tmp_path: Path
+    client: httpx.AsyncClient, door: Door, job_id: str, tmp_path: Path
 ) -> None:
     """Taken, stored and given back unchanged; in no header, no path, no statement."""
-    before = {entry.name for entry in tmp_path.iterdir()}
+    before = {entry.name for entry in tmp_path.rglob("*")}
     answer = await client.post("/v1/avatar/jobs", content=text(musetalk_job_id=job_id))
     assert answer.status_code == 202, answer.text
     assert answer.json()["id"] == job_id
     assert "set-cookie" not in answer.headers
-    (job,) = doorway.registry.page(None, 10).jobs
+    (job,) = door.registry.page(None, 10).jobs
     assert job.id == job_id
-    assert {entry.name for entry in tmp_path.iterdir()} - before <= {
+    assert {entry.name for entry in tmp_path.rglob("*")} - before <= {
         "jobs.sqlite3-wal", "jobs.sqlite3-shm",
     }  # fmt: skip
 
@@ -336,7 +299,7 @@ async def test_signatures_do_not_come_back(client: httpx.AsyncClient) -> None:
     ("key", "status"), [(None, 401), ("", 403), ("wrong", 403), (KEY + "x", 403), ("\xfc", 403)]
 )
 async def test_without_the_key_nothing_is_read(
-    client: httpx.AsyncClient, doorway: Doorway, key: str | None, status: int
+    client: httpx.AsyncClient, door: Door, key: str | None, status: int
 ) -> None:
     del client.headers["X-Internal-API-Key"]
     headers = {} if key is None else {b"X-Internal-API-Key": key.encode("latin-1")}
@@ -344,7 +307,7 @@ async def test_without_the_key_nothing_is_read(
         answer = await client.post(path, content=text(), headers=headers)
         assert answer.status_code == status
         assert KEY not in answer.text
-    assert doorway.registry.page(None, 10).jobs == ()
+    assert door.registry.page(None, 10).jobs == ()
 
 
 @pytest.mark.parametrize(
@@ -356,9 +319,7 @@ async def test_files_gives_outputs_only(client: httpx.AsyncClient, key: str) -> 
     assert answer.status_code == 404 and b"SQLite" not in answer.content
 
 
-async def test_a_fuzzed_ingress_never_answers_500(
-    client: httpx.AsyncClient, doorway: Doorway
-) -> None:
+async def test_a_fuzzed_ingress_never_answers_500(client: httpx.AsyncClient, door: Door) -> None:
     chance = random.Random(5)
     seen: set[int] = set()
     for number in range(400):
@@ -373,19 +334,16 @@ async def test_a_fuzzed_ingress_never_answers_500(
 # --- stopping -------------------------------------------------------------------------------------
 
 
-async def test_a_stopping_worker_takes_no_new_job(
-    doorway: Doorway, client: httpx.AsyncClient
-) -> None:
+async def test_a_stopping_worker_takes_no_new_job(door: Door, client: httpx.AsyncClient) -> None:
     """Mend 2.8: callers are sent elsewhere while the jobs that run are finished."""
 
-    async def nothing(slot: int) -> bool:
-        return False
+    async def nothing(slot: int) -> None:
+        """No call of a slot comes here."""
 
-    doorway._slots = Slots(nothing, nothing)
-    await doorway.drain()
+    await JobRunner(door.services, nothing).drain()
     for path, body in (("/generate", text()), ("/v1/avatar/jobs", text())):
         answer = await client.post(path, content=body)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30"), path
-    assert doorway.registry.page(None, 10).jobs == ()
+    assert door.registry.page(None, 10).jobs == ()
     ready = await client.get("/hc")
     assert (ready.status_code, ready.json()) == (503, {"status": "stopping"})

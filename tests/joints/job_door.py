@@ -8,28 +8,28 @@ import subprocess
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
+from starlette.types import ASGIApp
 
-from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
+from serve_app.gate.access_control import AccessControl, GuessLimiter
+from serve_app.gate.callers import CallerRules
 from serve_app.graph.transfers import Assignment, Finished
-from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
-from serve_app.outputs.local import LocalStore
-from serve_app.webhooks.sender import WebhookSender
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
-    from serve_app.api.ingress import Ingress
-    from serve_app.api.routes import build_api
-    from serve_app.jobs.service import JobService
+    from serve_app.api.application import build_api
+    from serve_app.api.composition import assemble
+    from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
@@ -70,48 +70,70 @@ class Graph:
             self.at_work -= 1
 
 
-class JobDoor(Ingress):
-    """The ingress without the deployments behind it."""
+@dataclass
+class Stages:
+    """Stands for the deployments behind the ingress: all of them run."""
 
-    def __init__(self, folder: Path, graph: Graph, queue: QueueSettings) -> None:
-        self._env = read_environment({})
-        self.path = folder / "jobs.sqlite3"
-        self.registry = JobRegistry(self.path)
-        self._let_in(AppArgs(pools=[PoolSettings(name="cpu")]), folder)
-        self._store = store = LocalStore(graph.results)
+    async def is_ready(self) -> bool:
+        return True
 
-        async def has_output(job: Job) -> bool:
-            return await asyncio.to_thread(store.has, job.id)
+    async def preflight(self) -> dict[str, str]:
+        return {"finisher/av": "ok"}
 
-        self._service = JobService(
-            self.registry,
-            graph,
-            queue,
-            JobOptions(),
-            has_output,  # type: ignore[arg-type]
+    def facts(self) -> dict[str, Any]:
+        return {"engine": "warp", "landmarks": "mesh", "device": "cpu", "batch_size": 4}
+
+
+class Door:
+    """The composed ingress without Ray: all is real but the graph behind it.
+
+    Without a `graph` it takes jobs in and runs none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        graph: Graph | None = None,
+        queue: QueueSettings | None = None,
+        guesses: GuessLimiter | None = None,
+        stages: Stages | None = None,
+        timing: JobTiming = DEFAULT_TIMING,
+        **environment: str,
+    ) -> None:
+        self.path = folder / "state" / "jobs.sqlite3"
+        env = read_environment(environment)
+        args = AppArgs(
+            pools=[PoolSettings(name="cpu")],
+            queue=queue or QueueSettings(max_queued_jobs=100_000),
+            work_dir=folder / "work",
+            result_dir=folder / "results",
+            state_dir=folder / "state",
         )
-        self._webhooks = None
+        self.services = assemble(args, env, graph, stages or Stages(), timing)  # type: ignore[arg-type]
+        if guesses is not None:
+            signer = self.services.links.signer
+            self.change(access=AccessControl(CallerRules.of(env), signer, guesses))
+        self.registry = self.services.jobs.registry
+        self.app = build_api(self.services)
 
-    @property
-    def service(self) -> JobService:
-        return self._service
-
-    def send_webhooks(self, sender: WebhookSender) -> None:
-        """Accept webhooks from here on."""
-        self._webhooks = sender
+    def change(self, **services: object) -> None:
+        """Replace some of the services, for the requests that come from here on."""
+        self.services = replace(self.services, **services)
+        if hasattr(self, "app"):
+            self.services.attach(self.app)
 
 
 @dataclass
 class Rig:
     """A door, what is behind it, and a client in front of it."""
 
-    door: JobDoor
+    door: Door
     graph: Graph
     client: httpx.AsyncClient
 
     @property
     def service(self) -> JobService:
-        return self.door.service
+        return self.door.services.jobs
 
     async def until(self, is_true: Callable[[], bool]) -> None:
         async with asyncio.timeout(60.0):
@@ -120,28 +142,44 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def job_door(folder: Path, **queue: int | float) -> AsyncIterator[Rig]:
-    """Serve the job API; end and close everything afterwards."""
-    results = folder / "results"
-    results.mkdir()
-    graph = Graph(results)
-    door = JobDoor(folder, graph, QueueSettings.model_validate(queue))
+async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve an application on loopback, by uvicorn as Serve's proxy runs it; a client of it."""
     config = uvicorn.Config(
-        build_api(door), host="127.0.0.1", port=0, log_level="error", ws="none", lifespan="off"
+        app, host="127.0.0.1", port=0, log_level="critical", ws="none", lifespan="off"
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
+    task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60
+            base_url=f"http://127.0.0.1:{port}", headers=headers, trust_env=False, timeout=60
         ) as client:
+            yield client
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+@contextlib.asynccontextmanager
+async def job_door(
+    folder: Path,
+    *,
+    stages: Stages | None = None,
+    timing: JobTiming = DEFAULT_TIMING,
+    **queue: int | float,
+) -> AsyncIterator[Rig]:
+    """Serve the job API; end and close everything afterwards."""
+    results = folder / "results"
+    results.mkdir()
+    graph = Graph(results)
+    settings = QueueSettings.model_validate(queue)
+    door = Door(folder, graph, settings, stages=stages, timing=timing)
+    try:
+        async with serving(door.app) as client:
             yield Rig(door, graph, client)
     finally:
-        server.should_exit = True
-        await serving
         door.registry.close()
 
 

@@ -16,7 +16,7 @@ from serve_app.config.settings import QueueSettings, jobs_at_a_time
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
-from serve_app.launcher.checks import environment_faults
+from serve_app.launcher.environment_checks import environment_faults
 from tests.contract.exchange import recorded
 from tests.contract.fake_orchestrator import FakeOrchestrator
 from tests.contract.test_pushed import Driver
@@ -42,11 +42,19 @@ async def polling(fake: FakeOrchestrator, folder: Path, **variables: str) -> Asy
     registry = JobRegistry(folder / "jobs.sqlite3")
     service = JobService(registry, Driver(), QueueSettings(), JobOptions())  # type: ignore[arg-type]
 
-    async def can_work() -> bool:
+    async def can_run() -> bool:
         return True
 
     jobs = jobs_at_a_time(AppArgs(pools=[PoolSettings(name="cpu")]), env)
-    worker = Polling(rules, env, folder, service, can_work, jobs, lambda: 4)
+    worker = Polling(
+        rules,
+        env,
+        folder,
+        service=service,
+        can_run=can_run,
+        capacity=jobs,
+        batch_size=lambda: 4,
+    )
     await worker.start()
     await asyncio.to_thread(fake.wait_until, lambda: bool(fake.of("heartbeat")))
     try:
@@ -69,7 +77,7 @@ async def test_the_unified_workers_environment_claims_and_reports_as_one_main_wo
     }
     async with polling(fake, tmp_path, **variables) as worker:
         fake.add_job("job-1", aspect_ratio="1:1", resolution="512x512")
-        assert await worker.work_once()
+        assert await worker.claim_and_run()
     [register] = fake.of("register")
     assert register.path == "/internal/main/workers/machine-7/register"
     assert register.body == {
@@ -100,7 +108,7 @@ async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
     }
     async with polling(fake, tmp_path, **variables) as worker:
         fake.add_job("job-1", buffer_job_id="buf-1")
-        assert await worker.work_once()
+        assert await worker.claim_and_run()
     name = f"buffer-{socket.gethostname()}"
     beat = fake.of("heartbeat")[0]
     assert beat.path == f"/internal/buffer/workers/{name}/heartbeat"
@@ -114,6 +122,6 @@ async def test_a_buffer_worker_without_an_id_is_named_by_its_host(
 async def test_the_probe_may_be_a_head_request_behind_the_proxy_too(tmp_path: Path) -> None:
     """Mend 1.17."""
     async with job_door(tmp_path) as rig:
-        rig.door._is_stopping = True
+        rig.door.services.availability.is_stopping = True
         answer = await rig.client.head("/hc")
     assert (answer.status_code, answer.content) == (503, b"")

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import pytest
 
+from serve_app.api.job_runner import JobRunner
 from serve_app.api.notifications import notify_forever
 from serve_app.graph.transfers import Attempt
-from serve_app.jobs.job import Origin, Ticket
-from serve_app.jobs.slots import Slots
+from serve_app.jobs.job import Origin, SubmissionOptions
 from serve_app.net.addresses import AddressPolicy
+from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.events import DeliveryRules
 from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
@@ -33,7 +34,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 async def test_cancelling_what_has_ended_is_a_conflict_with_its_state(rig):
     """Mend 2.10."""
     await rig.client.post(JOBS, json=body("done"))
-    await rig.service.work()
+    await rig.service.run_next()
     await rig.client.post(JOBS, json=body("waiting"))
     live = await rig.client.delete(f"{JOBS}/waiting")
     assert (live.status_code, live.json()) == (200, {"detail": "Cancellation requested"})
@@ -51,7 +52,7 @@ async def test_the_caller_of_a_cancelled_job_is_not_asked_to_try_again(rig):
     rig.graph.holds = True
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
     await rig.until(lambda: rig.door.registry.get("a") is not None)
-    work = asyncio.create_task(rig.service.work())
+    work = asyncio.create_task(rig.service.run_next())
     await rig.graph.inferring.wait()
     await rig.client.delete(f"{JOBS}/a")
     answer = await asked
@@ -68,7 +69,7 @@ async def test_a_success_whose_file_is_gone_is_done_again(rig):
         video_url = f"https://h.example/v.mp4?sig={signature}"
         asked = asyncio.create_task(rig.client.post("/generate", json=body(video_url=video_url)))
         await rig.until(lambda: _status(rig) == "queued")
-        await rig.service.work()
+        await rig.service.run_next()
         assert (await asked).status_code == 200
         again = await rig.client.post("/generate", json=body())  # the file is there: at once
         assert again.json() == (await asked).json()
@@ -82,24 +83,24 @@ async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_
     class Reports:
         told: ClassVar[list[str]] = []
 
-        async def tell_again(self, job):
+        async def report_again(self, job):
             self.told.append(job.id)
 
         async def settle(self, seconds):
             self.told.append("all")
 
     async def nothing(slot):
-        return False
+        """No call of a slot comes here."""
 
-    rig.door._pushed, rig.door._slots = Reports(), Slots(nothing, nothing)
+    rig.door.change(reports=Reports())
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
     await rig.until(lambda: _status(rig) == "queued")
-    await rig.service.work()
+    await rig.service.run_next()
     assert (await asked).status_code == 200
     assert Reports.told == []  # the run itself has told
     assert (await rig.client.post("/generate", json=body())).status_code == 200
     assert Reports.told == ["a"]
-    await rig.door.drain()
+    await JobRunner(rig.door.services, nothing).drain()
     assert Reports.told == ["a", "all"]
 
 
@@ -130,18 +131,20 @@ async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
         policy=AddressPolicy(frozenset({"127.0.0.1"})),
         rules=rules,
     )
-    rig.door.send_webhooks(sender)
+    rig.door.change(webhooks=sender)
     with listening() as first, listening() as second:
         for target, who in ((first, "one"), (second, "two"), (second, "two")):
             entered = body(webhook_url=target.url, metadata={"who": who})
             assert (await rig.client.post(JOBS, json=entered)).status_code == 202
-        await rig.service.work()
+        await rig.service.run_next()
         tasks = [
             asyncio.create_task(sender.deliver_forever()),
             asyncio.create_task(notify_forever(rig.door.registry, rig.service.threads, sender)),
         ]
         await rig.until(lambda: bool(first.got and second.got))
-        await rig.until(lambda: sender.pending() == 0 and rig.door.registry.take_news(1) == [])
+        await rig.until(
+            lambda: sender.pending() == 0 and rig.door.registry.pending_notifications(1) == []
+        )
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -159,7 +162,7 @@ async def test_a_job_says_its_place_and_the_time_that_is_left(rig):
         await rig.client.post(JOBS, json=body(job_id))
     waiting = (await rig.client.get(f"{JOBS}/b")).json()["progress"]
     assert (waiting["queue_position"], waiting["eta_s"]) == (2, None)
-    await rig.service.work()
+    await rig.service.run_next()
     done = (await rig.client.get(f"{JOBS}/a")).json()["progress"]
     assert (done["queue_position"], done["eta_s"]) == (None, None)
     assert (await rig.client.get(f"{JOBS}/b")).json()["progress"]["queue_position"] == 1
@@ -186,21 +189,23 @@ async def test_a_list_is_given_in_pages_of_bounded_size(rig):
 
 async def test_the_queues_own_id_travels_with_the_attempt(rig):
     """Mend 1.17: the stages write it into the sidecar."""
-    await rig.service.submit(request(), Origin.SYNC, Ticket(queue_job_id="salad-7"))
-    await rig.service.work()
+    await rig.service.submit(request(), Origin.SYNC, SubmissionOptions(queue_job_id="salad-7"))
+    await rig.service.run_next()
     [work] = rig.graph.ran
     assert Attempt.of(work).queue_job_id == "salad-7"
 
 
-async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, monkeypatch):
-    go_on = threading.Event()
+async def test_a_folder_of_results_that_stalls_holds_up_no_other_answer(rig, tmp_path):
+    go_on, is_stalled = threading.Event(), threading.Event()
 
-    def stalls(key: str) -> None:
-        go_on.wait(10.0)
+    class Stalling(LocalStore):
+        def resolve(self, key: str) -> None:
+            is_stalled.set()
+            go_on.wait(60.0)
 
-    monkeypatch.setattr(rig.door._store, "resolve", stalls)
+    rig.door.change(files=Stalling(tmp_path))
     asked = asyncio.create_task(rig.client.get("/files/a~b.mp4"))
-    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(is_stalled.wait, 60.0)
     assert (await rig.client.get(f"{JOBS}/unknown")).status_code == 404
     assert not asked.done()
     go_on.set()

@@ -16,8 +16,8 @@ from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.node_media import NodeMedia
-from serve_app.graph.threads import Worker
-from serve_app.graph.transfers import Assignment, Attempt, Fetched
+from serve_app.graph.stage_threads import StageThreads
+from serve_app.graph.transfers import Assignment, Attempt
 from tests.hostile.raw_server import Exchange, RawServer, serve
 
 SIGNED = "?X-Amz-Signature=planted-secret"
@@ -45,8 +45,8 @@ def node(tmp_path: Path) -> Node:
 
 
 @pytest.fixture
-def threads() -> Worker:
-    return Worker(2, "test")
+def threads() -> StageThreads:
+    return StageThreads(2, "test")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ async def test_the_file_that_cannot_be_fetched_is_named(node, files, missing, na
             await node("one").fetch(attempt(server))
     error = pickle.loads(pickle.dumps(failed.value))
     assert (error.input, error.message) == (named, "Download failed: 404 Not Found")
-    assert "sign it anew" in error.hint
+    assert "Sign it again" in error.hint
 
 
 async def test_a_path_instead_of_an_address_is_the_videos_fault(node, files):
@@ -107,12 +107,12 @@ async def test_media_are_fetched_and_hashed_once(node, files, threads, detector,
         monkeypatch.setattr(hashlib, "file_digest", None)  # nobody may call it
         again = await media.fetch(work)  # as after an answer that was lost
         opened = await media.open(work, fetched, detector, threads)
-        assert await media.here(opened, threads) == opened.job
+        assert await media.here(opened.value, threads) == opened.value.job
         assert len(server.exchanges) == 2
-    assert again.digests == fetched.digests
-    assert opened.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
-    assert opened.job.audio.sha256 == hashlib.sha256(files["/a.wav"]).hexdigest()
-    assert opened.stage_seconds["download"] == fetched.seconds
+    assert again.value == fetched.value
+    assert opened.value.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
+    assert opened.value.job.audio.sha256 == hashlib.sha256(files["/a.wav"]).hexdigest()
+    assert opened.costs[0] == fetched.own and opened.own.stage == "validation"
 
 
 async def test_the_configured_block_length_is_that_of_the_plan(node, files, threads, detector):
@@ -121,7 +121,7 @@ async def test_the_configured_block_length_is_that_of_the_plan(node, files, thre
     async with serving(files) as server:
         work = attempt(server)
         opened = await media.open(work, await media.fetch(work), detector, threads)
-    assert [len(block) for block in opened.job.plan.blocks] == [5, 5, 5]
+    assert [len(block) for block in opened.value.job.plan.blocks] == [5, 5, 5]
 
 
 async def test_another_node_fetches_for_itself_once(node, files, threads, detector):
@@ -130,11 +130,11 @@ async def test_another_node_fetches_for_itself_once(node, files, threads, detect
         work = attempt(server)
         opened = await second.open(work, await first.fetch(work), detector, threads)
         assert len(server.exchanges) == 4
-        job = await third.here(opened, threads)
-        await third.here(opened, threads)
+        job = await third.here(opened.value, threads)
+        await third.here(opened.value, threads)
         assert len(server.exchanges) == 6
-    assert job.source.path != opened.job.source.path
-    assert job.source.sha256 == opened.job.source.sha256
+    assert job.source.path != opened.value.job.source.path
+    assert job.source.sha256 == opened.value.job.source.sha256
 
 
 async def test_media_that_have_changed_are_noticed(node, files, threads, detector, clip):
@@ -145,7 +145,7 @@ async def test_media_that_have_changed_are_noticed(node, files, threads, detecto
         files["/v.mp4"] = clip(frames=30).read_bytes()
         for other in (
             node("two").open(work, fetched, detector, threads),
-            node("three").here(opened, threads),
+            node("three").here(opened.value, threads),
         ):
             with pytest.raises(StageFailed, match="changed"):
                 await other
@@ -161,7 +161,6 @@ async def test_half_fetched_media_are_fetched_again(node, files, threads, detect
             await media.fetch(work)
         files["/v.mp4"] = video
         fetched = await media.fetch(work)
-        assert isinstance(fetched, Fetched)
         await media.open(work, fetched, detector, threads)
 
 
@@ -190,4 +189,4 @@ async def test_scratch_that_a_cleaner_removed_is_made_again(node, files, threads
     async with serving(files) as server:
         work = attempt(server)
         opened = await media.open(work, await media.fetch(work), detector, threads)
-    assert opened.job.plan.n_output > 0
+    assert opened.value.job.plan.n_output > 0

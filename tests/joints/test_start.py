@@ -29,6 +29,7 @@ from serve_app.launcher.ray_cluster import (
     environment_of_replicas,
     last_error,
 )
+from serve_app.launcher.stop_requests import StopRequests
 from tests.serve.running import ROOT
 
 SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}
@@ -439,7 +440,7 @@ def test_a_start_that_takes_long_says_what_it_waits_for(
 ) -> None:
     """Mend 2.2: on a cluster that is joined, a place may never come."""
     said: list[str] = []
-    wishes = launch_module.Wishes()
+    stops = StopRequests()
 
     class Waiting:
         def state(self) -> State:
@@ -448,12 +449,12 @@ def test_a_start_that_takes_long_says_what_it_waits_for(
     def note(text: str, *values: object) -> None:
         said.append(text % values)
         if len(said) == 2:
-            wishes._on_signal(0, None)
+            stops.request()
 
     monkeypatch.setattr(launch_module, "STILL_S", 0.0)
     monkeypatch.setattr(launch_module.logger, "info", note)
     start = started(config(tmp_path))
-    assert not launch_module._wait_until_ready(start, Waiting(), wishes)  # type: ignore[arg-type]
+    assert not launch_module._wait_until_ready(start, Waiting(), stops)  # type: ignore[arg-type]
     assert said == ["still starting: Generator-ada"] * 2
 
 

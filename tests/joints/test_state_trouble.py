@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,26 +14,20 @@ import httpx
 import pytest
 
 from serve_app.contract.outcomes import Phase, Progress
-from serve_app.jobs import service as service_module
-from serve_app.jobs import state_file
-from serve_app.jobs.job import Origin, Ticket
+from serve_app.jobs.housekeeping import SweepTiming
+from serve_app.jobs.job import Origin, SubmissionOptions
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateUnavailable
+from serve_app.jobs.service import JobTiming
+from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait less for a lock that will not be given."""
-    monkeypatch.setattr(state_file, "BUSY_S", 0.3)
-    monkeypatch.setattr(state_file, "GOOD_S", 0.0)
-    monkeypatch.setattr(state_file, "BAD_S", 0.0)
-    monkeypatch.setattr(state_file, "PROBE_WAIT_S", 30.0)
+# Waits less for a lock that will not be given, and probes the file for every answer.
+IMPATIENT = StateTiming(busy_s=0.3, writable_s=0.0, unwritable_s=0.0, probe_wait_s=30.0)
 
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    async with job_door(tmp_path) as rig:
+    async with job_door(tmp_path, timing=JobTiming(state=IMPATIENT)) as rig:
         yield rig
 
 
@@ -50,7 +45,7 @@ def assert_asks_to_come_back(answer: httpx.Response) -> None:
 
 def test_reads_see_what_was_committed_while_another_process_writes(tmp_path):
     """Mend 3.6: a read takes no lock, a write fails soon."""
-    registry = JobRegistry(tmp_path / "jobs.sqlite3")
+    registry = JobRegistry(tmp_path / "jobs.sqlite3", timing=IMPATIENT)
     registry.submit(request(), Origin.ASYNC, 10)
     with lock_held(tmp_path / "jobs.sqlite3"):
         assert registry.get("a").status == "queued"
@@ -65,7 +60,7 @@ async def test_a_stalled_writer_elsewhere_holds_up_neither_http_nor_a_running_jo
     """Mends 3.2, 3.6 and 4.8, with a second process that holds the lock until we let it go."""
     rig.graph.holds = True
     await rig.client.post("/v1/avatar/jobs", json=body())
-    work = asyncio.create_task(rig.service.work())
+    work = asyncio.create_task(rig.service.run_next())
     await rig.graph.inferring.wait()
     with lock_held(rig.door.path):
         answers = await asyncio.gather(
@@ -76,7 +71,7 @@ async def test_a_stalled_writer_elsewhere_holds_up_neither_http_nor_a_running_jo
         for answer in answers[20:]:
             assert_asks_to_come_back(answer)
         assert not await rig.service.threads.is_writable()
-        assert await rig.service.work() is None  # nothing is begun, and no slot fails
+        assert await rig.service.run_next() is None  # nothing is begun, and no slot fails
         rig.graph.go_on.set()  # the job ends while its end cannot be stored
         await rig.until(lambda: rig.graph.at_work == 0)
         assert (rig.service.active_jobs, work.done()) == (1, False)
@@ -89,7 +84,7 @@ async def test_a_full_disk_refuses_new_jobs_and_loses_no_running_one(rig):
     """Mends 3.2 and 4.8: what is done is stored when there is space."""
     rig.graph.holds = True
     await rig.client.post("/v1/avatar/jobs", json=body())
-    work = asyncio.create_task(rig.service.work())
+    work = asyncio.create_task(rig.service.run_next())
     await rig.graph.inferring.wait()
     assert await rig.service.threads.is_writable()
     with disk_full(rig.door.registry):
@@ -113,37 +108,37 @@ async def test_a_lease_that_could_not_be_renewed_starts_no_second_attempt_here(t
     async with job_door(tmp_path, lease_s=1.1) as rig:
         rig.graph.holds = True
         await rig.client.post("/v1/avatar/jobs", json=body())
-        work = asyncio.create_task(rig.service.work())
+        work = asyncio.create_task(rig.service.run_next())
         await rig.graph.inferring.wait()
         with rig.door.registry.file.writing() as db:
             db.execute("UPDATE jobs SET lease_until = 0")
-        assert await rig.service.work() is None
+        assert await rig.service.run_next() is None
         rig.graph.go_on.set()
         await work
         assert rig.door.registry.get("a").status == "succeeded"
         assert len(rig.graph.ran) == 1
 
 
-async def test_a_registry_that_breaks_in_another_way_ends_the_attempt(rig, monkeypatch):
+async def test_a_registry_that_breaks_in_another_way_ends_the_attempt(rig):
     """Mend 3.2: no driver runs on alone, whatever was raised."""
     rig.graph.holds = True
     await rig.client.post("/v1/avatar/jobs", json=body())
     with rig.door.registry.file.writing() as db:  # a fault of the statement, not of the file
         db.execute("ALTER TABLE phases RENAME TO phases_of_old")
     with pytest.raises(Exception, match="no such table: phases"):
-        await rig.service.work()
+        await rig.service.run_next()
     assert (rig.graph.at_work, rig.service.active_jobs) == (0, 0)
 
 
 async def test_a_caller_that_waits_is_answered_when_the_lock_is_gone(rig):
-    """Mend 3.6: its wish could not be written for longer than a wish is good for."""
+    """Mend 3.6: its keep-alive could not be renewed before it ran out."""
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
     await rig.until(lambda: rig.door.registry.get("a") is not None)
     with lock_held(rig.door.path), pytest.raises(StateUnavailable):
-        await rig.service.threads.write(rig.door.registry.want, ["a"])
+        await rig.service.threads.write(rig.door.registry.keep_alive, ["a"])
     with rig.door.registry.file.writing() as db:
         db.execute("UPDATE jobs SET wanted_until = 0")
-    await rig.service.work()
+    await rig.service.run_next()
     assert (await asked).status_code == 200
 
 
@@ -161,7 +156,7 @@ async def test_every_phase_reaches_two_readers_and_one_that_comes_after_a_restar
         await rig.client.post("/v1/avatar/jobs", json=body())
         readers = [asyncio.create_task(phases(rig)) for _ in range(2)]
         await rig.client.post("/v1/avatar/jobs", json=body())  # joined
-        assert await rig.service.work() is not None
+        assert await rig.service.run_next() is not None
         assert await asyncio.gather(*readers) == [order, order]
     (tmp_path / "results" / "a.mp4").unlink()
     (tmp_path / "results").rmdir()
@@ -189,7 +184,7 @@ async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
 
     def claim(told: list[str]) -> asyncio.Task[object]:
         report = lambda progress: told.append(str(progress.phase))  # noqa: E731
-        return asyncio.create_task(rig.service.run_claimed(request(), report, Ticket()))
+        return asyncio.create_task(rig.service.run_claimed(request(), report, SubmissionOptions()))
 
     first = claim(reports[0])
     await rig.graph.inferring.wait()
@@ -203,28 +198,27 @@ async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
     assert len(rig.graph.ran) == 1
 
 
-async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(rig, monkeypatch):
+async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(tmp_path):
     """Mend 3.2: the statement runs in a thread, and runs on."""
-    monkeypatch.setattr(service_module, "SWEEP_S", 1e9)
-    assert await rig.service.work() is None  # has swept, so the next thing is to take
-    await rig.service.submit(request(), Origin.ASYNC)
-    with lock_held(rig.door.path) as holder:
-        work = asyncio.create_task(rig.service.work())
-        await asyncio.sleep(0)
-        work.cancel()
-        holder.stdin.close()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-    job = rig.door.registry.get("a")
-    assert (job.status, rig.graph.ran) == ("queued", [])
+    timing = JobTiming(sweeps=SweepTiming(sweep_s=1e9))
+    async with job_door(tmp_path, timing=timing) as rig:
+        assert await rig.service.run_next() is None  # has swept, so the next thing is to take
+        await rig.service.submit(request(), Origin.ASYNC)
+        with lock_held(rig.door.path) as holder:
+            work = asyncio.create_task(rig.service.run_next())
+            await asyncio.sleep(0)
+            work.cancel()
+            holder.stdin.close()
+            with pytest.raises(asyncio.CancelledError):
+                await work
+        job = rig.door.registry.get("a")
+        assert (job.status, rig.graph.ran) == ("queued", [])
 
 
-async def test_behind_a_write_that_never_returns_others_are_refused_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_behind_a_write_that_never_returns_others_are_refused_in_time(tmp_path: Path) -> None:
     """A disk that stalls raises nothing, and a thread in it cannot be ended."""
-    monkeypatch.setattr(state_file, "QUEUED_S", 0.1)
-    registry = JobRegistry(tmp_path / "jobs.sqlite3")
+    timing = replace(IMPATIENT, queued_s=0.1)
+    registry = JobRegistry(tmp_path / "jobs.sqlite3", timing=timing)
     threads = StateThreads(registry.file)
     go_on, written = threading.Event(), list[str]()
     stalled = asyncio.create_task(threads.write(go_on.wait, 30.0))

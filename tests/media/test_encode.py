@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from musetalk_pipeline.artifacts import ColourTags, Picture
 from musetalk_pipeline.errors import Stage, StageFailed
 from musetalk_pipeline.media.encode import PieceEncoder, stitch
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import EncodeOptions, MediaLimits
 
 WIDTH, HEIGHT = 128, 96

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines import make_engine, make_listener
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.errors import (
     AudioTooShort,
     DeadlineExceeded,
@@ -26,17 +26,18 @@ from musetalk_pipeline.errors import (
     NoFaceFound,
 )
 from musetalk_pipeline.faces import make_detector
-from musetalk_pipeline.faces.tracks import face_of
-from musetalk_pipeline.media import soundtrack
+from musetalk_pipeline.faces.face_boxes import face_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
+    MediaLimits,
     SpeechOptions,
 )
-from musetalk_pipeline.pipeline import Progress, Result, Tools, run
+from musetalk_pipeline.pipeline import DEFAULT_MEMORY, FrameMemory, Result, RunProgress, Tools, run
 from musetalk_pipeline.plan import count_output_frames, source_of
+from musetalk_pipeline.stages import JobFiles, open_job
 from musetalk_pipeline.watch import Watch
 
 # Lossless: what comes out of the file is exactly what was put into the encoder.
@@ -117,16 +118,22 @@ def outside(shape: tuple[int, ...], box: Box) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 @pytest.fixture
 def job(tmp_path, tools):
     """Return `job(video, audio, options) -> (Result, Decoded)`; checks what holds for all."""
 
-    def do(video: Path, audio: Path, options: JobOptions = QUICK, seconds: float | None = None):
+    def do(
+        video: Path,
+        audio: Path,
+        options: JobOptions = QUICK,
+        seconds: float | None = None,
+        memory: FrameMemory = DEFAULT_MEMORY,
+    ):
         out = tmp_path / "out.mp4"
-        result = run(video, audio, out, options, tools)
+        result = run(video, audio, out, options, tools, memory=memory)
         decoded = decode(out)
         assert list(tmp_path.iterdir()) == [out]
         assert result.frames == len(decoded.frames)
@@ -307,53 +314,38 @@ def test_a_mouth_at_rest_in_silence_is_the_source(job, clip, speech):
     np.testing.assert_array_equal(decoded.frames, pictures(video))
 
 
-def test_smoothed_boxes_do_not_depend_on_the_blocks(job, clip, speech, monkeypatch):
-    from musetalk_pipeline import stages
+def blocks_of(frames: int, **more: int) -> FrameMemory:
+    """Return the memory that allows blocks of so many frames of a 320x240 clip."""
+    return FrameMemory(block_bytes=320 * 240 * 3 // 2 * frames, **more)
 
+
+def test_smoothed_boxes_do_not_depend_on_the_blocks(job, clip, speech):
     options = replace(LOSSLESS, face=FaceOptions(box_smoothing=3))
     _, whole = job(clip(frames=20), speech(0.8), options)
-    monkeypatch.setattr(stages, "BLOCK_BYTES", 320 * 240 * 3 // 2 * 6)  # six frames a block
-    _, in_blocks = job(clip(frames=20), speech(0.8), options)
+    _, in_blocks = job(clip(frames=20), speech(0.8), options, memory=blocks_of(6))
     np.testing.assert_array_equal(in_blocks.frames, whole.frames)
 
 
-def test_a_result_does_not_depend_on_the_blocks(job, clip, speech, monkeypatch):
-    """Seven blocks, of which two fit on the shelf: the others come back from disk."""
-    from musetalk_pipeline import stages
-
+def test_a_result_does_not_depend_on_the_blocks(job, clip, speech):
+    """There are seven blocks, of which two stay in memory; the others come back from disk."""
     _, whole = job(clip(frames=20), speech(2.0), LOSSLESS)
-    monkeypatch.setattr(stages, "BLOCK_BYTES", 320 * 240 * 3 // 2 * 3)
-    _, in_blocks = job(clip(frames=20), speech(2.0), LOSSLESS)
+    _, in_blocks = job(clip(frames=20), speech(2.0), LOSSLESS, memory=blocks_of(3))
     np.testing.assert_array_equal(in_blocks.frames, whole.frames)
 
 
-def test_frames_that_were_kept_and_frames_decoded_again_give_the_same(
-    job, clip, speech, monkeypatch
-):
+def test_frames_that_were_kept_and_frames_decoded_again_give_the_same(job, clip, speech):
     """The turn at the last frame, a faceless frame, and a block that one segment uses in part."""
-    from musetalk_pipeline import pipeline, stages
-
-    monkeypatch.setattr(stages, "BLOCK_BYTES", 320 * 240 * 3 // 2 * 6)
     video, audio = clip(frames=20, faceless=frozenset({7})), speech(1.0)
-    composed = []
-    compose = pipeline.compose_segment
-    monkeypatch.setattr(
-        pipeline, "compose_segment", lambda *args: (composed.append(args[-1]), compose(*args))[1]
-    )
-    _, kept = job(video, audio, LOSSLESS)
-    assert any(composed_from is not None for composed_from in composed)
-    monkeypatch.setattr(pipeline, "KEPT_BYTES", 0)
-    composed.clear()
-    _, again = job(video, audio, LOSSLESS)
-    assert not any(composed_from is not None for composed_from in composed)
+    _, kept = job(video, audio, LOSSLESS, memory=blocks_of(6))
+    _, again = job(video, audio, LOSSLESS, memory=blocks_of(6, kept_bytes=0))
     np.testing.assert_array_equal(again.frames, kept.frames)
 
 
 def test_progress_goes_forward_to_the_last_frame(clip, speech, tmp_path, tools):
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     run(clip(frames=12), speech(1.4), tmp_path / "o.mp4", QUICK, tools, on_progress=seen.append)
     assert [p.stage for p in seen[:2]] == ["open", "compose"]
-    assert seen[-1] == Progress("finish", 35, 35)
+    assert seen[-1] == RunProgress("finish", 35, 35)
     done = [p.frames_done for p in seen]
     assert done == sorted(done)
 
@@ -404,17 +396,12 @@ class TestRefusals:
         with pytest.raises(InvalidVideo):
             self.make(speech(0.6), nothing, tmp_path, tools)
 
-    def test_long_audio_is_given_up_when_the_video_is_refused(
-        self, speech, tmp_path, tools, monkeypatch
-    ):
-        kept = []
-        finished = soundtrack._check_length
-        monkeypatch.setattr(
-            soundtrack, "_check_length", lambda *found: kept.append(found) or finished(*found)
-        )
+    def test_long_audio_is_given_up_when_the_video_is_refused(self, speech, tmp_path, tools):
+        files, work_dir = JobFiles(speech(0.6), speech(1800.0, silence=True)), tmp_path / "work"
+        work_dir.mkdir()
         with pytest.raises(InvalidVideo):  # at once; the sound alone takes a minute
-            self.make(speech(0.6), speech(1800.0, silence=True), tmp_path, tools)
-        assert not kept
+            open_job(files, work_dir, QUICK, MediaLimits(), tools.detector)
+        assert not list(work_dir.iterdir())  # decoded sound would be there
 
     def test_an_impossible_size(self, clip, speech, tmp_path, tools):
         options = replace(QUICK, frame=FrameOptions("9999x9999"))
@@ -430,7 +417,7 @@ class TestRefusals:
     def test_a_cancelled_job_stops(self, clip, speech, tmp_path, tools):
         cancelled = threading.Event()
 
-        def cancel(progress: Progress) -> None:
+        def cancel(progress: RunProgress) -> None:
             if progress.frames_done:
                 cancelled.set()
 

@@ -20,12 +20,12 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_pipeline.contact_sheet import CELL_PX, GAP_PX, spread, write_contact_sheet
-from musetalk_pipeline.engines import make_engine, make_listener
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.pipeline import Tools
-from musetalk_pipeline.preview import LOOKS, make_preview
+from musetalk_pipeline.preview import SAMPLED_FRAMES, make_preview
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S = 240
@@ -168,7 +168,7 @@ def _tree_bytes(root: psutil.Process) -> int:
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 class Counting:
@@ -189,7 +189,7 @@ def test_a_preview_shows_one_frame_and_its_box(clip, speech, tools):
     video = clip(frames=20, faceless=frozenset({0, 1, 2}))
     detector = Counting(tools.detector)
     preview = make_preview(video, speech(0.8), JobOptions(), replace(tools, detector=detector))
-    assert 2 <= detector.frames <= LOOKS
+    assert 2 <= detector.frames <= SAMPLED_FRAMES
     assert preview.source_frame not in (0, 1, 2)
     box = preview.face.box
     picture = cv2.imdecode(np.frombuffer(preview.png(), np.uint8), cv2.IMREAD_COLOR)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.errors import AudioTooShort, InvalidAudio
-from musetalk_pipeline.media.soundtrack import BLOCK_FRAMES, open_audio
+from musetalk_pipeline.media.speech_audio import BLOCK_FRAMES, open_audio
 from musetalk_pipeline.options import MediaLimits
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"

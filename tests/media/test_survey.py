@@ -19,8 +19,14 @@ from numpy.typing import NDArray
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
-from musetalk_pipeline.stages import OpenJob, open_job
-from musetalk_pipeline.survey import MAX_LOOKS, MIN_LOOKS, look_count, places, spread_out
+from musetalk_pipeline.stages import JobFiles, OpenJob, open_job
+from musetalk_pipeline.survey import (
+    MAX_SAMPLES,
+    MIN_SAMPLES,
+    evenly_spaced,
+    sample_count,
+    spread_out,
+)
 
 Frame = NDArray[np.uint8]
 FPS = 25
@@ -73,7 +79,7 @@ def opened(tmp_path: Path, speech: Callable[..., Path]) -> Callable[..., tuple[O
         options = JobOptions(frame=FrameOptions(fit=fit))  # type: ignore[arg-type]
         audio = speech(len(frames) / FPS)
         try:
-            job = open_job(video, audio, tmp_path, options, MediaLimits(), detector)
+            job = open_job(JobFiles(video, audio), tmp_path, options, MediaLimits(), detector)
         except NoFaceFound as refused:
             assert detector.asked == refused.details["looks"]
             raise
@@ -134,13 +140,13 @@ def test_a_speaker_who_changes_is_said(opened) -> None:
 
 @given(st.integers(1, 100_000), st.sampled_from([Fraction(1), Fraction(24000, 1001), Fraction(60)]))
 def test_looks_are_spread_and_few(reached: int, fps: Fraction) -> None:
-    count = look_count(reached, fps)
-    wanted = places(reached, count)
-    assert MIN_LOOKS <= count <= MAX_LOOKS and len(wanted) == min(count, reached)
+    count = sample_count(reached, fps)
+    wanted = evenly_spaced(reached, count)
+    assert MIN_SAMPLES <= count <= MAX_SAMPLES and len(wanted) == min(count, reached)
     assert wanted[0] == 0 and wanted[-1] < reached
     edges = [*wanted, reached]
     gap_s = max(b - a for a, b in itertools.pairwise(edges)) / fps
-    assert gap_s <= max(1 + 1 / fps, Fraction(reached, MAX_LOOKS) / fps + 1 / fps)
+    assert gap_s <= max(1 + 1 / fps, Fraction(reached, MAX_SAMPLES) / fps + 1 / fps)
 
 
 @given(st.lists(st.integers(), unique=True, min_size=1, max_size=70))

@@ -41,7 +41,7 @@ def check_chain(checks: VersionChecks) -> Iterator[Row]:
         [
             engine.generate(
                 avatars[segment.block],
-                golden.listener.listen(golden.short_audio, fps, segment, SPEECH),
+                golden.audio_encoder.encode(golden.short_audio, fps, segment, SPEECH),
                 segment,
                 SPEECH,
             ).faces
@@ -63,7 +63,6 @@ def _prepare(checks: VersionChecks, block: Block) -> PreparedBlock:
         ),
         crops=checks.crops[span],
         parse_inputs=np.stack([parse_input(*pair) for pair in zip(frames, boxes, strict=True)]),
-        seconds=0.0,
     )
 
 

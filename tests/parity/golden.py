@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
-from musetalk_pipeline.engines.musetalk.listener import WhisperListener
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.engines.musetalk.audio_encoder import WhisperAudioEncoder
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits, SpeechOptions, Version
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames
 
@@ -158,27 +158,29 @@ class GoldenSet:
         return min(rates, key=lambda rate: self._distance(rate, count, arrays["prompts"]))
 
     def _distance(self, fps: Fraction, count: int, prompts: NDArray[np.float32]) -> float:
-        windows = self.hear(self.short_audio, fps, range(count))
+        windows = self.windows_of(self.short_audio, fps, range(count))
         return float(np.abs(windows[frames_of(prompts, windows)] - prompts).mean())
 
-    def hear(self, audio: SpeechAudio, fps: Fraction, frames: Sequence[int]) -> NDArray[np.float32]:
-        """Return the (n, 50, 384) windows of single output frames, as the listener gives them."""
+    def windows_of(
+        self, audio: SpeechAudio, fps: Fraction, frames: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """Return the (n, 50, 384) windows of single output frames from the audio encoder."""
         first = Segment(0, 0, 0, 0, 0, 1)
         single = [replace(first, start=frame, end=frame + 1) for frame in frames]
         return np.concatenate(
-            [self.listener.listen(audio, fps, each, SPEECH).features for each in single]
+            [self.audio_encoder.encode(audio, fps, each, SPEECH).features for each in single]
         )
 
     @cached_property
     def windows(self) -> NDArray[np.float32]:
         """The windows of every output frame of the short sound."""
         count = count_output_frames(self.short_audio.n_samples, self.fps)
-        return self.hear(self.short_audio, self.fps, range(count))
+        return self.windows_of(self.short_audio, self.fps, range(count))
 
     @cached_property
-    def listener(self) -> WhisperListener:
-        """The listener with the set's weights."""
-        return WhisperListener(self.models)
+    def audio_encoder(self) -> WhisperAudioEncoder:
+        """The audio encoder with the set's weights."""
+        return WhisperAudioEncoder(self.models)
 
     def open_audio(self, path: Path) -> SpeechAudio:
         """Return a wav as the pipeline hears it: 16 kHz, mono."""

@@ -12,8 +12,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from musetalk_pipeline.engines.musetalk.listener import count_steps, cut_windows, window_places
-from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, load_ear
+from musetalk_pipeline.engines.musetalk.audio_encoder import count_steps, cut_windows, window_places
+from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, load_whisper
 from musetalk_pipeline.plan import SAMPLE_RATE, count_output_frames
 
 from .golden import (
@@ -35,17 +35,17 @@ HIDDEN = Tolerance(2e-5)
 def check_short(golden: GoldenSet) -> Iterator[Row]:
     """Mel, encoder states, windows: of the speech that the frames are generated from."""
     stage, arrays = "audio_short", golden.load("audio_short")
-    audio, ear = golden.short_audio, load_ear(golden.models / "whisper")
+    audio, encoder = golden.short_audio, load_whisper(golden.models / "whisper")
     yield compare(stage, "nsamples", audio.n_samples, arrays["nsamples"])
     yield compare(
         stage, "count", count_output_frames(audio.n_samples, golden.fps), arrays["count"]
     ).noting(f"at {golden.fps} fps")
-    mel = ear.mel(samples_of(audio)[:CHUNK_SAMPLES])
+    mel = encoder.mel(samples_of(audio)[:CHUNK_SAMPLES])
     head, tail = arrays["mel"].shape[-1], arrays["mel_tail"].shape[-1]
     yield compare(stage, "mel", mel[None, :, :head], arrays["mel"], MEL)
     yield compare(stage, "mel_tail", mel[None, :, -tail:], arrays["mel_tail"], MEL)
     hidden, prompts = arrays["hidden"][0], arrays["prompts"]
-    yield compare(stage, "hidden", ear.states(mel)[: len(hidden)], hidden, HIDDEN)
+    yield compare(stage, "hidden", encoder.states(mel)[: len(hidden)], hidden, HIDDEN)
     stored = frames_of(prompts, golden.windows)
     yield _golden_windows(golden, hidden, prompts, stored)
     chain = compare(stage, "prompts (chain)", golden.windows[stored], prompts, HIDDEN)
@@ -86,7 +86,10 @@ def check_resample(golden: GoldenSet) -> Iterator[Row]:
     yield compare(stage, "nsamples", audio.n_samples, arrays["nsamples"])
     yield compare(stage, "count", count, arrays["count"])
     yield compare(stage, "pcm16k", samples_of(audio), arrays["pcm16k"])
-    windows, stored = golden.hear(audio, golden.fps, range(count)), arrays["prompts_first"][None]
+    windows, stored = (
+        golden.windows_of(audio, golden.fps, range(count)),
+        arrays["prompts_first"][None],
+    )
     frames = frames_of(stored, windows)
     row = compare(stage, "prompts_first", windows[frames], stored, HIDDEN)
     yield row.noting(named_frames(frames))
@@ -103,7 +106,7 @@ def check_long(golden: GoldenSet) -> Iterator[Row]:
     if not rates:
         raise IncompleteSet("audio_long.npz has no idx_N and prompts_N")
     for fps in sorted(rates):
-        heard = golden.hear(audio, Fraction(fps), arrays[f"idx_{fps}"].tolist())
+        heard = golden.windows_of(audio, Fraction(fps), arrays[f"idx_{fps}"].tolist())
         stored = arrays[f"prompts_{fps}"]
         yield compare_stored_as_half(stage, f"prompts_{fps}", heard, stored, HIDDEN.error)
     yield from _compare_counts(golden, audio.n_samples)

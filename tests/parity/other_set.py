@@ -137,7 +137,7 @@ class _Ears:
     def windows(
         self, sound: NDArray[np.float32], fps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return (n, 50, 384) windows and the (m, 5, 384) states (specification, §1.5)."""
+        """Return (n, 50, 384) windows and the (m, 5, 384) states (docs/reference.md §1.5)."""
         parts = [sound[at : at + 30 * RATE] for at in range(0, len(sound), 30 * RATE)]
         with torch.inference_mode():
             states = [

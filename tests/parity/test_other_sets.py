@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from musetalk_pipeline.media.soundtrack import open_audio
+from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
 from .__main__ import main

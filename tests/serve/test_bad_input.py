@@ -139,7 +139,7 @@ GENERATE, JOBS = "/generate", "/v1/avatar/jobs"
         (GENERATE, {"musetalk_job_id": ""}),
         (GENERATE, {"musetalk_job_id": None}),
         (GENERATE, {"video_url": 7}),
-        # `/generate` takes the default for these, with a warning: contracts.md §1.
+        # `/generate` takes the default for these, with a warning: docs/protocol.md §1.
         (JOBS, {"params": {"unknown": 1}}),
         (JOBS, {"params": {"crf": 99}}),
         (JOBS, {"params": "high"}),

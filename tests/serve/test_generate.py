@@ -119,7 +119,7 @@ def test_files_are_served_in_ranges(app, clip, speech):
 
 
 def test_the_output_equals_that_of_one_process(app, clip, speech, tmp_path):
-    from musetalk_pipeline.engines.warp.engine import WarpEngine, WarpListener
+    from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder, WarpEngine
     from musetalk_pipeline.options import EncodeOptions, JobOptions
     from musetalk_pipeline.pipeline import Tools, run
 
@@ -127,7 +127,7 @@ def test_the_output_equals_that_of_one_process(app, clip, speech, tmp_path):
     answer = app.generate(musetalk_job_id="same", **uris(video, audio), params=LOSSLESS).json()
     options = JobOptions(encode=EncodeOptions(**LOSSLESS))
     alone = tmp_path / "alone.mp4"
-    run(video, audio, alone, options, Tools(MeshDetector(), WarpEngine(), WarpListener()))
+    run(video, audio, alone, options, Tools(MeshDetector(), WarpEngine(), WarpAudioEncoder()))
     assert np.array_equal(frames_of(app.output(answer, tmp_path)), frames_of(alone))
 
 

@@ -69,7 +69,7 @@ def test_users_files_become_a_video_and_a_contact_sheet(
     assert sheet is not None and sheet.std() > 10
     assert f"{video.name}" in said and f"{video.stem}.png" in said
     assert re.search(r"^engine +warp$", said, re.MULTILINE)
-    assert "40/40 frames" in said
+    assert "40 of 40 frames" in said
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ def app(seeded_weights, tmp_path_factory, private_temp):
 
 
 def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip, speech, tmp_path):
-    from musetalk_pipeline.engines import make_engine, make_listener
+    from musetalk_pipeline.engines import make_audio_encoder, make_engine
     from musetalk_pipeline.faces.mesh import MeshDetector
     from musetalk_pipeline.options import EncodeOptions, JobOptions
     from musetalk_pipeline.pipeline import Tools, run
@@ -36,7 +36,7 @@ def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip,
     tools = Tools(
         MeshDetector(),
         make_engine("musetalk", seeded_weights, device="cpu"),
-        make_listener("musetalk", seeded_weights),
+        make_audio_encoder("musetalk", seeded_weights),
     )
     run(video, audio, alone, JobOptions(encode=EncodeOptions(**LOSSLESS)), tools)
     served = frames_of(app.output(answer.json(), tmp_path))

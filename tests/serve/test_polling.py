@@ -7,32 +7,32 @@ from pathlib import Path
 import pytest
 
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
-from tests.serve.running import frames_of, media_server, running_app
-
-KEY = "test-internal-key"
-
-
-@pytest.fixture(scope="module")
-def orchestrator():
-    with FakeOrchestrator(api_key=KEY) as orchestrator:
-        yield orchestrator
-        assert orchestrator.violations == []
+from tests.serve.fleet_app import fleet_app
+from tests.serve.running import frames_of, media_server
 
 
 @pytest.fixture(scope="module")
-def worker(orchestrator, tmp_path_factory, private_temp):
+def fleet(tmp_path_factory, private_temp):
     env = {
-        "ORCHESTRATOR_BASE_URL": orchestrator.url,
-        "WORKER_TYPE": "main",
         "ALLOW_LOCAL_STORE": "true",
         "WORKER_ID": "box-1",
         "PROVIDER": "local",
         "POLL_INTERVAL_SEC": "0.5",
         "CONFIG_LABEL": "test",
     }
-    queue = {"max_concurrent_jobs": 2}
-    with running_app(tmp_path_factory.mktemp("worker"), env=env, key=KEY, queue=queue) as app:
-        yield app
+    folder = tmp_path_factory.mktemp("worker")
+    with fleet_app(folder, env, queue={"max_concurrent_jobs": 2}) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def worker(fleet):
+    return fleet[0]
+
+
+@pytest.fixture
+def orchestrator(fleet):
+    return fleet[1]
 
 
 @pytest.fixture

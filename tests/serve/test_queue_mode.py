@@ -2,36 +2,19 @@
 
 import pytest
 
-from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.serve.running import running_app
-
-KEY = "test-internal-key"
+from tests.serve.fleet_app import fleet_app
 
 
 @pytest.fixture(scope="module")
-def orchestrator():
-    with FakeOrchestrator(api_key=KEY) as orchestrator:
-        yield orchestrator
-        assert orchestrator.violations == []
-
-
-@pytest.fixture(scope="module")
-def worker(orchestrator, tmp_path_factory, private_temp):
-    env = {
-        "ORCHESTRATOR_BASE_URL": orchestrator.url,
-        "WORKER_TYPE": "main",
-        "WORKER_MODE": "Queue",
-        "SALAD_MACHINE_ID": "box-1",
-        "LEGACY_SIZE": "source",
-    }
-    with running_app(tmp_path_factory.mktemp("queue"), env=env, key=KEY) as app:
-        yield app
+def fleet(tmp_path_factory, private_temp):
+    env = {"WORKER_MODE": "Queue", "SALAD_MACHINE_ID": "box-1", "LEGACY_SIZE": "source"}
+    with fleet_app(tmp_path_factory.mktemp("queue"), env) as fleet:
+        yield fleet
 
 
 @pytest.mark.slow
-def test_a_pushed_job_is_done_and_reported_and_nothing_is_claimed(
-    worker, orchestrator, clip, speech
-):
+def test_a_pushed_job_is_done_and_reported_and_nothing_is_claimed(fleet, clip, speech):
+    worker, orchestrator = fleet
     orchestrator.add_job("waits")  # a poller would take it
     job = orchestrator.jobs[orchestrator.add_job("pushed")]
     orchestrator._queue.remove("pushed")
@@ -47,3 +30,4 @@ def test_a_pushed_job_is_done_and_reported_and_nothing_is_claimed(
     assert {"inferring", "uploading"} <= set(phases)
     assert all(report["batch_size"] == 1 for report in job.progress)
     assert {call.kind for call in orchestrator.calls} == {"progress", "final"}
+    assert any("which only this machine can open" in line for line in worker.log)

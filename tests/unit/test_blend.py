@@ -38,7 +38,7 @@ def a_mask(seed: int = 3) -> np.ndarray:
 def blend_as_the_specification_says(
     frame: np.ndarray, drawn: np.ndarray, face: Box, replace: np.ndarray, blur: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """musetalk_reference §1.9 in Pillow, on whole pictures: the blended frame and the mask."""
+    """docs/reference.md §1.9 in Pillow, on whole pictures: the blended frame and the mask."""
     crop = crop_box(face)
     body = Image.fromarray(np.ascontiguousarray(frame[:, :, ::-1]))
     large = body.crop((crop.x0, crop.y0, crop.x1, crop.y1))

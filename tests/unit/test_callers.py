@@ -1,4 +1,4 @@
-"""Who may call, by the head of the request alone (contracts.md §1, "Who may call")."""
+"""Who may call, by the head of the request alone (docs/protocol.md §1, "Who may call")."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def head(
 
 
 def status(rules: CallerRules, scope: Scope) -> int:
-    refusal = rules.judge(scope)
-    return 200 if refusal is None else refusal.status_code
+    rejection = rules.check(scope)
+    return 200 if rejection is None else rejection.status_code
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -51,9 +51,9 @@ def test_a_local_caller_needs_no_key(path: str, peer: str) -> None:
 @pytest.mark.parametrize("peer", ELSEWHERE)
 def test_a_caller_from_elsewhere_is_refused_with_the_setting_named(path: str, peer: str) -> None:
     """Mend 4.9."""
-    refusal = rules().judge(head(path, peer))
-    assert refusal is not None and refusal.status_code == 403
-    assert "INGRESS_API_KEY" in refusal.hint and "ALLOW_ANONYMOUS" in refusal.hint
+    rejection = rules().check(head(path, peer))
+    assert rejection is not None and rejection.status_code == 403
+    assert "INGRESS_API_KEY" in rejection.hint and "ALLOW_ANONYMOUS" in rejection.hint
     assert status(rules(ALLOW_ANONYMOUS="true"), head(path, peer)) == 200
 
 
@@ -185,7 +185,7 @@ def test_a_signed_link_is_passed_on_to_where_files_are_served() -> None:
     assert status(keyed, head("/files/x.mp4", query=query)) == 200
     assert status(keyed, head("/v1/avatar/jobs", query=query)) == 401
     assert status(keyed, head("/files/x.mp4", query="expires=1")) == 401
-    assert keyed.judge_keys(head("/files/x.mp4", query=query)) is not None
+    assert keyed.check_key(head("/files/x.mp4", query=query)) is not None
 
 
 def test_an_application_under_a_prefix_has_the_same_rules() -> None:

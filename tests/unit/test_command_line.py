@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from musetalk_pipeline.__main__ import _load, _options, _parser, find_models, main
+from musetalk_pipeline.__main__ import _load, _options, _parser, main
 from musetalk_pipeline.engines import decide_engine
 from musetalk_pipeline.faces import best_landmarks
+from musetalk_pipeline.loading import find_models
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -23,7 +24,7 @@ from musetalk_pipeline.options import (
 from musetalk_pipeline.weights.published import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph.tools import resolve
+from serve_app.graph.builders import resolve
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Defects of the reference that have no better home, and the table that lists them all.
 
-Each test tells what went wrong there (musetalk_reference §4); docs/fidelity.md names the test of
+Each test tells what went wrong there (docs/reference.md §4); docs/fidelity.md names the test of
 every row.
 """
 
@@ -18,9 +18,9 @@ import pytest
 
 from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines import choose_engine, make_engine, make_listener
+from musetalk_pipeline.engines import choose_engine, make_audio_encoder, make_engine
 from musetalk_pipeline.faces import Landmarks, make_detector
-from musetalk_pipeline.faces.tracks import face_of
+from musetalk_pipeline.faces.face_boxes import face_of
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits, Version
 from musetalk_pipeline.pipeline import Tools, run
@@ -39,7 +39,7 @@ LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
 
 @pytest.fixture(scope="module")
 def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_listener("warp"))
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 def trees() -> list[tuple[Path, ast.Module]]:
@@ -227,29 +227,32 @@ def test_moviepy_and_imageio_are_not_needed():
     assert not imported() & {"moviepy", "imageio", "gradio", "librosa", "tensorflow", "torchvision"}
 
 
+def items(section: str) -> dict[int, str]:
+    """Return the entries of a list in docs/fidelity.md, each on one line, by number."""
+    text = (ROOT / "docs" / "fidelity.md").read_text().partition(f"\n## {section}")[2]
+    entries = re.split(r"^- \*\*Q(\d+)\*\* ", text.partition("\n\n## ")[0], flags=re.MULTILINE)[1:]
+    texts = (entry.partition("\n\n")[0] for entry in entries[1::2])
+    return {int(n): " ".join(text.split()) for n, text in zip(entries[::2], texts, strict=True)}
+
+
 def rows() -> dict[int, list[str]]:
-    """The tests that docs/fidelity.md names, by row number."""
-    table = (ROOT / "docs" / "fidelity.md").read_text().partition("## Every defect")[2]
-    lines = [line for line in table.splitlines() if line.startswith("| Q")]
-    return {
-        int(line.split("|")[1].strip()[1:]): re.findall(r"tests/[\w/]+\.py::\w+", line)
-        for line in lines
-    }
+    """The tests that docs/fidelity.md names, by the defect's number."""
+    defects = items("Every defect").items()
+    return {number: re.findall(r"tests/[\w/]+\.py::\w+", text) for number, text in defects}
 
 
 def policies() -> dict[int, list[str]]:
-    """The cells of the table of policies, by row number."""
-    text = (ROOT / "docs" / "fidelity.md").read_text()
-    table = text.partition("## Policies")[2].partition("## Every defect")[0]
-    lines = [line for line in table.splitlines() if line.startswith("| Q")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {int(row[0][1:]): row for row in cells}
+    """Reference, default, others and reason of each policy, by number."""
+    labels = "Reference: (.+) Default: (.+) Others: (.+) Why: (.+)"
+    found = {number: re.fullmatch(labels, text) for number, text in items("Policies").items()}
+    assert None not in found.values(), found
+    return {number: list(match.groups()) for number, match in found.items() if match}
 
 
 def test_every_policy_is_an_option_with_its_default_and_a_reason():
     """Policies by the specification's list; names and defaults by the code."""
-    table, text = policies(), (ROOT / "docs" / "fidelity.md").read_text()
-    verdicts = {int(n) for n in re.findall(r"^\| Q(\d+) \| policy \|", text, re.MULTILINE)}
+    table, defects = policies(), items("Every defect")
+    verdicts = {number for number, text in defects.items() if text.startswith("policy `")}
     assert set(table) == verdicts == {1, 7, 10, 11, 12, 13, 24, 25, 27, 28, 39}
     chosen = JobOptions()
     defaults = {
@@ -259,7 +262,7 @@ def test_every_policy_is_an_option_with_its_default_and_a_reason():
         if option.name in Params.model_fields
     }
     defaults |= {name: field.default for name, field in AppArgs.model_fields.items()}
-    for number, (_, reference, option, others, reason) in table.items():
+    for number, (reference, option, others, reason) in table.items():
         assert reference and others and reason, f"Q{number} has an empty cell"
         found = re.match(r"\W*(\w+): ([\w.]+)`", option)
         assert found is not None, f"Q{number} names no option"

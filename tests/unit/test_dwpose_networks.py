@@ -34,7 +34,7 @@ from musetalk_pipeline.faces.dwpose import (
 )
 from musetalk_pipeline.faces.presence import ByScore
 from serve_app.config.settings import AppArgs, PoolSettings
-from serve_app.graph.tools import build_detector
+from serve_app.graph.builders import build_detector
 
 missing = [name for name in ("mmpose", "mmcv", "onnxruntime") if not importlib.util.find_spec(name)]
 pytestmark = [
@@ -266,7 +266,7 @@ def test_files_that_are_not_dwpose_are_refused(tmp_path: Path) -> None:
 
     path = tmp_path / "other.onnx"
     path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ModelLoadFailed, match="no ONNX file"):
+    with pytest.raises(ModelLoadFailed, match="not an ONNX file"):
         OnnxDetector(path)
     node = helper.make_node("Identity", ["input"], ["simcc_x"])
     ends = [

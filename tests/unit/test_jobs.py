@@ -14,12 +14,12 @@ from serve_app.jobs.job import (
     JobConflict,
     Origin,
     QueueFull,
-    Ticket,
+    SubmissionOptions,
     TooManyJoined,
     Verdict,
 )
-from serve_app.jobs.joining import MAX_KEYS, MAX_SUBSCRIBERS
 from serve_app.jobs.registry import MAX_PHASES, JobRegistry
+from serve_app.jobs.submissions import MAX_KEYS, MAX_SUBSCRIBERS
 
 DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
 RUNNING = Progress(Phase.INFERRING, 0.5, 5, 10)
@@ -138,12 +138,12 @@ def test_a_success_whose_output_is_gone_is_done_again(registry):
 
 
 def test_an_idempotency_key_gives_the_first_job_whatever_the_id(registry):
-    ticket = Ticket(idempotency_key="k")
-    registry.submit(request("a"), Origin.ASYNC, 10, ticket)
-    job, is_new = registry.submit(request("b"), Origin.ASYNC, 10, ticket)
+    submission = SubmissionOptions(idempotency_key="k")
+    registry.submit(request("a"), Origin.ASYNC, 10, submission)
+    job, is_new = registry.submit(request("b"), Origin.ASYNC, 10, submission)
     assert (job.id, is_new) == ("a", False)
     with pytest.raises(JobConflict):
-        registry.submit(request("c", video="https://h/other.mp4"), Origin.ASYNC, 10, ticket)
+        registry.submit(request("c", video="https://h/other.mp4"), Origin.ASYNC, 10, submission)
 
 
 def test_the_queue_is_bounded(registry):
@@ -198,11 +198,11 @@ def test_cancelling_a_running_job_ends_it_at_its_next_beat(registry):
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
 
-def test_a_job_nobody_waits_for_any_more_ends(registry, clock):
+def test_a_job_without_clients_ends(registry, clock):
     registry.submit(request(), Origin.SYNC, 10)
     job = take(registry)
     clock.now += 4
-    registry.want(["a"])
+    registry.keep_alive(["a"])
     clock.now += 4
     assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
     clock.now += 6
@@ -214,13 +214,13 @@ def test_a_job_whose_client_comes_back_while_it_is_being_ended_starts_again(regi
     job = take(registry)
     clock.now += 6
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
-    assert not registry.requeue(job, if_wanted=True)
+    assert not registry.requeue(job, if_client_is_back=True)
     registry.submit(request(), Origin.SYNC, 10)
-    assert registry.requeue(job, if_wanted=True)
+    assert registry.requeue(job, if_client_is_back=True)
     again = take(registry)
     assert (again.attempt, again.attempt_id) != (job.attempt, job.attempt_id)
     registry.cancel("a")
-    assert not registry.requeue(again, if_wanted=True)
+    assert not registry.requeue(again, if_client_is_back=True)
 
 
 def test_a_waiting_job_that_the_asynchronous_api_joins_outlives_its_client(registry, clock):
@@ -256,7 +256,7 @@ def test_a_claimed_job_that_the_asynchronous_api_joins_outlives_its_claim(regist
 def test_jobs_survive_a_restart(tmp_path, clock):
     path = tmp_path / "jobs.sqlite3"
     first = JobRegistry(path, clock)
-    first.submit(request("running"), Origin.ASYNC, 10, Ticket(metadata={"who": "me"}))
+    first.submit(request("running"), Origin.ASYNC, 10, SubmissionOptions(metadata={"who": "me"}))
     take(first)
     clock.now += 1
     first.submit(request("waiting"), Origin.ASYNC, 10)
@@ -295,7 +295,7 @@ def test_the_file_is_for_its_owner_alone(registry, tmp_path):
     assert (tmp_path / "jobs.sqlite3").stat().st_mode & 0o077 == 0
 
 
-def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
+def test_a_registry_of_another_version_is_emptied(tmp_path, clock):
     path = tmp_path / "jobs.sqlite3"
     with sqlite3.connect(path) as old:
         old.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, state TEXT)")
@@ -308,8 +308,8 @@ def test_a_registry_of_another_version_is_made_anew(tmp_path, clock):
 
 def test_warnings_and_the_queues_own_id_stay_with_the_job(registry):
     """Mends 1.9 and 1.17: what came with a job is in its row and in its answers."""
-    ticket = Ticket(warnings=("The aspect ratio is odd.",), queue_job_id="salad-7")
-    registry.submit(request(), Origin.SYNC, 10, ticket)
+    submission = SubmissionOptions(warnings=("The aspect ratio is odd.",), queue_job_id="salad-7")
+    registry.submit(request(), Origin.SYNC, 10, submission)
     job = take(registry)
     assert (job.warnings, job.queue_job_id) == (("The aspect ratio is odd.",), "salad-7")
     done = Success(SUCCESS.output_url, SUCCESS.metrics, ("The larger of two faces speaks.",))
@@ -335,79 +335,81 @@ def test_cancelling_what_has_ended_says_so(registry):
 def test_who_joins_a_job_leaves_webhook_metadata_and_key_with_it(registry):
     """Mend 3.1: the joiner's webhook comes, and its key finds the job later."""
     registry.submit(request(), Origin.SYNC, 10)
-    first = Ticket("https://hook/1", {"who": "one", "only": 1}, "key-1")
-    second = Ticket("https://hook/2", {"who": "two", "also": 2}, "key-2")
+    first = SubmissionOptions("https://hook/1", {"who": "one", "only": 1}, "key-1")
+    second = SubmissionOptions("https://hook/2", {"who": "two", "also": 2}, "key-2")
     registry.submit(request(), Origin.ASYNC, 10, first)
     job, _ = registry.submit(request(), Origin.ASYNC, 10, second)
     assert job.metadata == {"who": "one", "only": 1, "also": 2}
-    assert registry.take_news(10) == []
+    assert registry.pending_notifications(10) == []
     end(registry, "succeeded")
-    news = {item.webhook_url: item for item in registry.take_news(10)}
+    news = {item.webhook_url: item for item in registry.pending_notifications(10)}
     assert {url: item.metadata for url, item in news.items()} == {
         "https://hook/1": first.metadata,
         "https://hook/2": second.metadata,
     }
     registry.mark_notified(news["https://hook/1"])
-    assert [item.webhook_url for item in registry.take_news(10)] == ["https://hook/2"]
+    assert [item.webhook_url for item in registry.pending_notifications(10)] == ["https://hook/2"]
     for key in ("key-1", "key-2"):
-        again = registry.submit(request("other-id"), Origin.ASYNC, 10, Ticket(idempotency_key=key))
+        again = registry.submit(
+            request("other-id"), Origin.ASYNC, 10, SubmissionOptions(idempotency_key=key)
+        )
         assert (again[0].id, again[1]) == ("a", False)
 
 
-def test_who_joins_a_job_that_has_ended_is_told_too_and_once(registry):
+def test_a_webhook_that_joins_an_ended_job_is_called_once_too(registry):
     """Mend 3.1."""
     registry.submit(request(), Origin.ASYNC, 10)
     end(registry, "succeeded")
     for _ in range(2):
-        registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
-        for news in registry.take_news(10):
+        registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
+        for news in registry.pending_notifications(10):
             registry.mark_notified(news)
             assert news.webhook_url == "https://hook/1"
-    assert registry.take_news(10) == []
+    assert registry.pending_notifications(10) == []
 
 
 @pytest.mark.parametrize(
-    ("limit", "ticket"),
+    ("limit", "submission"),
     [
-        (MAX_SUBSCRIBERS, lambda n: Ticket(f"https://hook/{n}")),
-        (MAX_KEYS, lambda n: Ticket(idempotency_key=f"key-{n}")),
+        (MAX_SUBSCRIBERS, lambda n: SubmissionOptions(f"https://hook/{n}")),
+        (MAX_KEYS, lambda n: SubmissionOptions(idempotency_key=f"key-{n}")),
     ],
 )
-def test_what_one_job_keeps_of_its_callers_is_bounded(registry, limit, ticket):
+def test_what_one_job_keeps_of_its_callers_is_bounded(registry, limit, submission):
     """Mend 3.1."""
     for n in range(limit):
-        registry.submit(request(), Origin.ASYNC, 10, ticket(n))
+        registry.submit(request(), Origin.ASYNC, 10, submission(n))
     with pytest.raises(TooManyJoined):
-        registry.submit(request(), Origin.ASYNC, 10, ticket(limit))
-    registry.submit(request(), Origin.ASYNC, 10, ticket(0))  # what is known is welcome
+        registry.submit(request(), Origin.ASYNC, 10, submission(limit))
+    registry.submit(request(), Origin.ASYNC, 10, submission(0))  # what is known is welcome
 
 
-def test_a_job_that_came_again_meanwhile_is_told_of_again(registry):
+def test_a_job_that_was_submitted_again_meanwhile_is_notified_again(registry):
     """Mend 3.8: marking the first end as told does not lose the second one."""
-    ticket = Ticket("https://hook/1")
-    registry.submit(request(), Origin.ASYNC, 10, ticket)
+    submission = SubmissionOptions("https://hook/1")
+    registry.submit(request(), Origin.ASYNC, 10, submission)
     end(registry, "failed")
-    [failed] = registry.take_news(10)
-    registry.submit(request(), Origin.ASYNC, 10, ticket)  # while the webhook is being queued
+    [failed] = registry.pending_notifications(10)
+    registry.submit(request(), Origin.ASYNC, 10, submission)  # while the webhook is being queued
     registry.mark_notified(failed)
     end(registry, "succeeded")
-    [succeeded] = registry.take_news(10)
+    [succeeded] = registry.pending_notifications(10)
     assert (succeeded.job.status, succeeded.job.run) == ("succeeded", 2)
     registry.mark_notified(succeeded)
-    assert registry.take_news(10) == []
+    assert registry.pending_notifications(10) == []
     assert event_of(failed).id != event_of(succeeded).id
 
 
-def test_a_job_that_ends_in_the_same_way_again_is_told_of_again(registry):
+def test_a_job_that_ends_in_the_same_way_again_is_notified_again(registry):
     """Mend 3.8: runs and attempts tell two failures apart."""
-    ticket = Ticket("https://hook/1")
-    registry.submit(request(), Origin.ASYNC, 10, ticket)
+    submission = SubmissionOptions("https://hook/1")
+    registry.submit(request(), Origin.ASYNC, 10, submission)
     end(registry, "failed")
-    [first] = registry.take_news(10)
-    registry.submit(request(), Origin.ASYNC, 10, ticket)  # while the webhook is being queued
+    [first] = registry.pending_notifications(10)
+    registry.submit(request(), Origin.ASYNC, 10, submission)  # while the webhook is being queued
     end(registry, "failed")
     registry.mark_notified(first)
-    [second] = registry.take_news(10)
+    [second] = registry.pending_notifications(10)
     assert second.job.run == 2
 
 
@@ -467,20 +469,20 @@ def test_a_job_that_lives_in_this_process_is_not_started_again(registry, clock):
     registry.submit(request(), Origin.ASYNC, 10)
     job = registry.take(lease_s=20.0, max_attempts=1)
     clock.now += 1000
-    assert registry.take(lease_s=20.0, max_attempts=3, living=["a"]) is None
-    assert registry.sweep(max_attempts=1, living=["a"]) == []
+    assert registry.take(lease_s=20.0, max_attempts=3, active=["a"]) is None
+    assert registry.sweep(max_attempts=1, active=["a"]) == []
     assert registry.beat(job, 20.0, RUNNING) is Verdict.GO_ON
     assert registry.finish(job, SUCCESS, DONE)
 
 
-def test_a_job_that_is_waited_for_here_is_wanted(registry, clock):
+def test_a_job_that_a_client_here_waits_for_is_kept_alive(registry, clock):
     """Mend 3.2: though the wishes of its client could not be written for a while."""
     registry.submit(request(), Origin.SYNC, 10)
     clock.now += 60
-    assert registry.sweep(max_attempts=3, wanted=["a"]) == []
+    assert registry.sweep(max_attempts=3, awaited=["a"]) == []
     job = take(registry)
     clock.now += 60
-    assert registry.beat(job, 20.0, RUNNING, is_wanted=True) is Verdict.GO_ON
+    assert registry.beat(job, 20.0, RUNNING, has_client=True) is Verdict.GO_ON
     clock.now += 60
     assert registry.beat(job, 20.0, RUNNING) is Verdict.CANCELLED
 
@@ -498,8 +500,8 @@ def test_a_waiting_job_knows_its_place(registry, clock):
 def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
     """Mend 4.3."""
     for n in range(4):
-        ticket = Ticket(metadata={"note": "ü" * 1000})
-        registry.submit(request(f"job{n}"), Origin.ASYNC, 10, ticket)
+        submission = SubmissionOptions(metadata={"note": "ü" * 1000})
+        registry.submit(request(f"job{n}"), Origin.ASYNC, 10, submission)
         clock.now += 1
     seen, before = [], None
     while True:
@@ -515,11 +517,11 @@ def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
 
 
 def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
-    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1", None, "key"))
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1", None, "key"))
     job = take(registry)
     assert registry.beat(job, 20.0, RUNNING, (RUNNING,)) is Verdict.GO_ON
     assert registry.finish(job, SUCCESS, DONE)
-    [news] = registry.take_news(10)
+    [news] = registry.pending_notifications(10)
     registry.mark_notified(news)
     registry.forget(keep=0)
     with registry.file.reading() as db:
@@ -527,21 +529,21 @@ def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
         for [table] in db.execute(tables).fetchall():
             assert db.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] == 0, table
     other = request(video="https://h/other.mp4")
-    assert registry.submit(other, Origin.ASYNC, 10, Ticket(idempotency_key="key"))[1]
+    assert registry.submit(other, Origin.ASYNC, 10, SubmissionOptions(idempotency_key="key"))[1]
 
 
 def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry, clock):
-    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
     end(registry, "succeeded")
     registry.forget(keep=0)
-    [news] = registry.take_news(10)
+    [news] = registry.pending_notifications(10)
     registry.mark_notified(news)
     registry.forget(keep=0)
     assert registry.get("a") is None
 
 
-def test_a_job_that_nobody_can_be_told_of_is_forgotten_after_a_day(registry, clock):
-    registry.submit(request(), Origin.ASYNC, 10, Ticket("https://hook/1"))
+def test_a_job_whose_webhooks_stay_due_is_forgotten_after_a_day(registry, clock):
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
     end(registry, "succeeded")
     clock.now += 25 * 3600
     registry.forget(keep=0)

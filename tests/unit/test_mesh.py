@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from musetalk_pipeline.errors import ModelLoadFailed
-from musetalk_pipeline.faces.mesh import MAX_TILES, MeshDetector, tile_levels
+from musetalk_pipeline.faces.cut_outs import MAX_TILES, tile_levels
+from musetalk_pipeline.faces.mesh import MeshDetector
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 Frame = NDArray[np.uint8]

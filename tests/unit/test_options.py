@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.__main__ import _options, _parser
-from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.options import JobOptions, defaults_for, job_options
 from serve_app.config.settings import AppArgs
-from serve_app.contract.requests import JobRequest
+from serve_app.contract.requests import JobRequest, Params
 
 REQUEST = {"musetalk_job_id": "a", "video_url": "http://a/v", "audio_url": "http://a/a"}
 POOLS = [{"name": "cpu"}]
@@ -69,3 +69,25 @@ def test_an_option_is_reached_from_everywhere(name: str) -> None:
 
 def test_a_command_line_without_options_is_the_default() -> None:
     assert command_line() == JobOptions()
+
+
+def test_requests_and_command_line_say_the_same_of_an_option() -> None:
+    properties = Params.model_json_schema()["properties"]
+    assert list(properties) == [one.name for one in job_options() if one.spec.is_param]
+    for option in job_options():
+        if not option.spec.is_param:
+            continue
+        field = properties[option.name]
+        assert field["description"] == option.spec.help
+        [value, nothing] = field["anyOf"]
+        assert nothing == {"type": "null"}
+        assert tuple(value.get("enum", ())) == option.choices
+        bounds = value.get("minimum"), value.get("maximum")
+        assert bounds == (option.spec.least, option.spec.most)
+
+
+def test_v1_parses_in_raw_mode_unless_another_is_chosen() -> None:
+    assert defaults_for("v1").mask.parsing_mode == "raw"
+    assert command_line("--version", "v1").mask.parsing_mode == "raw"
+    chosen = command_line("--version", "v1", "--parsing-mode", "jaw")
+    assert (chosen.face.version, chosen.mask.parsing_mode) == ("v1", "jaw")

@@ -11,7 +11,7 @@ def lasts(pace: Pace, seconds: int, bytes_per_s: int, start: int = 0) -> int:
     for second in range(start, start + seconds):
         if pace.deadline is not None and second >= pace.deadline:
             return second - start
-        pace.came(bytes_per_s, second)
+        pace.add(bytes_per_s, second)
     return seconds
 
 
@@ -27,13 +27,13 @@ def test_whoever_is_twice_as_slow_is_given_up_within_two_windows(bytes_per_s):
 
 def test_a_fast_start_does_not_pay_for_a_slow_end():
     pace = Pace(1000, 60, 0)
-    pace.came(10**9, 1)
+    pace.add(10**9, 1)
     assert lasts(pace, 3600, 1, start=2) <= 61
 
 
 def test_without_a_least_pace_nobody_is_given_up():
     pace = Pace(0, 60, 0)
-    pace.came(1, 1e9)
+    pace.add(1, 1e9)
     assert pace.deadline is None
 
 

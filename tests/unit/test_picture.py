@@ -122,14 +122,14 @@ def test_what_cannot_be_made_is_refused_with_a_sentence(
             (1280, 720),
             "641x361",
             None,
-            "641x361 was asked for; H.264 needs even sides, so it is 64",
+            "641x361 was requested; H.264 needs even sides, so it is 64",
         ),
         ((1280, 720), "640x640", "16:9", "and the aspect ratio 16:9; it is 640x360, the largest"),
         (
             (1280, 720),
             "721p",
             None,
-            "721p was asked for; H.264 needs even sides, so it is 1282x720",
+            "721p was requested; H.264 needs even sides, so it is 1282x720",
         ),
     ],
 )

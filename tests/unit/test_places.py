@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
+from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InvalidVideo
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import Digests
 from serve_app.config.settings import DriverSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
-from serve_app.graph import driver as driver_module
-from serve_app.graph.driver import JobDriver
+from serve_app.graph.driver import DEFAULT_PAUSES, DriverPauses, JobDriver
 from serve_app.graph.pools import Graph
-from serve_app.graph.transfers import Assignment, Attempt, Fetched
+from serve_app.graph.transfers import Assignment, Attempt
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -39,7 +39,7 @@ class Handle:
 class Site:
     """Fetches end when their event is set; opening waits for an event, then refuses the video."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, pauses: DriverPauses = DEFAULT_PAUSES) -> None:
         self.arrives: dict[str, asyncio.Event] = {}
         self.goes_on = asyncio.Event()
         self.fetching: list[str] = []
@@ -47,17 +47,16 @@ class Site:
         self.at_once = self.most_at_once = 0
         self.told: list[tuple[str, str]] = []
         stage = Handle(fetch=self.fetch, open=self.open, release=self.release, keep=self.keep)
-        self.driver = JobDriver(
-            Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, places
-        )
+        graph = Graph(stage, (), stage)
+        self.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, places, pauses=pauses)
 
-    async def fetch(self, work: Attempt) -> Fetched:
-        self.fetching.append(work.job_id)
-        await self.arrives.setdefault(work.job_id, asyncio.Event()).wait()
-        return Fetched(Digests("a", "b"), 1.0)
+    async def fetch(self, attempt: Attempt) -> Measured[Digests]:
+        self.fetching.append(attempt.job_id)
+        await self.arrives.setdefault(attempt.job_id, asyncio.Event()).wait()
+        return Measured(Digests("a", "b"), (StageCost("download", 1.0, 0),))
 
-    async def open(self, work: Attempt, fetched: Fetched) -> None:
-        self.opening.append(work.job_id)
+    async def open(self, attempt: Attempt, fetched: Measured[Digests]) -> None:
+        self.opening.append(attempt.job_id)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -139,10 +138,9 @@ async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
     assert site.opening == ["a", "c"]
 
 
-async def test_a_job_that_waits_for_its_place_says_that_it_lives(monkeypatch):
+async def test_a_job_that_waits_for_its_place_says_that_it_lives():
     """Mend 3.7: nothing of it is worked on, so nothing else would."""
-    monkeypatch.setattr(driver_module, "KEEP_S", 0.001)
-    site = Site(places=1)
+    site = Site(places=1, pauses=DriverPauses(keep_s=0.001))
     first, second = site.start("a"), site.start("b")
     site.arrive("a", "b")
     await until(lambda: site.told.count(("keep", "attempt-b")) > 2)
@@ -169,21 +167,21 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     await asyncio.wait([first, second])
 
 
-async def test_a_call_that_ray_cancels_is_made_again(monkeypatch):
+async def test_a_call_that_ray_cancels_is_made_again():
     """Ray raises `CancelledError` for it, as it does for a cancellation of the job."""
-    monkeypatch.setattr(driver_module, "RETRY_PAUSES_S", (0.0,))
     site = Site(places=1)
     site.goes_on.set()
     fetch, cancelled = site.fetch, []
 
-    async def cancelled_once(work: Attempt) -> Fetched:
+    async def cancelled_once(attempt: Attempt) -> Measured[Digests]:
         if not cancelled:
-            cancelled.append(work.job_id)
+            cancelled.append(attempt.job_id)
             raise asyncio.CancelledError
-        return await fetch(work)
+        return await fetch(attempt)
 
     stage = Handle(fetch=cancelled_once, open=site.open, release=site.release, keep=site.keep)
-    site.driver = JobDriver(Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, 1)
+    pauses, graph = DriverPauses(retry_s=(0.0,)), Graph(stage, (), stage)
+    site.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, 1, pauses=pauses)
     job = site.start("a")
     site.arrive("a")
     with pytest.raises(InvalidVideo):

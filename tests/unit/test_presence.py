@@ -17,7 +17,7 @@ from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import Landmarks, make_detector
-from musetalk_pipeline.faces.presence import ByS3fd, ByScore, find_present, regular_looks
+from musetalk_pipeline.faces.presence import ByS3fd, ByScore, find_present, regular_samples
 from musetalk_pipeline.networks.s3fd import FILE, S3fd
 
 Frame = NDArray[np.uint8]
@@ -80,7 +80,7 @@ def test_every_look_is_believed(truth: list[bool], interval: int) -> None:
     present = find_present(len(truth), interval, has_face)
     assert len(present) == len(truth)
     assert all(present[i] == truth[i] for i in asked)
-    assert asked >= set(regular_looks(len(truth), interval))
+    assert asked >= set(regular_samples(len(truth), interval))
 
 
 @given(st.integers(1, 100), st.integers(0, 100), st.integers(1, 30), st.booleans())
@@ -94,14 +94,14 @@ def test_one_change_is_found_exactly(n: int, change: int, interval: int, first: 
 
     assert find_present(n, interval, has_face) == truth
     extra = math.ceil(math.log2(interval)) if interval > 1 else 0
-    assert len(asked) <= len(regular_looks(n, interval)) + extra
+    assert len(asked) <= len(regular_samples(n, interval)) + extra
 
 
-def test_regular_looks_reach_both_ends() -> None:
-    assert regular_looks(0, 5) == []
-    assert regular_looks(1, 5) == [0]
-    assert regular_looks(12, 5) == [0, 5, 10, 11]
-    assert regular_looks(11, 5) == [0, 5, 10]
+def test_regular_samples_reach_both_ends() -> None:
+    assert regular_samples(0, 5) == []
+    assert regular_samples(1, 5) == [0]
+    assert regular_samples(12, 5) == [0, 5, 10, 11]
+    assert regular_samples(11, 5) == [0, 5, 10]
 
 
 def test_by_score_drops_weak_faces_and_keeps_the_rest() -> None:
@@ -122,7 +122,7 @@ def test_by_s3fd_costs_little_and_detects_only_where_a_face_is() -> None:
     ByS3fd(detector, finder, 12).detect(frames)
     assert detector.seen == list(range(30))
     assert sorted(finder.seen) == sorted(set(finder.seen))  # no frame twice
-    assert len(finder.seen) <= len(regular_looks(50, 12)) + 4
+    assert len(finder.seen) <= len(regular_samples(50, 12)) + 4
 
 
 def test_the_answer_depends_on_the_block_alone() -> None:

@@ -5,9 +5,13 @@ from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from musetalk_pipeline.artifacts import Piece
+from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.plan import plan_frames
+from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.progress import ProgressMeter
 
@@ -37,23 +41,25 @@ def told() -> list[Progress]:
 @pytest.fixture
 def meter(told: list[Progress], watch: Watch) -> ProgressMeter:
     meter = ProgressMeter(told.append, watch)
-    meter.say(Phase.DOWNLOADING)
+    meter.report(Phase.DOWNLOADING)
     meter.fetched(fetched(1.0))
-    meter.say(Phase.VALIDATING)
+    meter.report(Phase.VALIDATING)
     meter.opened(opened())
     return meter
 
 
-def fetched(seconds: float) -> Any:
-    return SimpleNamespace(seconds=seconds)
+def fetched(seconds: float) -> Measured[Digests]:
+    return Measured(Digests("a", "b"), (StageCost("download", seconds, 0),))
 
 
 def opened() -> Any:
-    return SimpleNamespace(job=SimpleNamespace(plan=PLAN), stage_seconds={"validation": 0.1})
+    job = SimpleNamespace(plan=PLAN)
+    return Measured(SimpleNamespace(job=job), (StageCost("validation", 0.1, 0),))
 
 
-def composed() -> Any:
-    return SimpleNamespace(stage_seconds={"compose": 0.5}, peak_memory_mib=None)
+def composed(*inputs: StageCost) -> Measured[Piece]:
+    piece = Piece(PLAN.segments[0], np.zeros(1, np.uint8), 1)
+    return Measured(piece, (*inputs, StageCost("compose", 0.5, 50)))
 
 
 def test_the_fraction_moves_with_prepared_drawn_and_encoded_frames(meter, told):
@@ -123,3 +129,21 @@ def test_waiting_for_a_place_is_left_out_of_the_jobs_time(meter, watch):
     watch.now += 12.0
     meter.waited(10.0)
     assert meter.facts().elapsed_s == 2.0
+
+
+def test_a_call_counts_once_however_many_segments_use_its_result(meter):
+    """The block's two calls reach the driver with each of its segments."""
+    block = (StageCost("prepare", 2.0, 50), StageCost("encode", 1.0, 50, 300.0))
+    for segment in PLAN.segments[:2]:
+        meter.composed(segment, composed(*block, StageCost("generate", 4.0, 50, 200.0)))
+    facts = meter.facts()
+    assert facts.stage_seconds == {
+        "download": 1.0, "validation": 0.1, "prepare": 2.0, "inference": 9.0, "compose": 1.0,
+    }  # fmt: skip
+    assert facts.peak_memory_mib == 300.0
+
+
+def test_calls_that_took_equally_long_count_each(meter):
+    for segment in PLAN.segments[:2]:
+        meter.composed(segment, composed(StageCost("listen", 0.25, 50)))
+    assert meter.facts().stage_seconds["listen"] == 0.5

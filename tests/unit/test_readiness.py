@@ -2,14 +2,13 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from types import SimpleNamespace
+from typing import Any
 
-import pytest
-
-from serve_app.graph import readiness as readiness_module
 from serve_app.graph.pools import Graph, Pool
-from serve_app.graph.readiness import Readiness
+from serve_app.graph.readiness import Readiness, ReadinessTimes
 from serve_app.graph.transfers import Description
 from tests.threads import threads_taken
 
@@ -27,13 +26,21 @@ class Describing:
         return SimpleNamespace(remote=remote)
 
 
-@pytest.fixture
-def readiness(monkeypatch):
-    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(readiness_module, "FRESH_S", 0.0)
-    monkeypatch.setattr(readiness_module, "SOON_S", 0.0)
-    pool = Pool("cpu", Describing(), capacity=1, usd_per_frame=0.0)
-    return Readiness(Graph(None, (pool,), None), "lipsync")
+SHORT = ReadinessTimes(ready_s=0.0, unready_s=0.0, call_timeout_s=0.05)
+ALWAYS_FRESH = ReadinessTimes(ready_s=0.0, unready_s=0.0)
+STAGES = ("Preprocessor", "Finisher", "Generator-cpu")
+
+
+def readiness_of(
+    controller: Callable[[], Any],
+    *,
+    generator: Any = None,
+    times: ReadinessTimes = ALWAYS_FRESH,
+) -> Readiness:
+    """Return the readiness of an application whose controller answers with `controller()`."""
+    pool = Pool("cpu", generator or Describing(), capacity=1, usd_per_frame=0.0)
+    graph = Graph(None, (pool,), None)
+    return Readiness(graph, "lipsync", times=times, serve_status=controller)
 
 
 def status(*names: str):
@@ -41,56 +48,57 @@ def status(*names: str):
     return SimpleNamespace(applications={"lipsync": SimpleNamespace(deployments=deployments)})
 
 
-async def test_every_stage_has_to_run(readiness, monkeypatch):
-    stages = ["Preprocessor", "Finisher", "Generator-cpu"]
-    for missing in stages:
-        there = status(*[name for name in stages if name != missing])
-        monkeypatch.setattr(readiness_module.serve, "status", lambda there=there: there)
+def all_running():
+    return status(*STAGES)
+
+
+async def test_every_stage_has_to_run():
+    running: list[str] = []
+    readiness = readiness_of(lambda: status(*running))
+    for missing in STAGES:
+        running[:] = [name for name in STAGES if name != missing]
         assert not await readiness.is_ready()
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: status(*stages))
+    running[:] = STAGES
     assert await readiness.is_ready()
     assert readiness.facts()["engine"] == "warp"
 
 
-async def test_a_controller_that_hangs_is_asked_by_one_thread_only(readiness, monkeypatch):
+async def test_a_controller_that_hangs_is_asked_by_one_thread_only():
     answer, asked = threading.Event(), 0
 
     def hangs():
         nonlocal asked
         asked += 1
         assert answer.wait(30)
-        return status("Preprocessor", "Finisher", "Generator-cpu")
+        return all_running()
 
-    monkeypatch.setattr(readiness_module.serve, "status", hangs)
+    readiness = readiness_of(hangs, times=SHORT)
     for _ in range(5):
         assert not await readiness.is_ready()
     assert asked == 1
     answer.set()
-    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
-    assert await readiness.is_ready()
+    async with asyncio.timeout(30):
+        while not await readiness.is_ready():  # each waits for the thread, at most SHORT's timeout
+            pass
 
 
-async def test_threads_that_are_all_taken_do_not_make_a_worker_unready(readiness, monkeypatch):
+async def test_threads_that_are_all_taken_do_not_make_a_worker_unready():
     """Names that do not resolve and disks that stall fill the threads that all others share."""
-    stages = status("Preprocessor", "Finisher", "Generator-cpu")
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
-    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
     with threads_taken():
-        assert await asyncio.wait_for(readiness.is_ready(), 5.0)
+        assert await asyncio.wait_for(readiness_of(all_running).is_ready(), 5.0)
 
 
-async def test_a_controller_that_is_away_is_not_ready(readiness, monkeypatch):
+async def test_a_controller_that_is_away_is_not_ready():
     def away():
         raise RuntimeError("The controller is not running.")
 
-    monkeypatch.setattr(readiness_module.serve, "status", away)
-    assert not await readiness.is_ready()
+    assert not await readiness_of(away).is_ready()
 
 
-async def test_a_client_that_goes_away_takes_no_call_with_it(readiness, monkeypatch):
+async def test_a_client_that_goes_away_takes_no_call_with_it():
     """Ray cancels what runs in the context of a request whose client has left."""
     request: ContextVar[str] = ContextVar("request", default="none")
-    asked, seen = asyncio.Event(), []
+    asked, answered, seen = asyncio.Event(), asyncio.Event(), []
 
     class Slow:
         @property
@@ -98,15 +106,12 @@ async def test_a_client_that_goes_away_takes_no_call_with_it(readiness, monkeypa
             async def remote() -> Description:
                 seen.append(request.get())
                 asked.set()
-                await asyncio.sleep(0.2)
+                await answered.wait()
                 return ABOUT
 
             return SimpleNamespace(remote=remote)
 
-    monkeypatch.setattr(readiness_module, "CALL_TIMEOUT_S", 10.0)
-    stages = status("Preprocessor", "Finisher", "Generator-cpu")
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
-    readiness = Readiness(Graph(None, (Pool("cpu", Slow(), 1, 0.0),), None), "lipsync")
+    readiness = readiness_of(all_running, generator=Slow())
 
     async def client() -> None:
         request.set("a client's")
@@ -115,11 +120,12 @@ async def test_a_client_that_goes_away_takes_no_call_with_it(readiness, monkeypa
     leaving = asyncio.create_task(client())
     await asyncio.wait_for(asked.wait(), 10)
     leaving.cancel()
+    asyncio.get_running_loop().call_soon(answered.set)
     assert await readiness.is_ready()
     assert seen == ["none"]
 
 
-async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again(readiness, monkeypatch):
+async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again():
     answers = [asyncio.CancelledError(), ABOUT]
 
     class Cancelled:
@@ -133,23 +139,6 @@ async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again(readiness, m
 
             return SimpleNamespace(remote=remote)
 
-    stages = status("Preprocessor", "Finisher", "Generator-cpu")
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
-    readiness = Readiness(Graph(None, (Pool("cpu", Cancelled(), 1, 0.0),), None), "lipsync")
+    readiness = readiness_of(all_running, generator=Cancelled())
     assert not await readiness.is_ready()
     assert await readiness.is_ready()
-
-
-async def test_a_worker_that_cannot_store_jobs_is_not_ready(readiness, monkeypatch):
-    """Mend 4.8: `/hc` is answered by this."""
-    stages = status("Preprocessor", "Finisher", "Generator-cpu")
-    monkeypatch.setattr(readiness_module.serve, "status", lambda: stages)
-    [pool] = readiness._graph.pools
-    storing = [False, True]
-
-    async def can_store() -> bool:
-        return storing.pop(0)
-
-    watched = Readiness(Graph(None, (pool,), None), "lipsync", can_store)
-    assert not await watched.is_ready()
-    assert await watched.is_ready()

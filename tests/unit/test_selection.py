@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from unittest.mock import MagicMock
+from typing import Any
 
 import pytest
 
+from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
 from musetalk_pipeline.weights.published import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph import preprocessor
-from serve_app.graph import tools as selection
-from serve_app.graph.tools import resolve
+from serve_app.graph.builders import (
+    build_audio_encoder,
+    build_detector,
+    build_engine,
+    resolve,
+)
 
 
 def chosen(models: Path, **variables: str) -> tuple[str, str]:
@@ -57,17 +60,12 @@ def test_landmarks_are_onnx_where_the_file_of_that_detector_is(models: Path) -> 
     assert chosen(models) == ("musetalk", "onnx")
 
 
-def test_what_a_pool_and_the_preprocessor_are_given_reaches_the_networks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made: dict[str, dict[str, object]] = {}
+def test_what_a_pool_and_the_preprocessor_are_given_reaches_the_networks() -> None:
+    made: dict[str, dict[str, Any]] = {}
 
-    def keep(kind: str, name: str, _models: Path, **given: object) -> str:
-        made[kind] = given
-        return name
+    def make(name: str, _models: Path, **given: object) -> Any:
+        made[name] = given
 
-    monkeypatch.setattr(selection, "make_engine", partial(keep, "engine"))
-    monkeypatch.setattr(selection, "make_detector", partial(keep, "detector"))
     pool = {"name": "gpu", "num_gpus": 0.7, "speedup": "cuda_graphs", "dtype": "float16"}
     args = AppArgs.model_validate(
         {
@@ -78,27 +76,25 @@ def test_what_a_pool_and_the_preprocessor_are_given_reaches_the_networks(
             "preprocessor": {"num_gpus": 0.1},
         }
     )
-    selection.build_engine(args, args.pools[0], read_environment({"BATCH_SIZE": "12"}))
-    selection.build_detector(args)
-    engine = made["engine"]
-    assert engine["device"] == made["detector"]["device"] == "cuda:0"
+    build_engine(args, args.pools[0], read_environment({"BATCH_SIZE": "12"}), make)
+    build_detector(args, make)
+    engine = made["musetalk"]
+    assert engine["device"] == made["mmpose"]["device"] == "cuda:0"
     assert (engine["gpu_share"], engine["speedup"]) == (0.7, "cuda_graphs")
     assert (engine["precision"], engine["batch_size"], engine["seed"]) == ("float16", 12, 7)
 
 
-def test_without_a_gpu_both_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_both_are_on_the_cpu() -> None:
     devices: list[object] = []
 
-    def keep(_name: str, _models: Path, **given: object) -> None:
+    def make(_name: str, _models: Path, **given: object) -> Any:
         devices.append(given["device"])
 
-    monkeypatch.setattr(selection, "make_engine", keep)
-    monkeypatch.setattr(selection, "make_detector", keep)
     args = AppArgs.model_validate(
         {"engine": "musetalk", "landmarks": "mmpose", "pools": [{"name": "c"}]}
     )
-    selection.build_engine(args, args.pools[0], read_environment({}))
-    selection.build_detector(args)
+    build_engine(args, args.pools[0], read_environment({}), make)
+    build_detector(args, make)
     assert devices == ["cpu", "cpu"]
 
 
@@ -110,17 +106,13 @@ def test_without_a_gpu_both_are_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
         ({"WORKER_MODE": "buffer", "BUFFER_CAPACITY": "8"}, 8),
     ],
 )
-def test_the_listener_remembers_sound_for_all_jobs_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], jobs: int
+def test_the_audio_encoder_keeps_sound_for_all_jobs_at_a_time(
+    variables: dict[str, str], jobs: int
 ) -> None:
-    """Mend 3.4, also where the environment says how many they are."""
-    heard: list[int] = []
-    monkeypatch.setattr(preprocessor, "read_environment", lambda: read_environment(variables))
-    monkeypatch.setattr(preprocessor, "set_up_replica", lambda env: None)
-    monkeypatch.setattr(preprocessor, "NodeMedia", lambda args, env: MagicMock())
-    monkeypatch.setattr(preprocessor, "build_detector", lambda args: None)
-    monkeypatch.setattr(preprocessor, "build_listener", lambda args, jobs: heard.append(jobs))
-    preprocessor.Preprocessor(
-        AppArgs.model_validate({"pools": [{"name": "c"}], "queue": {"max_concurrent_jobs": 4}})
+    """Mend 3.4, also if the environment says how many they are."""
+    args = AppArgs.model_validate(
+        {"engine": "warp", "pools": [{"name": "c"}], "queue": {"max_concurrent_jobs": 4}}
     )
-    assert heard == [jobs]
+    encoder = build_audio_encoder(args, read_environment(variables))
+    assert isinstance(encoder, WarpAudioEncoder)
+    assert encoder.max_clips == jobs + 1

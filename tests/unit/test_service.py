@@ -1,7 +1,11 @@
 """Ending jobs: what is cancelled, what is done, and what starts again."""
 
 import asyncio
+import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,10 +14,10 @@ from serve_app.config.settings import QueueSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.transfers import Assignment, Finished
-from serve_app.jobs import attempt as attempt_module
-from serve_app.jobs import service as service_module
-from serve_app.jobs.registry import JobRegistry, Origin
-from serve_app.jobs.service import JobService
+from serve_app.jobs.housekeeping import SweepTiming
+from serve_app.jobs.job import Origin, Verdict
+from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.service import JobService, JobTiming
 
 
 class SlowDriver:
@@ -22,35 +26,56 @@ class SlowDriver:
     def __init__(self, phase: Phase) -> None:
         self.phase = phase
         self.go_on = asyncio.Event()
-        self.starts = 0
+        self.started = asyncio.Event()
+        self.ending = asyncio.Event()
+        self.may_end = asyncio.Event()
+        self.may_end.set()
 
     async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
-        self.starts += 1
         report(Progress(self.phase, 0.5, 5, 10))
-        await self.go_on.wait()
+        self.started.set()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.ending.set()
+            await self.may_end.wait()
+            raise
         return Finished("http://h/files/a.mp4", {"stage_times": {}}, ("Two faces were seen.",))
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(attempt_module, "BEAT_S", 0.02)
+QUICK = JobTiming(beat_s=0.02)
 
 
 @pytest.fixture
 def registry(tmp_path):
-    registry = JobRegistry(tmp_path / "jobs.sqlite3")
+    registry = CountingRegistry(tmp_path / "jobs.sqlite3")
     yield registry
     registry.close()
 
 
-def request() -> JobRequest:
-    return JobRequest(musetalk_job_id="a", video_url="https://h/v.mp4", audio_url="https://h/a.wav")
+def request(job_id: str = "a") -> JobRequest:
+    return JobRequest(
+        musetalk_job_id=job_id, video_url="https://h/v.mp4", audio_url="https://h/a.wav"
+    )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
+class CountingRegistry(JobRegistry):
+    """Wakes whoever waits for the next beat."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.beats = threading.Semaphore(0)
+
+    def beat(self, *args: Any, **kwargs: Any) -> Verdict:
+        try:
+            return super().beat(*args, **kwargs)
+        finally:
+            self.beats.release()
+
+    async def next_beats(self, count: int) -> None:
+        """Wait until that many more beats have been written."""
+        for _ in range(count):
+            assert await asyncio.to_thread(self.beats.acquire, timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -58,14 +83,19 @@ async def until(condition: Callable[[], bool]) -> None:
 )
 async def test_a_job_is_cancelled_until_its_upload_begins(registry, phase, status):
     driver = SlowDriver(phase)
-    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    service = JobService(registry, driver, QueueSettings(), JobOptions(), timing=QUICK)
     await service.submit(request(), Origin.ASYNC)
-    work = asyncio.create_task(service.work())
-    await until(lambda: driver.starts == 1)
+    running = asyncio.create_task(service.run_next())
+    await driver.started.wait()
     registry.cancel("a")
-    await asyncio.sleep(0.2)  # several beats
+    if phase is Phase.UPLOADING:
+        while registry.beats.acquire(blocking=False):
+            pass
+        await registry.next_beats(3)  # the second of them found that the job is cancelled
+    else:
+        await driver.ending.wait()
     driver.go_on.set()
-    await work
+    await running
     assert registry.get("a").status == status
 
 
@@ -75,79 +105,86 @@ async def test_what_the_run_decided_reaches_the_outcome(registry):
     driver.go_on.set()
     service = JobService(registry, driver, QueueSettings(), JobOptions())
     await service.submit(request(), Origin.ASYNC)
-    await service.work()
+    await service.run_next()
     assert tuple(registry.get("a").outcome.warnings) == ("Two faces were seen.",)
 
 
 async def test_a_client_that_comes_back_while_its_job_is_being_ended_gets_it_done(registry):
     driver = SlowDriver(Phase.INFERRING)
-    service = JobService(registry, driver, QueueSettings(), JobOptions())
+    driver.may_end.clear()
+    timing = replace(QUICK, sweeps=SweepTiming(sweep_s=1e9))
+    service = JobService(registry, driver, QueueSettings(), JobOptions(), timing=timing)
+    assert await service.run_next() is None  # has swept, so the job is taken without a client
     await service.submit(request(), Origin.SYNC)
-    registry.want(["a"], -1.0)
-
-    ending = asyncio.Event()
-    run = driver.run
-
-    async def ends_slowly(work, report):
-        try:
-            return await run(work, report)
-        except asyncio.CancelledError:
-            ending.set()
-            await asyncio.sleep(0.1)
-            raise
-
-    # Taken before the sweep sees that nobody waits.
-    async def no_sweep():
-        pass
-
-    service._sweep = no_sweep
-    driver.run = ends_slowly
-    work = asyncio.create_task(service.work())
-    await ending.wait()
+    registry.keep_alive(["a"], -1.0)
+    running = asyncio.create_task(service.run_next())
+    await driver.ending.wait()
     await service.submit(request(), Origin.SYNC)
-    await work
+    driver.may_end.set()
+    await running
     assert registry.get("a").status == "queued"
     driver.go_on.set()
-    await service.work()
+    await service.run_next()
     assert registry.get("a").status == "succeeded"
 
 
-async def test_idle_slots_ask_the_registry_now_and_then(registry, monkeypatch):
-    """What came in here is taken at once; what another process left, a moment later."""
+async def test_a_queued_job_is_taken_at_once_if_it_was_submitted_here(registry):
+    """An idle slot does not read the registry at every poll."""
     driver = SlowDriver(Phase.INFERRING)
     driver.go_on.set()
-    service = JobService(registry, driver, QueueSettings(), JobOptions())
-    monkeypatch.setattr(service_module, "IDLE_S", 1e9)
-    assert await service.work() is None
+    timing = replace(QUICK, idle_poll_s=1e9)
+    service = JobService(registry, driver, QueueSettings(), JobOptions(), timing=timing)
+    assert await service.run_next() is None
     registry.submit(request(), Origin.ASYNC, 10)  # as another process does
-    assert await service.work() is None
-    monkeypatch.setattr(service_module, "IDLE_S", 0.0)
-    assert await service.work() is not None
-    monkeypatch.setattr(service_module, "IDLE_S", 1e9)
-    assert await service.work() is None
-    await service.submit(request().model_copy(update={"musetalk_job_id": "b"}), Origin.ASYNC)
-    assert (await service.work()).id == "b"
+    assert await service.run_next() is None
+    await service.submit(request("b"), Origin.ASYNC)
+    assert [(await service.run_next()).id for _ in range(2)] == ["a", "b"]
 
 
-async def test_claimed_and_cancelled_jobs_are_forgotten_like_any_other(registry, monkeypatch):
-    """A worker that only claims never ends a job of its own queue, yet its registry is bounded."""
-    monkeypatch.setattr(service_module, "SWEEP_S", 0.0)
-    monkeypatch.setattr(service_module, "FORGET_S", 0.0)
+async def test_a_queued_job_of_another_process_is_taken_at_the_next_poll(registry):
     driver = SlowDriver(Phase.INFERRING)
     driver.go_on.set()
-    service = JobService(registry, driver, QueueSettings(keep_finished=10), JobOptions())
+    timing = replace(QUICK, idle_poll_s=0.0)
+    service = JobService(registry, driver, QueueSettings(), JobOptions(), timing=timing)
+    assert await service.run_next() is None
+    registry.submit(request(), Origin.ASYNC, 10)
+    assert await service.run_next() is not None
+
+
+async def test_claimed_and_cancelled_jobs_are_forgotten_like_any_other(registry):
+    """A worker that only claims never ends a job of its own queue, yet its registry is bounded."""
+    driver = SlowDriver(Phase.INFERRING)
+    driver.go_on.set()
+    timing = replace(QUICK, sweeps=SweepTiming(sweep_s=0.0, forget_s=0.0))
+    queue = QueueSettings(keep_finished=10)
+    service = JobService(registry, driver, queue, JobOptions(), timing=timing)
     for n in range(15):
-        named = request().model_copy(update={"musetalk_job_id": f"claimed-{n}"})
-        await service.run_claimed(named, lambda progress: None)
-        await service.submit(
-            named.model_copy(update={"musetalk_job_id": f"cancelled-{n}"}), Origin.ASYNC
-        )
+        await service.run_claimed(request(f"claimed-{n}"), lambda progress: None)
+        await service.submit(request(f"cancelled-{n}"), Origin.ASYNC)
         await service.cancel(f"cancelled-{n}")
-    assert await service.work() is None
+    assert await service.run_next() is None
     assert len(registry.page(None, 100).jobs) == 10
 
 
-async def test_a_job_that_nobody_cancelled_is_not_told_to_be_cancelled(registry):
+async def test_a_job_ends_with_the_last_of_its_claims(registry):
+    """An orchestrator may hand a job out again, and then refuses the reports of the first claim."""
+    driver = SlowDriver(Phase.INFERRING)
+    service = JobService(registry, driver, QueueSettings(), JobOptions(), timing=QUICK)
+    claims = [
+        asyncio.create_task(service.run_claimed(request(), lambda progress: None)) for _ in range(2)
+    ]
+    await driver.started.wait()
+    await service.revoke_claim("a")
+    while registry.beats.acquire(blocking=False):
+        pass
+    await registry.next_beats(3)
+    assert registry.get("a").status == "running"
+    await service.revoke_claim("a")
+    outcomes = await asyncio.gather(*claims)
+    assert [outcome.cancelled for outcome in outcomes] == [True, True]
+
+
+async def test_a_job_that_was_not_cancelled_is_not_reported_as_cancelled(registry):
     """409 would count as done with Salad's queue; the caller has to try again."""
 
     class CutOff:
@@ -156,6 +193,6 @@ async def test_a_job_that_nobody_cancelled_is_not_told_to_be_cancelled(registry)
 
     service = JobService(registry, CutOff(), QueueSettings(), JobOptions())
     await service.submit(request(), Origin.ASYNC)
-    await service.work()
+    await service.run_next()
     job = registry.get("a")
     assert (job.status, job.outcome.status_code, job.outcome.retryable) == ("failed", 500, True)

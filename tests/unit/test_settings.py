@@ -1,4 +1,4 @@
-"""The configuration is checked strictly, and the environment is read as contracts.md says."""
+"""The configuration is checked strictly, and the environment is read as docs/protocol.md says."""
 
 import ast
 import inspect

@@ -8,19 +8,19 @@ import sys
 LOSES_THE_GPU = """
 import asyncio
 from musetalk_pipeline.errors import GpuLost, StageFailed
-from serve_app.graph.threads import Worker
+from serve_app.graph.stage_threads import StageThreads
 
 def fail(error):
     raise error
 
 async def main():
-    worker = Worker(1, "engine")
+    threads = StageThreads(1, "engine")
     try:
-        await worker.run(fail, StageFailed("an ordinary fault"))
+        await threads.run(fail, StageFailed("an ordinary fault"))
     except StageFailed:
         print("lives on", flush=True)
     try:
-        await worker.run_cancellable(lambda check: fail(GpuLost("the decoder failed on cuda:0")))
+        await threads.run_cancellable(lambda check: fail(GpuLost("the decoder failed on cuda:0")))
     finally:
         print("still here", flush=True)
 

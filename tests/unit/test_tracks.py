@@ -7,7 +7,7 @@ import numpy as np
 from musetalk_pipeline.artifacts import Face
 from musetalk_pipeline.boxes import NOSE, Box
 from musetalk_pipeline.faces import Landmarks
-from musetalk_pipeline.faces.tracks import MIN_FACE_PX, face_of, smooth
+from musetalk_pipeline.faces.face_boxes import MIN_FACE_PX, face_of, smooth
 from musetalk_pipeline.options import FaceOptions
 
 

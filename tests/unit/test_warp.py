@@ -26,8 +26,8 @@ from musetalk_pipeline.artifacts import (
 )
 from musetalk_pipeline.boxes import Box, crop_box, face_box, with_chin_margin
 from musetalk_pipeline.engines.warp.engine import (
+    WarpAudioEncoder,
     WarpEngine,
-    WarpListener,
     _plain_face,
     replace_mask,
 )
@@ -84,7 +84,7 @@ def found_faces(detector: MeshDetector, frames: list[Frame]) -> list[Face]:
 def prepared(frames: list[Frame], faces: list[Face | None]) -> PreparedBlock:
     crops = [face_crop(f, face.box) for f, face in zip(frames, faces, strict=True) if face]
     nothing = np.empty((0, 512, 512, 3), np.uint8)
-    return PreparedBlock(Block(0, 0, len(frames)), tuple(faces), np.array(crops), nothing, 0.1)
+    return PreparedBlock(Block(0, 0, len(frames)), tuple(faces), np.array(crops), nothing)
 
 
 def pasted(frame: Frame, face: Face, drawn: Frame, packed: NDArray[np.uint8]) -> Frame:
@@ -99,7 +99,7 @@ def redrawn(frames: list[Frame], faces: list[Face], shapes: NDArray[np.float32])
     """Run the engine over frames 0..n-1 forwards, and paste what it drew."""
     engine, count = WarpEngine(), len(frames)
     avatar = engine.encode(prepared(frames, list(faces)), MaskOptions())
-    speech = Speech(shapes.astype(np.float32), np.ones(count, np.float32), 0.0)
+    speech = Speech(shapes.astype(np.float32), np.ones(count, np.float32))
     drawn = engine.generate(avatar, speech, Segment(0, 0, count, 0, 0, 1), SpeechOptions())
     assert drawn.faces.shape == (count, 256, 256, 3)
     rows = zip(frames, faces, drawn.faces, avatar.masks, strict=True)
@@ -166,7 +166,7 @@ def test_mouth_follows_real_speech(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     audio = SpeechAudio(path, path, digest, path.stat().st_size, len(samples), 2.0)
     segment = Segment(0, 0, 50, 0, 0, 1)
-    heard = WarpListener().listen(audio, Fraction(25), segment, SpeechOptions())
+    heard = WarpAudioEncoder().encode(audio, Fraction(25), segment, SpeechOptions())
     frames = [astronaut] if who == "astronaut" else request.getfixturevalue("talking_man")
     faces = found_faces(detector, frames)
     order = [
@@ -299,7 +299,6 @@ def test_frames_without_a_face_keep_their_place(detector: MeshDetector, astronau
     speech = Speech(
         np.stack([opening, *[np.zeros(5)] * 3], axis=1).astype(np.float32),
         np.array([0.0, 0.25, 0.5, 0.75, 1.0], np.float32),
-        0.0,
     )
     drawn = engine.generate(avatar, speech, backwards, SpeechOptions(rest_in_silence=True))
     assert drawn.weights.tolist() == [0.0, 0.25, 0.75]
@@ -315,10 +314,10 @@ def test_block_without_any_face_draws_nothing() -> None:
     frames = [np.zeros((64, 64, 3), np.uint8)] * 2
     block = prepared(frames, [None, None])
     block = PreparedBlock(
-        block.block, block.faces, np.empty((0, 256, 256, 3), np.uint8), block.parse_inputs, 0.0
+        block.block, block.faces, np.empty((0, 256, 256, 3), np.uint8), block.parse_inputs
     )
     avatar: AvatarBlock = WarpEngine().encode(block, MaskOptions())
-    speech = Speech(np.ones((2, 4), np.float32), np.ones(2, np.float32), 0.0)
+    speech = Speech(np.ones((2, 4), np.float32), np.ones(2, np.float32))
     drawn = WarpEngine().generate(avatar, speech, Segment(0, 0, 2, 0, 0, 1), SpeechOptions())
     assert drawn.faces.shape == (0, 256, 256, 3) and drawn.weights.shape == (0,)
 

@@ -58,8 +58,8 @@ class MuseTalkOptions:
     """How the networks run. The defaults equal the reference most closely.
 
     `device`: `cpu`, `cuda`, `cuda:N` or `auto`. `batch_size`: frames in one pass; None chooses by
-    free GPU memory, 4 on a CPU. `gpu_share`: how much of that may be used, where other processes
-    are about to load onto the GPU. `seed`: None takes the mean of the VAE's posterior; a number
+    free GPU memory, 4 on a CPU. `gpu_share`: how much of that may be used, if other processes are
+    about to load onto the GPU. `seed`: None takes the mean of the VAE's posterior; a number
     samples it as the reference does after `torch.manual_seed(seed)`. `threads`: CPU threads of the
     whole process; None leaves them. `unet_weights`, `unet_config`: other files than the published
     ones in the models folder.
@@ -87,7 +87,7 @@ class MuseTalkEngine:
         """Load all networks from a models folder in the published layout.
 
         Raises:
-            ModelLoadFailed: a file is missing or damaged, or the device is not there.
+            ModelLoadFailed: a file is missing or damaged, or the device does not exist.
         """
         started = time.monotonic()
         self.options = options or MuseTalkOptions()
@@ -97,7 +97,7 @@ class MuseTalkEngine:
         self._dtype = check_precision(self.options.precision, self._device)
         self.counters = Counters()
         self._lock = threading.Lock()
-        self._knows_shapes = False
+        self._has_run_shapes = False
         self._mask_threads = ThreadPoolExecutor(MASK_THREADS, thread_name_prefix="masks")
         self._load(models)
         self._set_batch_size()
@@ -127,17 +127,17 @@ class MuseTalkEngine:
     def warm_up(self) -> None:
         """Send a grey face through every network; the first time on a GPU, every batch shape.
 
-        So that batches that do not fit are halved, algorithms chosen and graphs recorded before the
-        first job. cuDNN remembers its choices for each thread: call this from the one that will
-        `encode` and `generate`.
+        Batches that do not fit are then halved, algorithms chosen and graphs recorded before the
+        first job. cuDNN remembers its choices for each thread, so call this from the thread that
+        will `encode` and `generate`.
         """
-        if self._device.type != "cpu" and not self._knows_shapes:
+        if self._device.type != "cpu" and not self._has_run_shapes:
             # The largest first: it may halve the batch, and then there are fewer shapes.
             self._draw_grey(self.batch_size)
             for count in sorted(set().union(*(runner.shapes() for runner in self._runners()))):
                 self._draw_grey(count)
-            self.peak_memory_mib()  # what trying algorithms took is no job's
-            self._knows_shapes = True
+            self.peak_memory_mib()  # resets the peak: no job needed the memory of these trials
+            self._has_run_shapes = True
         self._draw_grey(1)
 
     def _draw_grey(self, count: int) -> None:
@@ -153,18 +153,16 @@ class MuseTalkEngine:
     ) -> AvatarBlock:
         """Compute latents (k, 8, 32, 32) and packed masks (k, 32768) of the frames with a face.
 
-        `check` is asked before every batch.
+        `check` is called before every batch.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the block to another replica.
         """
-        started = time.monotonic()
         return AvatarBlock(
             block=prepared.block,
             faces=prepared.faces,
             look=self._look(prepared.crops, prepared.block.start, check),
             masks=self._masks(prepared.parse_inputs, options, check),
-            seconds=time.monotonic() - started,
         )
 
     def generate(
@@ -177,21 +175,18 @@ class MuseTalkEngine:
     ) -> DrawnFaces:
         """Draw the faces of one segment, those of frames without a face left out.
 
-        `check` is asked before every batch.
+        `check` is called before every batch.
 
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.
         """
-        started = time.monotonic()
-        rows = [(row, heard) for heard, row in enumerate(avatar.rows(segment)) if row is not None]
-        looks = [row for row, _ in rows]
-        heard = [heard for _, heard in rows]
-        loudness = speech.loudness[heard]
+        drawn = [(row, at) for at, row in enumerate(avatar.rows(segment)) if row is not None]
+        rows, spoken = [row for row, _ in drawn], [at for _, at in drawn]
+        loudness = speech.loudness[spoken]
         return DrawnFaces(
             segment=segment,
-            faces=self._draw(avatar.look[looks].astype(np.float32), speech.features[heard], check),
+            faces=self._draw(avatar.look[rows].astype(np.float32), speech.features[spoken], check),
             weights=loudness if options.rest_in_silence else np.ones_like(loudness),
-            seconds=time.monotonic() - started,
         )
 
     def peak_memory_mib(self) -> float | None:
@@ -254,7 +249,7 @@ class MuseTalkEngine:
             "face parser",
             lambda: load_parser(models / PARSER_FOLDER),
             to_labels,
-            # As in the reference, whatever the others run in: it costs little and cuts the mask.
+            # As in the reference, whatever the others run in: it costs little and shapes the mask.
             dtype=torch.float32,
         )
 
@@ -294,7 +289,7 @@ class MuseTalkEngine:
 def _rows(array: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
     """Return a tensor over the array, or over a copy where it is read-only.
 
-    What came from another process is: torch would warn, and might write.
+    Arrays from another process are read-only: torch would warn about them, and might write.
     """
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
 

@@ -1,12 +1,12 @@
 """The engine without weights: opens, closes and shapes the mouth that is already in the picture.
 
-`WarpListener` (mouth_shapes) hears, `WarpEngine` draws by mouth_drawing. It is no replacement for
-the trained networks and never says it is: its name goes wherever an engine is named.
+`WarpAudioEncoder` (audio_encoder.py) derives mouth shapes from the sound, and `WarpEngine` draws
+them (mouth_drawing.py). It does not replace the trained networks and never claims to: its name
+appears wherever an engine is named.
 """
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 
 import cv2
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box, crop_box
-from musetalk_pipeline.engines.warp.listener import WarpListener
+from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
 from musetalk_pipeline.engines.warp.mouth_drawing import MouthShape, draw_mouth
 from musetalk_pipeline.engines.warp.mouth_map import MouthMap, map_mouth, moving_region
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
@@ -24,7 +24,7 @@ from musetalk_pipeline.pixels.crops import FACE_SIDE
 from musetalk_pipeline.plan import Block, Segment, plan_frames
 from musetalk_pipeline.watch import Check, go_on
 
-__all__ = ["WarpEngine", "WarpListener"]
+__all__ = ["WarpAudioEncoder", "WarpEngine"]
 
 
 class WarpEngine:
@@ -51,17 +51,18 @@ class WarpEngine:
         face = _plain_face()
         crops = np.full((1, FACE_SIDE, FACE_SIDE, 3), 128, np.uint8)
         nothing = np.empty((0, MASK_SIDE, MASK_SIDE, 3), np.uint8)
-        avatar = self.encode(PreparedBlock(block, (face,), crops, nothing, 0.0), MaskOptions())
-        speech = Speech(np.full((1, 4), 0.5, np.float32), np.ones(1, np.float32), 0.0)
+        avatar = self.encode(PreparedBlock(block, (face,), crops, nothing), MaskOptions())
+        speech = Speech(np.full((1, 4), 0.5, np.float32), np.ones(1, np.float32))
         self.generate(avatar, speech, segment, SpeechOptions())
 
     def encode(
         self, prepared: PreparedBlock, options: MaskOptions, check: Check = go_on
     ) -> AvatarBlock:
-        """Keep the crops, and outline in each mask what drawing may move. The parser's options
-        (`parsing_mode`, cheek widths) mean nothing here; `blur` acts when the face is pasted.
+        """Keep the crops, and outline in each mask what drawing may move.
+
+        The parser's options (`parsing_mode`, cheek widths) have no effect here; `blur` acts when
+        the face is pasted.
         """
-        started = time.monotonic()
         faces = [face for face in prepared.faces if face is not None]
         masks = np.empty((len(faces), MASK_SIDE * MASK_SIDE // 8), np.uint8)
         for row, face in enumerate(faces):
@@ -72,8 +73,6 @@ class WarpEngine:
             faces=prepared.faces,
             look=prepared.crops,
             masks=masks,
-            seconds=time.monotonic() - started,
-            prepare_seconds=prepared.seconds,
         )
 
     def generate(
@@ -87,7 +86,6 @@ class WarpEngine:
         """Draw the faces of one segment from `speech.features` (n, 4): opening, wide, rounded,
         teeth.
         """
-        started = time.monotonic()
         faces = [face for face in avatar.faces if face is not None]
         rows = avatar.rows(segment)
         spoken = [(row, frame) for frame, row in enumerate(rows) if row is not None]
@@ -100,16 +98,10 @@ class WarpEngine:
         weights = np.ones(len(spoken), np.float32)
         if options.rest_in_silence:
             weights = speech.loudness[[frame for _, frame in spoken]].astype(np.float32)
-        return DrawnFaces(
-            segment=segment,
-            faces=drawn,
-            weights=weights,
-            seconds=time.monotonic() - started,
-            listen_seconds=speech.seconds,
-        )
+        return DrawnFaces(segment, drawn, weights)
 
     def peak_memory_mib(self) -> float | None:
-        """Return None: nothing of this runs on a GPU."""
+        """Return None, because this engine does not use a GPU."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Where the mouth of a source frame is, measured from its landmarks; and its face's own colours.
+"""Where the mouth of a source frame is, measured from its landmarks, and the colours of its face.
 
 Everything is in *face coordinates*, which the jaw cannot move: origin under the nose (point 33), u
 along the line of the eyes, v down from it, both in nose lengths (points 27 to 33, about 5 cm).
@@ -107,7 +107,7 @@ def _face_axes(face: Face) -> tuple[Float, Float]:
     """Return the (2, 2) basis (columns u, v) and the origin, in frame pixels."""
     eyes = face.points[45] - face.points[36]
     apart = float(np.linalg.norm(eyes))
-    # Points that are no face still get axes: a detector's mistake must not end a job.
+    # Points that do not form a face still get axes, because a wrong detection must not end a job.
     along = eyes / apart if apart > 1.0 else np.array([1.0, 0.0], np.float32)
     down = np.array([-along[1], along[0]], np.float32)
     length = max(float((face.points[33] - face.points[27]) @ down), 4.0)
@@ -153,7 +153,7 @@ def smooth(x: Float | float) -> Float:
 
 
 def colours(crop: NDArray[np.uint8], mouth: MouthMap) -> tuple[Float, Float]:
-    """Return the colours (BGR) of the skin beside the mouth and of the lower lip."""
+    """Return the colours (BGR) of the skin next to the mouth and of the lower lip."""
     middle = TABLE // 2
     lip_v = (mouth.lower[middle] + mouth.lower_rim[middle]) / 2
     side = mouth.radii[0] * 0.8

@@ -1,4 +1,4 @@
-"""The teeth that a source shows. The skull holds them, so they stay while the lips move."""
+"""The teeth that a source shows. They belong to the skull, so they stay while the lips move."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from musetalk_pipeline.engines.warp.mouth_map import (
 )
 from musetalk_pipeline.pixels.crops import FACE_SIDE
 
-MIN_SEEN_PX = 3.0  # an opening of the source that is lower shows no teeth worth keeping
-MIN_RED_APART = 0.04  # by how much lips are redder than skin; less is a picture without colour
+MIN_SEEN_PX = 3.0  # the height of an opening below which its teeth are not worth keeping
+MIN_RED_APART = 0.04  # how much redder than skin lips are; less means a picture without colour
 
 
 @dataclass(frozen=True, slots=True)
 class Teeth:
-    """What the source shows of its teeth, where they are: the skull holds them, so they stay.
+    """The teeth that the source shows, in their place.
 
     `rows`, `columns`: where, within what is drawn. `picture`: (h, w, 3) float32 BGR. `share`:
     (h, w) float32, 1 where it is teeth. `enamel`: their colour.
@@ -50,8 +50,9 @@ class Teeth:
 def seen_teeth(
     crop: NDArray[np.uint8], mouth: MouthMap, x0: int, y0: int, u: Float, v: Float
 ) -> Teeth | None:
-    """Find the teeth in the source's own opening; None if it shows none. `x0`, `y0`: of the crop's
-    pixel that `u` and `v` begin with.
+    """Find the teeth in the source's own opening; None if it shows none.
+
+    `x0`, `y0`: of the crop's pixel that `u` and `v` begin with.
     """
     gap = mouth.lower - mouth.upper
     if float(gap.max()) * float(np.hypot(*mouth.to_crop[:, 1])) < MIN_SEEN_PX:
@@ -88,7 +89,7 @@ def _around_opening(mouth: MouthMap, x0: int, y0: int) -> tuple[slice, slice]:
 
 
 def _likeness_to_teeth(picture: Float, skin: Float, lip: Float) -> Float:
-    """Return 1 where a pixel is a tooth's: bright, and hardly redder than the skin is."""
+    """Return 1 for pixels of teeth, which are bright and hardly redder than the skin."""
     bright = picture.max(axis=2) / max(float(skin.max()), 1.0)
     skin_red, lip_red = (float(c[2] - c[1]) / max(float(c[2]), 1.0) for c in (skin, lip))
     apart = lip_red - skin_red

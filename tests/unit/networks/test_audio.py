@@ -13,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.engines import make_listener
-from musetalk_pipeline.engines.musetalk.listener import (
-    WhisperListener,
+from musetalk_pipeline.engines.musetalk.audio_encoder import (
+    WhisperAudioEncoder,
     chunk_at,
     count_steps,
     window_places,
     window_starts,
 )
-from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, Ear, load_ear
+from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, ChunkEncoder, load_whisper
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames, plan_frames
 from musetalk_pipeline.sound.loudness import frame_loudness
@@ -32,8 +31,8 @@ RATES += [Fraction(50), Fraction(60), Fraction(60000, 1001), Fraction(12), Fract
 
 
 @pytest.fixture(scope="module")
-def listener(models: Path) -> WhisperListener:
-    return WhisperListener(models)
+def audio_encoder(models: Path) -> WhisperAudioEncoder:
+    return WhisperAudioEncoder(models)
 
 
 def sound(folder: Path, samples: NDArray[np.float32]) -> SpeechAudio:
@@ -101,10 +100,12 @@ def test_both_spans_are_the_same_at_25_fps_and_differ_elsewhere() -> None:
     ]  # fmt: skip
 
 
-def test_the_listener_hears_by_the_windows_span(listener: WhisperListener, tmp_path: Path) -> None:
+def test_the_listener_hears_by_the_windows_span(
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path
+) -> None:
     audio, options = sound(tmp_path, noise(2.0)), SpeechOptions(window_span="frames")
-    every_step = listener.listen(audio, Fraction(50), frames(20, 80), OPTIONS).features
-    heard = listener.listen(audio, Fraction(50), frames(30, 40), options).features
+    every_step = audio_encoder.encode(audio, Fraction(50), frames(20, 80), OPTIONS).features
+    heard = audio_encoder.encode(audio, Fraction(50), frames(30, 40), options).features
     # At 50 fps a frame is a step, so the first row of a plain window is the step 4 before it.
     steps = every_step.reshape(60, 10, 5, 384)[:, 4]
     for row, window in enumerate(heard.reshape(10, 10, 5, 384)):
@@ -113,14 +114,14 @@ def test_the_listener_hears_by_the_windows_span(listener: WhisperListener, tmp_p
 
 
 def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
-    listener: WhisperListener, tmp_path: Path
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
     """Q7: frame 58 plays at 1.935 s, and hears what is spoken at 2 s."""
     audio, whole = sound(tmp_path, noise(3.0)), SpeechOptions(frame_rate="whole")
     ntsc, later = Fraction(30000, 1001), frames(58, 62)
-    cut = listener.listen(audio, ntsc, later, whole)
-    exact = listener.listen(audio, ntsc, later, OPTIONS)
-    at_29 = listener.listen(audio, Fraction(29), later, OPTIONS)
+    cut = audio_encoder.encode(audio, ntsc, later, whole)
+    exact = audio_encoder.encode(audio, ntsc, later, OPTIONS)
+    at_29 = audio_encoder.encode(audio, Fraction(29), later, OPTIONS)
     assert np.array_equal(cut.features, at_29.features)
     assert not np.array_equal(cut.features, exact.features)
 
@@ -136,11 +137,11 @@ def test_the_reference_placement_depends_on_the_frame_rate(fps: int, steps_early
 
 @pytest.mark.parametrize("fps", RATES)
 def test_the_listener_hears_to_the_last_frame(
-    listener: WhisperListener, tmp_path: Path, fps: Fraction
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path, fps: Fraction
 ) -> None:
     audio = sound(tmp_path, noise(1.5))
     count = count_output_frames(audio.n_samples, fps)
-    heard = listener.listen(audio, fps, frames(0, count), OPTIONS)
+    heard = audio_encoder.encode(audio, fps, frames(0, count), OPTIONS)
     assert heard.features.shape == (count, 50, 384)
     assert heard.loudness.shape == (count,)
     steps = heard.features.reshape(count, 10, 5, 384)
@@ -150,25 +151,25 @@ def test_the_listener_hears_to_the_last_frame(
 
 
 def test_frames_of_one_instant_hear_the_same_at_every_rate(
-    listener: WhisperListener, tmp_path: Path
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
     audio = sound(tmp_path, noise(2.0))
     at_one_second = [
-        listener.listen(audio, Fraction(fps), frames(fps, fps + 1), OPTIONS).features
+        audio_encoder.encode(audio, Fraction(fps), frames(fps, fps + 1), OPTIONS).features
         for fps in (24, 25, 30, 50, 60)
     ]
     assert all(np.array_equal(at_one_second[0], other) for other in at_one_second[1:])
 
 
 def test_outside_the_sound_is_silence_not_the_sound_itself(
-    models: Path, listener: WhisperListener, tmp_path: Path
+    models: Path, audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
     samples = noise(0.08)  # the shortest that is accepted: two frames, four steps
     audio = sound(tmp_path, samples)
     assert count_steps(audio.n_samples) == 4
     assert count_output_frames(audio.n_samples, Fraction(25)) == 2
-    states = load_ear(models / "whisper").hear(samples)[:4]
-    windows = listener.listen(audio, Fraction(25), frames(0, 2), OPTIONS).features
+    states = load_whisper(models / "whisper").encode(samples)[:4]
+    windows = audio_encoder.encode(audio, Fraction(25), frames(0, 2), OPTIONS).features
     first, second = windows.reshape(2, 10, 5, 384)
     assert np.array_equal(first[4:8], states)
     assert np.array_equal(second[2:6], states)
@@ -179,21 +180,21 @@ def test_outside_the_sound_is_silence_not_the_sound_itself(
 def test_order_of_segments_does_not_matter(models: Path, tmp_path: Path) -> None:
     audio, fps = sound(tmp_path, noise(62.0)), Fraction(25)
     plan = plan_frames(80, count_output_frames(audio.n_samples, fps), fps)
-    in_order, shuffled = WhisperListener(models), WhisperListener(models)
-    expected = {s.index: in_order.listen(audio, fps, s, OPTIONS) for s in plan.segments}
+    in_order, shuffled = WhisperAudioEncoder(models), WhisperAudioEncoder(models)
+    expected = {s.index: in_order.encode(audio, fps, s, OPTIONS) for s in plan.segments}
     mixed = list(plan.segments)
     random.Random(1).shuffle(mixed)
     for segment in mixed[:12]:
-        heard = shuffled.listen(audio, fps, segment, OPTIONS)
+        heard = shuffled.encode(audio, fps, segment, OPTIONS)
         assert np.array_equal(heard.features, expected[segment.index].features)
         assert np.array_equal(heard.loudness, expected[segment.index].loudness)
 
 
 def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) -> None:
     samples = noise(30.4)
-    ear = load_ear(models / "whisper")
-    before, after = ear.hear(samples[:CHUNK_SAMPLES]), ear.hear(samples[CHUNK_SAMPLES:])
-    heard = WhisperListener(models).listen(
+    encoder = load_whisper(models / "whisper")
+    before, after = encoder.encode(samples[:CHUNK_SAMPLES]), encoder.encode(samples[CHUNK_SAMPLES:])
+    heard = WhisperAudioEncoder(models).encode(
         sound(tmp_path, samples), Fraction(25), frames(750, 751), OPTIONS
     )
     steps = heard.features.reshape(10, 5, 384)
@@ -205,17 +206,19 @@ def test_overlapping_chunks_hear_the_same_at_the_seam_as_a_chunk_without_one(
     models: Path, tmp_path: Path
 ) -> None:
     """Q10: a sound at a seam is cut in two halves, each heard against silence."""
-    samples, listener = noise(58.0), WhisperListener(models)
+    samples, audio_encoder = noise(58.0), WhisperAudioEncoder(models)
     # Without positions a step does not tell where in its chunk it lies, only what is around it.
-    torch.nn.init.zeros_(listener._ear._encoder.embed_positions.weight)
-    seamless = listener._ear.hear(samples[15 * SAMPLE_RATE : 45 * SAMPLE_RATE])
+    torch.nn.init.zeros_(audio_encoder._chunk_encoder._encoder.embed_positions.weight)
+    seamless = audio_encoder._chunk_encoder.encode(samples[15 * SAMPLE_RATE : 45 * SAMPLE_RATE])
     audio = sound(tmp_path, samples)
     errors = {}
     for overlap_s, seam_s in ((0.0, 30), (2.0, 29)):
         options = SpeechOptions(chunk_overlap_s=overlap_s)
         around = slice(seam_s * 50 - 3, seam_s * 50 + 3)
-        heard = listener._steps(audio, around.start, around.stop, round(50 * overlap_s))
-        window = listener.listen(audio, Fraction(25), frames(seam_s * 25, seam_s * 25 + 1), options)
+        heard = audio_encoder._steps(audio, around.start, around.stop, round(50 * overlap_s))
+        window = audio_encoder.encode(
+            audio, Fraction(25), frames(seam_s * 25, seam_s * 25 + 1), options
+        )
         assert np.array_equal(window.features.reshape(10, 5, 384)[1:7], heard)
         truth = seamless[around.start - 750 : around.stop - 750]
         errors[overlap_s] = np.sqrt(((heard - truth) ** 2).mean((0, 2)))  # of each layer
@@ -231,82 +234,85 @@ def test_chunks_share_the_sound_without_gaps(overlap: int, heard: int) -> None:
         offset, end = chunk_at(step, heard, overlap)
         assert offset <= step < end <= min(heard, offset + 1500)
         assert chunk_at(end - 1, heard, overlap) == (offset, end)
-        # Away from the ends of the sound both neighbours of a seam hear past it.
+        # Away from the ends of the sound both neighbours of a seam reach past it.
         assert step == 0 or step - offset >= overlap // 2
         assert end == heard or offset + 1500 - end >= overlap // 2
         step, chunks = end, chunks + 1
     assert chunks == max(1, math.ceil((heard - overlap) / (1500 - overlap)))
 
 
-def test_up_to_30_s_there_is_no_seam_to_avoid(listener: WhisperListener, tmp_path: Path) -> None:
+def test_up_to_30_s_there_is_no_seam_to_avoid(
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path
+) -> None:
     audio, options = sound(tmp_path, noise(29.9)), SpeechOptions(chunk_overlap_s=2.0)
     late = frames(720, 747)
-    one = listener.listen(audio, Fraction(25), late, options).features
-    assert np.array_equal(one, listener.listen(audio, Fraction(25), late, OPTIONS).features)
+    one = audio_encoder.encode(audio, Fraction(25), late, options).features
+    assert np.array_equal(one, audio_encoder.encode(audio, Fraction(25), late, OPTIONS).features)
+
+
+class Counting:
+    """Notes the length of each chunk, and passes it on or answers with zeros."""
+
+    def __init__(self, inner: ChunkEncoder | None = None) -> None:
+        self.lengths: list[int] = []
+        self._inner = inner
+        self._zeros = np.zeros((1500, 5, 384), np.float32)
+
+    def encode(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.lengths.append(len(samples))
+        return self._zeros if self._inner is None else self._inner.encode(samples)
 
 
 def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Path, tmp_path: Path
 ) -> None:
-    lengths: list[int] = []
-    hear = Ear.hear
-
-    def counting(ear: Ear, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        lengths.append(len(samples))
-        return hear(ear, samples)
-
-    monkeypatch.setattr(Ear, "hear", counting)
-    listener = WhisperListener(models)
+    counting = Counting(load_whisper(models / "whisper"))
+    audio_encoder = WhisperAudioEncoder(models, load=lambda *_: counting)
     audio, fps = sound(tmp_path, noise(125.0)), Fraction(25)
-    listener.listen(audio, fps, frames(1500, 1550), OPTIONS)  # touches the second chunk's end too
-    assert lengths == [CHUNK_SAMPLES] * 2
-    listener.listen(audio, fps, frames(1550, 1600), OPTIONS)
-    assert len(lengths) == 2  # kept
+    # The first segment touches the second chunk's end too.
+    audio_encoder.encode(audio, fps, frames(1500, 1550), OPTIONS)
+    assert counting.lengths == [CHUNK_SAMPLES] * 2
+    audio_encoder.encode(audio, fps, frames(1550, 1600), OPTIONS)
+    assert len(counting.lengths) == 2  # kept
     for chunk in range(5):
-        listener.listen(audio, fps, frames(750 * chunk + 100, 750 * chunk + 110), OPTIONS)
-    assert len(lengths) == 5
-    assert len(listener._chunks) == 3
-    assert lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
+        audio_encoder.encode(audio, fps, frames(750 * chunk + 100, 750 * chunk + 110), OPTIONS)
+    assert len(counting.lengths) == 5
+    assert len(audio_encoder._chunks) == 3
+    assert counting.lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
 
 
-def test_jobs_at_a_time_hear_each_chunk_once(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_at_a_time_hear_each_chunk_once(models: Path, tmp_path: Path) -> None:
     """Mend 3.4: three chunks were kept for any number of jobs. Four jobs that took turns heard 240
     chunks instead of 16.
     """
-    heard: list[int] = []
-    features = np.zeros((1500, 5, 384), np.float32)
-    monkeypatch.setattr(Ear, "hear", lambda ear, samples: heard.append(len(samples)) or features)
-    listener = make_listener("musetalk", models, jobs=4)
+    counting = Counting()
+    audio_encoder = WhisperAudioEncoder(models, jobs=4, load=lambda *_: counting)
     sounds = [sound(tmp_path, np.zeros(120 * SAMPLE_RATE - i, np.float32)) for i in range(4)]
     for segment in range(60):
         for audio in sounds:
             span = frames(50 * segment, 50 * segment + 50 - (segment == 59))
-            listener.listen(audio, Fraction(25), span, OPTIONS)
-    assert len(heard) == 16
+            audio_encoder.encode(audio, Fraction(25), span, OPTIONS)
+    assert len(counting.lengths) == 16
 
 
-def test_kept_chunks_are_bounded_in_bytes(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_chunks_are_bounded_in_bytes(models: Path, tmp_path: Path) -> None:
     """Mend 3.4: whatever the number of jobs, half a gigabyte of features is the most."""
-    features = np.zeros((1500, 5, 384), np.float32)
-    monkeypatch.setattr(Ear, "hear", lambda ear, samples: features)
-    listener = WhisperListener(models, jobs=64)
+    audio_encoder = WhisperAudioEncoder(models, jobs=64, load=lambda *_: Counting())
     audio = sound(tmp_path, np.zeros(60 * 30 * SAMPLE_RATE, np.float32))
     for chunk in range(60):
         at = 750 * chunk + 100
-        listener.listen(audio, Fraction(25), frames(at, at + 1), OPTIONS)
-    assert sum(chunk.nbytes for chunk in listener._chunks.values()) <= 512 << 20
-    assert len(listener._chunks) > 40
+        audio_encoder.encode(audio, Fraction(25), frames(at, at + 1), OPTIONS)
+    assert sum(chunk.nbytes for chunk in audio_encoder._chunks.values()) <= 512 << 20
+    assert len(audio_encoder._chunks) > 40
 
 
-def test_longer_paddings_make_longer_windows(listener: WhisperListener, tmp_path: Path) -> None:
+def test_longer_paddings_make_longer_windows(
+    audio_encoder: WhisperAudioEncoder, tmp_path: Path
+) -> None:
     audio = sound(tmp_path, noise(1.0))
     wide = SpeechOptions(audio_padding_left=3, audio_padding_right=4)
-    heard = listener.listen(audio, Fraction(25), frames(10, 12), wide).features
-    usual = listener.listen(audio, Fraction(25), frames(10, 12), OPTIONS).features
+    heard = audio_encoder.encode(audio, Fraction(25), frames(10, 12), wide).features
+    usual = audio_encoder.encode(audio, Fraction(25), frames(10, 12), OPTIONS).features
     assert heard.shape == (2, 80, 384)
     assert np.array_equal(heard[:, 10:60], usual)
 

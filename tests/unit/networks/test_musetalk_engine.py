@@ -24,7 +24,7 @@ from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings
-from serve_app.graph.tools import build_engine
+from serve_app.graph.builders import build_engine
 
 RANDOM = np.random.default_rng(3)
 FACE = Face(np.zeros((68, 2), np.float32), Box(0, 0, 100, 100), 1.0)
@@ -45,7 +45,6 @@ def prepared(faces: str, start: int = 0) -> PreparedBlock:
         faces=tuple(FACE if face == "x" else None for face in faces),
         crops=random.integers(0, 256, (count, 256, 256, 3), dtype=np.uint8),
         parse_inputs=random.integers(0, 256, (count, 512, 512, 3), dtype=np.uint8),
-        seconds=0.0,
     )
 
 
@@ -57,14 +56,13 @@ def avatar(faces: str) -> AvatarBlock:
         faces=tuple(FACE if face == "x" else None for face in faces),
         look=np.random.default_rng(1).standard_normal((count, 8, 32, 32)).astype(np.float32),
         masks=np.zeros((count, 32768), np.uint8),
-        seconds=0.0,
     )
 
 
 def speech(count: int) -> Speech:
     """Return random windows; nobody speaks in the first frame."""
     features = np.random.default_rng(2).standard_normal((count, 50, 384)).astype(np.float32)
-    return Speech(features, np.linspace(0, 1, count, dtype=np.float32), 0.0)
+    return Speech(features, np.linspace(0, 1, count, dtype=np.float32))
 
 
 def segment(count: int, *, backwards: bool = False) -> Segment:
@@ -124,13 +122,13 @@ def test_frames_without_a_face_do_not_shift_the_others(engine: MuseTalkEngine) -
     everyone = draw(engine, "xxxx")
     sparse = avatar("x-xx")
     full = avatar("xxxx")
-    some = AvatarBlock(sparse.block, sparse.faces, full.look[[0, 2, 3]], sparse.masks, 0.0)
+    some = AvatarBlock(sparse.block, sparse.faces, full.look[[0, 2, 3]], sparse.masks)
     drawn = engine.generate(some, speech(4), segment(4), SpeechOptions())
     assert worst(drawn.faces, everyone[[0, 2, 3]]) <= 1
 
 
 def test_backwards_segments_show_the_frames_in_reverse(engine: MuseTalkEngine) -> None:
-    silent = Speech(np.zeros((3, 50, 384), np.float32), np.zeros(3, np.float32), 0.0)
+    silent = Speech(np.zeros((3, 50, 384), np.float32), np.zeros(3, np.float32))
     there = engine.generate(avatar("xxx"), silent, segment(3), SpeechOptions())
     back = engine.generate(avatar("xxx"), silent, segment(3, backwards=True), SpeechOptions())
     assert worst(there.faces, back.faces[::-1]) <= 1

@@ -22,7 +22,7 @@ from musetalk_pipeline.networks.checkpoint import (
 from musetalk_pipeline.networks.parser import load_parser
 from musetalk_pipeline.networks.unet import load_unet, unet_files
 from musetalk_pipeline.networks.vae import FaceDecoder, load_vae
-from musetalk_pipeline.networks.whisper import load_ear
+from musetalk_pipeline.networks.whisper import load_whisper
 
 
 class Trap:
@@ -172,7 +172,9 @@ def test_the_ear_needs_the_encoder_alone(models: Path, tmp_path: Path) -> None:
     }
     save_file(encoder, tmp_path / "model.safetensors")
     sound = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    assert np.array_equal(load_ear(models / "whisper").hear(sound), load_ear(tmp_path).hear(sound))
+    assert np.array_equal(
+        load_whisper(models / "whisper").encode(sound), load_whisper(tmp_path).encode(sound)
+    )
 
 
 def test_the_parser_does_not_need_its_auxiliary_heads(models: Path, tmp_path: Path) -> None:

@@ -1,0 +1,3 @@
+"""The command line `lipsync`: one door to everything that the project does."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,129 @@
+"""`lipsync make VIDEO AUDIO`: a whole job in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lipsync.flags import Audio, Force, Json, Video, takes_options
+from lipsync.terminal import terminal_of
+from musetalk_pipeline.loading import ToolOptions
+from musetalk_pipeline.options import JobOptions
+
+if TYPE_CHECKING:
+    from musetalk_pipeline.pipeline import Result, RunProgress
+
+
+@takes_options
+def make(
+    context: typer.Context,
+    video: Video,
+    audio: Audio,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="MP4",
+            help="Write the result to this file. Default: VIDEO-lipsync.mp4 beside the video.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Draw frames of the video and the result into this picture."
+        ),
+    ] = None,
+    deadline_s: Annotated[
+        float | None,
+        typer.Option(min=0.001, metavar="SECONDS", help="Give up after this many seconds."),
+    ] = None,
+    json: Json = False,
+    *,
+    job: JobOptions,
+    tools: ToolOptions,
+) -> None:
+    """Make the face in VIDEO speak AUDIO, in one process.
+
+    The result is an MP4 file with the picture of VIDEO and the sound of AUDIO. An existing file is
+    never overwritten without --force. The weights are found in models/, here or in the project;
+    without them the engine `warp` draws, which needs none.
+    """
+    from lipsync.job import load, scratch
+    from lipsync.sources import check_output, default_output, fetch, read_source
+    from musetalk_pipeline.contact_sheet import write_contact_sheet
+    from musetalk_pipeline.pipeline import run
+    from musetalk_pipeline.progress_bar import ProgressBar
+    from musetalk_pipeline.watch import Watch
+
+    terminal = terminal_of(context)
+    sources = read_source("video", video), read_source("audio", audio)
+    target = out or default_output(sources[0], "-lipsync.mp4")
+    for path in filter(None, (target, contact_sheet)):
+        check_output(path, sources, may_overwrite=force)
+    with scratch(terminal) as folder:
+        video_file, audio_file = (fetch(source, folder) for source in sources)
+        loaded = load(terminal, tools, job)
+        with ProgressBar("frames") as bar:
+
+            def show(progress: RunProgress) -> None:
+                bar.show(progress.stage, progress.frames_done, progress.frames_total or None)
+
+            result = run(
+                video_file,
+                audio_file,
+                target,
+                job,
+                loaded,
+                work_dir=folder,
+                watch=Watch(deadline_s=deadline_s),
+                on_progress=show,
+            )
+        if contact_sheet is not None:
+            with terminal.working("drawing the contact sheet"):
+                write_contact_sheet(video_file, target, contact_sheet)
+    terminal.result(_facts(result, contact_sheet), _rows(result, contact_sheet))
+
+
+def _facts(result: Result, sheet: Path | None) -> dict[str, Any]:
+    return {
+        "status": "success",
+        "output": str(result.path),
+        "contact_sheet": None if sheet is None else str(sheet),
+        "engine": result.engine,
+        "model_version": result.model_version,
+        "landmarks": result.landmarks,
+        "width": result.width,
+        "height": result.height,
+        "fps": float(result.fps),
+        "frames": result.frames,
+        "frames_with_face": result.frames_with_face,
+        "seconds": round(result.elapsed_s, 3),
+        "stage_seconds": {name: round(s, 3) for name, s in result.stage_seconds.items()},
+        "peak_gpu_mib": result.peak_memory_mib,
+        "warnings": list(result.warnings),
+    }
+
+
+def _rows(result: Result, sheet: Path | None) -> Iterator[tuple[str, str]]:
+    stages = ", ".join(f"{name} {s:.2f}" for name, s in result.stage_seconds.items())
+    yield "result", str(result.path)
+    if sheet is not None:
+        yield "contact sheet", str(sheet)
+    yield "engine", f"{result.engine} {result.model_version}, landmarks {result.landmarks}"
+    yield (
+        "frames",
+        f"{result.frames} ({result.frames_with_face} with a face), "
+        f"{result.width}x{result.height}, {float(result.fps):.5g} frames/s",
+    )
+    rate = result.frames / result.elapsed_s
+    yield "seconds", f"{result.elapsed_s:.2f} ({rate:.1f} frames/s); {stages}"
+    if result.peak_memory_mib is not None:
+        yield "GPU memory", f"{result.peak_memory_mib:.0f} MiB at most"
+    for warning in result.warnings:
+        yield "warning", warning

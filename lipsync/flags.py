@@ -1,0 +1,106 @@
+"""The flags of options that are defined in musetalk_pipeline: made from their definition.
+
+A command that is decorated with `takes_options` has a flag for each option of a job and of the
+tools, with its help, its bounds and its default, and gets `job` and `tools` made of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from musetalk_pipeline.loading import ToolOptions
+from musetalk_pipeline.options import (
+    EncodeOptions,
+    FaceOptions,
+    FrameOptions,
+    JobOptions,
+    MaskOptions,
+    Option,
+    SpeechOptions,
+    defaults_for,
+    options_of,
+)
+
+PANELS = (
+    ("Picture", FrameOptions),
+    ("Encoding", EncodeOptions),
+    ("Face", FaceOptions),
+    ("Mask", MaskOptions),
+    ("Speech", SpeechOptions),
+    ("Engine and landmarks", ToolOptions),
+)
+
+Video = Annotated[
+    str,
+    typer.Argument(metavar="VIDEO", help="The video is this file, or this http or https address."),
+]
+Audio = Annotated[
+    str,
+    typer.Argument(metavar="AUDIO", help="The speech is this file, or this http or https address."),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        metavar="",
+        help="Print one JSON object on standard output, and all else on standard error.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", metavar="", help="Overwrite the output if it exists.")
+]
+
+
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameters `job: JobOptions` and `tools: ToolOptions` of a command by flags."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [one for one in signature.parameters.values() if one.name not in ("job", "tools")]
+    flags = dict(_flags())
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in flags}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        names = {option.name for option in options_of(ToolOptions)}
+        tools = ToolOptions(**{name: chosen[name] for name in names & chosen.keys()})
+        job: JobOptions = defaults_for(chosen.get("version", "v15")).with_choices(chosen)
+        command(**given, job=job, tools=tools)
+
+    # What typer reads.
+    shown = cast(Any, run)
+    shown.__signature__ = signature.replace(parameters=[*own, *flags.values()])
+    shown.__annotations__ = {one.name: one.annotation for one in [*own, *flags.values()]}
+    return run
+
+
+def _flags() -> Iterator[tuple[str, inspect.Parameter]]:
+    for panel, kind in PANELS:
+        for option in options_of(kind):
+            yield option.name, _flag(option, panel)
+
+
+def _flag(option: Option, panel: str) -> inspect.Parameter:
+    """Return a keyword that is None unless the flag is given: the defaults are the options' own."""
+    spec = option.spec
+    is_number = option.kind in (int, float)
+    flag = typer.Option(
+        option.flag,
+        help=option.help_text,
+        min=spec.least if is_number else None,
+        max=spec.most if is_number else None,
+        metavar=option.metavar,
+        show_default=False,
+        rich_help_panel=panel,
+        file_okay=option.kind is not Path,
+    )
+    annotated: Any = Annotated  # with a type that is known when it runs
+    annotation = annotated[option.kind | None, flag]
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )

@@ -1,0 +1,194 @@
+"""The speech of a job: validated, decoded once, and kept in the two forms that the stages need."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from musetalk_pipeline.artifacts import SpeechAudio
+from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
+from musetalk_pipeline.files import replacing
+from musetalk_pipeline.media.containers import WAV
+from musetalk_pipeline.media.media_file import (
+    HEADER_S,
+    WHOLE_FILE,
+    MediaFile,
+    admit,
+    seconds,
+    too_long,
+)
+from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg
+from musetalk_pipeline.options import MediaLimits
+from musetalk_pipeline.plan import SAMPLE_RATE
+from musetalk_pipeline.watch import Check, go_on
+
+MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (docs/reference.md Q9)
+CUT_OFF_SHARE = 0.9  # see _check_length
+CUT_OFF_S = 1.0
+MIN_RATE, MAX_RATE, MAX_CHANNELS = 1000, 384_000, 16
+AAC_RATES = (44_100, 48_000)
+BLOCK_FRAMES = 1 << 16
+
+AUDIO_CODECS = frozenset(
+    {
+        *("aac", "mp3", "mp2", "mp1", "opus", "vorbis", "flac", "alac", "ac3", "eac3", "amr_nb"),
+        *("amr_wb", "wmav1", "wmav2", "wmapro", "speex", "adpcm_ms", "adpcm_ima_wav", "dts"),
+        *("adpcm_ima_qt", "adpcm_swf", "gsm", "gsm_ms", "nellymoser", "qdm2", "truehd"),
+    }
+)
+
+
+@at_fault("audio")
+def open_audio(
+    path: Path,
+    out_dir: Path,
+    limits: MediaLimits,
+    bitrate_kbps: int = 128,
+    check: Check = go_on,
+    *,
+    sha256: str | None = None,
+) -> SpeechAudio:
+    """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
+
+    Both come from one decoding and hold the same samples from the first one on: gaps and offsets
+    in the file's times are closed, as the reference's reader does. `check` is called regularly,
+    and raises once nobody wants the result. `sha256`: the file's digest in hex, if it is known
+    already.
+
+    Raises:
+        InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.
+        DeadlineExceeded: reading it took too long.
+    """
+    media = admit(path, limits, InvalidAudio, sha256)
+    stream = _choose_audio(media)
+    stem = f"{path.name}.{media.sha256[:12]}"
+    pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"
+    with replacing(pcm_path) as pcm, replacing(track_path) as track:
+        command = _command(media, stream, track, bitrate_kbps)
+        n_samples, found_s = _decode(command, stream, pcm, limits, check)
+        _check_length(media, stream, n_samples, found_s)
+    return SpeechAudio(
+        pcm_path=pcm_path,
+        track_path=track_path,
+        sha256=media.sha256,
+        size_bytes=media.size_bytes,
+        n_samples=n_samples,
+        duration_s=n_samples / SAMPLE_RATE,
+    )
+
+
+def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, found_s: float) -> None:
+    """Refuse sound that is cut off or too short.
+
+    Cut off means that more than 10 % and more than 1 s of what the header announces are missing.
+    Less is ordinary, because encoders round, and some headers are only estimates.
+    """
+    declared_s = seconds(stream.get("duration")) or media.duration_s
+    if media.container is WAV:
+        declared_s = media.duration_s
+    is_cut = found_s < CUT_OFF_SHARE * declared_s and declared_s - found_s > CUT_OFF_S
+    if media.container.declares_length and is_cut:
+        raise InvalidAudio(
+            f"The audio is cut off: its header announces {declared_s:.1f} s but only "
+            f"{found_s:.1f} s are present. Send the whole file.",
+            hint=WHOLE_FILE,
+            declared_s=round(declared_s, 3),
+            found_s=round(found_s, 3),
+        )
+    if n_samples == 0:
+        raise InvalidAudio("The audio holds no samples that can be decoded.")
+    if n_samples < MIN_SAMPLES:
+        length_ms = n_samples * 1000 // SAMPLE_RATE
+        raise AudioTooShort(
+            f"The audio is {length_ms} ms long; at least 80 ms are needed.",
+            duration_s=length_ms / 1000,
+        )
+
+
+def _choose_audio(media: MediaFile) -> dict[str, Any]:
+    sounds = [s for s in media.streams if s.get("codec_type") == "audio"]
+    if not sounds:
+        raise InvalidAudio(
+            "The audio file holds no sound.",
+            hint="Send sound, or a video with some; make sure that the two are not swapped.",
+            streams=len(media.streams),
+        )
+    stream: dict[str, Any] = max(sounds, key=lambda s: s.get("disposition", {}).get("default", 0))
+    codec = stream.get("codec_name", "unknown")
+    if codec not in AUDIO_CODECS and not codec.startswith("pcm_"):
+        raise InvalidAudio(
+            f"The audio's codec ({codec}) is not accepted. WAV, MP3 and AAC are.", codec=codec
+        )
+    rate, channels = int(stream.get("sample_rate", 0)), int(stream.get("channels", 0))
+    if not MIN_RATE <= rate <= MAX_RATE or not 1 <= channels <= MAX_CHANNELS:
+        raise InvalidAudio(
+            f"The audio has {channels} channels at {rate} Hz; 1 to {MAX_CHANNELS} at "
+            f"{MIN_RATE // 1000} to {MAX_RATE // 1000} kHz are accepted.",
+            channels=channels,
+            sample_rate=rate,
+        )
+    return stream
+
+
+def _command(media: MediaFile, stream: dict[str, Any], track: Path, bitrate_kbps: int) -> list[str]:
+    """Return the ffmpeg command that decodes once and writes samples to a pipe, AAC to `track`."""
+    rate, channels = int(stream["sample_rate"]), int(stream["channels"])
+    track_rate = rate if rate in AAC_RATES else AAC_RATES[-1]
+    # In both outputs times are counted from the first sample, so that they agree. The encoder stops
+    # at the first value that is not a number; integer samples cannot hold one.
+    chosen = ("-map", f"0:{stream['index']}", "-map_metadata", "-1", "-af")
+    return ffmpeg(
+        *media.input(),
+        *(*chosen, "asetpts=N/SR/TB"),
+        *("-c:a", "pcm_f32le", "-ar", str(rate), "-ac", str(channels), "-f", "f32le", "pipe:1"),
+        *(*chosen, "asetpts=N/SR/TB,aformat=sample_fmts=s32"),
+        *("-c:a", "aac", "-b:a", f"{bitrate_kbps}k", "-ar", str(track_rate)),
+        *("-ac", str(min(2, channels)), "-f", "mp4", f"file:{track.resolve()}"),
+    )
+
+
+def _decode(
+    command: list[str], stream: dict[str, Any], pcm: Path, limits: MediaLimits, check: Check
+) -> tuple[int, float]:
+    """Write the 16 kHz samples to `pcm`; return their number and the seconds that were decoded.
+
+    One block is held at a time. The result equals librosa's one-shot soxr HQ resampling bit for
+    bit, its length included.
+    """
+    rate, channels = int(stream["sample_rate"]), int(stream["channels"])
+    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    block = bytearray(BLOCK_FRAMES * channels * 4)
+    n_read = 0
+    got = len(block)
+    limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=limits.max_bytes)
+    with Child(command, limit) as child, pcm.open("wb") as file:
+        while got == len(block):
+            check()
+            got = child.read_into(memoryview(block))
+            sound = np.frombuffer(block, np.float32, got // (4 * channels) * channels)
+            n_read += len(sound) // channels
+            if n_read > limits.max_duration_s * rate:
+                raise too_long("The audio file", n_read / rate, limits)
+            mono = _mean_of_channels(sound.reshape(-1, channels))
+            is_last = got < len(block)
+            if rate != SAMPLE_RATE:
+                mono = resampler.resample_chunk(mono, last=is_last)
+            file.write(mono.tobytes())
+        n_samples = math.ceil(n_read * (SAMPLE_RATE / rate))  # librosa's, cut or filled with zeros
+        file.truncate(4 * n_samples)
+        if child.wait() != 0:
+            said = child.message or "it is damaged"
+            raise InvalidAudio(f"The audio cannot be decoded: {said}.", ffmpeg=said)
+    return n_samples, n_read / rate
+
+
+def _mean_of_channels(sound: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return (n,) of (n, channels). NaN becomes silence; infinity becomes 1 or -1."""
+    planes = np.ascontiguousarray(sound.T)
+    mono: NDArray[np.float32] = planes.mean(axis=0, dtype=np.float32)
+    return np.nan_to_num(mono, copy=False, nan=0.0, posinf=1.0, neginf=-1.0)

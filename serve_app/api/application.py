@@ -1,0 +1,58 @@
+"""The FastAPI application of an ingress, and its routes for other FastAPI applications.
+
+    app = FastAPI()
+    add_routes(app, services, [jobs.router], prefix="/lipsync")
+
+The routes check access themselves. The gate in front of them adds limits on bodies, and hides which
+routes exist from callers without access.
+"""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from serve_app.api.errors import (
+    ERROR_HANDLERS,
+    on_crash,
+    on_http_error,
+    on_invalid,
+)
+from serve_app.api.routers import ROUTERS
+from serve_app.api.services import Services
+from serve_app.config.settings import API_VERSION
+from serve_app.gate.middleware import INGRESS_LIMITS, Gate
+
+
+def build_api(services: Services) -> FastAPI:
+    """Return the whole application: all routes, one shape of errors, and the gate in front."""
+    api = FastAPI(
+        title="Lip-sync",
+        version=API_VERSION,
+        description="Takes a video and speech; returns the video with lips that match the speech.",
+        exception_handlers={
+            RequestValidationError: on_invalid,
+            HTTPException: on_http_error,
+            Exception: on_crash,
+        },
+    )
+    # The gate in the proxy cannot check links, and a proxy may not run it, so this one checks all.
+    api.add_middleware(Gate, access=services.access, limits=INGRESS_LIMITS)
+    add_routes(api, services)
+    return api
+
+
+def add_routes(
+    app: FastAPI, services: Services, routers: Sequence[APIRouter] = ROUTERS, *, prefix: str = ""
+) -> None:
+    """Include routes, and the handlers of the errors that they raise, in any FastAPI application.
+
+    Errors that FastAPI itself raises, such as those of invalid bodies, keep that application's
+    shape. One application can have the routes of one ingress.
+    """
+    services.attach(app)
+    for error, handler in ERROR_HANDLERS.items():
+        app.add_exception_handler(error, handler)
+    for router in routers:
+        app.include_router(router, prefix=prefix)

@@ -1,0 +1,164 @@
+"""The composition root of the ingress: builds the services from configuration and environment.
+
+`compose` takes the Serve deployments behind the ingress. `assemble` takes any driver and readiness
+check, so that everything else runs, and is tested, without Ray.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Services
+from serve_app.config.environment import Environment
+from serve_app.config.folders import Folders, make_folders
+from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.fleet.polling import Polling, polling_rules
+from serve_app.fleet.pushed_reports import PushedReports, report_rules
+from serve_app.gate.access_control import AccessControl
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.links import LinkMaker
+from serve_app.graph.builders import build_store
+from serve_app.graph.driver import JobDriver
+from serve_app.graph.pools import Graph
+from serve_app.graph.readiness import Readiness
+from serve_app.jobs.job import Job
+from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
+from serve_app.net.addresses import AddressPolicy
+from serve_app.outputs.local import LocalStore
+from serve_app.outputs.store import OutputStore
+from serve_app.webhooks.sender import WebhookSender
+
+logger = logging.getLogger(__name__)
+
+
+def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Services:
+    """Build the services of an ingress in front of the deployments of `graph`.
+
+    Must be called in a running event loop.
+
+    Raises:
+        FolderRefused: a working folder cannot be trusted or created.
+    """
+    readiness = Readiness(graph, app_name)
+    driver = JobDriver(
+        graph,
+        args.driver,
+        args.inputs.download_timeout_s,
+        readiness.description,
+        jobs_at_a_time(args, env),
+    )
+    return assemble(args, env, driver, readiness)
+
+
+def assemble(
+    args: AppArgs,
+    env: Environment,
+    driver: JobDriver,
+    readiness: ReadinessCheck,
+    timing: JobTiming = DEFAULT_TIMING,
+) -> Services:
+    """Build the services around a driver and a readiness check; see `compose`."""
+    folders = make_folders(args, env)
+    links = LinkMaker.of(args, env, folders.state)
+    jobs = JobService(
+        JobRegistry(folders.state / "jobs.sqlite3", timing=timing.state),
+        driver,
+        args.queue,
+        args.job_defaults(),
+        _output_check(build_store(args, env)),
+        timing=timing,
+    )
+    jobs.publish = links.for_notifications().publish
+    capacity = jobs_at_a_time(args, env)
+    rules = CallerRules.of(env)
+    logger.info(rules.in_words())
+    availability = Availability(readiness, jobs.threads.is_writable)
+    return Services(
+        jobs=jobs,
+        availability=availability,
+        access=AccessControl(rules, links.signer),
+        links=links,
+        files=LocalStore(folders.results),
+        capacity=capacity,
+        previews=asyncio.Semaphore(capacity),
+        options=ApiOptions.of(args, env),
+        webhooks=_webhooks(args, env, folders),
+        polling=_polling(args, env, folders, jobs, availability),
+        reports=_reports(args, env, folders, jobs, availability),
+    )
+
+
+def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:
+    """Return a function that checks whether a job's output still exists."""
+    # Threads of its own, so that a store that does not respond delays nothing else.
+    threads = ThreadPoolExecutor(4, "outputs")
+
+    async def has_output(job: Job) -> bool:
+        return await asyncio.get_running_loop().run_in_executor(threads, store.has, job.id)
+
+    return has_output
+
+
+def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:
+    if env.webhook_secret is None:
+        return None
+    policy = AddressPolicy(frozenset([*args.inputs.allowed_hosts, *env.allowed_hosts]))
+    secret = env.webhook_secret.get_secret_value()
+    return WebhookSender(folders.state / "webhooks.sqlite3", secret, policy=policy)
+
+
+def _polling(
+    args: AppArgs,
+    env: Environment,
+    folders: Folders,
+    jobs: JobService,
+    availability: Availability,
+) -> Polling | None:
+    rules = polling_rules(env)
+    if rules is None:
+        return None
+    return Polling(
+        rules,
+        env,
+        folders.state,
+        service=jobs,
+        can_run=availability.may_begin,
+        capacity=jobs_at_a_time(args, env),
+        batch_size=_batch_size(env, availability),
+    )
+
+
+def _reports(
+    args: AppArgs,
+    env: Environment,
+    folders: Folders,
+    jobs: JobService,
+    availability: Availability,
+) -> PushedReports | None:
+    rules = report_rules(env)
+    if rules is None:
+        if env.mode == "queue" and env.orchestrator_url is not None:
+            logger.warning("without INTERNAL_API_KEY jobs are neither claimed nor reported")
+        return None
+    # Logged, because the environment may be a poller's that lacks only WORKER_TYPE.
+    logger.info("jobs are not claimed; those sent to POST /generate are reported")
+    return PushedReports(
+        rules,
+        env,
+        folders.state,
+        service=jobs,
+        batch_size=_batch_size(env, availability),
+        public_base_url=args.public_base_url,
+    )
+
+
+def _batch_size(env: Environment, availability: Availability) -> Callable[[], int | None]:
+    """Return a function for the batch size of the networks, which readiness may reveal later."""
+
+    def batch_size() -> int | None:
+        chosen: int | None = env.batch_size or availability.facts().get("batch_size")
+        return chosen
+
+    return batch_size

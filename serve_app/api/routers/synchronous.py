@@ -1,0 +1,74 @@
+"""The synchronous API: `POST /generate` waits for its job; a preview is one frame at once."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+
+from serve_app.api.answers import generate_answer
+from serve_app.api.errors import reject_if_stopping
+from serve_app.api.fields import check_size, odd_size
+from serve_app.api.security import require_key
+from serve_app.api.services import ServicesDep
+from serve_app.contract.lenient import read_leniently
+from serve_app.contract.requests import JobRequest, PreviewRequest
+from serve_app.jobs.job import Origin, QueueFull, SubmissionOptions
+
+router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
+
+
+def _generate_schema() -> dict[str, Any]:
+    """Describe the body of `POST /generate`, which is read leniently and so has no model."""
+    schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs")  # the same as those of the strict routes
+    return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
+
+
+@router.post("/generate", summary="Do a job and wait for it", openapi_extra=_generate_schema())
+async def generate(
+    http: Request,
+    payload: Annotated[dict[str, Any], Body()],
+    services: ServicesDep,
+    salad_job_id: Annotated[str | None, Header(max_length=256)] = None,
+) -> JSONResponse:
+    """Return when the job has ended. If every waiting client disconnects, the job is cancelled.
+    An option that is not understood is replaced by its default, with a sentence in `warnings`.
+    """
+    reject_if_stopping(services.availability.is_stopping)
+    request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
+    submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
+    job = await services.jobs.submit(request, Origin.SYNC, submission)
+    if job.is_terminal and services.reports is not None:
+        await services.reports.report_again(job)
+    with services.open_calls.one():
+        job = await services.jobs.wait(job.id)
+    links = services.links.for_request(http.scope)
+    return generate_answer(job, links, stack_traces=services.options.stack_traces)
+
+
+def _read(
+    payload: dict[str, Any], *, legacy_size_source: bool
+) -> tuple[JobRequest, tuple[str, ...]]:
+    try:
+        request, warnings = read_leniently(payload, legacy_size_source=legacy_size_source)
+    except ValidationError as exc:
+        raise RequestValidationError(exc.errors(include_url=False)) from exc
+    return request, warnings + odd_size(request.resolution)
+
+
+@router.post("/v1/avatar/preview", summary="Get one frame, to choose options")
+async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
+    """Return one composited frame (PNG) with its face box; `X-Face-Box` is x0,y0,x1,y1 in px."""
+    check_size(request.aspect_ratio, request.resolution)
+    if services.previews.locked():
+        raise QueueFull
+    async with services.previews:
+        made = await services.jobs.preview(request)
+    box = made.box
+    headers = {
+        "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
+        "X-Source-Frame": str(made.source_frame),
+    }
+    return Response(made.png, media_type="image/png", headers=headers)

@@ -1,0 +1,31 @@
+"""Logs that the registry cannot be used, but not at every try."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from serve_app.jobs.state_file import StateUnavailable
+
+logger = logging.getLogger(__name__)
+
+LOG_AGAIN_S = 30.0  # a fault that lasts is logged that often
+
+
+class UnavailableLog:
+    """Logs a lasting fault of the registry at its start and then every `LOG_AGAIN_S` seconds.
+
+    Args:
+        text: the log line. Facts of the fault follow it.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, text: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._text = text
+        self._clock = clock
+        self._logged_at = float("-inf")
+
+    def __call__(self, exc: StateUnavailable, **facts: object) -> None:
+        """Log `exc`, unless that was done a short time ago."""
+        if self._clock() - self._logged_at > LOG_AGAIN_S:
+            self._logged_at = self._clock()
+            logger.error(self._text, extra={**facts, "error": str(exc)})
