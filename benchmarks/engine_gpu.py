@@ -147,7 +147,6 @@ def measure(setting: str, options: argparse.Namespace, device: torch.device) -> 
     speech = Speech(
         np.random.default_rng(2).standard_normal((options.frames, 50, 384)).astype(np.float32),
         np.ones(options.frames, np.float32),
-        0.0,
     )
     segment = Segment(0, 0, options.frames, 0, 0, 1)
     clock = NetworkClock(engine, device)
@@ -200,14 +199,12 @@ def blocks(frames: int) -> tuple[PreparedBlock, AvatarBlock]:
         faces=faces,
         crops=random.integers(0, 256, (frames, 256, 256, 3), dtype=np.uint8),
         parse_inputs=random.integers(0, 256, (frames, 512, 512, 3), dtype=np.uint8),
-        seconds=0.0,
     )
     avatar = AvatarBlock(
         block=block,
         faces=faces,
         look=random.standard_normal((frames, 8, 32, 32)).astype(np.float32),
         masks=np.zeros((frames, 512 * 512 // 8), np.uint8),
-        seconds=0.0,
     )
     return prepared, avatar
 

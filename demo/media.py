@@ -2,7 +2,8 @@
 
 The face is NASA's public-domain portrait of Eileen Collins, which the scikit-image wheel carries
 as `skimage.data.astronaut()`. The speech is a LibriVox reading (public domain) from Debian's
-pocketsphinx-testdata, else espeak-ng's voice. Both are made once and kept in `.cache/demo`.
+pocketsphinx-testdata, else espeak-ng's voice. Both are kept as `.cache/demo/face.mp4` and
+`.cache/demo/speech.wav`, which the examples of the documents use.
 """
 
 from __future__ import annotations
@@ -84,14 +85,19 @@ def _encode(portrait: NDArray[np.uint8], path: Path) -> None:
 
 
 def demo_speech(cache: Path, roots: tuple[Path, ...]) -> Path:
-    """Return a sound file with speech: the recording under one of `roots`, else espeak-ng's.
+    """Return the path of speech in `cache`: the recording under one of `roots`, else espeak-ng's.
 
     Raises:
         SpeechMissing: neither is there. Run with AUDIO=… instead.
     """
-    for root in roots:
-        if (root / SPEECH).exists():
-            return root / SPEECH
+    path = cache / "speech.wav"
+    recording = next((root / SPEECH for root in roots if (root / SPEECH).exists()), None)
+    if recording is not None:
+        cache.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".part.wav")
+        shutil.copyfile(recording, unfinished)
+        unfinished.replace(path)
+        return path
     espeak = shutil.which("espeak-ng")
     if espeak is None:
         raise SpeechMissing(
@@ -99,6 +105,5 @@ def demo_speech(cache: Path, roots: tuple[Path, ...]) -> Path:
             "or install the package pocketsphinx-testdata or espeak-ng"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    path = cache / "speech.wav"
     subprocess.run([espeak, "-w", str(path), SENTENCE], check=True, timeout=ESPEAK_TIMEOUT_S)
     return path

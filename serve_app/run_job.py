@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Do the one job that the environment describes, then exit.",
         epilog=f"variables:\n{table(VARIABLES)}\n\n"
         "The variables of the served application (MUSETALK_…, ALLOWED_SOURCE_HOSTS,\n"
-        "LIPSYNC_ALLOWED_FOLDERS, …) mean what README.md says of them.\n\n"
+        "LIPSYNC_ALLOWED_FOLDERS, …) mean what docs/configuration.md says of them.\n\n"
         f"exit codes:\n{table(EXIT_CODES)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

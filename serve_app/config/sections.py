@@ -96,7 +96,7 @@ class PoolSettings(Section):
     threads: int = Field(1, ge=1, le=64, description="The CPU threads of the networks.")
     speedup: Speedup = Field(
         "none",
-        description="A further GPU optimisation, not measured yet. compile needs a C compiler.",
+        description="A further GPU optimisation. compile needs a C compiler.",
     )
     usd_per_hour: float = Field(
         0.0, ge=0, description="The price of one replica. Pools are ordered by price and speed."

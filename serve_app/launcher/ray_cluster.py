@@ -8,6 +8,7 @@ its operator, so what the replicas have to know is sent along as a runtime envir
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import socket
@@ -21,6 +22,7 @@ from serve_app.launcher.checks import Start, joined_cluster
 ROOT = Path(__file__).resolve().parents[2]
 PROXY_MIDDLEWARES = "serve_app.gate.middleware:proxy_middlewares"
 NAMESPACE = "serve"
+MAX_PORT = 65535
 REACHED_S = 3.0
 
 
@@ -195,8 +197,10 @@ def require_answer(address: str) -> None:
     if not host or not port.isdecimal():
         return  # `auto`, or something that Ray refuses itself
     try:
+        if int(port) > MAX_PORT:  # the C library would take the remainder
+            raise OSError(errno.EINVAL, "there is no such port")
         socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
-    except (OSError, OverflowError) as exc:
+    except OSError as exc:
         why = getattr(exc, "strerror", None) or "no answer"
         raise StartFailed(
             f"nothing answers at RAY_ADDRESS, {address} ({why}): start Ray there, or unset "

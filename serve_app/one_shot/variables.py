@@ -27,7 +27,7 @@ VARIABLES = {
     ),
     "RESOLUTION": "The size is 720p (the short side), 640x360, or source, which is the default.",
     "ASPECT_RATIO": "The shape is 9:16 and the like, or source, which is the default.",
-    "PARAMS": "The options are a JSON object; README.md lists them.",
+    "PARAMS": "The options are a JSON object; docs/configuration.md lists them.",
     "JOB_ID": "The job has this id in its sidecar; it defaults to one-shot.",
     "SERVE_CONFIG": "The configuration is this file; it defaults to serve_config.yaml here.",
 }

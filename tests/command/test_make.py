@@ -43,7 +43,7 @@ def test_the_result_lies_beside_the_video(lipsync, video, audio, tmp_path):
     assert frames_in(result) == 20
     assert f"result   {result}\n" in done.stdout
     assert "20 (20 with a face), 320x240" in done.stdout
-    assert "The engine is warp, because it was asked for." in done.stderr
+    assert "The engine is warp, because it was requested." in done.stderr
     assert "\x1b" not in done.stdout + done.stderr  # no colours where there is no terminal
     assert list(elsewhere.iterdir()) == []
 

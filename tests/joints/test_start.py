@@ -515,4 +515,4 @@ def test_a_folder_that_cannot_be_made_refuses_the_start(
     (tmp_path / "notes").touch()
     where = {"    args:\n": f"    args:\n      {key}: {tmp_path}/notes/deep\n"}
     [said] = faults(config(tmp_path, **where))
-    assert f"{tmp_path}/notes is no folder. Set {setting} to another one." in said
+    assert f"{tmp_path}/notes is not a folder. Set {setting} to another one." in said

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.serve.running import RunningApp, running_app
+from tests.serve.running import WEBHOOK_SECRET, RunningApp, running_app
 
 LEFTOVER_GRACE_S = 60.0  # threads notice between frames that their job has ended
 
@@ -16,7 +16,8 @@ LEFTOVER_GRACE_S = 60.0  # threads notice between frames that their job has ende
 def shared_app(
     tmp_path_factory: pytest.TempPathFactory, private_temp: Path
 ) -> Iterator[RunningApp]:
-    with running_app(tmp_path_factory.mktemp("app")) as app:
+    env = {"WEBHOOK_SECRET": WEBHOOK_SECRET}
+    with running_app(tmp_path_factory.mktemp("app"), env=env) as app:
         yield app
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -29,6 +31,8 @@ from demo.application import free_port, session_processes, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0
+# What the application that most tests share signs its webhooks with.
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 EARLY_CALLS = (
     ("POST", "/generate"),
     ("GET", "/v1/avatar/jobs"),

@@ -51,8 +51,11 @@ def test_demo_video_is_made_once(face: Path) -> None:
 def test_demo_speech_prefers_the_recording(tmp_path: Path) -> None:
     recording = tmp_path / "root" / demo_media.SPEECH
     recording.parent.mkdir(parents=True)
-    recording.write_bytes(b"")
-    assert demo_media.demo_speech(tmp_path, (tmp_path / "none", tmp_path / "root")) == recording
+    recording.write_bytes(b"recorded")
+    found = demo_media.demo_speech(tmp_path / "cache", (tmp_path / "none", tmp_path / "root"))
+    # Beside the demo's video, where the examples of the documents expect it.
+    assert found == tmp_path / "cache" / "speech.wav"
+    assert found.read_bytes() == b"recorded"
 
 
 def test_missing_speech_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

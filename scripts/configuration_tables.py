@@ -1,8 +1,8 @@
-"""Write the configuration tables of README.md from the code that reads the configuration.
+"""Write the tables of docs/configuration.md from the code that reads the configuration.
 
-    .venv/bin/python scripts/readme_tables.py [--check]
+    .venv/bin/python scripts/configuration_tables.py [--check]
 
-`--check` changes nothing and fails if README.md is not what would be written.
+`--check` changes nothing and fails if the file is not what would be written.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "configuration.md"
+HEAD_OF_VARIABLES = ("| variable | default | meaning |", "|---|---|---|")
 sys.path.insert(0, str(ROOT))
 
 from musetalk_pipeline.options import JobOptions  # noqa: E402
+from serve_app.config.environment import documented  # noqa: E402
 from serve_app.config.settings import AppArgs  # noqa: E402
 from serve_app.contract.requests import Params  # noqa: E402
 
@@ -50,12 +52,17 @@ def bounds_of(field: FieldInfo) -> str:
     }
     low = limits.get("ge", limits.get("gt"))
     if low is None or "le" not in limits:
-        return "" if low is None else f", {'above' if 'gt' in limits else 'from'} {low:g}"
-    return f", {'above ' if 'gt' in limits else ''}{low:g} to {limits['le']:g}"
+        return "" if low is None else f", {'above' if 'gt' in limits else 'from'} {plain(low)}"
+    return f", {'above ' if 'gt' in limits else ''}{plain(low)} to {plain(limits['le'])}"
+
+
+def plain(number: float) -> str:
+    """Return a number without an exponent or a trailing `.0`."""
+    return str(int(number)) if number == int(number) else str(number)
 
 
 def default_of(name: str, field: FieldInfo, fallback: dict[str, Any]) -> str:
-    """Return a default as YAML would say it; `required` without one."""
+    """Return a default as it is written in YAML, or `required` if there is none."""
     value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
@@ -76,7 +83,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def rows(model: type[BaseModel], fallback: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield one table row for each key, sections opened up."""
+    """Yield one table row for each key, including the keys of sections."""
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is not None and section is not Params:
@@ -85,13 +92,32 @@ def rows(model: type[BaseModel], fallback: dict[str, Any], prefix: str = "") -> 
             continue
         text = field.description or ("For requests that leave `params` out." if section else "")
         kind = kind_of(field.annotation) + bounds_of(field)
-        yield f"| `{prefix}{name}` | {kind} | {default_of(name, field, fallback)} | {text} |"
+        default = default_of(name, field, fallback)
+        yield f"| `{prefix}{name}` | {kind} | {default} | {escaped(text)} |"
+
+
+def escaped(text: str) -> str:
+    """Return a description whose `<` and `|` Markdown shows instead of interpreting them."""
+    return text.replace("<", "&lt;").replace("|", "\\|")
 
 
 def table(model: type[BaseModel], fallback: dict[str, Any]) -> str:
-    """Return a Markdown table of all keys of `model`; `fallback` is what stands behind a none."""
-    head = ["| key | value | default | |", "|---|---|---|---|"]
+    """Return a Markdown table of all keys of `model`; `fallback` has the defaults behind `none`."""
+    head = ["| key | value | default | meaning |", "|---|---|---|---|"]
     return "\n".join([*head, *rows(model, fallback)])
+
+
+def variables() -> str:
+    """Return a Markdown table of the environment variables of each section, under its heading."""
+    lines: list[str] = []
+    section = ""
+    for variable in documented():
+        if variable.section != section:
+            section = variable.section
+            lines += ["", f"### {section}", "", *HEAD_OF_VARIABLES]
+        text = escaped(variable.description)
+        lines.append(f"| `{variable.name}` | {variable.default} | {text} |")
+    return "\n".join([*lines[1:], ""])
 
 
 def option_defaults() -> dict[str, Any]:
@@ -101,26 +127,30 @@ def option_defaults() -> dict[str, Any]:
 
 
 def filled(text: str) -> str:
-    """Return `text` with what stands between each pair of markers written anew."""
-    tables = {"configuration": table(AppArgs, {}), "params": table(Params, option_defaults())}
+    """Return `text` with the lines between each pair of markers replaced by the table."""
+    tables = {
+        "configuration": table(AppArgs, {}),
+        "params": table(Params, option_defaults()),
+        "environment": variables(),
+    }
     for name, content in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         before, found, rest = text.partition(start)
         if not found or end not in rest:
-            raise SystemExit(f"README.md must have the markers of {name}")
+            raise SystemExit(f"{PAGE.name} must have the markers of {name}")
         text = before + start + content + "\n" + end + rest.partition(end)[2]
     return text
 
 
 def main() -> None:
-    """Rewrite README.md, or check it."""
-    old = README.read_text()
+    """Rewrite the page, or check it."""
+    old = PAGE.read_text()
     new = filled(old)
     if "--check" in sys.argv[1:]:
         if new != old:
-            raise SystemExit("README.md is behind the code: run scripts/readme_tables.py")
+            raise SystemExit(f"{PAGE.name} is out of date: run scripts/configuration_tables.py")
         return
-    README.write_text(new)
+    PAGE.write_text(new)
 
 
 if __name__ == "__main__":
