@@ -8,8 +8,8 @@ PY := .venv/bin/python
 # The tests that `make test` runs. TESTS=tests/unit selects fewer.
 MARKS := not slow and not gpu
 TESTS :=
-# The files of tests that run concurrently. Those of tests/serve run one after the other, because each
-# of their applications uses the whole machine.
+# The files of tests that run concurrently. Those in tests/serve take turns, because each of their
+# applications uses the whole machine.
 WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
 # The options of each, so that none takes more than some minutes on two cores.

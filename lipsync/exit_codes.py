@@ -3,7 +3,7 @@
 from serve_app.one_shot.exit_codes import BAD_INPUT, DONE, INTERRUPTED, OWN_FAULT, TERMINATED
 
 MEANINGS = {
-    DONE: "The command did what it was asked to do.",
+    DONE: "The command has done its work.",
     OWN_FAULT: (
         "This machine is at fault, or lacks something: network, disk, GPU, weights. The same "
         "command may work later or on another machine."

@@ -86,7 +86,7 @@ def _flags() -> Iterator[tuple[str, inspect.Parameter]]:
 
 
 def _flag(option: Option, panel: str) -> inspect.Parameter:
-    """Return a keyword that is None unless the flag is given: the defaults are the options' own."""
+    """Return a keyword that is None unless the flag is given; defaults are added later."""
     spec = option.spec
     is_number = option.kind in (int, float)
     flag = typer.Option(

@@ -19,7 +19,7 @@ TOOL_TIMEOUT_S = 10.0
 TORCH_TIMEOUT_S = 120.0  # a cold disk; the first call of CUDA takes seconds by itself
 SET_UP = f"Run `{PROJECT / 'scripts' / 'setup.sh'} base`."
 WANTED_PYTHON = (3, 11)
-ASK_TORCH = """
+PROBE_TORCH = """
 import json, torch
 cuda = torch.cuda.is_available()
 capability = torch.cuda.get_device_capability() if cuda else None
@@ -50,7 +50,7 @@ def ray() -> Finding:
 
 
 def media_tools() -> Iterator[Finding]:
-    """Look for the programs that read media and fetch from servers that break HTTP."""
+    """Find the programs that read media and fetch from servers that break HTTP."""
     for tool in ("ffmpeg", "ffprobe"):
         path = shutil.which(tool)
         if path is None:
@@ -72,7 +72,7 @@ def media_tools() -> Iterator[Finding]:
 
 
 def gpu(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Look at the GPU and its driver, and whether torch can use them."""
+    """Examine the GPU and its driver, and whether torch can use them."""
     build = _torch_build()
     if build is None:
         yield Finding("torch", "missing", "not installed", SET_UP)
@@ -99,11 +99,11 @@ def _driver() -> Finding:
 
 
 def _torch(build: str) -> Finding:
-    """Let another process load CUDA: this one shall end quickly, and holds no GPU memory."""
+    """Load CUDA in another process, so that this one ends quickly and holds no GPU memory."""
     rebuild = "Remove .venv and set up again: `rm -rf .venv && make install`."
     if build.endswith("+cpu"):
         return Finding("torch", "warning", f"{build} cannot use the GPU", rebuild)
-    answer = _answer([sys.executable, "-c", ASK_TORCH], TORCH_TIMEOUT_S)
+    answer = _answer([sys.executable, "-c", PROBE_TORCH], TORCH_TIMEOUT_S)
     if not answer:
         return Finding("torch", "missing", f"{build} cannot be imported", rebuild)
     cuda, is_available, capability, architectures = json.loads(answer.splitlines()[-1])

@@ -93,7 +93,7 @@ def _fine(topic: Topic, planned: PlannedStart) -> str:
     start = planned.start
     if topic == "gpu":
         shares = [pool.num_gpus for pool in start.args.pools]
-        return f"{sum(shares):g} asked for" if any(shares) else "none is asked for"
+        return f"{sum(shares):g} needed" if any(shares) else "none is needed"
     if topic == "placement":
         return "there is room for every replica"
     if topic == "ports":

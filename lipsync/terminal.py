@@ -21,7 +21,7 @@ from serve_app.one_shot.stopping import Stopping
 
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """Why a command did not do what it was asked to. `code`: stable, for programs."""
+    """Why a command failed. `code` is stable and meant for programs."""
 
     code: str
     message: str

@@ -70,7 +70,7 @@ def make(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be made of what, and where it goes."""
+    """The inputs of one job, and the files that it writes."""
 
     video: Source
     audio: Source
