@@ -103,10 +103,10 @@ def _shaped(
 
 
 def _inside(width: int, height: int, shape: Fraction) -> tuple[int, int]:
-    """Return the largest size of that shape within `width x height`."""
+    """Return the largest even size of that shape within `width x height`, at least 2 x 2."""
     if Fraction(width, height) > shape:
-        return _even(int(height * shape)), _even(height)
-    return _even(width), _even(int(width / shape))
+        return max(2, _even(int(height * shape))), _even(height)
+    return _even(width), max(2, _even(int(width / shape)))
 
 
 def _around(width: int, height: int, shape: Fraction) -> tuple[int, int]:

@@ -86,10 +86,13 @@ async def serve(
         except (asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
             state.closed_by_client.set()
         finally:
-            tasks.discard(task)
             writer.close()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
+            try:
                 await writer.wait_closed()
+            except (OSError, asyncio.CancelledError):
+                writer.transport.abort()  # the client may not read what is still to be sent
+            finally:
+                tasks.discard(task)
 
     if tls is not None:
         tls.sni_callback = lambda _socket, name, _context: state.server_names.append(name)
@@ -102,4 +105,5 @@ async def serve(
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # aborted transports close in the next round of the loop
         await server.wait_closed()

@@ -160,6 +160,12 @@ RESOLUTIONS = st.one_of(
 ASPECTS = st.sampled_from([None, "9:16", "16:9", "1:1", "4:5", "21:9", "source"])
 
 
+def test_a_small_source_is_never_cropped_to_nothing() -> None:
+    picture = fit(16, 16, "16x130", None, "crop", ())
+    assert picture.crop is not None
+    assert (picture.crop.width, picture.crop.height) == (2, 16)
+
+
 @given(SIDES, SIDES, RESOLUTIONS, ASPECTS, st.sampled_from(["pad", "blur", "crop"]), st.data())
 def test_every_picture_is_even_and_consistent(
     width: int,
