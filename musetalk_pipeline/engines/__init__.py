@@ -69,7 +69,7 @@ def decide_engine(
 
     `auto` is `musetalk` if every file of it is found, else `warp`; the files' contents are not
     checked. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
-    takes 15 minutes (musetalk_reference §6.3). If only some are found, a warning names the rest.
+    takes 15 minutes (docs/reference.md §6.3). If only some are found, a warning names the rest.
     `unet_weights`, `unet_config`: files that replace those in the models folder.
     """
     if choice != "auto":

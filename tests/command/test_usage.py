@@ -97,7 +97,7 @@ def test_without_arguments_there_is_help(lipsync):
 
 
 def test_exit_codes_are_those_of_a_container_s_job(lipsync):
-    """contracts.md §4; one table for every command."""
+    """docs/protocol.md §4; one table for every command."""
     assert list(MEANINGS) == list(EXIT_CODES) == [0, 1, 2, 130, 143]
     text = lipsync("--help").stdout
     for code in MEANINGS:
