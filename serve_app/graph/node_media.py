@@ -4,8 +4,8 @@
 
 `fetch` downloads both files into the attempt's scratch folder and stores their digests next to
 them; it needs no thread, because it only waits. `open` checks the files and plans the job. Replicas
-on the same node use the same files. A replica on another node fetches them again, once per node,
-and makes sure that they are the same.
+on the same node use the same files. On another node they are fetched and checked again, once per
+node: the first replica there stores what it found next to them, and every replica keeps it.
 """
 
 import asyncio
@@ -14,13 +14,16 @@ import fcntl
 import json
 import logging
 import os
+import pickle
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import ray
 
+from musetalk_pipeline.artifacts import SourceVideo, SpeechAudio
 from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
@@ -39,9 +42,18 @@ from serve_app.net.addresses import AddressPolicy
 
 logger = logging.getLogger(__name__)
 
-VIDEO, AUDIO, DIGESTS, LOCK = "video", "audio", "digests.json", "lock"
+VIDEO, AUDIO, DIGESTS, CHECKED, LOCK = "video", "audio", "digests.json", "checked.pickle", "lock"
 LOCK_POLL_S = 0.05
+MAX_CHECKED = 64  # attempts of other nodes whose media a replica keeps in mind
 KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow, because clocks and queues are not exact
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckedMedia:
+    """A job's source and sound as they are on this node."""
+
+    source: SourceVideo
+    audio: SpeechAudio
 
 
 class NodeMedia:
@@ -62,6 +74,7 @@ class NodeMedia:
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
+        self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
         """Download a job's media to this node.
@@ -115,18 +128,35 @@ class NodeMedia:
             if not self.scratch.touch(attempt.attempt_id):
                 raise StageFailed("The attempt is over, and its files have been removed.")
             return job
+        checked = self._checked.get(attempt.attempt_id)
+        # A folder that is gone was released, or removed by a cleaner; then nothing here is valid.
+        if checked is None or not self.scratch.touch(attempt.attempt_id):
+            checked = await self._check_once(opened, threads)
+            self._checked[attempt.attempt_id] = checked
+            while len(self._checked) > MAX_CHECKED:
+                self._checked.popitem(last=False)
+        return dataclasses.replace(job, source=checked.source, audio=checked.audio)
+
+    async def _check_once(self, opened: Opened, threads: StageThreads) -> CheckedMedia:
+        """Return the media of an attempt, checked now unless another replica of this node has."""
+        attempt, job = opened.attempt, opened.job
         folder = self.scratch.folder(attempt.attempt_id)
         digests = Digests(job.source.sha256, job.audio.sha256)
         _require_same(await self._files(attempt.sources, folder), digests)
         async with _locked(folder / LOCK, self._wait_s):
-            return await threads.run(self._indexed, job, folder)
+            checked = await asyncio.to_thread(_read_checked, folder / CHECKED)
+            if checked is None:
+                checked = await threads.run(self._check, job, folder)
+                await asyncio.to_thread(_write_checked, folder / CHECKED, checked)
+            return checked
 
-    def _indexed(self, job: OpenJob, folder: Path) -> OpenJob:
-        """Make on this node what the stages read in addition to the media."""
+    def _check(self, job: OpenJob, folder: Path) -> CheckedMedia:
+        """Check the files, and make what the stages read in addition to them."""
         kbps = job.options.encode.audio_bitrate_kbps
-        source = probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256)
-        audio = open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256)
-        return dataclasses.replace(job, source=source, audio=audio)
+        return CheckedMedia(
+            probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256),
+            open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256),
+        )
 
     async def _files(self, sources: Sources, folder: Path) -> Digests:
         """Return the digests of the files in `folder`, which are fetched now unless they exist."""
@@ -175,6 +205,21 @@ def _write_digests(path: Path, digests: Digests) -> None:
     """Write the digests, last of all: if they exist, both files are complete."""
     with replacing(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(digests)))
+
+
+def _read_checked(path: Path) -> CheckedMedia | None:
+    # The scratch folder belongs to this user alone (scratch.py), and so does what lies in it.
+    try:
+        checked = pickle.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    assert isinstance(checked, CheckedMedia)
+    return checked
+
+
+def _write_checked(path: Path, checked: CheckedMedia) -> None:
+    with replacing(path) as part:
+        part.write_bytes(pickle.dumps(checked))
 
 
 @contextmanager

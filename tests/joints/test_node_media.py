@@ -1,11 +1,13 @@
 """A job's media on their way from a server to the stages of one node, and of another one."""
 
+import asyncio
 import dataclasses
 import hashlib
 import pickle
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,16 @@ def node(tmp_path: Path) -> Node:
         return NodeMedia(args, Environment(), node_id=name)
 
     return make
+
+
+class CountingThreads(StageThreads):
+    """Counts the calls that occupy a thread."""
+
+    runs = 0
+
+    async def run(self, *call: Any) -> Any:
+        self.runs += 1
+        return await super().run(*call)
 
 
 @pytest.fixture
@@ -135,6 +147,28 @@ async def test_another_node_fetches_for_itself_once(node, files, threads, detect
         assert len(server.exchanges) == 6
     assert job.source.path != opened.value.job.source.path
     assert job.source.sha256 == opened.value.job.source.sha256
+
+
+async def test_another_node_checks_the_media_once_for_all_its_replicas(
+    node, files, threads, detector
+):
+    """Every call of a stage on another node used to probe both files again, one after the other."""
+    opener, replicas = node("one"), [node("two"), node("two")]
+    counting = CountingThreads(4, "test")
+    async with serving(files) as server:
+        opened = await opener.open(
+            work := attempt(server), await opener.fetch(work), detector, threads
+        )
+        calls = [media.here(opened.value, counting) for media in replicas for _ in range(4)]
+        jobs = await asyncio.gather(*calls)
+        assert len(server.exchanges) == 4
+    assert counting.runs == 1
+    assert all(job == jobs[0] for job in jobs)
+    assert jobs[0].source.path.parent.parent == replicas[0].scratch.folder(work.attempt_id).parent
+    replicas[0].scratch.release(work.attempt_id)
+    async with serving(files):
+        with pytest.raises(DownloadFailed):  # nothing that is remembered outlives the folder
+            await replicas[0].here(opened.value, counting)
 
 
 async def test_media_that_have_changed_are_noticed(node, files, threads, detector, clip):
