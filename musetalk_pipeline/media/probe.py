@@ -66,7 +66,7 @@ def probe_video(
 ) -> SourceVideo:
     """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
 
-    `sha256`: the file's digest in hex, if it is known already.
+    `sha256`: the file's digest in hex, if it has been computed; otherwise it is computed here.
 
     Raises:
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.

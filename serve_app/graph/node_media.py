@@ -67,7 +67,7 @@ class NodeMedia:
         """Download a job's media to this node.
 
         Raises:
-            MediaError: they cannot be fetched. `input` says which.
+            MediaError: they cannot be fetched. `input` names the one at fault.
         """
         folder, started = self.scratch.folder(attempt.attempt_id), time.monotonic()
         with _spending("download"):

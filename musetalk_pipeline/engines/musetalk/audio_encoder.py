@@ -134,7 +134,7 @@ def window_length(options: SpeechOptions) -> int:
 
 def cut_windows(steps: NDArray[np.float32], places: Places) -> NDArray[np.float32]:
     """Return (n, length * 5, 384), time outer and layer inner, from (m, 5, 384) steps; `places`
-    (n, length) says which of them.
+    (n, length) has their indices.
     """
     count, length = places.shape
     return steps[places].reshape(count, length * LAYERS, WIDTH)

@@ -249,7 +249,8 @@ class MuseTalkEngine:
             "face parser",
             lambda: load_parser(models / PARSER_FOLDER),
             to_labels,
-            # As in the reference, whatever the others run in: it costs little and shapes the mask.
+            # As in the reference, in whatever precision the others run. It costs little, and it
+            # shapes the mask.
             dtype=torch.float32,
         )
 

@@ -130,7 +130,7 @@ def _band_energies(audio: SpeechAudio) -> Float:
 
 
 def _level_db(bands: Float) -> Float:
-    """Return the level of the voice in dB of full scale: hiss counts little, it opens no mouth."""
+    """Return the level of the voice in dB of full scale. Hiss counts little: it opens no mouth."""
     voice = bands[:, :4].sum(axis=1) + 0.1 * bands[:, 4]
     return np.asarray(10.0 * np.log10(2.0 * voice + 1e-12), np.float32)
 

@@ -1,8 +1,8 @@
 """The engine without weights: opens, closes and shapes the mouth that is already in the picture.
 
 `WarpAudioEncoder` (audio_encoder.py) derives mouth shapes from the sound, and `WarpEngine` draws
-them (mouth_drawing.py). It does not replace the trained networks and never claims to: its name
-appears wherever an engine is named.
+them (mouth_drawing.py). It does not replace the trained networks, and its name appears wherever an
+engine is named.
 """
 
 from __future__ import annotations
