@@ -102,7 +102,7 @@ class ByS3fd:
 
 
 class _Picked(Sequence[Frame]):
-    """Some of a block's frames, none of which is kept: the block may make frames on demand."""
+    """Some of a block's frames. None is kept, because the block may make frames on demand."""
 
     def __init__(self, frames: Sequence[Frame], picked: Sequence[int]) -> None:
         self._frames = frames

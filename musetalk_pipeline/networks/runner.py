@@ -280,7 +280,7 @@ def _padded(rows: Tensor, shape: int) -> Tensor:
 
 
 class GraphedNetwork(nn.Module):
-    """Records the kernels of each input shape once and replays them: no launch costs afterwards.
+    """Records the kernels of each input shape once and replays them, which saves launch costs.
 
     All recordings share one pool of memory, because only one of them plays at a time. They have a
     stream of their own, because dropping a recording clears the workspaces of its stream, and the

@@ -5,7 +5,7 @@ first arrives:
 
 1. `/hc`, `/health` and the public ping are open to everybody.
 2. `/v1/ping` and `/v1/preflight` need `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
-3. `/files/…` with a signature in its link passes: access_control.py checks it where files are
+3. `/files/…` with a signature in its link passes: access_control.py checks it when files are
    served.
 4. Everything else needs `INGRESS_API_KEY` if that is set. Otherwise callers on loopback need
    nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if no key
@@ -166,7 +166,7 @@ def has_signature(scope: Scope) -> bool:
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path as the routes see it: without the prefix that the application is under."""
+    """Return the path without the prefix that the application is under, as its routes have it."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 

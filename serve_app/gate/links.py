@@ -96,7 +96,7 @@ def read_secret(path: Path) -> bytes:
             with create_private(part) as file:
                 file.write(secrets.token_bytes(SECRET_BYTES))
                 sync(file)
-            # Replicas may start at the same time: the first one's secret stays.
+            # Replicas may start at the same time, so the first one's secret stays.
             with contextlib.suppress(FileExistsError):
                 os.link(part, path)
         finally:

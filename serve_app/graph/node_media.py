@@ -172,7 +172,7 @@ def _read_digests(path: Path) -> Digests | None:
 
 
 def _write_digests(path: Path, digests: Digests) -> None:
-    """Write the digests, last of all: if they exist, both files are complete."""
+    """Write the digests. This comes last, so if they exist, both files are complete."""
     with replacing(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(digests)))
 

@@ -30,7 +30,7 @@ class ResultWatch:
     def watch(self, response: Any, callback: Callback) -> None:
         """Call `callback`, once, when the result of that call exists."""
         sending = asyncio.ensure_future(response._to_object_ref())
-        # Never cancelled: that would cancel the call itself.
+        # It is never cancelled, because that would cancel the call itself.
         self._sent.add(sending)
         sending.add_done_callback(lambda done: self._assigned(done, callback))
 

@@ -66,7 +66,7 @@ class WhisperAudioEncoder:
         """
         self._chunk_encoder = load(models / WHISPER_FOLDER, device)
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
-        # One thread encodes at a time; another that needs the same chunk then finds it.
+        # Only one thread encodes, so that another that needs the same chunk then finds it.
         self._lock = threading.Lock()
         self._max_chunks = _CHUNKS_A_JOB * jobs + _SPARE_CHUNKS
 

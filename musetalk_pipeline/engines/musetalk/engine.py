@@ -132,7 +132,7 @@ class MuseTalkEngine:
         will `encode` and `generate`.
         """
         if self._device.type != "cpu" and not self._has_run_shapes:
-            # The largest first: it may halve the batch, and then there are fewer shapes.
+            # The largest comes first, because it may halve the batch, which leaves fewer shapes.
             self._draw_grey(self.batch_size)
             for count in sorted(set().union(*(runner.shapes() for runner in self._runners()))):
                 self._draw_grey(count)
@@ -288,9 +288,9 @@ class MuseTalkEngine:
 
 
 def _rows(array: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
-    """Return a tensor over the array, or over a copy where it is read-only.
+    """Return a tensor over the array, or over a copy if it is read-only.
 
-    Arrays from another process are read-only: torch would warn about them, and might write.
+    Arrays from another process are read-only. torch would warn about them, and might write.
     """
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
