@@ -112,7 +112,7 @@ class ProgressReporter:
                 is_sent = await self._send(report)
             except JobGone as exc:
                 facts = {"job_id": self._job.job_id, "error": exc.message}
-                logger.warning("the job belongs to this worker no longer", extra=facts)
+                logger.warning("the job no longer belongs to this worker", extra=facts)
                 await self._on_gone()
                 return
             if not is_sent and self._closing:
