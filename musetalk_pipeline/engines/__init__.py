@@ -68,7 +68,7 @@ def decide_engine(
     """Decide which engine `choice` means on this machine, and why.
 
     `auto` is `musetalk` if every file of it is found, else `warp`; the files' contents are not
-    checked. Whoever has the weights wants them used, on a CPU too, where a clip of 10 s
+    checked. Users who have the weights expect them to be used, even on a CPU, where a clip of 10 s
     takes 15 minutes (docs/reference.md §6.3). If only some are found, a warning names the rest.
     `unet_weights`, `unet_config`: files that replace those in the models folder.
     """

@@ -94,7 +94,7 @@ def _load_detector(
         from musetalk_pipeline.faces.mmpose import MmposeDetector
 
         return MmposeDetector(_models(models_dir, name) / WEIGHTS, device, faces)
-    raise ValueError(f"no landmark detector is called {name!r}; there are mesh, onnx and mmpose")
+    raise ValueError(f"unknown landmark detector {name!r}; choose mesh, onnx or mmpose")
 
 
 def _models(models_dir: Path | None, wanted_by: str) -> Path:

@@ -1,7 +1,8 @@
 """From a detector's landmarks to the faces that are drawn. Pure.
 
-Boxes are the reference's (docs/reference.md §1.2, §1.3). Where the reference would stretch a face,
-because its box leaves the frame, the box is clipped unless told otherwise (docs/fidelity.md, Q13).
+Boxes are the reference's (docs/reference.md §1.2, §1.3). If the reference would stretch a face,
+because its box leaves the frame, the box is clipped, unless an option keeps the reference's result
+(docs/fidelity.md, Q13).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class _Detector:
 
 
 class MeshDetector:
-    """Landmarks from MediaPipe's face mesh. Thread-safe: one frame at a time goes through it."""
+    """Landmarks from MediaPipe's face mesh. It is thread-safe and takes one frame at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # LiteRT interpreters are not thread-safe

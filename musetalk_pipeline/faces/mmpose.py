@@ -24,7 +24,7 @@ from musetalk_pipeline.faces.dwpose import HEIGHT, N_POINTS, WIDTH, DwposeDetect
 from musetalk_pipeline.networks.checkpoint import find_weights, load_network, read_weights
 from musetalk_pipeline.networks.precision import forbid_tf32, naming_lost_gpu
 
-# mmpose's rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py, which the reference names. It says
+# mmpose's rtmpose-l_8xb32-270e_coco-ubody-wholebody-384x288.py, which the reference uses. It sets
 # SyncBN, which on one device is BN with torch's own epsilon (not CSPNeXt's default of 0.001).
 _BACKBONE: dict[str, Any] = {
     "arch": "P5",

@@ -1,13 +1,13 @@
 """Whether a frame has a face: by the landmarks' own score, or by S3FD as the reference does it.
 
-`landmarks` costs nothing and judges the very points that are used. `s3fd` is the reference's rule
-(docs/reference.md §1.2): a frame has a face where S3FD finds one, and S3FD's box stands in where
-the points make no box. At full resolution that network costs more than all others of a source frame
+`landmarks` costs nothing and scores exactly the points that are used. `s3fd` is the reference's
+rule (docs/reference.md §1.2): a frame has a face if S3FD finds one, and S3FD's box is used if the
+points make no box. At full resolution that network costs more than all others of a source frame
 together (2.1 s at 720p on two cores), so it searches every `interval`-th frame only.
 
-They differ if a face turns away or is covered (S3FD loses it first, DWPose goes on guessing), if
-several people are visible (S3FD may have found another one), and, with an interval above 1, if a
-face is gone for less than an interval.
+They differ if a face turns away or is covered (S3FD loses it first, while DWPose still guesses its
+points), if several people are visible (S3FD may have found another one), and, with an interval
+above 1, if a face is gone for less than an interval.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERVAL_FRAMES = 12  # guess: half a second at 25 fps, a twelfth of S3FD's cost
 
 
 class FaceBoxFinder(Protocol):
-    """S3FD, or what stands in for it."""
+    """The part of S3FD that decides whether a frame has a face."""
 
     def detect(self, frames: Sequence[Frame]) -> list[Box | None]:
         """Return the most certain face of each frame, None where there is none."""
@@ -102,7 +102,7 @@ class ByS3fd:
 
 
 class _Picked(Sequence[Frame]):
-    """Some of a block's frames, none of which is kept: the block may make frames on demand."""
+    """Some of a block's frames. None is kept, because the block may make frames on demand."""
 
     def __init__(self, frames: Sequence[Frame], picked: Sequence[int]) -> None:
         self._frames = frames

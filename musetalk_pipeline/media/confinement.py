@@ -7,8 +7,8 @@ which acts on one thread in the same way. A thread that starts a child gives up 
 the child begins without them. This needs no wrapper and no code between fork and exec.
 Measured: 0.3 ms per child, and an 8 s job has seven in one process; 2026-11-25, two busy cores.
 
-If the kernel lacks one of the two, children run without it, and `missing()` says so. Neither covers
-times and modes of this user's files or, before Linux 6.12, signals to this user's processes.
+If the kernel lacks one of the two, children run without it, and `missing()` reports it. Neither
+covers times and modes of this user's files or, before Linux 6.12, signals to this user's processes.
 Children inherit nothing but their three pipes.
 """
 
@@ -29,7 +29,7 @@ SET_NO_NEW_PRIVS = 38
 
 # Rights on files, linux/landlock.h.
 EXECUTE, WRITE, READ, READ_FOLDER, TRUNCATE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14
-# How many rights each version of Landlock knows; all of them are taken away.
+# How many rights each version of Landlock has; all of them are taken away.
 FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 TCP_RIGHTS = 0b11  # bind and connect, from version 4 on
 SCOPES = 0b11  # abstract sockets and signals outside, from version 6 on
@@ -86,7 +86,7 @@ def landlock_version() -> int:
 
 
 def missing() -> str | None:
-    """Return what this kernel cannot take from media children, in words; None if nothing."""
+    """Return a sentence on what media children may do because of this kernel; None if nothing."""
     version = landlock_version()
     if version == 0:
         return (

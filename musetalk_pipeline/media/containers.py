@@ -1,8 +1,8 @@
 """Which demuxer a file gets, decided by its first bytes alone; pure.
 
 The demuxer is then forced, so ffmpeg guesses nothing. Playlists (HLS, DASH, concat, SDP),
-subtitles, images and everything else without an entry here never reach a parser. A polyglot file is
-what its first bytes say: an MP4 followed by a ZIP archive is an MP4, and nothing later reads it in
+subtitles, images and everything else without an entry here never reach a parser. The first bytes
+of a polyglot file decide: an MP4 followed by a ZIP archive is an MP4, and nothing later reads it in
 any other way; a ZIP archive followed by an MP4 is refused.
 """
 

@@ -177,7 +177,7 @@ def _command(
 
 
 def _key_before(index: FrameIndex, frame: int) -> int | None:
-    """Return the time of the last key frame that is not after `frame`; None: start at the start."""
+    """Return the time of the last key frame that is not after `frame`; None for the start."""
     place = int(np.searchsorted(index.keys, index.pts[frame], side="right"))
     return int(index.keys[place - 1]) if place else None
 

@@ -50,7 +50,7 @@ def admit(
 ) -> MediaFile:
     """Check size, kind, streams and declared lengths of a file.
 
-    `sha256`: the digest in hex, if it is known already; otherwise the file is read for it.
+    `sha256`: the digest in hex, if it has been computed; otherwise it is computed here.
 
     Raises:
         MediaTooLarge, or `refusal`: it cannot be used; the message says why.

@@ -4,8 +4,8 @@ A video that cannot be used is refused with one sentence.
 
     first bytes ─► demuxer ─► header (limits) ─► times of the packets ─► FrameIndex
 
-Frames are counted from the times of the packets, without decoding, where packets and frames agree
-one to one; other files are decoded once to be counted. A container that cannot be sought exactly
+If packets and frames agree one to one, frames are counted from the times of the packets, without
+decoding. Other files are decoded once to be counted. A container that cannot be sought exactly
 (MPEG-TS, FLV, …) has its packets copied into an MP4 next to the index first.
 """
 
@@ -66,7 +66,7 @@ def probe_video(
 ) -> SourceVideo:
     """Validate a video and count its frames; write its FrameIndex into `out_dir` (its own folder).
 
-    `sha256`: the file's digest in hex, if it is known already.
+    `sha256`: the file's digest in hex, if it has been computed; otherwise it is computed here.
 
     Raises:
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
@@ -141,7 +141,7 @@ def _rate(text: str | None) -> Fraction:
 
 
 def _choose_video(media: MediaFile) -> dict[str, Any]:
-    """Return the stream that ffmpeg itself would take: the default one, then the largest."""
+    """Return the stream that ffmpeg itself would take, by default flag, then by size."""
     videos = [s for s in media.streams if s.get("codec_type") == "video"]
     moving = [s for s in videos if not _is_still(s)]
     if not moving:

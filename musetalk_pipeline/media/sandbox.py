@@ -82,7 +82,7 @@ def ffmpeg(*arguments: str) -> list[str]:
 
 
 def local_input(path: Path, demuxer: str) -> list[str]:
-    """Return the input arguments for a hostile file: this demuxer and no other, local files only.
+    """Return the input arguments for a hostile file, which allow one demuxer and only local files.
 
     The name begins with `file:`, so that it is never read as a protocol. The whitelist also applies
     to whatever the demuxer opens in turn.

@@ -28,17 +28,17 @@ def frames_in_order(
     read: ReadFrames | None = None,
     check: Check = go_on,
 ) -> Frames:
-    """Decode the source frames of a segment; yield them in output order, each the caller's own.
+    """Decode the source frames of a segment; yield them in output order. The caller owns them.
 
     Video decodes forwards only, so a segment on the way back is held in memory and yielded from its
-    end, each frame released at once. `read`: a running reader, for those who compose one segment
-    after the other; None starts a decoder.
+    end, and each frame is released at once. `read`: a running reader, for callers that compose one
+    segment after the other; None starts a decoder.
     """
     shown = segment.source_frames()
     alone = partial(read_frames, source, picture)
     if segment.turns is not None:
         kept = list(checked(alone(0, segment.turns), check))
-        # Copies: a frame may be shown again, and what is drawn into it is for one showing.
+        # Copies, because a frame may be shown again, and what is drawn into it is for one use only.
         yield from (kept[frame].copy() for frame in shown)
         return
     if segment.step > 0:

@@ -57,8 +57,8 @@ def open_audio(
 
     Both come from one decoding and hold the same samples from the first one on: gaps and offsets
     in the file's times are closed, as the reference's reader does. `check` is called regularly,
-    and raises once nobody wants the result. `sha256`: the file's digest in hex, if it is known
-    already.
+    and raises once the result is no longer needed. `sha256`: the file's digest in hex, if it has
+    been computed; otherwise it is computed here.
 
     Raises:
         InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.

@@ -34,7 +34,7 @@ _SHOWN_KEYS = 3  # a wrong file lacks hundreds; three are enough to recognise it
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """`tensors`: key to tensor, as in `path`, memory-mapped where the format allows it."""
+    """`tensors`: key to tensor, as in `path`, memory-mapped if the format allows it."""
 
     path: Path
     tensors: Mapping[str, Tensor]

@@ -143,7 +143,7 @@ def forbid_tf32(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def exact_math(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Compute as `dtype` says: in float32, without TF32 and without choosing algorithms by timing.
+    """Compute float32 without TF32, and without choosing algorithms by timing.
 
     In half precision, cuDNN may time its algorithms once for each of the fixed shapes.
     """

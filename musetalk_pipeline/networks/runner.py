@@ -1,7 +1,7 @@
 """Runs one network over many rows, in batches of a few fixed shapes, and recovers from failures.
 
 - The last batch is padded to the next shape, so that a GPU only ever gets the same few shapes.
-- Out of memory halves the batch and goes on.
+- If the GPU's memory runs out, the batch is halved and the run continues.
 - A batch with NaN or infinity in half precision is computed again in float32.
 """
 
@@ -121,7 +121,7 @@ class BatchRunner:
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # What did not fit is not a batch, but all inputs, or the float32 copy of the network.
+        # Not a batch but all inputs, or the float32 copy of the network, did not fit.
         self._free()
         raise self._does_not_fit()
 
@@ -280,7 +280,7 @@ def _padded(rows: Tensor, shape: int) -> Tensor:
 
 
 class GraphedNetwork(nn.Module):
-    """Records the kernels of each input shape once and replays them: no launch costs afterwards.
+    """Records the kernels of each input shape once and replays them, which saves launch costs.
 
     All recordings share one pool of memory, because only one of them plays at a time. They have a
     stream of their own, because dropping a recording clears the workspaces of its stream, and the

@@ -3,7 +3,7 @@
 Zhang et al., "S3FD: Single Shot Scale-invariant Face Detector", 2017; layer names and conventions
 are those of the published file s3fd-619a316812.pth (docs/reference.md §1.2, §2.3). Steps:
 1. Pixels become RGB minus (104, 117, 123), in that order. These are the means of blue, green and
-   red, but the reference applies them so, and its results are to be equalled.
+   red, but the reference applies them in this order, and the results here equal its results.
 2. A VGG-16 trunk; six heads over it, one for each face size from 16 to 512 pixels.
 3. Boxes with a score above 0.05, overlaps removed, then those above 0.5, best first.
 

@@ -1,6 +1,6 @@
 """Puts a drawn face back: the soft mask of a face, and the integer paste through it.
 
-It is bit-equal to the reference (docs/reference.md §1.9), but only where something can change.
+It is bit-equal to the reference (docs/reference.md §1.9), but computes only what can change.
 Outside the face box the reference pastes the frame onto itself, and above the middle of the crop
 its mask is zero. Neither is computed here.
 """

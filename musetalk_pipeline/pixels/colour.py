@@ -1,6 +1,6 @@
 """I420 pixels to BGR and back, with the source's own matrix and range.
 
-`to_bgr` is swscale's plain conversion, what an ffmpeg `bgr24` pipe gives and the reference sees.
+`to_bgr` is swscale's plain conversion, as an ffmpeg `bgr24` pipe delivers it to the reference.
 `write_bgr` is its inverse for the pixels that were changed; all others keep their bytes.
 """
 

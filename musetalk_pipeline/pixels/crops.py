@@ -1,7 +1,7 @@
-"""What the networks receive of a frame: the face, and the larger square that is parsed.
+"""The parts of a frame that the networks receive: the face, and the larger square to parse.
 
 Bit-equal to the reference (docs/reference.md §1.3, §1.8), which resizes the face with OpenCV and
-the parser's picture with Pillow: their results differ.
+the parser's picture with Pillow, because their results differ.
 """
 
 from __future__ import annotations

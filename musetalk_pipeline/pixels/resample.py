@@ -1,7 +1,7 @@
 """Pillow's bicubic resampling of a square mask, for the part of it that is needed.
 
 The parser's mask is resized for every output frame, but only the lower half of the face survives
-(docs/reference.md §1.9). Pillow has no way to ask for a part that gives the same pixels, so its
+(docs/reference.md §1.9). Pillow cannot compute only a part with the same pixels, so its
 integer arithmetic (Pillow, src/libImaging/Resample.c: `precompute_coeffs`, `normalize_coeffs_8bpc`)
 is repeated here on sparse matrices: bit-equal, at less than half of the cost.
 """

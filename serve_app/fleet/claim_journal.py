@@ -1,7 +1,7 @@
 """Which jobs a worker identity holds, on disk, and which process owns that identity.
 
 A replica that is killed while it runs a job restarts within seconds under the same identity. Its
-heartbeats continue, so the orchestrator does not notice and would wait for ever. The new process
+heartbeats continue, so the orchestrator cannot detect it and would wait for ever. The new process
 therefore reads from here which jobs the old one had claimed, and runs them again.
 
 While an old replica drains, its successor has the same identity. Two sets of heartbeats would

@@ -25,7 +25,7 @@ JOIN_S = 5.0
 class HeartbeatState:
     """The content of the next heartbeat.
 
-    `error` says why the worker cannot run jobs at present. `jobs` are all that it holds, the oldest
+    `error` is why the worker cannot run jobs at present. `jobs` are all that it holds, the oldest
     first.
     """
 

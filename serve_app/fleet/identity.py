@@ -32,7 +32,7 @@ def kept_id(state: Path) -> str:
 
 
 def worker_id(env: Environment, *, fallback: str) -> str:
-    """Return this machine's identity: the first variable of docs/protocol.md's order that is set.
+    """Return this machine's identity, the first variable of docs/protocol.md's order that is set.
 
     One machine is one worker, however many jobs it runs at once. `fallback` is used if none is set.
     """

@@ -16,8 +16,8 @@ class WorkerOptions:
         claim_interval_s: the pause after a claim that returned no job.
         claim_backoff_s: the pauses between the tries of one claim (contract).
         progress_interval_s: the shortest pause between two progress reports of the same phase.
-        progress_repeat_s: the longest pause between two progress reports. Their answers say that a
-            job was cancelled, so this bounds how late that is noticed (guess).
+        progress_repeat_s: the longest pause between two progress reports. Their answers show that a
+            job was cancelled, so this bounds how late it is stopped (guess).
         progress_close_s: how long the last progress reports may take. It is a little more than the
             deadline of one of them.
         unknown_answers, unknown_s: a job is stopped after that many answers of 404 in a row, over

@@ -58,7 +58,7 @@ class Outbox:
     When `capacity` reports wait, `is_full` makes the workers stop claiming. No report is ever
     dropped to make room. After a round that left some reports, the next round begins with the next
     report, or after a pause that doubles from `first_pause_s` to `longest_pause_s`. A report that
-    is answered 404 is given up when it is `unknown_s` old.
+    is answered 404 is dropped when it is `unknown_s` old.
 
     Args:
         clock: Unix seconds.
@@ -197,7 +197,8 @@ class Outbox:
             try:
                 found.append(_Stored(name, FinalReport(**json.loads(text))))
             except (ValueError, TypeError):
-                # It is from another program or damaged. A person may want it, the loop must not.
+                # It is damaged, or from another program. It is kept for the operator under another
+                # name, so that this loop does not read it again.
                 logger.error("unreadable report set aside", extra={"report": name})
                 (self._folder / name).rename(self._folder / f"{name}.unreadable")
         return sorted(found, key=lambda stored: stored.name)

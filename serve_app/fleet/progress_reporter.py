@@ -27,7 +27,7 @@ class ProgressReporter:
     """Sends each new phase at once, and otherwise the newest state at most every interval.
 
     A phase that is over before it could be sent is sent all the same, in order. A state that does
-    not change is repeated, because the answer says whether the job was cancelled or given to
+    not change is repeated, because the answer shows whether the job was cancelled or given to
     another worker. `on_gone` is awaited once in that case: after a 409 or 410, or after several 404
     in a row over some time, since a single 404 has been seen for a live job.
     """
@@ -112,7 +112,7 @@ class ProgressReporter:
                 is_sent = await self._send(report)
             except JobGone as exc:
                 facts = {"job_id": self._job.job_id, "error": exc.message}
-                logger.warning("the job belongs to this worker no longer", extra=facts)
+                logger.warning("the job no longer belongs to this worker", extra=facts)
                 await self._on_gone()
                 return
             if not is_sent and self._closing:
@@ -165,7 +165,7 @@ class ProgressReporter:
             self._unknown_since = now
         self._unknown += 1
         facts = {"job_id": self._job.job_id, "error": exc.message, "in_a_row": self._unknown}
-        logger.warning("the orchestrator does not know the job", extra=facts)
+        logger.warning("the orchestrator answered 404 for the job", extra=facts)
         is_long = now - self._unknown_since >= self._options.unknown_s
         if is_long and self._unknown >= self._options.unknown_answers:
             raise JobGone(exc.message, status_code=exc.status_code) from exc

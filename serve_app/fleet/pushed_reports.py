@@ -2,7 +2,7 @@
 
 Salad's queue, or another poller, posts a job to `/generate` and waits. The orchestrator that put
 the job into the queue receives its progress and its end, as from a worker that claimed it. This
-worker claims nothing and sends no heartbeats, as a worker that does would be handed jobs.
+worker claims nothing and sends no heartbeats, because a worker that does would be given jobs.
 """
 
 import asyncio
@@ -101,8 +101,8 @@ class PushedReports:
         if warning := local_links_warning(env, public_base_url):
             logger.warning(warning)
         self._service, self._batch_size = service, batch_size
-        # A caller waits for the job, and would take the 409 of a stopped one as its end. So a job
-        # that the orchestrator does not know is never stopped.
+        # A caller waits for the job, and would take the 409 of a stopped one as its end. So answers
+        # of 404 never stop a job.
         options = options or WorkerOptions(config_label=env.config_label)
         self._options = replace(options, unknown_s=math.inf)
         machine = worker_id(env, fallback=kept_id(state))

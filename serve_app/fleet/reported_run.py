@@ -104,7 +104,7 @@ def report_of(outcome: Outcome, fraction: float) -> SuccessReport | FailureRepor
 
 
 def sendable(text: str) -> str:
-    """Return text that fits into a report: of limited length, and valid as UTF-8."""
+    """Return text that fits into a report, of limited length and valid as UTF-8."""
     return text[:MAX_ERROR_CHARS].encode("utf-8", "replace").decode()
 
 

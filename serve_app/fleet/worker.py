@@ -215,7 +215,7 @@ class FleetWorker:
         for held in self._held:
             if held.key not in self._active:
                 return held
-        # A job that ends while the journal is read has to count as known, too.
+        # Read before the journal, because a job that ends meanwhile must not be resumed.
         known = {held.key for held in self._held}
         stored = await asyncio.to_thread(self._journal.read)
         for held in stored:

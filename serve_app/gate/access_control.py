@@ -111,11 +111,11 @@ class AccessControl:
         return self._limited(self._rules.check_token(scope), scope)
 
     def check_ping(self, scope: Scope) -> Rejection | None:
-        """Return why a request for the ping is rejected: it may be public."""
+        """Return why a request for the ping, which may be public, is rejected."""
         return None if self._rules.ping_is_public else self.check_token(scope)
 
     def check_link(self, scope: Scope, file_name: str) -> Rejection | None:
-        """Return why a request for a file is rejected: it needs a valid link, or the key."""
+        """Return why a request for a file, which needs a valid link or the key, is rejected."""
         return self._limited(self._check_link(scope, file_name), scope)
 
     def _check_link(self, scope: Scope, file_name: str) -> Rejection | None:

@@ -1,4 +1,4 @@
-"""Request bodies: read whole, within a size, a rate and a deadline, before a route sees them."""
+"""Reads request bodies before they reach a route, within a size, a rate and a deadline."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Bodies:
                 raise BodyTooLarge
             if not message.get("more_body", False):
                 return bytes(body)
-            if deadline in self._unfinished:  # otherwise it has been told to end
+            if deadline in self._unfinished:  # otherwise a newer request has ended it
                 earned_s = limits.grace_s + len(body) / limits.bytes_per_s
                 deadline.reschedule(began + min(earned_s, limits.whole_s))
 

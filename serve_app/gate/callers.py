@@ -5,11 +5,11 @@ first arrives:
 
 1. `/hc`, `/health` and the public ping are open to everybody.
 2. `/v1/ping` and `/v1/preflight` need `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
-3. `/files/…` with a signature in its link passes: access_control.py checks it where files are
+3. `/files/…` with a signature in its link passes: access_control.py checks it when files are
    served.
 4. Everything else needs `INGRESS_API_KEY` if that is set. Otherwise callers on loopback need
-   nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if there
-   is no key at all.
+   nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if no key
+   is set.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def has_signature(scope: Scope) -> bool:
 
 
 def route_path(scope: Scope) -> str:
-    """Return the path as the routes see it: without the prefix that the application is under."""
+    """Return the path without the prefix that the application is under, as its routes have it."""
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
@@ -185,8 +185,8 @@ def is_loopback(address: str | None) -> bool:
 def is_from_this_machine(scope: Scope) -> bool:
     """Whether the caller itself, not only the last hop to us, is a program on this machine.
 
-    The peer's address decides. A forwarding header says that the peer acts for somebody else, and a
-    browser acts for the site whose page it shows.
+    The peer's address decides. A forwarding header means that the peer acts for another client, and
+    a browser acts for the site whose page it shows.
     """
     client = scope.get("client")
     if client is None or not is_loopback(client[0]):
@@ -207,7 +207,7 @@ def _is_of_another_site(scope: Scope) -> bool:
     An `Origin` that equals `Host` proves nothing: a name of another site may resolve to loopback.
     For the same reason a browser has to come by an address or a local name, since it sends no
     `Origin` with what a page merely reads. A link that a user follows to here is that user's call,
-    and no other site sees its answer.
+    and no other site can read its answer.
     """
     origins = [value.decode("latin-1") for value in header_values(scope, b"origin")]
     if any(not _is_local_origin(origin) for origin in origins):

@@ -29,7 +29,7 @@ class ForwardedSend:
     """The ASGI `send` of one forwarded request.
 
     A client that does not receive a message within `seconds` is disconnected, and the application
-    is told so in the usual way. An answer of Serve's own is dropped.
+    receives the usual message about that. An answer of Serve's own is dropped.
     """
 
     def __init__(self, send: Send, abort: Callable[[], None], seconds: float) -> None:

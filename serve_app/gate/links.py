@@ -5,7 +5,7 @@ a link of that path, so that the link begins with the base URL that its reader u
 URLs of other stores (B2, a signed URL) pass unchanged.
 
 A link carries `expires` (Unix seconds) and `signature`, an HMAC-SHA256 over the name and the
-expiry. The name is that of the result, without suffix: whoever may see the video may also read its
+expiry. The name is that of the result, without suffix: a link to the video also opens its
 sidecar.
 """
 
@@ -96,7 +96,7 @@ def read_secret(path: Path) -> bytes:
             with create_private(part) as file:
                 file.write(secrets.token_bytes(SECRET_BYTES))
                 sync(file)
-            # Replicas may start at the same time: the first one's secret stays.
+            # Replicas may start at the same time, so the first one's secret stays.
             with contextlib.suppress(FileExistsError):
                 os.link(part, path)
         finally:
@@ -163,12 +163,12 @@ def in_address(host: str) -> str:
 
 
 def _scheme(scope: Scope, is_trusted: bool) -> str:
-    said = _header(scope, b"x-forwarded-proto").lower()
-    if is_trusted and said in ("http", "https"):
-        return said
-    # Without the gate, uvicorn believes that header of a loopback peer too, so the scope's scheme
-    # may be the client's word.
-    return "http" if said else str(scope.get("scheme", "http"))
+    forwarded = _header(scope, b"x-forwarded-proto").lower()
+    if is_trusted and forwarded in ("http", "https"):
+        return forwarded
+    # Without the gate, uvicorn accepts that header from a loopback peer too, so the scope's scheme
+    # may come from the client.
+    return "http" if forwarded else str(scope.get("scheme", "http"))
 
 
 def _forwarded_prefix(scope: Scope) -> str:

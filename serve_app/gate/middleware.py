@@ -1,4 +1,4 @@
-"""The gate: what every request passes before a route sees it (access, readiness, the body).
+"""The gate that every request passes before it reaches a route: access, readiness, the body.
 
 The gate runs in two places. In Serve's HTTP proxy, which loads it through
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve_app.gate.middleware:proxy_middlewares`, it guards

@@ -12,7 +12,7 @@ from serve_app.contract.outcomes import Failure, rejected
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a request is not let in, in the parts of an error answer; `headers` go with it."""
+    """Why a request is rejected, in the parts of an error answer; `headers` go with it."""
 
     status_code: int
     code: ErrorCode

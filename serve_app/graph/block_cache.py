@@ -16,7 +16,7 @@ from serve_app.graph.ray_errors import cancel_calls
 class CachedBlock:
     """One block that is being encoded, or has been, and how many segments use it now.
 
-    `pool`: where it is encoded, and its segments are drawn. `prepared` and `avatar`: the responses
+    `pool`: the one that encodes it and draws its segments. `prepared` and `avatar`: the responses
     that hold its PreparedBlock and its AvatarBlock.
     """
 

@@ -1,6 +1,6 @@
 """One job, driven through the graph by the ingress.
 
-    fetch ─► a place ─► open ─► for each segment, a few at a time:
+    fetch ─► a place ─► open ─► for each segment, a few at once:
                                 prepare ─► encode ─┐
                                 encode_audio ──────┴► generate ─► compose
                              ─► finish (stitch, upload)
@@ -53,8 +53,8 @@ class DriverPauses:
 
     `retry_s`: before the second try of a call, the third, and all that follow. A dead replica's
     replacement serves after 4.4 s on a quiet machine (measured); other replicas of the stage may
-    take the call after the first pause already. `keep_s`: between two messages to the stages that
-    an attempt lives. `tell_s`: at most for a stage to take such a message.
+    take the call after the first pause already. `keep_s`: between two calls that keep an attempt's
+    scratch. `tell_s`: at most for a stage to answer such a call, or one that removes the scratch.
     """
 
     retry_s: tuple[float, ...] = (0.5, 4.0, 10.0)
@@ -78,7 +78,7 @@ class JobDriver:
         *,
         pauses: DriverPauses = DEFAULT_PAUSES,
     ) -> None:
-        """Make a driver that opens at most `places` jobs at a time, and fetches for more."""
+        """Make a driver that opens at most `places` jobs at once, and fetches more."""
         self._graph = graph
         self._settings = settings
         self._open_timeout_s = open_timeout_s
@@ -92,7 +92,7 @@ class JobDriver:
         """Do one job and return what became of it.
 
         Raises:
-            PipelineError: the job cannot be done; `stage` says where it ended.
+            PipelineError: the job cannot be done; `stage` names the stage that failed.
         """
         meter = ProgressMeter(report)
         meter.report(Phase.DOWNLOADING, 0.0)
@@ -147,7 +147,7 @@ class JobDriver:
 
     @contextlib.asynccontextmanager
     async def _kept(self, attempt_id: str) -> AsyncIterator[None]:
-        """Tell the stages regularly that the attempt lives; a job may wait hours for its place."""
+        """Keep the attempt's scratch from being swept; a job may wait hours for its place."""
 
         async def keep() -> None:
             while True:
@@ -333,4 +333,4 @@ class JobDriver:
                 if not isinstance(exc, Exception) and not is_of_ray(exc):
                     raise
                 extra = {"attempt": attempt_id, "call": method, "error": type(exc).__name__}
-                logger.warning("a stage was not told about an attempt's scratch", extra=extra)
+                logger.warning("a call about an attempt's scratch failed", extra=extra)

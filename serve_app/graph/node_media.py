@@ -80,7 +80,7 @@ class NodeMedia:
         """Download a job's media to this node.
 
         Raises:
-            MediaError: they cannot be fetched. `input` says which.
+            MediaError: they cannot be fetched. `input` names the one at fault.
         """
         folder, started = self.scratch.folder(attempt.attempt_id), time.monotonic()
         with _spending("download"):
@@ -202,7 +202,7 @@ def _read_digests(path: Path) -> Digests | None:
 
 
 def _write_digests(path: Path, digests: Digests) -> None:
-    """Write the digests, last of all: if they exist, both files are complete."""
+    """Write the digests. This comes last, so if they exist, both files are complete."""
     with replacing(path) as part:
         part.write_text(json.dumps(dataclasses.asdict(digests)))
 

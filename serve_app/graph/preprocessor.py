@@ -99,7 +99,7 @@ class Preprocessor:
         )
 
     async def keep(self, attempt_id: str) -> None:
-        """Keep the scratch of an attempt that lives, although it is idle here just now."""
+        """Keep the scratch of a live attempt that does nothing here at the moment."""
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:

@@ -39,7 +39,7 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
 
 
 def is_of_ray(exc: BaseException) -> bool:
-    """Return whether Ray cancelled the call, and not somebody this task; both raise the same."""
+    """Return whether Ray cancelled the call. Cancelling this task would raise the same error."""
     task = asyncio.current_task()
     is_ours = task is not None and task.cancelling() > 0
     return isinstance(exc, asyncio.CancelledError) and not is_ours

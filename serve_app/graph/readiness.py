@@ -28,7 +28,7 @@ class ReadinessTimes:
     """How long a result is kept, in seconds, and how long a call may take.
 
     `ready_s`: while ready; a query of the controller costs about 10 ms. `unready_s`: while
-    something is missing, when whoever waits for the start polls often.
+    something is missing, because clients that wait for the start poll often.
     """
 
     ready_s: float = 2.0
@@ -86,12 +86,12 @@ class Readiness:
         return {} if self._description is None else asdict(self._description)
 
     def description(self) -> Description:
-        """Return what draws here, which is known once `is_ready` has been true."""
+        """Return what draws here. Call this only after `is_ready` has been true."""
         assert self._description is not None, "no job starts before readiness"
         return self._description
 
     async def preflight(self) -> dict[str, str]:
-        """Let one replica of each stage try everything that it depends on."""
+        """Make one replica of each stage try everything that it depends on."""
         calls = {
             "preprocessor": self._graph.preprocessor,
             "finisher": self._graph.finisher,
@@ -126,7 +126,7 @@ class Readiness:
             try:
                 async with asyncio.timeout(self._times.call_timeout_s):
                     self._description = await pools[0].handle.describe.remote()
-            except (*_UNANSWERED, asyncio.CancelledError) as exc:  # Ray's own; nobody here cancels
+            except (*_UNANSWERED, asyncio.CancelledError) as exc:  # only Ray cancels it
                 logger.warning("generator does not answer", extra={"error": type(exc).__name__})
                 return False
         return True

@@ -26,8 +26,8 @@ def keep_serves_server_on_loopback() -> None:
     """Make the server for calls between deployments listen on this machine only.
 
     Serve starts one in every replica after the constructor, on all addresses and without a key.
-    It unpickles what it receives, so whoever reaches it can run code here. Calls go through Ray
-    unless RAY_SERVE_USE_GRPC_BY_DEFAULT says otherwise, so nothing needs to reach it.
+    It unpickles what it receives, so anybody who can reach it can run code here. Calls go through
+    Ray unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set, so nothing needs to reach it.
     """
     if os.environ.get("RAY_SERVE_USE_GRPC_BY_DEFAULT", "0") == "1":
         return

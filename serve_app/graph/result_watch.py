@@ -1,4 +1,6 @@
-"""Notices that results of calls exist, without fetching them: they are large, and needed elsewhere.
+"""Detects that results of calls exist, without fetching them.
+
+Results are large, and they are needed elsewhere.
 
 Serve reports a result to its caller only by delivering it. Ray reports whether the object exists.
 """
@@ -18,7 +20,7 @@ Callback = Callable[[], None]
 class ResultWatch:
     """Calls back when results exist.
 
-    A call that failed counts as well, so whoever awaits it has to take that back.
+    A call that failed counts as well, so the caller that awaits it has to take that back.
     """
 
     def __init__(self) -> None:
@@ -28,7 +30,7 @@ class ResultWatch:
     def watch(self, response: Any, callback: Callback) -> None:
         """Call `callback`, once, when the result of that call exists."""
         sending = asyncio.ensure_future(response._to_object_ref())
-        # Never cancelled: that would cancel the call itself.
+        # It is never cancelled, because that would cancel the call itself.
         self._sent.add(sending)
         sending.add_done_callback(lambda done: self._assigned(done, callback))
 

@@ -53,7 +53,7 @@ class Scratch:
         path = self._path(attempt_id)
         try:
             if not self._root.exists():
-                logger.warning("the scratch root was removed by somebody, making it again")
+                logger.warning("the scratch root has been removed, making it again")
             make_root(self._root)  # checked every time, because another user may have made it since
             path.mkdir(exist_ok=True, mode=FOLDER_MODE)
             os.utime(path)

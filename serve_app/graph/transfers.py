@@ -13,9 +13,9 @@ from serve_app.contract.requests import JobRequest
 class Assignment:
     """One attempt at one job, as the ingress drives it; the stages get an `Attempt`.
 
-    `attempt_id` names its scratch folder; ours, never the caller's. `lost_attempt_id`: the attempt
-    before, if it fell silent; its scratch may still exist. `queue_job_id`: what Salad's queue
-    calls the job, for the sidecar.
+    `attempt_id` names its scratch folder; it is made here and never comes from a caller.
+    `lost_attempt_id`: the attempt before, if its lease expired; its scratch may still exist.
+    `queue_job_id`: the id of the job in Salad's queue, for the sidecar.
     """
 
     attempt_id: str
@@ -90,8 +90,8 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A stored output. `metrics` is what docs/protocol.md §1 puts under that name; `warnings` are
-    what the run itself decided.
+    """A stored output. `metrics` is what docs/protocol.md §1 puts under that name. `warnings` are
+    those of the run itself.
     """
 
     output_url: str
@@ -117,4 +117,4 @@ class Description:
     landmarks: str
     device: str
     gpu_class: str
-    batch_size: int  # frames in one pass; 1 where the engine draws one by one
+    batch_size: int  # frames in one pass; 1 if the engine draws one by one

@@ -23,7 +23,7 @@ async def run_again(
         except Exception as exc:
             fault = f"{type(exc).__name__}: {exc}"
             logger.error(
-                "background work failed, starting anew",
+                "background work failed, starting it again",
                 exc_info=None if fault == traced else exc,
                 extra={"work": name, "error": fault},
             )

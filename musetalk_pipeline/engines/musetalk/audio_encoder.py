@@ -66,7 +66,7 @@ class WhisperAudioEncoder:
         """
         self._chunk_encoder = load(models / WHISPER_FOLDER, device)
         self._chunks: OrderedDict[tuple[str, int], NDArray[np.float32]] = OrderedDict()
-        # One thread encodes at a time; another that needs the same chunk then finds it.
+        # Only one thread encodes, so that another that needs the same chunk then finds it.
         self._lock = threading.Lock()
         self._max_chunks = _CHUNKS_A_JOB * jobs + _SPARE_CHUNKS
 
@@ -134,7 +134,7 @@ def window_length(options: SpeechOptions) -> int:
 
 def cut_windows(steps: NDArray[np.float32], places: Places) -> NDArray[np.float32]:
     """Return (n, length * 5, 384), time outer and layer inner, from (m, 5, 384) steps; `places`
-    (n, length) says which of them.
+    (n, length) has their indices.
     """
     count, length = places.shape
     return steps[places].reshape(count, length * LAYERS, WIDTH)

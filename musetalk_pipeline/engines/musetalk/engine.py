@@ -132,7 +132,7 @@ class MuseTalkEngine:
         will `encode` and `generate`.
         """
         if self._device.type != "cpu" and not self._has_run_shapes:
-            # The largest first: it may halve the batch, and then there are fewer shapes.
+            # The largest comes first, because it may halve the batch, which leaves fewer shapes.
             self._draw_grey(self.batch_size)
             for count in sorted(set().union(*(runner.shapes() for runner in self._runners()))):
                 self._draw_grey(count)
@@ -249,7 +249,8 @@ class MuseTalkEngine:
             "face parser",
             lambda: load_parser(models / PARSER_FOLDER),
             to_labels,
-            # As in the reference, whatever the others run in: it costs little and shapes the mask.
+            # As in the reference, in whatever precision the others run. It costs little, and it
+            # shapes the mask.
             dtype=torch.float32,
         )
 
@@ -287,9 +288,9 @@ class MuseTalkEngine:
 
 
 def _rows(array: NDArray[np.uint8] | NDArray[np.float32]) -> Tensor:
-    """Return a tensor over the array, or over a copy where it is read-only.
+    """Return a tensor over the array, or over a copy if it is read-only.
 
-    Arrays from another process are read-only: torch would warn about them, and might write.
+    Arrays from another process are read-only. torch would warn about them, and might write.
     """
     return torch.from_numpy(np.require(array, requirements=("C", "W")))
 

@@ -130,7 +130,7 @@ def _band_energies(audio: SpeechAudio) -> Float:
 
 
 def _level_db(bands: Float) -> Float:
-    """Return the level of the voice in dB of full scale: hiss counts little, it opens no mouth."""
+    """Return the level of the voice in dB of full scale. Hiss counts little: it opens no mouth."""
     voice = bands[:, :4].sum(axis=1) + 0.1 * bands[:, 4]
     return np.asarray(10.0 * np.log10(2.0 * voice + 1e-12), np.float32)
 
@@ -145,7 +145,9 @@ def _loud_level(level: Float, bands: Float) -> float | None:
 
 
 def _is_steady_noise(level: Float, bands: Float) -> bool:
-    """Whether the clip is one even hiss: no syllables in its level, no formants in its spectrum."""
+    """Whether the clip is one even hiss, without syllables in its level or formants in its
+    spectrum.
+    """
     syllables = float(np.percentile(level, 90) - np.percentile(level, 10))
     widths = np.array([high - low for low, high in BANDS], np.float32)
     density = bands.mean(axis=0) / widths + 1e-15
@@ -154,7 +156,7 @@ def _is_steady_noise(level: Float, bands: Float) -> bool:
 
 
 def _floor_level(level: Float, loud: float) -> float:
-    """Return the level up to which the mouth stays closed: what sounds between the words."""
+    """Return the level up to which the mouth stays closed, which is that between the words."""
     return min(max(float(np.percentile(level, 8)) + 6.0, SILENT_DB), loud - 12.0)
 
 
@@ -191,7 +193,7 @@ def _ramp(x: Float, low: float, high: float) -> Float:
 
 
 def _over_time(track: Float) -> Float:
-    """Smooth with a lop-sided bell: what comes is followed quickly, what went fades slowly."""
+    """Smooth with a lop-sided bell, so that a rise is quick and a fall is slow."""
     reach = round(3 * RELEASE_S * SAMPLE_RATE / HOP)
     offset = np.arange(-reach, reach + 1) * (HOP / SAMPLE_RATE)
     # Convolution turns the kernel round: positive offsets weigh the past.

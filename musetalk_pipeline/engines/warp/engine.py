@@ -1,8 +1,8 @@
 """The engine without weights: opens, closes and shapes the mouth that is already in the picture.
 
 `WarpAudioEncoder` (audio_encoder.py) derives mouth shapes from the sound, and `WarpEngine` draws
-them (mouth_drawing.py). It does not replace the trained networks and never claims to: its name
-appears wherever an engine is named.
+them (mouth_drawing.py). It does not replace the trained networks, and its name appears wherever an
+engine is named.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["WarpAudioEncoder", "WarpEngine"]
 
 
 class WarpEngine:
-    """Draws mouths by warping. Holds no state: any instance gives the same picture."""
+    """Draws mouths by warping. It has no state, so any instance gives the same picture."""
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class WarpEngine:
 
     @property
     def needs_parse_inputs(self) -> bool:
-        """Return False: the masks come from the landmarks."""
+        """Return False, because the masks come from the landmarks."""
         return False
 
     def warm_up(self) -> None:

@@ -26,8 +26,8 @@ MIN_RED_APART = 0.04  # how much redder than skin lips are; less means a picture
 class Teeth:
     """The teeth that the source shows, in their place.
 
-    `rows`, `columns`: where, within what is drawn. `picture`: (h, w, 3) float32 BGR. `share`:
-    (h, w) float32, 1 where it is teeth. `enamel`: their colour.
+    `rows`, `columns`: their place within what is drawn. `picture`: (h, w, 3) float32 BGR. `share`:
+    (h, w) float32, 1 for pixels of teeth. `enamel`: their colour.
     """
 
     rows: slice
