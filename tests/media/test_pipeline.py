@@ -252,7 +252,7 @@ def test_a_turned_video_comes_out_upright(job, clip, speech, tools):
     assert box.height > box.width
 
 
-def test_a_variable_rate_is_brought_to_a_constant_one(job, clip, speech, tools):
+def test_a_variable_rate_is_brought_to_a_constant_one(job, clip, speech):
     video = clip(frames=20, is_variable_rate=True)
     result, decoded = job(video, speech(1.0), LOSSLESS, None)
     assert result.frames == count_output_frames(16_000, decoded.fps)
