@@ -1,7 +1,7 @@
 """Every environment variable of a worker: name, kind, default and meaning, once.
 
 The variables of two commands are not here: those of a one-shot job (one_shot/variables.py), and
-`HF_ENDPOINT` of `make weights`.
+`HF_ENDPOINT` of `lipsync weights fetch`.
 """
 
 from __future__ import annotations
