@@ -259,8 +259,8 @@ class SpeechOptions:
     `window_span`: how much sound a window holds. `time` is the reference's 200 ms at every rate;
     `frames` is five video frames at every rate, two of them before its own, as at 25 fps, which the
     network was trained at; `window_placement` means nothing then.
-    `chunk_overlap_s`: by how much the chunks of 30 s that Whisper hears overlap; the seam lies in
-    the middle. 0 is the reference, where a word across a seam is heard in two halves.
+    `chunk_overlap_s`: by how much the chunks of 30 s that Whisper encodes overlap; the seam lies in
+    the middle. 0 is the reference, where a word across a seam is encoded in two halves.
     `frame_rate`: the rate by which frames are counted and follow each other in the sound. `whole`
     is the reference's: cut to an integer, though the video plays at its exact rate, so that lips
     get ahead of the sound, and the file ends before the speech does (by 3.2 % at 29.97).

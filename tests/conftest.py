@@ -23,6 +23,7 @@ from fractions import Fraction
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -33,6 +34,9 @@ import soundfile
 import stamina
 from hypothesis import settings
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from musetalk_pipeline.pipeline import Tools
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
@@ -184,6 +188,16 @@ def seeded_weights() -> Path:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return kept / "models"
+
+
+@pytest.fixture(scope="session")
+def tools() -> Tools:
+    """What a job in one process needs, without weights: the embedded detector and engine."""
+    from musetalk_pipeline.engines import make_audio_encoder, make_engine
+    from musetalk_pipeline.faces import make_detector
+    from musetalk_pipeline.pipeline import Tools
+
+    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ RULES = {
 }
 # One wrong import for each contract: the file that gets it, and what it imports.
 PLANTED = {
-    "packages": ("musetalk_pipeline/media/probe.py", "serve_app.files"),
+    "packages": ("musetalk_pipeline/media/probe.py", "serve_app.private_folders"),
     "serve_app_rooms": ("serve_app/config/settings.py", "serve_app.graph.driver"),
     "musetalk_pipeline_rooms": ("musetalk_pipeline/pixels/blend.py", "musetalk_pipeline.faces"),
     "engines": (

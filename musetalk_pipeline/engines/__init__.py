@@ -87,7 +87,7 @@ def decide_engine(
     if has_some:
         logger.warning(
             "The MuseTalk engine is not used, because %s is missing in %s. Fetch it with "
-            "`python -m musetalk_pipeline.weights fetch --version %s --models %s`.",
+            "`lipsync weights fetch --version %s --models %s`.",
             ", ".join(missing),
             models_dir,
             version,
@@ -165,7 +165,7 @@ def _models(models_dir: Path | None) -> Path:
     if models_dir is None:
         raise ModelLoadFailed(
             "The MuseTalk engine needs downloaded weights, but no models folder is given. Fetch "
-            "them with `python -m musetalk_pipeline.weights fetch --models DIR` and name that "
-            "folder, or choose the engine `warp`."
+            "them with `lipsync weights fetch --models DIR` and name that folder, or choose the "
+            "engine `warp`."
         )
     return models_dir

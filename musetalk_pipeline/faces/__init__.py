@@ -101,6 +101,6 @@ def _models(models_dir: Path | None, wanted_by: str) -> Path:
     if models_dir is None:
         raise ModelLoadFailed(
             f"{wanted_by} needs downloaded weights, but no models folder was given. Fetch them "
-            "with `python -m musetalk_pipeline.weights fetch --models DIR` and name that folder."
+            "with `lipsync weights fetch --models DIR` and name that folder."
         )
     return models_dir

@@ -76,11 +76,6 @@ class View:
     size: Float  # (2,) width, height; 3:4
 
     @classmethod
-    def of_frame(cls, width_px: int, height_px: int) -> View:
-        """Return the view on a whole frame."""
-        return cls.of_person(Box(0, 0, width_px, height_px))
-
-    @classmethod
     def of_person(cls, box: Box) -> View:
         """Return the view on a person: 1.25 times the box, widened to the network's shape."""
         # In float32 throughout, because mmpose's box is a float32 array.

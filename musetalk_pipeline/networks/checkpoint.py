@@ -50,8 +50,7 @@ def find_weights(folder: Path, *names: str) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise ModelLoadFailed(
-        f"No {' or '.join(names)} in {folder}. "
-        "Fetch the weights with `python -m musetalk_pipeline.weights fetch`.",
+        f"No {' or '.join(names)} in {folder}. Fetch the weights with `lipsync weights fetch`.",
         file=str(folder / names[0]),
     )
 
@@ -67,7 +66,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as exc:
         raise ModelLoadFailed(
             f"The network configuration {path} cannot be read ({exc}). Fetch it again: "
-            "`make weights`.",
+            "`lipsync weights fetch`.",
             file=str(path),
         ) from exc
     if not isinstance(config, dict):
@@ -95,7 +94,7 @@ def read_weights(path: Path, *, tolerate_objects: bool = False) -> Weights:
         # left out, because it recommends switching the check off.
         raise ModelLoadFailed(
             f"The weight file {path} cannot be read ({type(exc).__name__}): it is damaged, cut "
-            "short, or holds more than tensors. Fetch it again: `make weights`.",
+            "short, or holds more than tensors. Fetch it again: `lipsync weights fetch`.",
             file=str(path),
         ) from exc
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):

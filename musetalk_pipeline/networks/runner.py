@@ -237,8 +237,7 @@ class BatchRunner:
     def _not_finite(self) -> StageFailed:
         return StageFailed(
             f"The {self.name} returned numbers that are not finite, in float32 too, so its weights "
-            "or the GPU are damaged. Verify the weights with `python -m musetalk_pipeline.weights "
-            "verify`.",
+            "or the GPU are damaged. Verify the weights with `lipsync weights verify`.",
             network=self.name,
         )
 

@@ -172,8 +172,8 @@ class FaceFinder:
         """
         if not path.is_file():
             raise ModelLoadFailed(
-                f"{path} does not exist. Fetch it with `python -m musetalk_pipeline.weights fetch "
-                "--s3fd`, or let the landmarks decide (face_presence: landmarks).",
+                f"{path} does not exist. Fetch it with `lipsync weights fetch --s3fd`, or let "
+                "the landmarks decide (face_presence: landmarks).",
                 file=str(path),
             )
         return cls(load_network(S3fd, read_weights(path)), device)

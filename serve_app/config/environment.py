@@ -15,7 +15,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import EnvSettingsSource
 
 from serve_app.config.variable_kinds import Mode
-from serve_app.config.variables import Callers, Fleet, Results, Running, Sources
+from serve_app.config.variables import Callers, Fetching, Fleet, Results, Running
 
 MAY_BE_EMPTY = "B2_PREFIX"  # the bucket's root
 
@@ -24,10 +24,10 @@ class EnvironmentInvalid(ValueError):
     """An environment variable has a value that cannot be used. Says which and what is accepted."""
 
 
-SECTIONS = (Callers, Sources, Running, Results, Fleet)
+SECTIONS = (Callers, Fetching, Running, Results, Fleet)
 
 
-class Environment(Callers, Sources, Running, Results, Fleet):
+class Environment(Callers, Fetching, Running, Results, Fleet):
     """The environment of the worker contract, as far as the application itself acts on it."""
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
-from serve_app.files import (
+from serve_app.private_folders import (
     make_folder,
     private_folder,
     require_makeable,

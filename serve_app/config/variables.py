@@ -1,7 +1,7 @@
 """Every environment variable of a worker: name, kind, default and meaning, once.
 
 The variables of two commands are not here: those of a one-shot job (one_shot/variables.py), and
-`HF_ENDPOINT` of `make weights`.
+`HF_ENDPOINT` of `lipsync weights fetch`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from serve_app.config.variable_kinds import (
 )
 
 
-class Section(BaseSettings):
+class Variables(BaseSettings):
     """Variables that belong together. Its docstring is their heading in the documentation."""
 
     model_config = SettingsConfigDict(
@@ -48,7 +48,7 @@ class Section(BaseSettings):
         return (init_settings,)
 
 
-class Callers(Section):
+class Callers(Variables):
     """Who may call"""
 
     ingress_api_key: SecretStr | None = Field(
@@ -86,7 +86,7 @@ class Callers(Section):
     )
 
 
-class Sources(Section):
+class Fetching(Variables):
     """What may be fetched"""
 
     allowed_folders: Folders = Field(
@@ -115,7 +115,7 @@ class Sources(Section):
     )
 
 
-class Running(Section):
+class Running(Variables):
     """Running"""
 
     port: Count = Field(
@@ -184,7 +184,7 @@ class Running(Section):
     )
 
 
-class Results(Section):
+class Results(Variables):
     """Where results go"""
 
     b2_key_id: SecretStr | None = Field(
@@ -213,7 +213,7 @@ class Results(Section):
     )
 
 
-class Fleet(Section):
+class Fleet(Variables):
     """A worker of a fleet"""
 
     worker_mode: WorkerMode | None = Field(

@@ -102,7 +102,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "no_face": "Use a video in which a larger face looks towards the camera.",
         # A job's end.
         "processing_error": "Send the job again, or to another worker.",
-        "model_load_failed": "Fetch the weights again where the worker runs: make weights.",
+        "model_load_failed": "Fetch the weights again on the worker: `lipsync weights fetch`.",
         "out_of_gpu_memory": "Use a worker with more GPU memory, or request a smaller resolution.",
         "stage_failed": "Send the job again; if it fails again, report it with the worker's log.",
         "deadline_exceeded": "Send the job again when the worker is less busy, or to another one.",

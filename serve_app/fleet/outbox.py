@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from musetalk_pipeline.files import write_atomically
+from orchestrator.calls import GONE_STATUSES, UNKNOWN_STATUS
 from orchestrator.client import FinalReport
 from orchestrator.errors import OrchestratorError, RequestRejected
 
@@ -33,8 +34,7 @@ logger = logging.getLogger(__name__)
 Send = Callable[[FinalReport], Awaitable[None]]
 
 # The job has ended or belongs to another worker, so this report can never be accepted.
-FINAL_REFUSALS = frozenset({409, 410, 422})
-UNKNOWN_STATUS = 404
+FINAL_REFUSALS = GONE_STATUSES | {422}
 UNKNOWN_S = 600.0  # guess: many times the 30 s after which progress reports stop a job
 
 

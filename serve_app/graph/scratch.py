@@ -20,7 +20,7 @@ from pathlib import Path
 
 from musetalk_pipeline.errors import StageFailed
 from serve_app.config.folders import make_root
-from serve_app.files import (
+from serve_app.private_folders import (
     FOLDER_MODE,
     FolderRefused,
 )

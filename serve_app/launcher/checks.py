@@ -27,10 +27,10 @@ from serve_app.config.config_file import (
 from serve_app.config.environment import Environment, EnvironmentInvalid, read_environment
 from serve_app.config.folders import check_folders
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings
-from serve_app.files import FolderRefused
 from serve_app.launcher.environment_checks import environment_faults
 from serve_app.launcher.machine import cpus, has_gpu, has_ipv6, port_fault
 from serve_app.launcher.weight_checks import weight_faults
+from serve_app.private_folders import FolderRefused
 
 IMPORT_PATH = "serve_app.app:build_app"
 Topic = Literal["weights", "gpu", "placement", "ports", "folders"]

@@ -44,9 +44,7 @@ def _fetch(args: AppArgs, *options: str) -> str:
         options = (*options, "--version", args.version)
     if args.models_dir != Path("models"):
         options = (*options, "--models", str(args.models_dir))
-    if not options:
-        return "`make weights`"
-    return f"`{sys.executable} -m musetalk_pipeline.weights fetch {' '.join(options)}`"
+    return f"`{' '.join(('lipsync weights fetch', *options))}`"
 
 
 def _detector_faults(args: AppArgs) -> Iterator[tuple[Place, str]]:

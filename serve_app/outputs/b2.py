@@ -48,7 +48,7 @@ from serve_app.outputs.b2_transport import DeadlinePassedError, GuardedApi, Guar
 from serve_app.outputs.store import (
     SIDECAR_SUFFIX,
     VIDEO_SUFFIX,
-    Digests,
+    FileDigests,
     Place,
     StoredOutput,
     file_digests,
@@ -144,7 +144,7 @@ class B2Store:
         name = object_name(job_id) + suffix
         return f"{prefix}/{name}" if prefix else name
 
-    def _put_video(self, key: str, video: Path, digests: Digests) -> str:
+    def _put_video(self, key: str, video: Path, digests: FileDigests) -> str:
         unfinished: set[str] = set()
 
         def upload(bucket: Bucket) -> str:

@@ -20,10 +20,16 @@ from urllib.parse import quote
 
 from musetalk_pipeline.errors import UploadFailed
 from musetalk_pipeline.files import create_private, part_name, sync, sync_folder
-from serve_app.files import FOLDER_MODE
-from serve_app.outputs.store import SIDECAR_SUFFIX, VIDEO_SUFFIX, Place, StoredOutput, object_name
+from serve_app.outputs.store import (
+    READ_BLOCK_BYTES,
+    SIDECAR_SUFFIX,
+    VIDEO_SUFFIX,
+    Place,
+    StoredOutput,
+    object_name,
+)
+from serve_app.private_folders import FOLDER_MODE
 
-_READ_BLOCK_BYTES = 1 << 20
 # A writer locks its new file well within this time.
 _LOCKED_WITHIN_S = 1.0
 _OBJECT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
@@ -158,7 +164,7 @@ def _copy(source: Path, writer: BinaryIO) -> tuple[int, str]:
     digest = hashlib.sha256()
     size_bytes = 0
     with source.open("rb") as reader:
-        while block := reader.read(_READ_BLOCK_BYTES):
+        while block := reader.read(READ_BLOCK_BYTES):
             digest.update(block)
             size_bytes += len(block)
             writer.write(block)

@@ -15,11 +15,10 @@ from musetalk_pipeline.errors import Detail, Stage, UploadFailed
 from musetalk_pipeline.retries import async_retrying
 from serve_app.net.addresses import AddressPolicy, parse_location
 from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
-from serve_app.outputs.store import Place, StoredOutput, file_digests
+from serve_app.outputs.store import READ_BLOCK_BYTES, Place, StoredOutput, file_digests
 
 logger = logging.getLogger(__name__)
 
-_READ_BLOCK_BYTES = 1 << 20
 _RETRYABLE_STATUSES = (408, 425, 429)  # and every 5xx
 
 
@@ -136,7 +135,7 @@ class PutStore:
             size_bytes = os.fstat(reader.fileno()).st_size
 
             async def body() -> AsyncIterator[bytes]:
-                while block := reader.read(_READ_BLOCK_BYTES):
+                while block := reader.read(READ_BLOCK_BYTES):
                     yield block
 
             headers = {"Content-Type": "video/mp4", "Content-Length": str(size_bytes)}

@@ -23,7 +23,7 @@ SIDECAR_SUFFIX = ".json"
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _UNSAFE_RUN = re.compile(r"[^A-Za-z0-9_-]+")
 _SLUG_CHARS = 64
-_READ_BLOCK_BYTES = 1 << 20
+READ_BLOCK_BYTES = 1 << 20
 
 
 def object_name(job_id: str) -> str:
@@ -141,7 +141,7 @@ def peak_ram_kb() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Digests:
+class FileDigests:
     """The size and the hex digests of a file."""
 
     size_bytes: int
@@ -149,13 +149,13 @@ class Digests:
     sha256: str
 
 
-def file_digests(path: Path) -> Digests:
+def file_digests(path: Path) -> FileDigests:
     """Read a file once, in blocks."""
     sha1, sha256 = hashlib.sha1(usedforsecurity=False), hashlib.sha256()
     size_bytes = 0
     with path.open("rb") as reader:
-        while block := reader.read(_READ_BLOCK_BYTES):
+        while block := reader.read(READ_BLOCK_BYTES):
             size_bytes += len(block)
             sha1.update(block)
             sha256.update(block)
-    return Digests(size_bytes, sha1.hexdigest(), sha256.hexdigest())
+    return FileDigests(size_bytes, sha1.hexdigest(), sha256.hexdigest())

@@ -110,7 +110,7 @@ def test_config_check_names_every_fault_with_its_line(lipsync, config):
     assert shown.stderr.splitlines() == facts["faults"]
 
 
-def test_without_a_configuration_here_the_project_s_own_is_meant(lipsync, tmp_path):
+def test_without_a_configuration_here_the_project_s_own_is_meant(lipsync):
     done = lipsync("config", "check", "--json")
     assert json.loads(done.stdout)["config"] == str(ROOT / "serve_config.yaml")
     assert f"The project's own is used, in {ROOT}." in done.stderr

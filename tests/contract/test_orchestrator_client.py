@@ -349,9 +349,7 @@ async def test_job_ids_stay_one_path_segment(
     assert len(fake.jobs[job_id].progress) == 1
 
 
-async def test_numbers_that_json_lacks_are_sent_as_null(
-    fake: FakeOrchestrator, main: MainClient
-) -> None:
+async def test_numbers_that_json_lacks_are_sent_as_null(main: MainClient) -> None:
     end = SuccessReport("https://files.example/a.mp4", {"psnr": math.inf, "loss": math.nan})
     report = main.final_report(JOB, end, config_label=None, batch_size=None)
     assert json.loads(report.body)["metrics"] == {"psnr": None, "loss": None}

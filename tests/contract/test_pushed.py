@@ -297,7 +297,7 @@ async def test_a_worker_that_stops_waits_until_its_reports_are_accepted(
 
 
 async def test_a_job_whose_caller_went_away_is_not_reported_as_failed(
-    fake: FakeOrchestrator, site: Site, registry: JobRegistry
+    fake: FakeOrchestrator, site: Site
 ) -> None:
     """Salad's queue pushes it again; the orchestrator must not believe that it has ended."""
     queue_elsewhere(fake, "job-1")

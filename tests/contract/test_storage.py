@@ -198,7 +198,7 @@ def test_lookups_take_any_text(key: str) -> None:
 
 
 def test_what_a_killed_writer_left_is_removed_at_the_next_start(
-    local: LocalStore, video: Path, tmp_path: Path
+    local: LocalStore, tmp_path: Path
 ) -> None:
     local.check()
     folder = tmp_path / "outputs" / "deep"

@@ -190,7 +190,7 @@ async def test_the_signature_covers_id_time_and_body(
         Webhook(secret).verify(body, headers)
 
 
-def test_the_signature_is_the_schemes_own_example(tmp_path: Path) -> None:
+def test_the_signature_is_the_schemes_own_example() -> None:
     """Id, time, payload and signature as published in the scheme's reference libraries."""
     signature = Webhook(signing_key(SECRET)).sign(
         "msg_p5jXN8AQM9LWM0D4loKWxJek",

@@ -35,8 +35,6 @@ PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=1")
 TONE = ("-f", "lavfi", "-i", "sine=d=1")
 H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 
-Maker = Callable[[Path], bytes]
-
 
 @cache
 def made(suffix: str, *arguments: str) -> bytes:

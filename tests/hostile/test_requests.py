@@ -219,7 +219,7 @@ async def test_a_get_with_a_body_is_refused(client: httpx.AsyncClient, path: str
     assert answer.status_code == 400 and answer.json()["code"] == "body_not_allowed"
 
 
-async def test_head_of_files(client: httpx.AsyncClient, door: Door, tmp_path: Path) -> None:
+async def test_head_of_files(client: httpx.AsyncClient, tmp_path: Path) -> None:
     """Mend 1.17."""
     (tmp_path / "results" / "x.mp4").write_bytes(b"video")
     answer = await client.head("/files/x.mp4")
@@ -319,7 +319,7 @@ async def test_files_gives_outputs_only(client: httpx.AsyncClient, key: str) -> 
     assert answer.status_code == 404 and b"SQLite" not in answer.content
 
 
-async def test_a_fuzzed_ingress_never_answers_500(client: httpx.AsyncClient, door: Door) -> None:
+async def test_a_fuzzed_ingress_never_answers_500(client: httpx.AsyncClient) -> None:
     chance = random.Random(5)
     seen: set[int] = set()
     for number in range(400):

@@ -6,8 +6,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import pytest
+
+from tests.decoding import frames_of
 
 MAKER = Path(__file__).resolve().parents[3] / "shared" / "tools" / "make_weights.py"
 
@@ -30,10 +31,7 @@ def test_one_second_at_full_size(clip, speech, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert "musetalk" in done.stdout
-    with av.open(str(out)) as container:
-        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-    with av.open(str(video)) as container:
-        source = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    frames, source = frames_of(out), frames_of(video)
     assert len(frames) == 10
     for before, after in zip(source, frames, strict=True):
         changed = abs(before.astype(int) - after).max(axis=2) > 40

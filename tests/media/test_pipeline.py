@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.errors import (
     AudioTooShort,
     DeadlineExceeded,
@@ -25,7 +24,6 @@ from musetalk_pipeline.errors import (
     JobCancelled,
     NoFaceFound,
 )
-from musetalk_pipeline.faces import make_detector
 from musetalk_pipeline.faces.face_boxes import face_of
 from musetalk_pipeline.options import (
     EncodeOptions,
@@ -39,6 +37,7 @@ from musetalk_pipeline.pipeline import DEFAULT_MEMORY, FrameMemory, Result, RunP
 from musetalk_pipeline.plan import count_output_frames, source_of
 from musetalk_pipeline.stages import JobFiles, open_job
 from musetalk_pipeline.watch import Watch
+from tests.decoding import frames_of
 
 # Lossless: what comes out of the file is exactly what was put into the encoder.
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
@@ -69,12 +68,6 @@ def decode(path: Path) -> Decoded:
             video.codec_context.name,
             video.codec_context.pix_fmt,
         )
-
-
-def pictures(path: Path) -> np.ndarray:
-    """The frames of a file without sound, (n, H, W, 3) uint8 BGR."""
-    with av.open(str(path)) as container:
-        return np.stack([f.to_ndarray(format="bgr24") for f in container.decode(video=0)])
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
@@ -114,11 +107,6 @@ def outside(shape: tuple[int, ...], box: Box) -> np.ndarray:
     keep = np.ones(shape[:2], bool)
     keep[max(0, box.y0 - 1) : box.y1 + 1, max(0, box.x0 - 1) : box.x1 + 1] = False
     return keep
-
-
-@pytest.fixture(scope="module")
-def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 @pytest.fixture
@@ -181,7 +169,7 @@ def test_frames_are_counted_and_ordered_as_planned(job, clip, speech, tools, fie
     """Decoded at no loss, each output frame equals its source frame outside the face."""
     video = clip(**fields)
     result, decoded = job(video, speech(seconds), LOSSLESS, seconds)
-    sources = pictures(video)
+    sources = frames_of(video)
     assert result.frames_with_face == result.frames
     assert decoded.fps == fields.get("fps", Fraction(25))
     for i, frame in enumerate(decoded.frames):
@@ -197,7 +185,7 @@ def test_the_sources_frames_are_played_at_the_rate_asked_for(job, clip, speech):
     options = replace(LOSSLESS, frame=FrameOptions(fps=25.0))
     result, decoded = job(video, speech(0.6), options, 0.6)
     assert (result.frames, decoded.fps) == (15, 25)
-    sources = pictures(video)
+    sources = frames_of(video)
     for i in faceless:
         np.testing.assert_array_equal(decoded.frames[i], sources[i])  # none left out
 
@@ -213,7 +201,7 @@ def test_a_whole_frame_rate_counts_as_the_reference_and_plays_at_the_real_one(jo
 def test_outside_the_face_the_encoded_picture_is_the_source(job, clip, speech, tools):
     video = clip(frames=25, width=640, height=360)
     _, decoded = job(video, speech(1.0), JobOptions(), 1.0)
-    for frame, source in zip(decoded.frames, pictures(video), strict=True):
+    for frame, source in zip(decoded.frames, frames_of(video), strict=True):
         keep = outside(frame.shape, box_of(source, tools))
         assert psnr(frame[keep], source[keep]) >= 40
 
@@ -223,7 +211,7 @@ def test_frames_without_a_face_pass_through_at_their_own_index(job, clip, speech
     faceless = frozenset({0, 9, 10, 11, 24})
     video = clip(frames=25, faceless=faceless)
     result, decoded = job(video, speech(2.0), LOSSLESS, 2.0)
-    sources = pictures(video)
+    sources = frames_of(video)
     passed = [i for i in range(50) if source_of(i, 25) in faceless]
     for i in passed:
         np.testing.assert_array_equal(decoded.frames[i], sources[source_of(i, 25)])
@@ -252,7 +240,7 @@ def test_a_turned_video_comes_out_upright(job, clip, speech, tools):
     assert box.height > box.width
 
 
-def test_a_variable_rate_is_brought_to_a_constant_one(job, clip, speech, tools):
+def test_a_variable_rate_is_brought_to_a_constant_one(job, clip, speech):
     video = clip(frames=20, is_variable_rate=True)
     result, decoded = job(video, speech(1.0), LOSSLESS, None)
     assert result.frames == count_output_frames(16_000, decoded.fps)
@@ -293,7 +281,7 @@ def test_a_face_over_the_edge_keeps_its_shape_unless_it_shall_be_stretched(
 ):
     """Q13. In silence the mouth is drawn as it is, so what differs from the source is the paste."""
     video, quiet = clip(frames=4, face_at=(0.92, 0.5), is_moving=False), speech(0.2, silence=True)
-    sources = pictures(video)
+    sources = frames_of(video)
     [found] = tools.detector.detect([sources[0]])
     assert found.points[:, 0].max() > 335  # well over the edge at 320
     errors = {}
@@ -311,7 +299,7 @@ def test_a_mouth_at_rest_in_silence_is_the_source(job, clip, speech):
     video = clip(frames=15)
     options = replace(LOSSLESS, speech=SpeechOptions(rest_in_silence=True))
     _, decoded = job(video, speech(0.6, silence=True), options, 0.6)
-    np.testing.assert_array_equal(decoded.frames, pictures(video))
+    np.testing.assert_array_equal(decoded.frames, frames_of(video))
 
 
 def blocks_of(frames: int, **more: int) -> FrameMemory:

@@ -20,12 +20,11 @@ import pytest
 from numpy.typing import NDArray
 
 from musetalk_pipeline.contact_sheet import CELL_PX, GAP_PX, spread, write_contact_sheet
-from musetalk_pipeline.engines import make_audio_encoder, make_engine
 from musetalk_pipeline.errors import NoFaceFound
-from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
+from musetalk_pipeline.faces import LandmarkDetector, Landmarks
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.pipeline import Tools
 from musetalk_pipeline.preview import SAMPLED_FRAMES, make_preview
+from tests.decoding import frames_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_S = 240
@@ -166,11 +165,6 @@ def _tree_bytes(root: psutil.Process) -> int:
     return total
 
 
-@pytest.fixture(scope="module")
-def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
-
-
 class Counting:
     """A detector that counts the frames that it is shown."""
 
@@ -195,9 +189,8 @@ def test_a_preview_shows_one_frame_and_its_box(clip, speech, tools):
     picture = cv2.imdecode(np.frombuffer(preview.png(), np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape == preview.frame.shape == (240, 320, 3)
     assert picture[box.y0, (box.x0 + box.x1) // 2].tolist() == [0, 220, 0]
-    with av.open(str(video)) as container:
-        source = [f.to_ndarray(format="bgr24") for f in container.decode(video=0)]
-    drawn = np.abs(preview.frame.astype(int) - source[preview.source_frame]).max(axis=2) > 0
+    source = frames_of(video)[preview.source_frame]
+    drawn = np.abs(preview.frame.astype(int) - source).max(axis=2) > 0
     assert drawn[box.y0 : box.y1, box.x0 : box.x1].any()
     drawn[box.y0 - 1 : box.y1 + 1, box.x0 - 1 : box.x1 + 1] = False
     assert not drawn.any()

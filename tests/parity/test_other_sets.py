@@ -92,7 +92,7 @@ def test_one_frame_and_one_version_are_met_and_the_other_version_is_missed(
 @pytest.mark.parametrize(
     ("rate", "n_samples"), [(22_050, 11_027), (11_025, 5001), (44_100, 30_011), (16_000, 9000)]
 )
-def test_the_long_sound_repeats_what_the_pipeline_hears(
+def test_the_long_sound_repeats_what_the_pipeline_reads(
     tmp_path: Path, rate: int, n_samples: int
 ) -> None:
     # soxr gives 8001 samples for 11027 at 22.05 kHz, librosa 8002: every tile after the first

@@ -20,12 +20,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import av
 import httpx
-import numpy as np
 import psutil
 import yaml
-from numpy.typing import NDArray
 
 from demo.application import free_port, session_processes, stop
 
@@ -263,12 +260,6 @@ class _QuietHandler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
-
-
-def frames_of(path: Path) -> NDArray[np.uint8]:
-    """Decode a whole (short) video: (n, H, W, 3) uint8 BGR."""
-    with av.open(str(path)) as container:
-        return np.stack([f.to_ndarray(format="bgr24") for f in container.decode(video=0)])
 
 
 def probe(path: Path) -> dict[str, Any]:

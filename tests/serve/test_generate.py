@@ -17,7 +17,8 @@ import pytest
 
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.plan import count_output_frames, source_of
-from tests.serve.running import LOSSLESS, frames_of, media_server, probe
+from tests.decoding import frames_of
+from tests.serve.running import LOSSLESS, media_server, probe
 
 FRAME_S = 1 / 25
 

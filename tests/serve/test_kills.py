@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.serve.running import LOSSLESS, frames_of
+from tests.decoding import frames_of
+from tests.serve.running import LOSSLESS
 
 
 def media(clip, speech) -> dict[str, object]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.serve.running import LOSSLESS, frames_of, running_app
+from tests.decoding import frames_of
+from tests.serve.running import LOSSLESS, running_app
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
+from tests.decoding import frames_of
 from tests.serve.fleet_app import fleet_app
-from tests.serve.running import frames_of, media_server
+from tests.serve.running import media_server
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ import pytest
 
 from musetalk_pipeline.artifacts import ColourTags
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.engines import choose_engine, make_audio_encoder, make_engine
-from musetalk_pipeline.faces import Landmarks, make_detector
+from musetalk_pipeline.engines import choose_engine
+from musetalk_pipeline.faces import Landmarks
 from musetalk_pipeline.faces.face_boxes import face_of
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits, Version
-from musetalk_pipeline.pipeline import Tools, run
+from musetalk_pipeline.pipeline import run
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask
 from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import plan_frames
@@ -35,11 +35,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "musetalk_pipeline"
 NOT_THE_ENGINES = "dwpose/"  # without it landmarks are found by the embedded network
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
-
-
-@pytest.fixture(scope="module")
-def tools() -> Tools:
-    return Tools(make_detector("mesh"), make_engine("warp"), make_audio_encoder("warp"))
 
 
 def trees() -> list[tuple[Path, ast.Module]]:
@@ -186,7 +181,7 @@ def test_every_weight_file_is_looked_for(tmp_path, caplog, version):
         (tmp_path / name).rename(tmp_path / f"{name}.part")
         assert choose_engine("auto", tmp_path, version) == "warp", name
         [warning] = caplog.messages
-        command = f"python -m musetalk_pipeline.weights fetch --version {version}"
+        command = f"lipsync weights fetch --version {version}"
         assert f" {name} " in warning and command in warning
         (tmp_path / f"{name}.part").rename(tmp_path / name)
     assert choose_engine("auto", tmp_path, version) == "musetalk"

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
 import numpy as np
 import psutil
 import pytest
@@ -19,6 +18,7 @@ from demo import application
 from demo import media as demo_media
 from musetalk_pipeline.faces import make_detector
 from serve_app.config.settings import AppArgs
+from tests.decoding import frames_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,18 +28,15 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return demo_media.demo_video(tmp_path_factory.mktemp("demo"))
 
 
-def frames_of(path: Path) -> list[np.ndarray]:
-    with av.open(str(path)) as container:
-        return [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-
-
 def test_demo_video_is_a_moving_picture_with_a_face_throughout(face: Path) -> None:
     frames = frames_of(face)
     assert len(frames) == demo_media.FPS * demo_media.SECONDS
     assert frames[0].shape == (demo_media.SIDE_PX, demo_media.SIDE_PX, 3)
-    some = frames[::40]
+    some = list(frames[::40])
     assert np.abs(some[0].astype(int) - some[2]).mean() > 2  # it moves
-    assert all(found is not None for found in make_detector("mesh", Path("models")).detect(some))
+    assert all(
+        found is not None for found in make_detector("mesh", Path("models")).detect(list(some))
+    )
 
 
 def test_demo_video_is_made_once(face: Path) -> None:

@@ -75,7 +75,7 @@ def spot(width: int, height: int, x: int, y: int, radius: int) -> NDArray[np.uin
 
 @given(sizes, sizes)
 def test_a_view_holds_the_whole_frame_in_the_networks_shape(width: int, height: int) -> None:
-    view = View.of_frame(width, height)
+    view = View.of_person(Box(0, 0, width, height))
     assert view.size[0] / view.size[1] == pytest.approx(WIDTH / HEIGHT, rel=1e-5)
     assert tuple(view.centre) == (width / 2, height / 2)
     # One side is 1.25 times the frame's, the other at least so.
@@ -87,7 +87,7 @@ def test_a_view_holds_the_whole_frame_in_the_networks_shape(width: int, height: 
 def test_points_come_back_to_where_they_were(
     width: int, height: int, right: float, down: float
 ) -> None:
-    view = View.of_frame(width, height)
+    view = View.of_person(Box(0, 0, width, height))
     point = np.array([right * width, down * height])
     in_input = view.warp_matrix() @ np.append(point, 1)
     back = view.to_frame(in_input.astype(np.float32))
@@ -169,7 +169,7 @@ def test_points_lie_on_what_is_in_the_frame(width: int, height: int, x: int, y: 
     [found] = detector.detect([spot(width, height, x, y, radius=width // 24)])
     assert found is not None
     assert found.points.shape == (68, 2) and found.points.dtype == np.float32
-    input_pixel = View.of_frame(width, height).size[0] / WIDTH
+    input_pixel = View.of_person(Box(0, 0, width, height)).size[0] / WIDTH
     assert np.abs(found.points - (x, y)).max() <= 1.5 * input_pixel
     assert 0.75 <= found.score <= 1
 

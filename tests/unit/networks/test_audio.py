@@ -100,7 +100,7 @@ def test_both_spans_are_the_same_at_25_fps_and_differ_elsewhere() -> None:
     ]  # fmt: skip
 
 
-def test_the_listener_hears_by_the_windows_span(
+def test_windows_have_the_span_that_is_asked_for(
     audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
     audio, options = sound(tmp_path, noise(2.0)), SpeechOptions(window_span="frames")
@@ -113,10 +113,10 @@ def test_the_listener_hears_by_the_windows_span(
         assert np.array_equal(window, expected)
 
 
-def test_a_whole_frame_rate_hears_at_29_what_plays_at_29_97(
+def test_a_whole_frame_rate_encodes_at_29_what_plays_at_29_97(
     audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
-    """Q7: frame 58 plays at 1.935 s, and hears what is spoken at 2 s."""
+    """Q7: frame 58 plays at 1.935 s, and shows what is spoken at 2 s."""
     audio, whole = sound(tmp_path, noise(3.0)), SpeechOptions(frame_rate="whole")
     ntsc, later = Fraction(30000, 1001), frames(58, 62)
     cut = audio_encoder.encode(audio, ntsc, later, whole)
@@ -136,7 +136,7 @@ def test_the_reference_placement_depends_on_the_frame_rate(fps: int, steps_early
 
 
 @pytest.mark.parametrize("fps", RATES)
-def test_the_listener_hears_to_the_last_frame(
+def test_windows_reach_the_last_frame(
     audio_encoder: WhisperAudioEncoder, tmp_path: Path, fps: Fraction
 ) -> None:
     audio = sound(tmp_path, noise(1.5))
@@ -150,7 +150,7 @@ def test_the_listener_hears_to_the_last_frame(
     assert np.isfinite(heard.features).all()
 
 
-def test_frames_of_one_instant_hear_the_same_at_every_rate(
+def test_frames_of_one_instant_have_the_same_features_at_every_rate(
     audio_encoder: WhisperAudioEncoder, tmp_path: Path
 ) -> None:
     audio = sound(tmp_path, noise(2.0))
@@ -202,10 +202,10 @@ def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) 
     assert np.array_equal(steps[4:], after[:6])
 
 
-def test_overlapping_chunks_hear_the_same_at_the_seam_as_a_chunk_without_one(
+def test_overlapping_chunks_have_the_features_of_a_chunk_without_a_seam(
     models: Path, tmp_path: Path
 ) -> None:
-    """Q10: a sound at a seam is cut in two halves, each heard against silence."""
+    """Q10: a sound at a seam is cut in two halves, each encoded against silence."""
     samples, audio_encoder = noise(58.0), WhisperAudioEncoder(models)
     # Without positions a step does not tell where in its chunk it lies, only what is around it.
     torch.nn.init.zeros_(audio_encoder._chunk_encoder._encoder.embed_positions.weight)
@@ -263,7 +263,7 @@ class Counting:
         return self._zeros if self._inner is None else self._inner.encode(samples)
 
 
-def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
+def test_only_the_chunks_that_are_needed_are_encoded_and_few_are_kept(
     models: Path, tmp_path: Path
 ) -> None:
     counting = Counting(load_whisper(models / "whisper"))
@@ -281,9 +281,9 @@ def test_only_the_chunks_that_are_needed_are_heard_and_few_are_kept(
     assert counting.lengths[-1] == 5 * SAMPLE_RATE  # the last chunk is short
 
 
-def test_jobs_at_a_time_hear_each_chunk_once(models: Path, tmp_path: Path) -> None:
-    """Mend 3.4: three chunks were kept for any number of jobs. Four jobs that took turns heard 240
-    chunks instead of 16.
+def test_concurrent_jobs_encode_each_chunk_once(models: Path, tmp_path: Path) -> None:
+    """Mend 3.4: three chunks were kept for any number of jobs. Four jobs that took turns encoded
+    240 chunks instead of 16.
     """
     counting = Counting()
     audio_encoder = WhisperAudioEncoder(models, jobs=4, load=lambda *_: counting)

@@ -26,7 +26,6 @@ from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings
 from serve_app.graph.builders import build_engine
 
-RANDOM = np.random.default_rng(3)
 FACE = Face(np.zeros((68, 2), np.float32), Box(0, 0, 100, 100), 1.0)
 
 
@@ -291,7 +290,7 @@ def test_the_two_versions_have_their_own_unet(models: Path, engine: MuseTalkEngi
     ],
 )
 def test_a_unet_file_can_be_named_without_the_published_one(
-    models: Path, engine: MuseTalkEngine, tmp_path: Path, own: dict[str, str], missing: str
+    models: Path, tmp_path: Path, own: dict[str, str], missing: str
 ) -> None:
     folder = tmp_path / "models"
     shutil.copytree(models, folder, copy_function=os.link)

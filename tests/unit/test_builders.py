@@ -106,7 +106,7 @@ def test_without_a_gpu_both_are_on_the_cpu() -> None:
         ({"WORKER_MODE": "buffer", "BUFFER_CAPACITY": "8"}, 8),
     ],
 )
-def test_the_audio_encoder_keeps_sound_for_all_jobs_at_a_time(
+def test_the_audio_encoder_keeps_sound_for_all_concurrent_jobs(
     variables: dict[str, str], jobs: int
 ) -> None:
     """Mend 3.4, also if the environment says how many they are."""

@@ -190,7 +190,7 @@ def test_frames_past_the_end_are_closed(audio_of: AudioOf, voice: Samples) -> No
 
 
 @pytest.mark.parametrize("samples", [1, 159, 1280])
-def test_very_short_clips_are_heard(audio_of: AudioOf, voice: Samples, samples: int) -> None:
+def test_very_short_clips_are_encoded(audio_of: AudioOf, voice: Samples, samples: int) -> None:
     assert encode(audio_of(voice[:samples]), 0, 2).features.shape == (2, 4)
 
 
