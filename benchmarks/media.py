@@ -39,8 +39,9 @@ def make_clip(path: Path, width: int, height: int, frames: int, fps: int = 25) -
         raise RuntimeError(f"ffmpeg failed with {encoder.returncode}")
 
 
-def make_speech(path: Path, seconds: float, rate: int = 16_000) -> None:
+def make_speech(path: Path, seconds: float) -> None:
     """Write a buzz that opens and closes like syllables do."""
+    rate = 16_000
     time_s = np.arange(round(seconds * rate)) / rate
     buzz = np.sign(np.sin(2 * np.pi * 120 * time_s)) * 0.3
     soundfile.write(path, buzz * np.clip(np.sin(2 * np.pi * 1.7 * time_s), 0, 1) ** 2, rate)

@@ -82,12 +82,12 @@ def with_chin_margin(box: Box, frame_height: int, margin_px: int) -> Box:
     return replace(box, y1=min(box.y1 + margin_px, frame_height))
 
 
-def crop_box(face: Box, expand: float = CROP_EXPAND) -> Box:
+def crop_box(face: Box) -> Box:
     """Return the square around `face` that is parsed and blended; it may leave the frame.
 
-    Integer division for the centre and `int(max(w, h) // 2 * expand)` for the half side, as in the
+    Integer division for the centre and `int(max(w, h) // 2 * 1.5)` for the half side, as in the
     reference's `get_crop_box`.
     """
     x_centre, y_centre = (face.x0 + face.x1) // 2, (face.y0 + face.y1) // 2
-    half = int(max(face.width, face.height) // 2 * expand)
+    half = int(max(face.width, face.height) // 2 * CROP_EXPAND)
     return Box(x_centre - half, y_centre - half, x_centre + half, y_centre + half)

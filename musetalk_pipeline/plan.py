@@ -60,7 +60,6 @@ class Segment:
 class FramePlan:
     """All blocks and segments of one job. Segments cover every output frame once, in order."""
 
-    n_source: int
     n_output: int
     fps: Fraction
     blocks: tuple[Block, ...]
@@ -121,7 +120,7 @@ def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BL
         segments = _turning_segments(n_source, n_output, size)
     else:
         segments = _segments(n_source, n_output, blocks)
-    return FramePlan(n_source, n_output, fps, blocks, tuple(segments))
+    return FramePlan(n_output, fps, blocks, tuple(segments))
 
 
 def _turning_segments(n_source: int, n_output: int, size: int) -> list[Segment]:

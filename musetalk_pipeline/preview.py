@@ -64,13 +64,7 @@ class Preview:
         return data.tobytes()
 
 
-def make_preview(
-    video_path: Path,
-    audio_path: Path,
-    options: JobOptions,
-    tools: Tools,
-    limits: MediaLimits | None = None,
-) -> Preview:
+def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools: Tools) -> Preview:
     """Draw one frame, the first of a few that has a face, with the loudest sound of the first
     block.
 
@@ -80,7 +74,7 @@ def make_preview(
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
         files = JobFiles(video_path, audio_path)
-        job = open_job(files, Path(folder), options, limits or MediaLimits(), tools.detector)
+        job = open_job(files, Path(folder), options, MediaLimits(), tools.detector)
         needs_parse_inputs = tools.engine.needs_parse_inputs
         frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
         return compose_preview(frame, draw_preview(frame, tools.engine, options), options)

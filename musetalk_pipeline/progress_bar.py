@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Literal, TextIO
+from typing import Literal
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -33,20 +32,12 @@ LINE_S = 10.0  # between two lines about the same step
 class ProgressBar:
     """One bar for one piece of work after the other; used as a context manager.
 
-    `write`: takes the lines that stand for the bar where there is no terminal; they go to `stream`
-    unless it is given. `is_drawn`: there is a terminal, and a bar on it.
+    `is_drawn`: there is a terminal, and a bar on it.
     """
 
-    def __init__(
-        self,
-        unit: Unit,
-        stream: TextIO | None = None,
-        write: Callable[[str], None] | None = None,
-    ) -> None:
-        stream = stream or sys.stderr
-        console = Console(file=stream)
+    def __init__(self, unit: Unit) -> None:
+        console = Console(stderr=True)
         self._unit = unit
-        self._write = write or (lambda line: print(line, file=stream, flush=True))
         self.is_drawn = console.is_terminal
         self._bar = Progress(
             *_columns(unit), console=console, transient=True, disable=not self.is_drawn
@@ -72,7 +63,7 @@ class ProgressBar:
         self._bar.update(self._task, completed=done, total=total)
         if not self.is_drawn and now - self._written >= LINE_S:
             self._written = now
-            self._write(self._line(done, total, now - self._began))
+            print(self._line(done, total, now - self._began), file=sys.stderr, flush=True)
 
     def _line(self, done: int, total: int | None, elapsed_s: float) -> str:
         if not done:

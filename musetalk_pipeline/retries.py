@@ -16,6 +16,9 @@ from stamina.instrumentation import set_on_retry_hooks
 set_on_retry_hooks(())
 
 
+LONGEST_WAIT_S = 60.0
+
+
 class _Rules(TypedDict):
     attempts: int
     timeout: None
@@ -24,7 +27,9 @@ class _Rules(TypedDict):
     wait_jitter: float
 
 
-def retrying(attempts: int, wait_s: float, longest_wait_s: float = 60.0) -> RetryingCaller:
+def retrying(
+    attempts: int, wait_s: float, longest_wait_s: float = LONGEST_WAIT_S
+) -> RetryingCaller:
     """Return what calls a function up to `attempts` times and lets its last exception through.
 
     The first wait is `wait_s` and doubles from then on. Up to `wait_s` of chance are added, so that
@@ -33,11 +38,9 @@ def retrying(attempts: int, wait_s: float, longest_wait_s: float = 60.0) -> Retr
     return RetryingCaller(**_rules(attempts, wait_s, longest_wait_s))
 
 
-def async_retrying(
-    attempts: int, wait_s: float, longest_wait_s: float = 60.0
-) -> AsyncRetryingCaller:
+def async_retrying(attempts: int, wait_s: float) -> AsyncRetryingCaller:
     """Return the same for a coroutine function."""
-    return AsyncRetryingCaller(**_rules(attempts, wait_s, longest_wait_s))
+    return AsyncRetryingCaller(**_rules(attempts, wait_s, LONGEST_WAIT_S))
 
 
 def _rules(attempts: int, wait_s: float, longest_wait_s: float) -> _Rules:

@@ -49,11 +49,12 @@ class MouthUnet(nn.Module):
         return drawn
 
 
-def positional_encoding(rows: int = LONGEST_CONTEXT, width: int = CONTEXT_WIDTH) -> Tensor:
-    """Return the (1, rows, width) float32 sinusoids that are added to every window.
+def positional_encoding() -> Tensor:
+    """Return the (1, LONGEST_CONTEXT, CONTEXT_WIDTH) float32 sinusoids, added to every window.
 
     Base 10000, sine on even and cosine on odd columns (reference: models/unet.py).
     """
+    rows, width = LONGEST_CONTEXT, CONTEXT_WIDTH
     position = torch.arange(rows, dtype=torch.float32)[:, None]
     rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
     table = torch.zeros(1, rows, width)

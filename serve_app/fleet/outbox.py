@@ -58,7 +58,7 @@ class Outbox:
     When `capacity` reports wait, `is_full` makes the workers stop claiming. No report is ever
     dropped to make room. After a round that left some reports, the next round begins with the next
     report, or after a pause that doubles from `first_pause_s` to `longest_pause_s`. A report that
-    is answered 404 is dropped when it is `unknown_s` old.
+    is answered 404 is dropped when it is `UNKNOWN_S` old.
 
     Args:
         clock: Unix seconds.
@@ -72,7 +72,6 @@ class Outbox:
         capacity: int = 1000,
         first_pause_s: float = 1.0,
         longest_pause_s: float = 60.0,
-        unknown_s: float = UNKNOWN_S,
         clock: Callable[[], float] = time.time,
         write: Callable[[Path, str], None] = write_atomically,
     ) -> None:
@@ -81,7 +80,6 @@ class Outbox:
         self._capacity = capacity
         self._first_pause_s = first_pause_s
         self._longest_pause_s = longest_pause_s
-        self._unknown_s = unknown_s
         self._clock = clock
         self._write = write
         # Reports that could not be written. They are lost if the process ends before they are sent.
@@ -180,7 +178,7 @@ class Outbox:
         if not isinstance(exc, RequestRejected):
             return False
         if exc.status_code == UNKNOWN_STATUS:
-            return self._clock() - stored.stored_at > self._unknown_s
+            return self._clock() - stored.stored_at > UNKNOWN_S
         return exc.status_code in FINAL_REFUSALS
 
     def _names(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 
 from serve_app.jobs.state_file import StateUnavailable
 
@@ -14,18 +13,16 @@ LOG_AGAIN_S = 30.0  # a fault that lasts is logged that often
 class UnavailableLog:
     """Logs a lasting fault of the registry at its start and then every `LOG_AGAIN_S` seconds.
 
-    Args:
-        text: the log line. Facts of the fault follow it.
-        clock: seconds that never go back.
+    `text`: the log line. Facts of the fault follow it.
     """
 
-    def __init__(self, text: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, text: str) -> None:
         self._text = text
-        self._clock = clock
         self._logged_at = float("-inf")
 
     def __call__(self, exc: StateUnavailable, **facts: object) -> None:
         """Log `exc`, unless that was done a short time ago."""
-        if self._clock() - self._logged_at > LOG_AGAIN_S:
-            self._logged_at = self._clock()
+        now = time.monotonic()
+        if now - self._logged_at > LOG_AGAIN_S:
+            self._logged_at = now
             logger.error(self._text, extra={**facts, "error": str(exc)})

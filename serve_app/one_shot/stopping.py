@@ -50,6 +50,15 @@ class Stopping:
         """Handle the signals. Only the main thread may call this."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._raise)
+        report = sys.unraisablehook
+
+        def hide_stopped(unraisable: "sys.UnraisableHookArgs") -> None:
+            # A signal may arrive in a finaliser, where Python drops what it raises and prints a
+            # traceback instead. The process then ends after `UNWIND_S`.
+            if not isinstance(unraisable.exc_value, Stopped):
+                report(unraisable)
+
+        sys.unraisablehook = hide_stopped
 
     def end(self, stopped: Stopped) -> NoReturn:
         """Remove what is left, print a line, and exit."""

@@ -72,13 +72,12 @@ async def fetch(
     target: Path,
     limits: DownloadLimits = QUICK,
     network: Network = NO_CURL,
-    policy: AddressPolicy = LOOPBACK,
 ) -> tuple[Downloaded | PipelineError, RawServer]:
     """Download from a server that follows `script`; return the result, or the error, and it."""
     async with serve(script) as server:
         try:
             result: Downloaded | PipelineError = await download(
-                server.url(), target, policy=policy, limits=limits, network=network
+                server.url(), target, policy=LOOPBACK, limits=limits, network=network
             )
         except PipelineError as error:
             result = error

@@ -68,15 +68,15 @@ def atom(name: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body) + 8) + name + body
 
 
-def wav(seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> bytes:
-    file = io.BytesIO()
+def wav(seconds: float = 1.0) -> bytes:
+    file, rate = io.BytesIO(), 16_000
     with wave.open(file, "wb") as out:
-        out.setnchannels(channels)
+        out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(rate)
         t = np.arange(int(seconds * rate))
         tone = (8000 * np.sin(t * 2 * np.pi * 300 / rate)).astype("<i2")
-        out.writeframes(np.repeat(tone, channels).tobytes())
+        out.writeframes(tone.tobytes())
     return file.getvalue()
 
 

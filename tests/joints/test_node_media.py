@@ -79,11 +79,11 @@ def serving(files: dict[str, bytes]):
     return serve(script)
 
 
-def attempt(server: RawServer, video: str = "/v.mp4", audio: str = "/a.wav") -> Attempt:
+def attempt(server: RawServer) -> Attempt:
     request = JobRequest(
         musetalk_job_id="job",
-        video_url=server.url(video + SIGNED),
-        audio_url=server.url(audio + SIGNED),
+        video_url=server.url("/v.mp4" + SIGNED),
+        audio_url=server.url("/a.wav" + SIGNED),
     )
     return Attempt.of(Assignment(uuid.uuid4().hex, None, "job", 1, request, JobOptions()))
 

@@ -113,15 +113,15 @@ class RunningApp:
         job: dict[str, Any] = {} if answer.status_code == 404 else answer.json()
         return job
 
-    def wait_for(self, job_id: str, *statuses: str, timeout_s: float = JOB_S) -> dict[str, Any]:
+    def wait_for(self, job_id: str, *statuses: str) -> dict[str, Any]:
         """Wait until a job has one of the statuses."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + JOB_S
         while time.monotonic() < deadline:
             job = self.job(job_id)
             if job.get("status") in statuses:
                 return job
             time.sleep(0.1)
-        raise AssertionError(f"{job_id} is {job}, not {statuses}, after {timeout_s} s")
+        raise AssertionError(f"{job_id} is {job}, not {statuses}, after {JOB_S} s")
 
     def wait_drawn(self, job_id: str, frames: int = 1) -> None:
         """Wait until some frames of a job are done and it is still running."""

@@ -19,8 +19,9 @@ SPACES = ["unknown", "bt709", "smpte170m", "bt470bg", "bt2020nc", "fcc", "smpte2
 NOISE = np.random.default_rng(5).integers(0, 256, (HEIGHT * 3 // 2, WIDTH), np.uint8)
 
 
-def smooth_frame(width: int = WIDTH, height: int = HEIGHT) -> NDArray[np.uint8]:
+def smooth_frame() -> NDArray[np.uint8]:
     """Return colours that exist in RGB: a gradient with soft chroma."""
+    width, height = WIDTH, HEIGHT
     frame = np.empty((height * 3 // 2, width), np.uint8)
     frame[:height] = np.linspace(40, 210, width).astype(np.uint8)
     planes = frame[height:].reshape(2, height // 2, width // 2)

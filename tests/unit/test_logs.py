@@ -132,8 +132,8 @@ def test_the_end_of_a_job_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
 # --- what the launcher prints ---------------------------------------------------------------------
 
 
-def batch(source: str, *lines: str, is_err: bool = True) -> dict[str, object]:
-    return {"actor_name": source, "pid": 7, "is_err": is_err, "lines": list(lines)}
+def batch(source: str, *lines: str) -> dict[str, object]:
+    return {"actor_name": source, "pid": 7, "is_err": True, "lines": list(lines)}
 
 
 OURS = "2026-11-25 23:50:59,001 INFO serve_app.jobs.job_log: job a1 succeeded"

@@ -554,12 +554,12 @@ def test_the_configurations_digests_belong_to_their_known_contents() -> None:
         assert (len(content), sha256(content)) == (files[path].size_bytes, files[path].sha256)
 
 
-def write_unet(path: Path, n_tensors: int = 686, n_parameters: int = 849_947_844) -> None:
+def write_unet(path: Path, n_tensors: int = 686) -> None:
     """Write a file with the UNet's counts in no space: one tensor repeats a single number."""
     import torch
 
     tensors = {f"k{i}": torch.zeros(1) for i in range(n_tensors - 1)}
-    tensors["large"] = torch.zeros(1).expand(n_parameters - n_tensors + 1)
+    tensors["large"] = torch.zeros(1).expand(849_947_844 - n_tensors + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(tensors, path)
 

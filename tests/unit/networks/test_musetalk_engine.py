@@ -69,12 +69,10 @@ def segment(count: int, *, backwards: bool = False) -> Segment:
     return Segment(0, 0, count, 0, count - 1 if backwards else 0, -1 if backwards else 1)
 
 
-def draw(engine: MuseTalkEngine, faces: str, *, backwards: bool = False) -> NDArray[np.uint8]:
+def draw(engine: MuseTalkEngine, faces: str) -> NDArray[np.uint8]:
     """Return the faces of one segment over a whole block."""
     count = len(faces)
-    drawn = engine.generate(
-        avatar(faces), speech(count), segment(count, backwards=backwards), SpeechOptions()
-    )
+    drawn = engine.generate(avatar(faces), speech(count), segment(count), SpeechOptions())
     return drawn.faces
 
 
