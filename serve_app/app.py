@@ -22,7 +22,7 @@ from serve_app.launcher.environment_checks import environment_faults
 logger = logging.getLogger("ray.serve")
 
 ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
-ANY_NODE = "cpu"  # this value of `pools[].arch` places replicas on any node, with a GPU or without
+ANY_NODE = "any"  # this value of `pools[].arch` needs no label
 MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event streams included
 CALLS_AHEAD = 2  # calls that a replica accepts early, so that their arguments are there in time
 

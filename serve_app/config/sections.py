@@ -65,9 +65,9 @@ class PoolSettings(Section):
     """The Generator replicas of one GPU architecture, or of CPUs."""
 
     name: str = Field(description="A unique name. The deployment is called Generator-<name>.")
-    arch: Literal["cpu", "turing", "ampere", "ada", "hopper", "blackwell"] = Field(
-        "cpu",
-        description="Replicas run on nodes labelled musetalk/arch=<arch>; with cpu, on any node.",
+    arch: Literal["any", "turing", "ampere", "ada", "hopper", "blackwell"] = Field(
+        "any",
+        description="Replicas run on nodes labelled musetalk/arch=<arch>. With any, no label is needed.",
     )
     replicas: int = Field(
         1, ge=0, le=256, description="The number of replicas at the start, and the least."

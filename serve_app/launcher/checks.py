@@ -229,7 +229,7 @@ def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tupl
     args = start.args
     if not environ.get("RAY_OVERRIDE_LABELS"):
         labelled: list[tuple[Place, str, bool]] = [
-            (("pools", index, "arch"), f"arch: {pool.arch}", pool.arch != "cpu")
+            (("pools", index, "arch"), f"arch: {pool.arch}", pool.arch != "any")
             for index, pool in enumerate(args.pools)
         ]
         for name, stage in (("preprocessor", args.preprocessor), ("finisher", args.finisher)):

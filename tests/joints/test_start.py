@@ -124,7 +124,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
             "route_prefix:": "route_prefx:",
             "landmarks: auto": "landmarks: mosh",
             "max_concurrent_jobs: 2": "max_concurrent_jobs: many",
-            "arch: cpu": "archh: cpu",
+            "arch: any": "archh: any",
         },
     )
     said = faults(path)
@@ -320,7 +320,7 @@ def test_missing_weights_of_a_detector_are_named(
 
 def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path: Path) -> None:
     """Mend 2.2."""
-    path = config(tmp_path, **{"arch: cpu": "arch: cpu\n          num_gpus: 0.5"})
+    path = config(tmp_path, **{"arch: any": "arch: any\n          num_gpus: 0.5"})
     answer = launch(str(path), CUDA_VISIBLE_DEVICES="")
     assert answer.returncode == 2
     place = f"lipsync-serve: {path}:{line_of(path, 'num_gpus')}: "
@@ -331,13 +331,13 @@ def test_a_gpu_that_is_not_there_is_said_with_the_line_that_asks_for_it(tmp_path
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("arch: cpu", "arch: ada", "`arch: ada` asks for a labelled node"),
+        ("arch: any", "arch: ada", "`arch: ada` asks for a labelled node"),
         (
             "landmarks: auto",
             "finisher: {label_selector: {disk: large}}",
             "`label_selector` asks for a labelled node",
         ),
-        ("arch: cpu", "num_cpus: 64\n          replicas: 9", "ask for 576.75 CPUs, and this"),
+        ("arch: any", "num_cpus: 64\n          replicas: 9", "ask for 576.75 CPUs, and this"),
     ],
 )
 def test_what_ray_would_wait_for_for_ever_refuses_the_start(
@@ -387,7 +387,7 @@ def test_a_machine_without_ipv6_listens_on_what_it_has(
 
 
 def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(tmp_path: Path) -> None:
-    path = config(tmp_path, **{"arch: cpu": "arch: ada\n          num_gpus: 1"})
+    path = config(tmp_path, **{"arch: any": "arch: ada\n          num_gpus: 1"})
     start = started(path, {"RAY_ADDRESS": "10.0.0.7:6379"})
     assert start.cluster == "10.0.0.7:6379"
 
