@@ -67,7 +67,8 @@ class PoolSettings(Section):
     name: str = Field(description="A unique name. The deployment is called Generator-<name>.")
     arch: Literal["any", "turing", "ampere", "ada", "hopper", "blackwell"] = Field(
         "any",
-        description="Replicas run on nodes labelled musetalk/arch=<arch>. With any, no label is needed.",
+        description="Replicas run on nodes labelled musetalk/arch=<arch>; with any, no label is "
+        "needed.",
     )
     replicas: int = Field(
         1, ge=0, le=256, description="The number of replicas at the start, and the least."
