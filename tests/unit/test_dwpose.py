@@ -273,7 +273,7 @@ def test_missing_weights_name_the_command_that_helps(
 
 
 def test_an_unknown_detector_is_refused() -> None:
-    with pytest.raises(ValueError, match="mesh, onnx and mmpose"):
+    with pytest.raises(ValueError, match="mesh, onnx or mmpose"):
         make_detector("dlib")  # type: ignore[arg-type]
 
 
