@@ -21,6 +21,11 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _require_room(replicas: int, max_replicas: int | None) -> None:
+    if max_replicas is not None and max_replicas < replicas:
+        raise ValueError("max_replicas is smaller than replicas")
+
+
 class StageSettings(Section):
     """Replicas of one CPU stage."""
 
@@ -45,8 +50,7 @@ class StageSettings(Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> "StageSettings":
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError("max_replicas is smaller than replicas")
+        _require_room(self.replicas, self.max_replicas)
         return self
 
 
@@ -105,6 +109,11 @@ class PoolSettings(Section):
     frames_per_s: float = Field(
         1.0, gt=0, description="The speed of one replica. Pools are ordered by price and speed."
     )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "PoolSettings":
+        _require_room(self.replicas, self.max_replicas)
+        return self
 
     @model_validator(mode="after")
     def _name_is_plain(self) -> "PoolSettings":

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config.environment import Environment, EnvironmentInvalid, read_environment
+from serve_app.config.sections import PoolSettings, StageSettings
 from serve_app.config.settings import AppArgs, Section
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,3 +188,11 @@ def test_every_setting_is_read_by_something():
 def test_what_the_test_above_calls_a_reader():
     code = "@model_validator()\ndef f(self): return self.a\ndef g(self): self.b = self.c"
     assert read_names(ast.parse(code)) == {"c"}
+
+
+@pytest.mark.parametrize("kind", [StageSettings, PoolSettings])
+def test_replicas_fit_into_the_most_of_them(kind: type) -> None:
+    """A pool whose maximum was below its replicas was found out by Ray, after the start."""
+    name = {"name": "gpu"} if kind is PoolSettings else {}
+    with pytest.raises(ValueError, match="max_replicas is smaller than replicas"):
+        kind(**name, replicas=4, max_replicas=2)
