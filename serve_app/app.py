@@ -5,6 +5,7 @@ postpone annotations.
 """
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -27,6 +28,15 @@ MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event strea
 CALLS_AHEAD = 2  # calls that a replica accepts early, so that their arguments are there in time
 
 
+@dataclass(frozen=True, slots=True)
+class StageKinds:
+    """The classes of the stages. Benchmarks and tests replace one by a subclass of its own."""
+
+    preprocessor: type = Preprocessor
+    generator: type = Generator
+    finisher: type = Finisher
+
+
 def build_app(args: AppArgs) -> Application:
     """Build Ingress, Preprocessor, one Generator per row of `pools:`, and Finisher.
 
@@ -36,6 +46,11 @@ def build_app(args: AppArgs) -> Application:
         EnvironmentInvalid: the application cannot run in this environment. The launcher checks its
             own environment; a joined cluster, or `serve deploy`, has another one.
     """
+    return bind_app(args, StageKinds())
+
+
+def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
+    """Build the application of stages of these kinds; see `build_app`."""
     env = read_environment()
     if faults := list(environment_faults(env)):
         raise EnvironmentInvalid("; ".join(faults))
@@ -45,15 +60,15 @@ def build_app(args: AppArgs) -> Application:
     # All jobs that run, wait for a place or are previews may download concurrently, in no thread.
     jobs = jobs_at_a_time(args, env)
     preprocessor = _bind(
-        Preprocessor,
+        kinds.preprocessor,
         "Preprocessor",
         args.preprocessor,
         args,
         num_gpus=gpus,
         fetches=2 * jobs + args.queue.downloads_ahead,
     )
-    finisher = _bind(Finisher, "Finisher", args.finisher, args)
-    generators = {pool.name: _bind_pool(pool, args) for pool in args.pools}
+    finisher = _bind(kinds.finisher, "Finisher", args.finisher, args)
+    generators = {pool.name: _bind_pool(kinds.generator, pool, args) for pool in args.pools}
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
@@ -87,12 +102,12 @@ def _bind(
     ).bind(args)
 
 
-def _bind_pool(pool: PoolSettings, args: AppArgs) -> Any:
+def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
     options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
     if pool.arch != ANY_NODE:
         options["label_selector"] = {ARCH_LABEL: pool.arch}
     return serve.deployment(
-        Generator,
+        kind,
         name=f"Generator-{pool.name}",
         max_ongoing_requests=1 + CALLS_AHEAD,
         graceful_shutdown_timeout_s=args.queue.drain_s,
