@@ -49,6 +49,7 @@ from tests.contract.worker_rig import (
     Rig,
     worker_rig,
 )
+from tests.waiting import turns, until_async
 
 ROOT = Path(__file__).resolve().parents[2]
 FAILED = Failure(
@@ -161,7 +162,7 @@ async def test_a_flood_of_progress_is_thinned_to_the_newest(
         for done in range(2000):
             on_progress(Progress(Phase.INFERRING, done / 2000, done, 2000))
             if done % 100 == 0:
-                await asyncio.sleep(0)
+                await turns()
         await asyncio.to_thread(
             fake.wait_until,
             lambda: any(
@@ -221,7 +222,8 @@ async def test_no_progress_takes_effect_after_the_final_report(
     async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
         await asyncio.to_thread(fake.wait_until, lambda: len(fake.of("progress")) >= 1)
         on_progress(Progress(Phase.UPLOADING, 0.95))
-        await asyncio.sleep(0.1)  # on its way, not yet handled
+        # It is on its way and not yet handled.
+        await asyncio.to_thread(fake.wait_until, lambda: fake.arrived["progress"] >= 2)
         return DONE
 
     fake.add_job("job-1")
@@ -799,9 +801,7 @@ async def test_an_idle_predecessor_makes_room_for_its_successor(
         await old.until(lambda: len(fake.of("heartbeat")) >= 4)  # nobody waits: it goes on
         fake.add_job("job-1")
         async with worker_rig(fake, tmp_path, is_beating=True) as new:
-            async with asyncio.timeout(20.0):
-                while not await new.worker.claim_and_run():
-                    await asyncio.sleep(0.02)
+            await until_async(new.worker.claim_and_run, "the successor has not claimed the job")
             assert not await old.worker.claim_and_run()
     assert fake.jobs["job-1"].status == "succeeded"
 
@@ -899,9 +899,7 @@ async def test_a_refused_registration_is_no_reason_to_be_silent(
 async def test_heartbeats_end_with_their_task(fake: FakeOrchestrator, tmp_path: Path) -> None:
     async with worker_rig(fake, tmp_path, is_beating=True) as rig:
         await rig.until(lambda: len(fake.of("heartbeat")) >= 1)
-    seen = len(fake.of("heartbeat"))
-    await asyncio.sleep(0.2)
-    assert len(fake.of("heartbeat")) == seen
+    assert asyncio.all_tasks() == {asyncio.current_task()}  # nothing is left that could beat
 
 
 # Buffer mode -------------------------------------------------------------------------------------
@@ -1157,7 +1155,7 @@ async def test_every_job_ends_once_whatever_the_network_does(
     ):
 
         async def work(rig: Rig) -> None:
-            while any(job.status in ("queued", "running") for job in fake.jobs.values()):
+            async def is_over() -> bool:
                 await rig.worker.claim_and_run()
                 forgotten = [
                     each.id
@@ -1170,10 +1168,11 @@ async def test_every_job_ends_once_whatever_the_network_does(
                 ]
                 for job_id in forgotten:  # its claim's answer was lost: the lease's business
                     fake.hand_out_again(job_id)
-                await asyncio.sleep(0.005)
+                return all(job.status not in ("queued", "running") for job in fake.jobs.values())
 
-        async with asyncio.timeout(120.0):
-            await asyncio.gather(work(first), work(second))
+            await until_async(is_over, "the jobs have not ended", 120.0)
+
+        await asyncio.gather(work(first), work(second))
         await first.until(lambda: first.outbox.pending() == 0)
     for number in range(1, 31):
         job_seen = fake.jobs[f"job-{number}"]

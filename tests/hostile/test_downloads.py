@@ -42,6 +42,7 @@ from serve_app.net.addresses import AddressPolicy
 from serve_app.net.connections import Network
 from serve_app.telemetry.redact import RedactingFilter
 from tests.hostile.raw_server import Exchange, RawServer, Script, serve
+from tests.waiting import turns, until_async
 
 BODY = bytes(range(256)) * 40
 LOOPBACK = AddressPolicy(frozenset({"127.0.0.1"}))
@@ -289,9 +290,7 @@ async def test_a_server_that_stops_sending_is_given_up(target: Path) -> None:
 async def test_a_trickle_does_not_outlast_the_attempt(target: Path, start: str) -> None:
     async def script(e: Exchange) -> None:
         await e.send(start or "HTTP/1.1 200 ")
-        while True:
-            await e.send("a")
-            await asyncio.sleep(0.02)
+        await e.trickle(0.02)
 
     result, server = await fetch(script, target, replace(QUICK, attempts=2, attempt_s=0.3))
     assert_failed(result, DownloadFailed, "within 0.3 s")
@@ -300,12 +299,6 @@ async def test_a_trickle_does_not_outlast_the_attempt(target: Path, start: str) 
 
 # Wants 1000 bytes a second on average; the trickles below send at most 50 on any machine.
 PACED = replace(QUICK, attempts=2, stall_s=20, slow_s=0.3, min_bytes_per_s=1000)
-
-
-async def trickle(e: Exchange) -> None:
-    while True:
-        await e.send("a")
-        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +311,7 @@ async def test_a_trickle_is_too_slow(target: Path, start: str) -> None:
 
     async def script(e: Exchange) -> None:
         await e.send(start)
-        await trickle(e)
+        await e.trickle(0.02)
 
     result, server = await fetch(script, target, PACED)
     assert_failed(result, DownloadFailed, "too slowly")
@@ -334,7 +327,7 @@ async def test_a_trickle_behind_a_redirect_is_too_slow(target: Path) -> None:
             await e.answer("302 Found", b"", "Location: /slow")
         else:
             await e.send("HTTP/1.0 200 OK\r\n\r\n")
-            await trickle(e)
+            await e.trickle(0.02)
 
     result, _ = await fetch(script, target, replace(PACED, attempts=1))
     assert_failed(result, DownloadFailed, "too slowly")
@@ -346,7 +339,7 @@ async def test_a_trickle_through_curl_is_too_slow(target: Path) -> None:
 
     async def script(e: Exchange) -> None:
         await e.send("HTTP/1.1 200 OK\r\nBad Name: x\r\nContent-Length: 100000\r\n\r\n")
-        await trickle(e)
+        await e.trickle(0.02)
 
     result, _ = await fetch(script, target, replace(PACED, attempts=1, slow_s=1.0), Network())
     assert_failed(result, DownloadFailed, "too slowly")
@@ -362,7 +355,7 @@ async def test_a_slow_disk_is_not_the_servers_fault(
 
     async def slowly(*call: object) -> object:
         skipped[0] += 100.0
-        await asyncio.sleep(0)  # timers that are due go off
+        await turns()  # timers that are due go off
         return await to_thread(*call)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "time", lambda: time() + skipped[0])
@@ -1020,13 +1013,14 @@ async def test_descriptors_and_tasks_stay_flat(target: Path) -> None:
     async with serve(script) as server:
         for _ in range(8):
             await once(server)
-        await asyncio.sleep(0.2)
+        await until_async(lambda: not server.open, "a connection is still open")
         before = process.num_fds()
         for _ in range(40):
             await once(server)
-        # The server's side of the last connections may still be closing.
-        while process.num_fds() > before + 2:
-            await asyncio.sleep(0.02)
+        await until_async(
+            lambda: process.num_fds() <= before + 2,  # the server's side may still be closing
+            lambda: f"{process.num_fds()} descriptors have not become {before}",
+        )
     assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
 
 

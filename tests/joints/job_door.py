@@ -24,6 +24,7 @@ from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.registry import JobRegistry
+from tests.waiting import until_async
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
@@ -135,11 +136,6 @@ class Rig:
     def service(self) -> JobService:
         return self.door.services.jobs
 
-    async def until(self, is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60.0):
-            while not is_true():
-                await asyncio.sleep(0.01)
-
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
@@ -149,8 +145,7 @@ async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClie
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: server.started, "uvicorn has not started")
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         async with httpx.AsyncClient(

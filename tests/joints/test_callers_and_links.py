@@ -26,6 +26,7 @@ from serve_app.jobs.registry import ABANDONED, CANCELLED, Job
 from serve_app.outputs.store import object_name
 from tests.hostile.test_requests import MINIMAL
 from tests.joints.job_door import Door, serving
+from tests.waiting import until_async
 
 KEY = "callers-key-one"
 CONTENT = bytes(range(256)) * 8
@@ -66,9 +67,10 @@ def ended(door: Door, outcome: Outcome) -> Job:
 async def generated(client: httpx.AsyncClient, door: Door, outcome: Outcome, **sent: Any) -> Any:
     """Ask for a job by POST /generate and let it end so."""
     call = asyncio.create_task(client.post("/generate", json=MINIMAL, **sent))
-    while not door.registry.page("queued", 1).jobs:
-        assert not call.done(), call.result().text
-        await asyncio.sleep(0.01)
+    await until_async(
+        lambda: door.registry.page("queued", 1).jobs or call.done(), "the job was not entered"
+    )
+    assert not call.done(), call.result().text
     ended(door, outcome)
     return await call
 

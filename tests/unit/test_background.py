@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from serve_app.telemetry.background import run_again
+from tests.waiting import turns
 
 
 async def test_work_that_fails_is_started_anew_and_said(caplog):
@@ -23,7 +24,7 @@ async def test_work_that_fails_is_started_anew_and_said(caplog):
 
 async def test_cancelling_ends_it():
     task = asyncio.create_task(run_again("webhooks", asyncio.Event().wait))
-    await asyncio.sleep(0)
+    await turns()
     task.cancel()
     await asyncio.wait({task}, timeout=5)
     assert task.cancelled()

@@ -16,6 +16,7 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph.driver import DEFAULT_PAUSES, DriverPauses, JobDriver
 from serve_app.graph.pools import Graph
 from serve_app.graph.transfers import Assignment, Attempt
+from tests.waiting import turns, until_async
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -82,25 +83,13 @@ class Site:
             self.arrives[job_id].set()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def settle() -> None:
-    """Let everything that can go on go on."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
 async def test_downloads_that_never_end_hold_no_place():
     site = Site(places=1)
     slow = [site.start("slow-1"), site.start("slow-2")]
-    await until(lambda: len(site.fetching) == 2)
+    await until_async(lambda: len(site.fetching) == 2, "two downloads have not begun")
     good = site.start("good")
     site.arrive("good")
-    await until(lambda: site.opening == ["good"])
+    await until_async(lambda: site.opening == ["good"], "the good job was not opened")
     site.goes_on.set()
     with pytest.raises(InvalidVideo):
         await good
@@ -115,10 +104,10 @@ async def test_downloads_that_never_end_hold_no_place():
 async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arrival():
     site = Site(places=2)
     jobs = [site.start(name) for name in "abcde"]
-    await until(lambda: len(site.fetching) == 5)
+    await until_async(lambda: len(site.fetching) == 5, "five downloads have not begun")
     for name in "ecadb":
         site.arrive(name)
-        await settle()
+        await turns(50)
     assert site.opening == ["e", "c"]
     site.goes_on.set()
     await asyncio.wait(jobs)
@@ -130,7 +119,7 @@ async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
     jobs = {name: site.start(name) for name in "abc"}
     for name in "abc":
         site.arrive(name)
-        await settle()
+        await turns(50)
     jobs["b"].cancel()
     await asyncio.wait([jobs["b"]])
     site.goes_on.set()
@@ -143,12 +132,14 @@ async def test_a_job_that_waits_for_its_place_says_that_it_lives():
     site = Site(places=1, pauses=DriverPauses(keep_s=0.001))
     first, second = site.start("a"), site.start("b")
     site.arrive("a", "b")
-    await until(lambda: site.told.count(("keep", "attempt-b")) > 2)
+    await until_async(
+        lambda: site.told.count(("keep", "attempt-b")) > 2, "the waiting job was not kept"
+    )
     site.goes_on.set()
     await asyncio.wait([first, second])
-    await settle()
+    await turns(50)
     before = len(site.told)
-    await settle()
+    await turns(50)
     assert len(site.told) == before  # nobody speaks for an attempt that has ended
 
 
@@ -157,11 +148,14 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     site = Site(places=1)
     first = site.start("a")
     site.arrive("a")
-    await until(lambda: site.opening == ["a"])
+    await until_async(lambda: site.opening == ["a"], "the first job was not opened")
     said: list[Progress] = []
     second = site.start("b", said.append)
     site.arrive("b")
-    await until(lambda: bool(said) and "download" in said[-1].stage_seconds)
+    await until_async(
+        lambda: bool(said) and "download" in said[-1].stage_seconds,
+        "the seconds of the download were not reported",
+    )
     assert (said[-1].phase, said[-1].stage_seconds) == (Phase.DOWNLOADING, {"download": 1.0})
     site.goes_on.set()
     await asyncio.wait([first, second])
