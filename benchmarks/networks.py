@@ -44,7 +44,7 @@ from musetalk_pipeline.networks.precision import (
 )
 from musetalk_pipeline.networks.runner import Acceleration, place
 from musetalk_pipeline.networks.unet import MouthUnet
-from musetalk_pipeline.networks.vae import FaceDecoder, LookEncoder
+from musetalk_pipeline.networks.vae import FaceDecoder, FaceEncoder
 
 # The published configurations, as far as they differ from the libraries' defaults.
 UNET = {
@@ -101,7 +101,7 @@ class Subject:
 SUBJECTS = (
     Subject(
         "VAE encoder (2 images)",
-        lambda: LookEncoder(AutoencoderKL(**VAE)),
+        lambda: FaceEncoder(AutoencoderKL(**VAE)),
         lambda rows: (torch.randint(0, 256, (rows, 256, 256, 3), dtype=torch.uint8),),
     ),
     Subject(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from orchestrator.errors import MalformedAnswer, RequestRejected, ServiceUnavailable
+from orchestrator.errors import CallRejected, MalformedAnswer, ServiceUnavailable
 
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_DETAIL_CHARS = 300
@@ -75,7 +75,7 @@ class OrchestratorHttp:
         Raises:
             ServiceUnavailable: no answer within `timeout_s`, a transport fault, or a status of a
                 passing fault. Call again later.
-            RequestRejected: any other status. A second call cannot help.
+            CallRejected: any other status. A second call cannot help.
         """
         status, answer = await self._exchange(path, body, timeout_s)
         if 200 <= status < 300:
@@ -83,7 +83,7 @@ class OrchestratorHttp:
         message = f"POST {path} was answered {status}{self._detail(answer)}"
         if status >= 500 or status in TRY_AGAIN_STATUSES:
             raise ServiceUnavailable(message, status_code=status)
-        raise RequestRejected(message, status_code=status)
+        raise CallRejected(message, status_code=status)
 
     async def aclose(self) -> None:
         """Close the pool. A later request opens a new one."""

@@ -14,7 +14,7 @@ from lipsync.terminal import terminal_of
 from musetalk_pipeline.options import Version
 
 if TYPE_CHECKING:
-    from musetalk_pipeline.weights.published import State, WeightFile
+    from musetalk_pipeline.weights.published import FileState, WeightFile
 
 app = typer.Typer(help="Fetch or verify the published weights.", no_args_is_help=True)
 
@@ -98,7 +98,7 @@ def verify(
         raise typer.Exit(OWN_FAULT)
 
 
-def _states(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
+def _states(manifest: Sequence[WeightFile], models: Path) -> dict[str, FileState]:
     """Return the state of every file, by its path in the manifest. Reads each file once."""
     from musetalk_pipeline.progress_bar import ProgressBar
     from musetalk_pipeline.weights.published import state_of

@@ -33,13 +33,19 @@ from filelock import FileLock, Timeout
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.progress_bar import ProgressBar
-from musetalk_pipeline.weights.published import HUGGING_FACE, State, WeightFile, published, state_of
+from musetalk_pipeline.weights.published import (
+    HUGGING_FACE,
+    FileState,
+    WeightFile,
+    published,
+    state_of,
+)
 from musetalk_pipeline.weights.transfer import Patience, Transfer
 
 SPARE_BYTES = 256 << 20  # left free on the disk in addition
 
 
-def verify(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
+def verify(manifest: Sequence[WeightFile], models: Path) -> dict[str, FileState]:
     """Return the state of every file, by its path in the manifest. Reads each file once."""
     return {file.path: state_of(file, models / file.path) for file in manifest}
 
@@ -167,7 +173,7 @@ def _readable(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def _print_table(manifest: Sequence[WeightFile], states: dict[str, State]) -> None:
+def _print_table(manifest: Sequence[WeightFile], states: dict[str, FileState]) -> None:
     width = max(len(file.path) for file in manifest)
     for file in manifest:
         about = "about " if file.sha256 is None else ""

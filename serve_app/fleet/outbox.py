@@ -27,7 +27,7 @@ from pathlib import Path
 from musetalk_pipeline.files import write_atomically
 from orchestrator.calls import GONE_STATUSES, UNKNOWN_STATUS
 from orchestrator.client import FinalReport
-from orchestrator.errors import OrchestratorError, RequestRejected
+from orchestrator.errors import CallRejected, OrchestratorError
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Outbox:
             settled.set()
 
     def _is_final(self, exc: OrchestratorError, stored: _Stored) -> bool:
-        if not isinstance(exc, RequestRejected):
+        if not isinstance(exc, CallRejected):
             return False
         if exc.status_code == UNKNOWN_STATUS:
             return self._clock() - stored.stored_at > UNKNOWN_S

@@ -20,7 +20,7 @@ import pytest
 from musetalk_pipeline import files
 from musetalk_pipeline.errors import DownloadFailed
 from orchestrator.client import ClaimedJob, FinalReport
-from orchestrator.errors import RequestRejected, ServiceUnavailable
+from orchestrator.errors import CallRejected, ServiceUnavailable
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal, HeldJob
@@ -960,7 +960,7 @@ async def test_reports_are_sent_oldest_first_and_one_that_fails_does_not_block_t
         if each.job_id == "job-1":
             raise ServiceUnavailable("poisoned", status_code=500)
         if each.job_id == "job-2":
-            raise RequestRejected("wrong key", status_code=401)
+            raise CallRejected("wrong key", status_code=401)
 
     assert not await outbox.deliver_round(send)
     assert tried == ["job-0", "job-1", "job-2", "job-3"]

@@ -14,8 +14,8 @@ from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
 from .__main__ import main
+from .audio_checks import write_long_audio
 from .golden import frames_of
-from .hearing import write_long_audio
 from .other_set import Inputs, make_set
 from .test_parity import GOLDEN
 

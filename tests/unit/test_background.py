@@ -19,7 +19,7 @@ async def test_work_that_fails_is_started_anew_and_said(caplog):
     with caplog.at_level(logging.ERROR):
         await run_again("webhooks", work, pause_s=0.0)
     assert runs == 3
-    assert [record.work for record in caplog.records] == ["webhooks", "webhooks"]
+    assert [record.task for record in caplog.records] == ["webhooks", "webhooks"]
 
 
 async def test_cancelling_ends_it():
