@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 from musetalk_pipeline.engines import (
     EngineChoice,
     EngineDecision,
-    Precision,
     decide_engine,
     make_audio_encoder,
     make_engine,
@@ -26,7 +25,7 @@ from musetalk_pipeline.faces import (
     make_detector,
 )
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
-from musetalk_pipeline.options import Spec, Version
+from musetalk_pipeline.options import Precision, Spec, Version
 
 if TYPE_CHECKING:
     from musetalk_pipeline.pipeline import Tools

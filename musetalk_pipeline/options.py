@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 Version = Literal["v15", "v1"]
+Precision = Literal["float32", "float16", "bfloat16"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "blur", "crop"]
 Surround = Literal["black", "blur"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model, field_validator
 
-from musetalk_pipeline.options import JobOptions, job_options
+from musetalk_pipeline.options import JobOptions, Option, job_options
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -32,12 +32,16 @@ def _fields() -> dict[str, Any]:
     """Return a field for each option of a job that a request may choose. None means: not chosen."""
     made: dict[str, Any] = {}
     for option in job_options():
-        spec = option.spec
-        if spec.is_param:
-            bounds = {"ge": spec.least, "le": spec.most}
-            given: dict[str, Any] = {name: at for name, at in bounds.items() if at is not None}
-            made[option.name] = (option.kind | None, Field(None, description=spec.help, **given))
+        if option.spec.is_param:
+            made[option.name] = (option.kind | None, option_field(option, None))
     return made
+
+
+def option_field(option: Option, default: Any) -> Any:
+    """Return a field with the bounds and the help of an option of the library."""
+    bounds = {"ge": option.spec.least, "le": option.spec.most}
+    given: dict[str, Any] = {name: at for name, at in bounds.items() if at is not None}
+    return Field(default, description=option.spec.help, **given)
 
 
 if TYPE_CHECKING:

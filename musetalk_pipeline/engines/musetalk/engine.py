@@ -24,7 +24,6 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, 
 from musetalk_pipeline.networks.files import PARSER_FOLDER, VAE_FOLDER
 from musetalk_pipeline.networks.parser import PARSE_PX, load_parser, to_labels
 from musetalk_pipeline.networks.precision import (
-    Precision,
     check_precision,
     default_batch_size,
     resolve_device,
@@ -41,7 +40,7 @@ from musetalk_pipeline.networks.vae import (
     to_latents,
     to_pixels,
 )
-from musetalk_pipeline.options import MaskOptions, SpeechOptions, Version
+from musetalk_pipeline.options import MaskOptions, Precision, SpeechOptions, Version
 from musetalk_pipeline.pixels.masks import pack_mask, replace_mask
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.watch import Check, go_on

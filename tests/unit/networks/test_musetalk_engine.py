@@ -18,9 +18,8 @@ from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
 from musetalk_pipeline.errors import JobCancelled, ModelLoadFailed, OutOfGpuMemory
-from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
-from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.options import MaskOptions, Precision, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings
