@@ -113,8 +113,12 @@ def _start_and_run(start: Start, cluster: Cluster, console: Console, stops: Stop
     return 0
 
 
-def _wait_until_ready(start: Start, cluster: Cluster, stops: StopRequests) -> bool:
+def _wait_until_ready(
+    start: Start, cluster: Cluster, stops: StopRequests, still_s: float = STILL_S
+) -> bool:
     """Wait for every deployment; return False if a stop is requested before they are ready.
+
+    Every `still_s` seconds, a line of the log says what is awaited.
 
     Raises:
         StartFailed: one cannot be started.
@@ -122,7 +126,7 @@ def _wait_until_ready(start: Start, cluster: Cluster, stops: StopRequests) -> bo
     said_at = time.monotonic()
     while not stops.wait(STARTING_POLL_S):
         state = _state(cluster)
-        if time.monotonic() - said_at > STILL_S:
+        if time.monotonic() - said_at > still_s:
             said_at = time.monotonic()
             logger.info("still starting: %s", ", ".join(state.waiting) or "the HTTP port")
         if state.failure is not None:

@@ -36,6 +36,7 @@ Send = Callable[[FinalReport], Awaitable[None]]
 # The job has ended or belongs to another worker, so this report can never be accepted.
 FINAL_REFUSALS = GONE_STATUSES | {422}
 UNKNOWN_S = 600.0  # guess: many times the 30 s after which progress reports stop a job
+CAPACITY = 1000  # reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Outbox:
         self,
         folder: Path,
         *,
-        capacity: int = 1000,
+        capacity: int = CAPACITY,
         first_pause_s: float = 1.0,
         longest_pause_s: float = 60.0,
         clock: Callable[[], float] = time.time,

@@ -1070,10 +1070,12 @@ async def test_the_name_of_a_report_is_on_the_disk_before_it_is_relied_on(
     """Mend 3.9: else a crash of the machine may lose a file whose bytes are there."""
     seen: list[tuple[Path, list[str]]] = []
 
-    def synced(folder: Path) -> None:
-        seen.append((folder, [path.name for path in folder.iterdir()]))
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir():
+            seen.append((path, [each.name for each in path.iterdir()]))
 
-    monkeypatch.setattr(files, "sync_folder", synced)
+    monkeypatch.setattr(os, "fsync", synced)
     name = await Outbox(tmp_path).put(report(1))
     assert seen == [(tmp_path, [name])]
 

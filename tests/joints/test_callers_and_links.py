@@ -323,13 +323,6 @@ def test_guesses_come_back_with_time_and_the_table_is_bounded() -> None:
 # --- one shape of errors --------------------------------------------------------------------------
 
 
-def crashing(door: Door, error: Exception) -> None:
-    def get(job_id: str) -> Job | None:
-        raise error
-
-    door.registry.get = get  # type: ignore[method-assign]
-
-
 async def test_every_error_has_the_one_shape(tmp_path: Path) -> None:
     """Mend 2.6: status, type, sentence, code and hint, whatever refuses the request."""
     async with opened(tmp_path, INGRESS_API_KEY=KEY) as (_, client):
@@ -374,8 +367,12 @@ async def test_a_full_queue_and_a_crash_have_the_one_shape_too(tmp_path: Path) -
             answer = await client.post("/v1/avatar/jobs", json=sent)
         assert answer.status_code == 429 and set(answer.json()) == SHAPE
         assert answer.json()["code"] == "queue_full" and answer.headers["Retry-After"]
-        crashing(door, RuntimeError("something of ours, with /a/path"))
-        answer = await client.get("/v1/avatar/jobs/x")
+
+        @door.app.get("/crash")
+        async def crash() -> None:
+            raise RuntimeError("something of ours, with /a/path")
+
+        answer = await client.get("/crash")
         assert answer.status_code == 500 and set(answer.json()) == SHAPE
         assert answer.json()["code"] == "internal_error" and "/a/path" not in answer.text
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
@@ -215,36 +218,32 @@ def test_overflow_in_half_precision_is_drawn_in_float32(
 
 
 def test_out_of_memory_in_a_network_halves_the_batch_and_finishes(
-    models: Path, engine: MuseTalkEngine, monkeypatch: pytest.MonkeyPatch
+    models: Path, engine: MuseTalkEngine
 ) -> None:
     limited = MuseTalkEngine(models, MuseTalkOptions(batch_size=8))
-    fit_at_most(2, monkeypatch)
-    drawn = draw(limited, "xxxxx")
+    with fits_at_most(2):
+        drawn = draw(limited, "xxxxx")
     assert limited.counters.batch_halvings == 2
     assert limited.batch_size == 2
-    monkeypatch.undo()
     assert worst(drawn, draw(engine, "xxxxx")) <= 1
 
 
-def test_out_of_memory_with_one_frame_is_reported(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_with_one_frame_is_reported(models: Path) -> None:
     limited = MuseTalkEngine(models)
-    fit_at_most(0, monkeypatch)
-    with pytest.raises(OutOfGpuMemory, match="VAE decoder"):
+    with fits_at_most(0), pytest.raises(OutOfGpuMemory, match="VAE decoder"):
         draw(limited, "x")
 
 
-def fit_at_most(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the allocator fail in the real decoder when more frames than these go through."""
-    decode = FaceDecoder.forward
+@contextmanager
+def fits_at_most(frames: int) -> Iterator[None]:
+    """Let the allocator fail when more frames than these go through the real decoder."""
 
-    def forward(decoder: FaceDecoder, latents: Tensor) -> Tensor:
-        if len(latents) > frames:
+    def allocate(network: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(network, FaceDecoder) and len(arguments[0]) > frames:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return decode(decoder, latents)
 
-    monkeypatch.setattr(FaceDecoder, "forward", forward)
+    with register_module_forward_pre_hook(allocate):
+        yield
 
 
 def test_a_cancelled_call_ends_between_batches(models: Path) -> None:
