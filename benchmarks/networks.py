@@ -29,6 +29,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from model_folder import UNET, VAE, WHISPER
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.whisper.configuration_whisper import WhisperConfig
@@ -46,22 +47,6 @@ from musetalk_pipeline.networks.runner import Acceleration, place
 from musetalk_pipeline.networks.unet import MouthUnet
 from musetalk_pipeline.networks.vae import FaceDecoder, FaceEncoder
 
-# The published configurations, as far as they differ from the libraries' defaults.
-UNET = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 384,
-    "in_channels": 8,
-    "sample_size": 64,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "sample_size": 256,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-WHISPER = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
-
 MATMUL_S = 0.5
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CPU_BATCHES = (1, 4)  # of 4, the slowest network takes 20 s a batch on two cores
@@ -75,12 +60,12 @@ VARIANTS = {
 }
 
 
-class Ears(nn.Module):
+class WhisperFeatures(nn.Module):
     """Whisper's encoder, features only."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = WhisperEncoder(WhisperConfig(encoder_layers=4, **WHISPER))
+        self.encoder = WhisperEncoder(WhisperConfig(**WHISPER))
 
     def forward(self, mel: Tensor) -> Tensor:
         """Return (B, 1500, 384). `mel`: (B, 80, 3000)."""
@@ -120,7 +105,7 @@ SUBJECTS = (
         lambda rows: (torch.randint(0, 256, (rows, 512, 512, 3), dtype=torch.uint8),),
         is_float32_only=True,
     ),
-    Subject("Whisper encoder (30 s)", Ears, lambda rows: (torch.randn(rows, 80, 3000),)),
+    Subject("Whisper encoder (30 s)", WhisperFeatures, lambda rows: (torch.randn(rows, 80, 3000),)),
 )
 
 
