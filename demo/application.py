@@ -137,7 +137,7 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
 
 
 def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
-    """Ask the launcher to stop, then kill what is left of its Ray session.
+    """Stop the launcher by a signal, then kill what is left of its Ray session.
 
     The processes of the session are recognised by the folder in their environment. Unlike the
     process tree, this still works after a parent has died.

@@ -106,7 +106,7 @@ class ToolOptions:
 
 def find_models(named: Path | None, working: Path, project: Path = PROJECT) -> Path:
     """Return the folder of the weights: the one that is named, else `models` in the `working`
-    folder, where the application looks too, else that of the `project`.
+    folder, which the application uses too, else that of the `project`.
     """
     if named is not None:
         return named.absolute()

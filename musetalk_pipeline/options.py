@@ -100,7 +100,7 @@ def _without_none(kind: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FrameOptions:
-    """The picture that is asked for.
+    """The picture that is requested.
 
     `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
     `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's. `fit`: a source of

@@ -8,7 +8,7 @@
 5. On SIGTERM or SIGINT no new job is taken, running jobs finish, and everything stops. A second
    signal stops it at once.
 
-Exit codes: 0 after a stop that was asked for, 2 if the application cannot be started, 1 if it is
+Exit codes: 0 after a stop that was requested, 2 if the application cannot be started, 1 if it is
 lost while it runs.
 """
 
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(start: Start) -> int:
-    """Start what was checked, and run it until it is told to stop; return the exit code."""
+    """Start what was checked, and run it until a stop is requested; return the exit code."""
     set_up_logging(start.env.secrets, is_json=start.is_json)
     stops, console, cluster = StopRequests(), Console(start.is_json), Cluster(start)
     stops.install()

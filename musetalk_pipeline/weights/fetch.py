@@ -84,7 +84,7 @@ def fetch(
 def _is_fetched(
     client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
 ) -> bool:
-    """Fetch the file from a server that may lack it; tell whether it had the file."""
+    """Fetch the file from a server that may lack it; return whether it had the file."""
     try:
         _fetch_one(client, file, target, url, patience)
     except ModelLoadFailed as exc:
@@ -95,7 +95,7 @@ def _is_fetched(
 
 def _check_endpoint(endpoint: str) -> None:
     try:
-        urlsplit(endpoint)  # httpx lets "http://[a" pass, and asks for that host
+        urlsplit(endpoint)  # httpx lets "http://[a" pass, and then looks up that host
         url = httpx.URL(endpoint)
     except (ValueError, httpx.InvalidURL) as exc:
         raise ModelLoadFailed(f"{endpoint!r} is not a valid server URL: {exc}.") from exc
@@ -129,7 +129,7 @@ def _fetch_one(
 
 
 def _is_there(file: WeightFile, target: Path) -> bool:
-    """Tell whether the right file is in place already. A wrong one is never replaced."""
+    """Return whether the right file is in place already. A wrong one is never replaced."""
     if not target.exists():
         return False
     state = state_of(file, target)

@@ -73,7 +73,7 @@ class Transfer:
             ) from exc
 
     def _continue(self) -> None:
-        """Ask for what is missing of `part` and append it. Returns when the file is complete.
+        """Request what is missing of `part` and append it. Returns when the file is complete.
 
         Raises:
             _TryAgain: the answer ended early, stalled, or the server was busy.

@@ -16,7 +16,7 @@ from musetalk_pipeline.options import JobOptions, Option, job_options
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
 MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
-# The bound also makes pydantic look at the characters: half a surrogate pair cannot be sent back.
+# The bound also makes pydantic check the characters: half a surrogate pair cannot be sent back.
 MetadataText = Annotated[str, Field(max_length=4096)]
 
 
@@ -105,7 +105,7 @@ class JobCreate(BaseModel):
     @field_validator("metadata", mode="before")
     @classmethod
     def _has_few_entries(cls, value: Any) -> Any:
-        """Count before the entries are looked at: each one costs an error of its own."""
+        """Count before the entries are validated: each one costs an error of its own."""
         if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
             raise ValueError(f"at most {MAX_METADATA_ENTRIES} entries are kept")
         return value

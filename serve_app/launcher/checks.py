@@ -153,7 +153,7 @@ def _application_faults(file: ConfigFile, place: Place) -> list[str]:
     """Return what is wrong with our application: its arguments, and what Ray accepts but we do not.
 
     Other parts rely on the name and the prefix: the ingress polls the readiness of the application
-    of that name, and the gate in the proxy knows `/hc`. With others the start would never end.
+    of that name, and the gate in the proxy answers `/hc`. With others the start would never end.
     """
     application = file.values["applications"][place[1]]
     faults = []

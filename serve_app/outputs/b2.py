@@ -64,7 +64,7 @@ T = TypeVar("T")
 class B2Settings:
     """`B2_KEY_ID`, `B2_APP_KEY`, `B2_BUCKET_NAME`, `B2_PREFIX`, and the limits of an upload.
 
-    `realm` is `production` or the address of another service that speaks the B2 native API.
+    `realm` is `production` or the address of another service with the B2 native API.
     """
 
     key_id: str = field(repr=False)
@@ -282,7 +282,7 @@ def _last_cause(exc: Exception) -> Exception:
 
 
 def _may_pass(raised: Exception) -> bool:
-    """Tell whether trying again can help: not if the key, its rights or the account are wrong."""
+    """Return whether another try can help: not if the key, its rights or the account are wrong."""
     exc = _last_cause(raised)
     if isinstance(exc, Unauthorized):
         return bool(exc.code != "unauthorized")

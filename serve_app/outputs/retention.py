@@ -126,7 +126,7 @@ class Retention:
 
 
 def retention(args: AppArgs, folder: Path) -> Retention:
-    """Return the retention that `results:` of the configuration asks for."""
+    """Return the retention that `results:` of the configuration sets."""
     rules = args.results
     return Retention(folder, rules.keep_days * DAY_S, rules.max_gb * 1e9)
 

@@ -307,8 +307,8 @@ async def test_the_answer_to_a_heartbeat_asks_for_what_can_be_read(
     fake: FakeOrchestrator, main: MainClient, body: bytes, cancel: set[str], drain: bool
 ) -> None:
     fake.plan("heartbeat", answer(200, body))
-    heard = await main.heartbeat("idle", None, None)
-    assert (heard.cancel, heard.drain) == (cancel, drain)
+    orders = await main.heartbeat("idle", None, None)
+    assert (orders.cancel, orders.drain) == (cancel, drain)
 
 
 async def test_every_request_carries_the_key_as_json(

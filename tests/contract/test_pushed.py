@@ -1,4 +1,4 @@
-"""Mend 1.3: who claims, who is pushed to, and what an orchestrator hears of pushed jobs."""
+"""Mend 1.3: who claims, who is pushed to, and what an orchestrator is told of pushed jobs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Driver:
         self.go_on.set()
         self.starts = 0
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+    async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.starts += 1
         report(Progress(Phase.DOWNLOADING, 0.0))
         report(Progress(Phase.INFERRING, 0.05, 0, 10))

@@ -148,7 +148,7 @@ async def test_a_slow_body_within_its_deadline_is_taken() -> None:
 
 
 async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
-    """Mend 4.1: the key comes before the body; a client that waits for 100 never hears it."""
+    """Mend 4.1: the key comes before the body; a client that waits for 100 never gets it."""
     inner = Inner()
     start = head("POST", "/generate", "Content-Length: 1000", "Expect: 100-continue")
     async with gated(inner, IMPATIENT, rules=LOCKED) as port, raw(port, start) as connection:

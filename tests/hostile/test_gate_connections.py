@@ -127,7 +127,7 @@ async def test_a_body_is_never_the_next_request(caplog: pytest.LogCaptureFixture
         caplog.clear()
         with caplog.at_level(logging.INFO, "uvicorn.error"):
             async with raw(port, head("GET", "/other", *upgrade)) as connection:
-                await connection.reader.readuntil(b'{"client":')  # a wish that may be ignored
+                await connection.reader.readuntil(b'{"client":')  # the header may be ignored
         assert not caplog.records  # uvicorn: "No supported WebSocket library", twice
     assert inner.count("/smuggled") == inner.count("/generate") == 0
     assert inner.count("/other") == 1

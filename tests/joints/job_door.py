@@ -56,8 +56,8 @@ class Graph:
     ran: list[Assignment] = field(default_factory=list)
     at_work: int = 0
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
-        self.ran.append(work)
+    async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
+        self.ran.append(assignment)
         self.at_work += 1
         try:
             for number, phase in enumerate(PHASES):
@@ -65,8 +65,9 @@ class Graph:
                 if phase is Phase.INFERRING and self.holds:
                     self.inferring.set()
                     await self.go_on.wait()
-            (self.results / f"{work.job_id}.mp4").write_bytes(b"a video")
-            return Finished(f"http://h/files/{work.job_id}.mp4", {"stage_times": {}, "note": NOTE})
+            (self.results / f"{assignment.job_id}.mp4").write_bytes(b"a video")
+            url = f"http://h/files/{assignment.job_id}.mp4"
+            return Finished(url, {"stage_times": {}, "note": NOTE})
         finally:
             self.at_work -= 1
 

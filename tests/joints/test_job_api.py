@@ -79,7 +79,7 @@ async def test_a_success_whose_file_is_gone_is_done_again(rig):
 
 
 async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_stop(rig):
-    """Mend 1.3: it hears of every push, and of the last job before the process ends."""
+    """Mend 1.3: it gets a report of every push, and of the last job before the process ends."""
 
     class Reports:
         told: ClassVar[list[str]] = []

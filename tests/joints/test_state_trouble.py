@@ -179,7 +179,7 @@ async def test_a_job_that_is_given_up_has_an_end_event_too(rig):
 
 
 async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
-    """Mend 0: who joins a claimed job hears of each phase, not of a sample a second."""
+    """Mend 0: who joins a claimed job is told each phase, not of a sample a second."""
     rig.graph.holds = True
     reports: tuple[list[str], list[str]] = ([], [])
 

@@ -40,7 +40,7 @@ EARLY_CALLS = (
 # What a job sends whose frames are compared bit by bit. x264's lossy modes are not quite a function
 # of their input: on some processors one encoding in a hundred of the same frames differs a little.
 LOSSLESS = {"crf": 0, "preset": "ultrafast"}
-# What a developer's shell may hold and a test must not hear of.
+# What a developer's shell may hold and what a test must not read.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
     "WORKER_TYPE", "INGRESS_API_KEY", "ALLOW_ANONYMOUS", "LEGACY_SIZE",

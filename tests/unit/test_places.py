@@ -74,9 +74,9 @@ class Site:
 
     def start(self, job_id: str, report: Callable[[Progress], None] = lambda _: None) -> Any:
         request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
-        work = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
+        assignment = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
         self.arrives.setdefault(job_id, asyncio.Event())
-        return asyncio.create_task(self.driver.run(work, report))
+        return asyncio.create_task(self.driver.run(assignment, report))
 
     def arrive(self, *job_ids: str) -> None:
         for job_id in job_ids:

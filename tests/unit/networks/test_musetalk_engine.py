@@ -148,9 +148,11 @@ def test_arrays_from_other_processes_may_be_read_only(engine: MuseTalkEngine) ->
 
 
 def test_the_mouth_rests_in_silence_only_if_asked(engine: MuseTalkEngine) -> None:
-    heard = speech(3)
-    always = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions())
-    resting = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions(rest_in_silence=True))
+    spoken = speech(3)
+    always = engine.generate(avatar("xxx"), spoken, segment(3), SpeechOptions())
+    resting = engine.generate(
+        avatar("xxx"), spoken, segment(3), SpeechOptions(rest_in_silence=True)
+    )
     assert always.weights.tolist() == [1, 1, 1]
     assert resting.weights.tolist() == [0, 0.5, 1]
     assert np.array_equal(always.faces, resting.faces)
