@@ -101,7 +101,7 @@ def write_models(models: Path, sizes: Configurations, state_of: StateOf) -> None
 
 
 def write_unet(path: Path, sizes: Configurations, state_of: StateOf) -> None:
-    """Write the UNet of one version, with its configuration beside it."""
+    """Write the UNet of one version, with its configuration next to it."""
     save(path, state_of(lambda: UNet2DConditionModel(**sizes.unet)))
     described = {"_class_name": "UNet2DConditionModel", **sizes.unet}
     _write_config(path.with_name("musetalk.json"), described)

@@ -306,7 +306,7 @@ def time_calls(
     started, started_cpu, count = time.perf_counter(), time.process_time(), 0
     while count < 2 or time.perf_counter() - started < seconds:
         call()
-        # A few at a time, so that the clock is looked at: launches run ahead of a GPU.
+        # A few at a time, so that the clock is read between them: launches run ahead of a GPU.
         count += 1
         if count % 8 == 0:
             _wait(device)

@@ -199,9 +199,9 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
         return PutStore(job.output_url).put(job.request.musetalk_job_id, video, no_sidecar).url
     started = time.monotonic()
     target = job.output_path
-    beside = target.with_suffix(".json")
+    sidecar = target.with_suffix(".json")
     # The default folder belongs to all users, so the names of new files cannot be guessed.
-    parts = [part_name(path) for path in (target, beside)]
+    parts = [part_name(path) for path in (target, sidecar)]
     stopping.remove_at_end(*parts)
     try:
         with video.open("rb") as source, parts[0].open("xb") as copy:
@@ -209,7 +209,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
         with parts[1].open("xb") as sidecar_file:
             sidecar_file.write(note(time.monotonic() - started))
         parts[0].replace(target)  # only a complete file gets this name
-        parts[1].replace(beside)
+        parts[1].replace(sidecar)
     except OSError as exc:
         raise UploadFailed(f"OUTPUT_PATH cannot be written: {exc.strerror}.") from exc
     finally:

@@ -94,7 +94,7 @@ async def test_a_range_past_the_end_is_refused(shelf: Shelf) -> None:
 
 
 async def test_if_range(shelf: Shelf) -> None:
-    """A resumed download of a file that has changed begins anew."""
+    """A resumed download of a file that has changed begins again."""
     etag = (await shelf.client.get("/files/a.mp4")).headers["etag"]
     for condition, status in ((etag, 206), ('"other"', 200)):
         headers = {"Range": "bytes=2000-", "If-Range": condition}

@@ -1,4 +1,4 @@
-"""Background work is started anew after a failure, and is over when it is over."""
+"""A background task is started again after a failure, and not after its end."""
 
 import asyncio
 import logging
