@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import signal
 import sys
@@ -26,16 +25,15 @@ from pathlib import Path
 
 import project  # noqa: F401
 import torch
-from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from model_folder import UNET, VAE, WHISPER
+from network_subjects import (
+    SUBJECTS,
+    Subject,
+    count_gflop,
+    random_network,
+    without_fused_attention,
+)
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.whisper.configuration_whisper import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from musetalk_pipeline.networks.parser import BiSeNet
 from musetalk_pipeline.networks.precision import (
     DTYPES,
     check_precision,
@@ -44,8 +42,6 @@ from musetalk_pipeline.networks.precision import (
     resolve_device,
 )
 from musetalk_pipeline.networks.runner import Acceleration, place
-from musetalk_pipeline.networks.unet import MouthUnet
-from musetalk_pipeline.networks.vae import FaceDecoder, FaceEncoder
 
 MATMUL_S = 0.5
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -58,55 +54,6 @@ VARIANTS = {
     "cuda_graphs": Acceleration(channels_last=True, cuda_graphs=True),
     "compile": Acceleration(channels_last=True, compile=True),
 }
-
-
-class WhisperFeatures(nn.Module):
-    """Whisper's encoder, features only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = WhisperEncoder(WhisperConfig(**WHISPER))
-
-    def forward(self, mel: Tensor) -> Tensor:
-        """Return (B, 1500, 384). `mel`: (B, 80, 3000)."""
-        states: Tensor = self.encoder(mel.to(self.encoder.conv1.weight.dtype))[0]
-        return states
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A network, and inputs for one batch. One row is one frame, or 30 s of sound for Whisper."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    inputs: Callable[[int], tuple[Tensor, ...]]
-    is_float32_only: bool = False
-
-
-SUBJECTS = (
-    Subject(
-        "VAE encoder (2 images)",
-        lambda: FaceEncoder(AutoencoderKL(**VAE)),
-        lambda rows: (torch.randint(0, 256, (rows, 256, 256, 3), dtype=torch.uint8),),
-    ),
-    Subject(
-        "UNet",
-        lambda: MouthUnet(UNet2DConditionModel(**UNET)),
-        lambda rows: (torch.randn(rows, 8, 32, 32), torch.randn(rows, 50, 384)),
-    ),
-    Subject(
-        "VAE decoder",
-        lambda: FaceDecoder(AutoencoderKL(**VAE)),
-        lambda rows: (torch.randn(rows, 4, 32, 32),),
-    ),
-    Subject(
-        "face parser",
-        BiSeNet,
-        lambda rows: (torch.randint(0, 256, (rows, 512, 512, 3), dtype=torch.uint8),),
-        is_float32_only=True,
-    ),
-    Subject("Whisper encoder (30 s)", WhisperFeatures, lambda rows: (torch.randn(rows, 80, 3000),)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,44 +279,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     with exact_math(device, dtype), torch.inference_mode():
         calls = time_calls(lambda: left @ right, device, MATMUL_S)
     return 2 * side**3 / calls.wall_s / 1e9
-
-
-def random_network(subject: Subject, device: torch.device) -> nn.Module:
-    """Return the network with random weights of the usual spread, made on the device.
-
-    The libraries' own initialisation takes longer than the measurement on a CPU.
-    """
-    with torch.device("meta"):
-        network = subject.make()
-    network = network.to("meta").to_empty(device=device)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                bound = math.sqrt(3 / parameter[0].numel())
-                parameter.uniform_(-bound, bound)
-            else:
-                parameter.fill_(0.1)
-        for buffer in network.buffers():
-            buffer.fill_(1)  # variances of norms, for one, must be positive
-    return network
-
-
-def count_gflop(subject: Subject) -> float:
-    """Return the GFLOP of one row: matrix products and convolutions, a multiply-add being two."""
-    with torch.device("meta"):
-        network, inputs = subject.make().eval(), subject.inputs(1)
-    network = network.to("meta")
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        network(*(rows.to("meta") for rows in inputs))
-    return counter.get_total_flops() / 1e9
-
-
-def without_fused_attention(network: nn.Module) -> None:
-    """Let attention be computed in separate steps, to see what fusing buys."""
-    for module in network.modules():
-        if hasattr(module, "set_processor"):
-            module.set_processor(AttnProcessor())  # type: ignore[operator]
 
 
 def table(rows: Sequence[Row]) -> str:
