@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.progress_bar import ProgressBar
-from musetalk_pipeline.weights.published import (
+from musetalk_pipeline.weights.manifest import (
     HUGGING_FACE,
     FileState,
     WeightFile,

@@ -12,7 +12,7 @@ import httpx
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.files import sync
 from musetalk_pipeline.retries import retrying
-from musetalk_pipeline.weights.published import WeightFile
+from musetalk_pipeline.weights.manifest import WeightFile
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.networks.files import missing_files
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.config.config_file import Place
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs

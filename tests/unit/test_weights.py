@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.weights.fetch import Patience, main, verify
-from musetalk_pipeline.weights.published import FileState, WeightFile, published
+from musetalk_pipeline.weights.manifest import FileState, WeightFile, published
 
 pytestmark = pytest.mark.usefixtures("no_waits")
 QUICK = Patience(connect_s=5, read_s=5, stall_s=60, attempts=4)
