@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Pool:
+class _ConnectionPool:
     """An `httpx` client and the number of its requests. A replaced client is closed after the last
     of them.
     """
@@ -64,7 +64,7 @@ class OrchestratorHttp:
             raise ValueError("INTERNAL_API_KEY must be one or more visible ASCII characters")
         self._api_key = api_key
         self._tls = tls
-        self._pool: _Pool | None = None
+        self._pool: _ConnectionPool | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._base_url.host!r})"
@@ -94,7 +94,7 @@ class OrchestratorHttp:
 
     async def _exchange(self, path: str, body: str, timeout_s: float) -> tuple[int, bytes]:
         try:
-            pool = self._pool = self._pool or _Pool(self._new_client())
+            pool = self._pool = self._pool or _ConnectionPool(self._new_client())
         except OSError as exc:  # no descriptor left for the certificates' file
             raise ServiceUnavailable(f"POST {path} could not be sent ({self._fault(exc)})") from exc
         pool.in_flight += 1
@@ -112,7 +112,7 @@ class OrchestratorHttp:
             pool.in_flight -= 1
             await pool.close_if_unused()
 
-    def _retire(self, pool: _Pool) -> None:
+    def _retire(self, pool: _ConnectionPool) -> None:
         pool.retired = True
         if self._pool is pool:
             self._pool = None

@@ -199,8 +199,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--mirror",
         metavar="URL",
-        help="a server like huggingface.co, also asked for URL/s3fd/s3fd-619a316812.pth; default: "
-        "HF_ENDPOINT",
+        help="a server like huggingface.co; S3FD is fetched from URL/s3fd/s3fd-619a316812.pth; "
+        "default: HF_ENDPOINT",
     )
     commands.add_parser("verify", parents=[common], help="check the files; needs no network")
     return parser.parse_args(arguments)

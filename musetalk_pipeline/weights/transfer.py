@@ -162,7 +162,7 @@ def _first_byte(response: httpx.Response, held: int) -> int:
     # "bytes 100-199/200"
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if not start.isdigit() or int(start) > held:
-        raise _TryAgain("the server sent another part than was asked for")
+        raise _TryAgain("the server sent another part than was requested")
     return int(start)
 
 
