@@ -16,7 +16,6 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph.driver import DEFAULT_PAUSES, DriverPauses, JobDriver
 from serve_app.graph.pools import Graph
 from serve_app.graph.transfers import Assignment, Attempt
-from tests.waiting import turns, until_async
 
 Method = Callable[..., Awaitable[Any]]
 
@@ -74,22 +73,34 @@ class Site:
 
     def start(self, job_id: str, report: Callable[[Progress], None] = lambda _: None) -> Any:
         request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
-        assignment = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
+        work = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
         self.arrives.setdefault(job_id, asyncio.Event())
-        return asyncio.create_task(self.driver.run(assignment, report))
+        return asyncio.create_task(self.driver.run(work, report))
 
     def arrive(self, *job_ids: str) -> None:
         for job_id in job_ids:
             self.arrives[job_id].set()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def test_downloads_that_never_end_hold_no_place():
     site = Site(places=1)
     slow = [site.start("slow-1"), site.start("slow-2")]
-    await until_async(lambda: len(site.fetching) == 2, "two downloads have not begun")
+    await until(lambda: len(site.fetching) == 2)
     good = site.start("good")
     site.arrive("good")
-    await until_async(lambda: site.opening == ["good"], "the good job was not opened")
+    await until(lambda: site.opening == ["good"])
     site.goes_on.set()
     with pytest.raises(InvalidVideo):
         await good
@@ -104,10 +115,10 @@ async def test_downloads_that_never_end_hold_no_place():
 async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arrival():
     site = Site(places=2)
     jobs = [site.start(name) for name in "abcde"]
-    await until_async(lambda: len(site.fetching) == 5, "five downloads have not begun")
+    await until(lambda: len(site.fetching) == 5)
     for name in "ecadb":
         site.arrive(name)
-        await turns(50)
+        await settle()
     assert site.opening == ["e", "c"]
     site.goes_on.set()
     await asyncio.wait(jobs)
@@ -119,7 +130,7 @@ async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
     jobs = {name: site.start(name) for name in "abc"}
     for name in "abc":
         site.arrive(name)
-        await turns(50)
+        await settle()
     jobs["b"].cancel()
     await asyncio.wait([jobs["b"]])
     site.goes_on.set()
@@ -132,14 +143,12 @@ async def test_a_job_that_waits_for_its_place_says_that_it_lives():
     site = Site(places=1, pauses=DriverPauses(keep_s=0.001))
     first, second = site.start("a"), site.start("b")
     site.arrive("a", "b")
-    await until_async(
-        lambda: site.told.count(("keep", "attempt-b")) > 2, "the waiting job was not kept"
-    )
+    await until(lambda: site.told.count(("keep", "attempt-b")) > 2)
     site.goes_on.set()
     await asyncio.wait([first, second])
-    await turns(50)
+    await settle()
     before = len(site.told)
-    await turns(50)
+    await settle()
     assert len(site.told) == before  # nobody speaks for an attempt that has ended
 
 
@@ -148,14 +157,11 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     site = Site(places=1)
     first = site.start("a")
     site.arrive("a")
-    await until_async(lambda: site.opening == ["a"], "the first job was not opened")
+    await until(lambda: site.opening == ["a"])
     said: list[Progress] = []
     second = site.start("b", said.append)
     site.arrive("b")
-    await until_async(
-        lambda: bool(said) and "download" in said[-1].stage_seconds,
-        "the seconds of the download were not reported",
-    )
+    await until(lambda: bool(said) and "download" in said[-1].stage_seconds)
     assert (said[-1].phase, said[-1].stage_seconds) == (Phase.DOWNLOADING, {"download": 1.0})
     site.goes_on.set()
     await asyncio.wait([first, second])
