@@ -194,22 +194,28 @@ def keep(document: dict[str, Any], row: dict[str, Any], out: Path | None) -> Non
         out.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def job_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the weights, the media of `make_media`, and the file for the figures."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=Path, required=True, help="weights as published")
     parser.add_argument("--video", type=Path, required=True, help="a face, square")
     parser.add_argument("--audio", type=Path, required=True, help="speech")
     parser.add_argument("--seconds", type=float, default=20.0, help="of the clip and the speech")
     parser.add_argument("--size", default="1280x720")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = job_parser(__doc__)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", default="float16", choices=("float32", "float16", "bfloat16"))
     parser.add_argument(
         "--speedup", nargs="+", default=["none"], choices=("none", "cuda_graphs", "compile")
     )
     parser.add_argument("--no-command", action="store_true", help="leave out the command line")
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     return parser.parse_args(arguments)
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a whole job: a 5-minute clip beside one of 15 seconds, each in its own process.
+"""Peak memory of a whole job: a 5-minute clip and of one of 15 seconds, each in its own process.
 
     python benchmarks/memory.py [--size 1280x720] [--seconds 15 300]
 

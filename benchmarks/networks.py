@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import signal
 import sys
@@ -26,15 +25,15 @@ from pathlib import Path
 
 import project  # noqa: F401
 import torch
-from diffusers.models.attention_processor import AttnProcessor
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from network_subjects import (
+    SUBJECTS,
+    Subject,
+    count_gflop,
+    random_network,
+    without_fused_attention,
+)
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers.models.whisper.configuration_whisper import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from musetalk_pipeline.networks.parser import BiSeNet
 from musetalk_pipeline.networks.precision import (
     DTYPES,
     check_precision,
@@ -43,24 +42,6 @@ from musetalk_pipeline.networks.precision import (
     resolve_device,
 )
 from musetalk_pipeline.networks.runner import Acceleration, place
-from musetalk_pipeline.networks.unet import MouthUnet
-from musetalk_pipeline.networks.vae import FaceDecoder, LookEncoder
-
-# The published configurations, as far as they differ from the libraries' defaults.
-UNET = {
-    "block_out_channels": (320, 640, 1280, 1280),
-    "cross_attention_dim": 384,
-    "in_channels": 8,
-    "sample_size": 64,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "sample_size": 256,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-}
-WHISPER = {"d_model": 384, "encoder_attention_heads": 6, "encoder_ffn_dim": 1536}
 
 MATMUL_S = 0.5
 CUDA_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -73,55 +54,6 @@ VARIANTS = {
     "cuda_graphs": Acceleration(channels_last=True, cuda_graphs=True),
     "compile": Acceleration(channels_last=True, compile=True),
 }
-
-
-class Ears(nn.Module):
-    """Whisper's encoder, features only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = WhisperEncoder(WhisperConfig(encoder_layers=4, **WHISPER))
-
-    def forward(self, mel: Tensor) -> Tensor:
-        """Return (B, 1500, 384). `mel`: (B, 80, 3000)."""
-        states: Tensor = self.encoder(mel.to(self.encoder.conv1.weight.dtype))[0]
-        return states
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A network, and inputs for one batch. One row is one frame, or 30 s of sound for Whisper."""
-
-    name: str
-    make: Callable[[], nn.Module]
-    inputs: Callable[[int], tuple[Tensor, ...]]
-    is_float32_only: bool = False
-
-
-SUBJECTS = (
-    Subject(
-        "VAE encoder (2 images)",
-        lambda: LookEncoder(AutoencoderKL(**VAE)),
-        lambda rows: (torch.randint(0, 256, (rows, 256, 256, 3), dtype=torch.uint8),),
-    ),
-    Subject(
-        "UNet",
-        lambda: MouthUnet(UNet2DConditionModel(**UNET)),
-        lambda rows: (torch.randn(rows, 8, 32, 32), torch.randn(rows, 50, 384)),
-    ),
-    Subject(
-        "VAE decoder",
-        lambda: FaceDecoder(AutoencoderKL(**VAE)),
-        lambda rows: (torch.randn(rows, 4, 32, 32),),
-    ),
-    Subject(
-        "face parser",
-        BiSeNet,
-        lambda rows: (torch.randint(0, 256, (rows, 512, 512, 3), dtype=torch.uint8),),
-        is_float32_only=True,
-    ),
-    Subject("Whisper encoder (30 s)", Ears, lambda rows: (torch.randn(rows, 80, 3000),)),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +253,7 @@ def time_calls(
     started, started_cpu, count = time.perf_counter(), time.process_time(), 0
     while count < 2 or time.perf_counter() - started < seconds:
         call()
-        # A few at a time, so that the clock is looked at: launches run ahead of a GPU.
+        # A few at a time, so that the clock is read between them: launches run ahead of a GPU.
         count += 1
         if count % 8 == 0:
             _wait(device)
@@ -347,44 +279,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     with exact_math(device, dtype), torch.inference_mode():
         calls = time_calls(lambda: left @ right, device, MATMUL_S)
     return 2 * side**3 / calls.wall_s / 1e9
-
-
-def random_network(subject: Subject, device: torch.device) -> nn.Module:
-    """Return the network with random weights of the usual spread, made on the device.
-
-    The libraries' own initialisation takes longer than the measurement on a CPU.
-    """
-    with torch.device("meta"):
-        network = subject.make()
-    network = network.to("meta").to_empty(device=device)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            if parameter.ndim > 1:
-                bound = math.sqrt(3 / parameter[0].numel())
-                parameter.uniform_(-bound, bound)
-            else:
-                parameter.fill_(0.1)
-        for buffer in network.buffers():
-            buffer.fill_(1)  # variances of norms, for one, must be positive
-    return network
-
-
-def count_gflop(subject: Subject) -> float:
-    """Return the GFLOP of one row: matrix products and convolutions, a multiply-add being two."""
-    with torch.device("meta"):
-        network, inputs = subject.make().eval(), subject.inputs(1)
-    network = network.to("meta")
-    counter = FlopCounterMode(display=False)
-    with torch.inference_mode(), counter:
-        network(*(rows.to("meta") for rows in inputs))
-    return counter.get_total_flops() / 1e9
-
-
-def without_fused_attention(network: nn.Module) -> None:
-    """Let attention be computed in separate steps, to see what fusing buys."""
-    for module in network.modules():
-        if hasattr(module, "set_processor"):
-            module.set_processor(AttnProcessor())  # type: ignore[operator]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Everything but the networks, beside decoding and encoding alone, in one run.
+"""Everything but the networks, compared with decoding and encoding alone, in one run.
 
     python benchmarks/nonmodel.py [--seconds 10] [--preset medium] [--rounds 3] [--video FILE]
 

@@ -27,7 +27,7 @@ from musetalk_pipeline.networks.runner import Acceleration, place
 from musetalk_pipeline.networks.unet import load_unet, unet_files
 from musetalk_pipeline.networks.vae import (
     FaceDecoder,
-    LookEncoder,
+    FaceEncoder,
     load_vae,
     scaling_factor,
     to_latents,
@@ -44,7 +44,7 @@ class Stages:
         self._device, self._dtype = device, dtype
         vae = options.models / "sd-vae"
         self._factor = scaling_factor(vae)
-        self._encoder = self._place(LookEncoder(load_vae(vae)))
+        self._encoder = self._place(FaceEncoder(load_vae(vae)))
         self._unet = self._place(load_unet(*unet_files(options.models, options.version)))
         self._decoder = self._place(FaceDecoder(load_vae(vae)))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from job_gpu import make_media
+from job_gpu import job_parser, make_media
 from project import ROOT
 from serve_overhead import cpu_seconds, in_session
 
@@ -139,17 +139,9 @@ def write(document: dict[str, Any], out: Path | None) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", type=Path, required=True, help="weights as published")
-    parser.add_argument("--video", type=Path, required=True, help="a face, square")
-    parser.add_argument("--audio", type=Path, required=True, help="speech")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the clip and the speech")
-    parser.add_argument("--size", default="1280x720")
+    parser = job_parser(__doc__)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
     parser.add_argument("--speedup", default="none", choices=("none", "cuda_graphs", "compile"))
-    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     return parser.parse_args(arguments)
 
 

@@ -162,7 +162,7 @@ def draw_progress(client: httpx.Client, job_id: str, request: Request) -> None:
                     total = progress["frames_total"] or None
                     bar.show(progress["phase"], progress["frames_done"], total)
             except httpx.HTTPError:
-                pass  # the next turn asks again
+                pass  # the next turn tries again
             request.join(POLL_S)
 
 

@@ -86,7 +86,7 @@ def own_config(config: Path, scratch: Path) -> tuple[Path, int]:
         say(f"port {port} is taken, using {options['port']}")
     for app in document.get("applications") or ():
         app.setdefault("args", {})["state_dir"] = str(scratch / "state")
-        app["args"]["metrics_port"] = 0  # `make serve` may run beside this
+        app["args"]["metrics_port"] = 0  # `make serve` may run next to this
     copy = scratch / config.name
     copy.write_text(yaml.safe_dump(document))
     return copy, options.get("port", port)
@@ -137,7 +137,7 @@ def application(config: Path, folders: list[Path], log: Path) -> Iterator[Applic
 
 
 def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
-    """Ask the launcher to stop, then kill what is left of its Ray session.
+    """Stop the launcher by a signal, then kill what is left of its Ray session.
 
     The processes of the session are recognised by the folder in their environment. Unlike the
     process tree, this still works after a parent has died.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-State = Literal["ok", "warning", "missing"]
+FindingState = Literal["ok", "warning", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,6 @@ class Finding:
     """
 
     name: str
-    state: State
+    state: FindingState
     found: str
     remedy: str | None = None

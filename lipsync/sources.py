@@ -95,7 +95,7 @@ def fetch(source: Source, folder: Path) -> Path:
 
 
 def default_output(source: Source, ending: str) -> Path:
-    """Return where the result goes unless it is said: beside the file, and for an address in the
+    """Return where the result goes by default: next to the file, and for an address in the
     working folder. `ending` follows the name of the video without its suffix.
     """
     if source.url is None:

@@ -241,6 +241,6 @@ class UploadFailed(ProcessingError):
 
 
 class JobCancelled(ProcessingError):
-    """Nobody wants the result any more: the client went away, or the job was cancelled."""
+    """The result is no longer needed: the client went away, or the job was cancelled."""
 
     code = "cancelled"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 from musetalk_pipeline.engines import (
     EngineChoice,
     EngineDecision,
-    Precision,
     decide_engine,
     make_audio_encoder,
     make_engine,
@@ -26,7 +25,7 @@ from musetalk_pipeline.faces import (
     make_detector,
 )
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
-from musetalk_pipeline.options import Spec, Version
+from musetalk_pipeline.options import Precision, Spec, Version
 
 if TYPE_CHECKING:
     from musetalk_pipeline.pipeline import Tools
@@ -107,7 +106,7 @@ class ToolOptions:
 
 def find_models(named: Path | None, working: Path, project: Path = PROJECT) -> Path:
     """Return the folder of the weights: the one that is named, else `models` in the `working`
-    folder, where the application looks too, else that of the `project`.
+    folder, which the application uses too, else that of the `project`.
     """
     if named is not None:
         return named.absolute()

@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 Version = Literal["v15", "v1"]
+Precision = Literal["float32", "float16", "bfloat16"]
 ParsingMode = Literal["jaw", "raw", "neck"]
 Fit = Literal["pad", "blur", "crop"]
 Surround = Literal["black", "blur"]
@@ -99,7 +100,7 @@ def _without_none(kind: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class FrameOptions:
-    """The picture that is asked for.
+    """The picture that is requested.
 
     `resolution`: `"720p"` (short side), `"640x360"` (literal), None or `"source"` (as it is).
     `aspect_ratio`: `"9:16"` and the like; None or `"source"` keeps the source's. `fit`: a source of

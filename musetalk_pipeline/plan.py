@@ -88,8 +88,8 @@ def count_output_frames(n_samples: int, fps: Fraction) -> int:
     """Return how many whole frames `n_samples` of 16 kHz audio cover, as the reference counts.
 
     `floor(n / 16000 * fps)` in double precision and in that order: 1.16 s at 25 fps is 28.999… and
-    so 28 (docs/reference.md §1.5). `fps`: `speech_fps`, exact unless told otherwise, so that 29.97
-    fps video is as long as its audio.
+    so 28 (docs/reference.md §1.5). `fps`: `speech_fps`, exact by default, so that 29.97 fps
+    video is as long as its audio.
     """
     return math.floor(n_samples / SAMPLE_RATE * float(fps))
 

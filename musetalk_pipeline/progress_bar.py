@@ -54,7 +54,7 @@ class ProgressBar:
         self._bar.stop()
 
     def show(self, step: str, done: int = 0, total: int | None = None) -> None:
-        """Say how far `step` is: `done` of `total` frames or bytes; None: nobody can tell."""
+        """Say how far `step` is: `done` of `total` frames or bytes; None if it is unknown."""
         now = time.monotonic()
         if step != self._step:
             self._step, self._began = step, now

@@ -221,7 +221,7 @@ def prepare_block(
 
     With `box_smoothing`, faces are also searched in neighbouring frames of other blocks, so that
     the result does not depend on where the block begins. `read`: reads ranges of the job's frames;
-    None starts a decoder. `check` raises once nobody wants the result.
+    None starts a decoder. `check` raises once the result is no longer needed.
 
     Raises:
         NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
@@ -261,7 +261,7 @@ def compose_segment(
 
     Frames without a face pass through untouched, at their own index. `frames`: the segment's source
     frames in output order, which are drawn into; None decodes them. `threads`: of the encoder.
-    `check` raises once nobody wants the result.
+    `check` raises once the result is no longer needed.
     """
     segment = drawn.segment
     rows = avatar.rows(segment)

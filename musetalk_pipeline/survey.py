@@ -71,7 +71,7 @@ def survey(
     Raises:
         NoFaceFound: none of the frames shows a face. The input's fault.
     """
-    samples = _Samples(source, picture, detector)
+    samples = _SampledFrames(source, picture, detector)
     if is_cropped:
         for place in evenly_spaced(reached, CROP_SAMPLES):
             samples.take(place)
@@ -109,7 +109,7 @@ def spread_out(wanted: Sequence[int]) -> Iterator[int]:
             yield wanted[place]
 
 
-class _Samples:
+class _SampledFrames:
     """Single frames of a source and the face in each; no frame is searched twice."""
 
     def __init__(self, source: SourceVideo, picture: Picture, detector: LandmarkDetector) -> None:
@@ -142,7 +142,7 @@ class _Samples:
         return BgrFrames([self.frames[place]], self._picture)[0]
 
 
-def _warn_of_others(samples: _Samples, counter: FaceCounter, reached: int) -> str | None:
+def _warn_of_others(samples: _SampledFrames, counter: FaceCounter, reached: int) -> str | None:
     """Return a sentence if a frame shows several faces; None if none does."""
     for place in evenly_spaced(reached, COUNTED_SAMPLES):
         samples.take(place)

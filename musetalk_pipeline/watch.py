@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 from musetalk_pipeline.errors import DeadlineExceeded, JobCancelled
 
-# Called between frames or batches; raises once nobody wants the result.
+# Called between frames or batches; raises once the result is no longer needed.
 Check: TypeAlias = Callable[[], None]
 
 
@@ -22,7 +22,7 @@ class Cancellation(Protocol):
     """A `threading.Event`, or an object with the same method."""
 
     def is_set(self) -> bool:
-        """Return whether nobody wants the result any more."""
+        """Return whether the result is no longer needed."""
         ...
 
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import from_json, to_json
 
-from orchestrator.errors import JobGone, JobUnknown, MalformedAnswer, RequestRejected
+from orchestrator.errors import CallRejected, JobGone, JobUnknown, MalformedAnswer
 from orchestrator.messages import Claim, ClaimedJob, HeartbeatAnswer, ProgressReport
 from orchestrator.transport import OrchestratorHttp
 
@@ -28,7 +28,7 @@ async def post_about_job(http: OrchestratorHttp, path: str, body: str, *, timeou
     """
     try:
         await http.post(path, body, timeout_s=timeout_s)
-    except RequestRejected as exc:
+    except CallRejected as exc:
         if exc.status_code in GONE_STATUSES:
             raise JobGone(exc.message, status_code=exc.status_code) from exc
         if exc.status_code == UNKNOWN_STATUS:

@@ -3,7 +3,7 @@
     OrchestratorError
     ├── ServiceUnavailable     no answer, or 408, 425, 429, 5xx; retryable
     ├── MalformedAnswer        2xx, but not as the protocol defines it; retryable
-    └── RequestRejected        any other status; a retry cannot help
+    └── CallRejected        any other status; a retry cannot help
         ├── JobGone            409 or 410 about a job: cancelled, or given to another worker
         └── JobUnknown         404 about a job: perhaps for a moment only
 
@@ -45,19 +45,19 @@ class MalformedAnswer(OrchestratorError):
     retryable = True
 
 
-class RequestRejected(OrchestratorError):
+class CallRejected(OrchestratorError):
     """The orchestrator refused the request, for example because its key or a field is invalid."""
 
-    code = "request_rejected"
+    code = "call_rejected"
 
 
-class JobGone(RequestRejected):
+class JobGone(CallRejected):
     """The job is cancelled or belongs to another worker. Stop it."""
 
     code = "job_gone"
 
 
-class JobUnknown(RequestRejected):
+class JobUnknown(CallRejected):
     """The orchestrator does not know the job.
 
     It has been seen to answer this for a live job, so stop a job only if the answer is repeated.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import httpx
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from orchestrator.errors import MalformedAnswer, RequestRejected, ServiceUnavailable
+from orchestrator.errors import CallRejected, MalformedAnswer, ServiceUnavailable
 
 MAX_ANSWER_BYTES = 1024 * 1024
 MAX_DETAIL_CHARS = 300
@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class _Pool:
+class _ConnectionPool:
     """An `httpx` client and the number of its requests. A replaced client is closed after the last
     of them.
     """
@@ -64,7 +64,7 @@ class OrchestratorHttp:
             raise ValueError("INTERNAL_API_KEY must be one or more visible ASCII characters")
         self._api_key = api_key
         self._tls = tls
-        self._pool: _Pool | None = None
+        self._pool: _ConnectionPool | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._base_url.host!r})"
@@ -75,7 +75,7 @@ class OrchestratorHttp:
         Raises:
             ServiceUnavailable: no answer within `timeout_s`, a transport fault, or a status of a
                 passing fault. Call again later.
-            RequestRejected: any other status. A second call cannot help.
+            CallRejected: any other status. A second call cannot help.
         """
         status, answer = await self._exchange(path, body, timeout_s)
         if 200 <= status < 300:
@@ -83,7 +83,7 @@ class OrchestratorHttp:
         message = f"POST {path} was answered {status}{self._detail(answer)}"
         if status >= 500 or status in TRY_AGAIN_STATUSES:
             raise ServiceUnavailable(message, status_code=status)
-        raise RequestRejected(message, status_code=status)
+        raise CallRejected(message, status_code=status)
 
     async def aclose(self) -> None:
         """Close the pool. A later request opens a new one."""
@@ -94,7 +94,7 @@ class OrchestratorHttp:
 
     async def _exchange(self, path: str, body: str, timeout_s: float) -> tuple[int, bytes]:
         try:
-            pool = self._pool = self._pool or _Pool(self._new_client())
+            pool = self._pool = self._pool or _ConnectionPool(self._new_client())
         except OSError as exc:  # no descriptor left for the certificates' file
             raise ServiceUnavailable(f"POST {path} could not be sent ({self._fault(exc)})") from exc
         pool.in_flight += 1
@@ -112,7 +112,7 @@ class OrchestratorHttp:
             pool.in_flight -= 1
             await pool.close_if_unused()
 
-    def _retire(self, pool: _Pool) -> None:
+    def _retire(self, pool: _ConnectionPool) -> None:
         pool.retired = True
         if self._pool is pool:
             self._pool = None

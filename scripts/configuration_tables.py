@@ -27,6 +27,7 @@ from musetalk_pipeline.options import JobOptions  # noqa: E402
 from serve_app.config.environment import documented  # noqa: E402
 from serve_app.config.settings import AppArgs  # noqa: E402
 from serve_app.contract.requests import Params  # noqa: E402
+from serve_app.one_shot.variables import VARIABLES  # noqa: E402
 
 
 def kind_of(annotation: Any) -> str:
@@ -120,6 +121,12 @@ def variables() -> str:
     return "\n".join([*lines[1:], ""])
 
 
+def one_shot() -> str:
+    """Return a Markdown table of the variables of a one-shot job."""
+    lines = [f"| `{name}` | {escaped(text)} |" for name, text in VARIABLES.items()]
+    return "\n".join(["| variable | meaning |", "|---|---|", *lines])
+
+
 def option_defaults() -> dict[str, Any]:
     """Return what a job that chooses nothing gets."""
     parts = [getattr(JobOptions(), part.name) for part in fields(JobOptions)]
@@ -132,6 +139,7 @@ def filled(text: str) -> str:
         "configuration": table(AppArgs, {}),
         "params": table(Params, option_defaults()),
         "environment": variables(),
+        "one-shot": one_shot(),
     }
     for name, content in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"

@@ -10,7 +10,7 @@
 #
 # mmcv with operators comes from, in this order:
 #   1. MMCV_WHEEL, a wheel file or a folder of wheels;
-#   2. ../shared/wheels beside the project, if a wheel there fits this Python;
+#   2. ../shared/wheels next to the project, if a wheel there fits this Python;
 #   3. a build from source, with MMCV_BUILD=1 (minutes; CUDA operators too where nvcc is found).
 # Otherwise mmcv-lite: RTMPose needs no compiled operator, and musetalk_pipeline/faces/mmpose.py
 # says which imports of other models it then fills in.

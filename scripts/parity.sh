@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the table of parity with the golden set beside the repository, of weights made on the spot.
+# Prints the table of parity with the golden set next to the repository, of weights made on the spot.
 # Fails on a miss. Without the set it says so and succeeds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -8,7 +8,7 @@
 5. On SIGTERM or SIGINT no new job is taken, running jobs finish, and everything stops. A second
    signal stops it at once.
 
-Exit codes: 0 after a stop that was asked for, 2 if the application cannot be started, 1 if it is
+Exit codes: 0 after a stop that was requested, 2 if the application cannot be started, 1 if it is
 lost while it runs.
 """
 
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(start: Start) -> int:
-    """Start what was checked, and run it until it is told to stop; return the exit code."""
+    """Start what was checked, and run it until a stop is requested; return the exit code."""
     set_up_logging(start.env.secrets, is_json=start.is_json)
     stops, console, cluster = StopRequests(), Console(start.is_json), Cluster(start)
     stops.install()
@@ -113,8 +113,12 @@ def _start_and_run(start: Start, cluster: Cluster, console: Console, stops: Stop
     return 0
 
 
-def _wait_until_ready(start: Start, cluster: Cluster, stops: StopRequests) -> bool:
+def _wait_until_ready(
+    start: Start, cluster: Cluster, stops: StopRequests, still_s: float = STILL_S
+) -> bool:
     """Wait for every deployment; return False if a stop is requested before they are ready.
+
+    Every `still_s` seconds, a line of the log says what is awaited.
 
     Raises:
         StartFailed: one cannot be started.
@@ -122,7 +126,7 @@ def _wait_until_ready(start: Start, cluster: Cluster, stops: StopRequests) -> bo
     said_at = time.monotonic()
     while not stops.wait(STARTING_POLL_S):
         state = _state(cluster)
-        if time.monotonic() - said_at > STILL_S:
+        if time.monotonic() - said_at > still_s:
             said_at = time.monotonic()
             logger.info("still starting: %s", ", ".join(state.waiting) or "the HTTP port")
         if state.failure is not None:

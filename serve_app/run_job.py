@@ -24,6 +24,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -118,21 +119,22 @@ def _do(job: OneShot, args: AppArgs, env: Environment, stopping: Stopping) -> di
     args = resolve(args, env)
     if job.output_url is None:
         make_room(job.output_path)
-    inputs = args.inputs
     if env.max_file_mb is not None:
-        inputs = inputs.model_copy(update={"max_file_mb": env.max_file_mb})
+        inputs = args.inputs.model_copy(update={"max_file_mb": env.max_file_mb})
+        args = args.model_copy(update={"inputs": inputs})
     with _scratch(env) as folder:
         scratch = Path(folder)
         stopping.remove_at_end(scratch)
-        video, audio = asyncio.run(_fetch(job.request, scratch, inputs, env))
+        media = asyncio.run(_fetch(job.request, scratch, args.inputs, env))
         fetched = time.monotonic()
-        result = _draw(job.request, video, audio, scratch, args, inputs, env)
+        result = _draw(job.request, media, scratch, args, env)
         seconds = {"download": fetched - started, **result.stage_seconds}
 
         def note(upload_s: float) -> bytes:
             times = {**seconds, "upload": upload_s}
             elapsed_s = time.monotonic() - started
-            return sidecar(_facts(job, result, env, video, audio, times, elapsed_s))
+            facts = _facts(job, result, env, media, stage_times=times, elapsed_s=elapsed_s)
+            return sidecar(facts)
 
         where = _store(job, result.path, note, stopping)
     return {
@@ -152,9 +154,17 @@ def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Media:
+    """The files of a job."""
+
+    video: Downloaded
+    audio: Downloaded
+
+
 async def _fetch(
     request: JobRequest, folder: Path, inputs: InputSettings, env: Environment
-) -> tuple[Downloaded, Downloaded]:
+) -> _Media:
     limits = inputs.download_limits()
     policy = AddressPolicy(frozenset([*inputs.allowed_hosts, *env.allowed_hosts]))
     folders = [*inputs.allowed_folders, *env.allowed_folders]
@@ -162,17 +172,11 @@ async def _fetch(
         await download(url, folder / name, policy=policy, limits=limits, allowed_folders=folders)
         for url, name in ((request.video_url, "video"), (request.audio_url, "audio"))
     ]
-    return video, audio
+    return _Media(video, audio)
 
 
 def _draw(
-    request: JobRequest,
-    video: Downloaded,
-    audio: Downloaded,
-    scratch: Path,
-    args: AppArgs,
-    inputs: InputSettings,
-    env: Environment,
+    request: JobRequest, media: _Media, scratch: Path, args: AppArgs, env: Environment
 ) -> Result:
     tools = Tools(
         build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
@@ -180,12 +184,12 @@ def _draw(
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
     with ProgressBar("frames") as bar:
         return run(
-            video.path,
-            audio.path,
+            media.video.path,
+            media.audio.path,
             scratch / "output.mp4",
             request.options(args.job_defaults()),
             tools,
-            limits=inputs.limits(),
+            limits=args.inputs.limits(),
             block_s=args.driver.block_s,
             work_dir=scratch,
             on_progress=_Shown(bar).show,
@@ -199,9 +203,9 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
         return PutStore(job.output_url).put(job.request.musetalk_job_id, video, no_sidecar).url
     started = time.monotonic()
     target = job.output_path
-    beside = target.with_suffix(".json")
+    sidecar = target.with_suffix(".json")
     # The default folder belongs to all users, so the names of new files cannot be guessed.
-    parts = [part_name(path) for path in (target, beside)]
+    parts = [part_name(path) for path in (target, sidecar)]
     stopping.remove_at_end(*parts)
     try:
         with video.open("rb") as source, parts[0].open("xb") as copy:
@@ -209,7 +213,7 @@ def _store(job: OneShot, video: Path, note: Callable[[float], bytes], stopping: 
         with parts[1].open("xb") as sidecar_file:
             sidecar_file.write(note(time.monotonic() - started))
         parts[0].replace(target)  # only a complete file gets this name
-        parts[1].replace(beside)
+        parts[1].replace(sidecar)
     except OSError as exc:
         raise UploadFailed(f"OUTPUT_PATH cannot be written: {exc.strerror}.") from exc
     finally:
@@ -222,8 +226,8 @@ def _facts(
     job: OneShot,
     result: Result,
     env: Environment,
-    video: Downloaded,
-    audio: Downloaded,
+    media: _Media,
+    *,
     stage_times: Mapping[str, float],
     elapsed_s: float,
 ) -> SidecarFacts:
@@ -241,8 +245,8 @@ def _facts(
         b2_file_name=None,
         engine=result.engine,
         model_version=result.model_version,
-        source_sha256=video.sha256,
-        audio_sha256=audio.sha256,
+        source_sha256=media.video.sha256,
+        audio_sha256=media.audio.sha256,
         stage_times={name: round(value, 3) for name, value in stage_times.items()},
     )
 

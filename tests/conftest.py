@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -34,6 +33,8 @@ import soundfile
 import stamina
 from hypothesis import settings
 from numpy.typing import NDArray
+
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from musetalk_pipeline.pipeline import Tools
@@ -109,17 +110,18 @@ def no_leftovers(private_temp: Path) -> Iterator[None]:
     """Fail a test that leaves a child process or a temporary file behind."""
     children, files = _children(), _temp_files(private_temp)
     yield
-    deadline = time.monotonic() + LEFTOVER_GRACE_S
-    while True:
+
+    def left() -> tuple[list[str], list[str]]:
         processes = [p for p in _children() - children if _is_ours(p)]
-        scratch = sorted(_temp_files(private_temp) - files)
-        if not (processes or scratch):
-            return
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    commands = [" ".join(_command(p))[:200] for p in processes]
-    pytest.fail(f"left behind: processes {commands}, files {scratch}")
+        commands = [" ".join(_command(p))[:200] for p in processes]
+        return commands, sorted(_temp_files(private_temp) - files)
+
+    until(
+        lambda: not any(left()),
+        lambda: "processes {} and files {} have not gone".format(*left()),
+        LEFTOVER_GRACE_S,
+        pause_s=0.05,
+    )
 
 
 def _children() -> set[psutil.Process]:

@@ -30,7 +30,7 @@ def make(
             "--out",
             "-o",
             metavar="MP4",
-            help="Write the result to this file. Default: VIDEO-lipsync.mp4 beside the video.",
+            help="Write the result to this file. Default: VIDEO-lipsync.mp4 next to the video.",
             show_default=False,
         ),
     ] = None,

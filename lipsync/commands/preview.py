@@ -24,7 +24,7 @@ def preview(
             "--out",
             "-o",
             metavar="PNG",
-            help="Write the picture to this file. Default: VIDEO-preview.png beside the video.",
+            help="Write the picture to this file. Default: VIDEO-preview.png next to the video.",
             show_default=False,
         ),
     ] = None,

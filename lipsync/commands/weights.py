@@ -14,7 +14,7 @@ from lipsync.terminal import terminal_of
 from musetalk_pipeline.options import Version
 
 if TYPE_CHECKING:
-    from musetalk_pipeline.weights.published import State, WeightFile
+    from musetalk_pipeline.weights.manifest import FileState, WeightFile
 
 app = typer.Typer(help="Fetch or verify the published weights.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def fetch(
     """
     from musetalk_pipeline.loading import find_models
     from musetalk_pipeline.weights.fetch import fetch as fetch_all
-    from musetalk_pipeline.weights.published import HUGGING_FACE, published
+    from musetalk_pipeline.weights.manifest import HUGGING_FACE, published
 
     terminal = terminal_of(context)
     terminal.stopping.last_words = "what has arrived is kept, and the same command continues"
@@ -83,7 +83,7 @@ def verify(
     The exit code is 0 if all files are right, and 1 if some are missing or differ.
     """
     from musetalk_pipeline.loading import find_models
-    from musetalk_pipeline.weights.published import published
+    from musetalk_pipeline.weights.manifest import published
     from serve_app.one_shot.exit_codes import OWN_FAULT
 
     terminal = terminal_of(context)
@@ -98,10 +98,10 @@ def verify(
         raise typer.Exit(OWN_FAULT)
 
 
-def _states(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
+def _states(manifest: Sequence[WeightFile], models: Path) -> dict[str, FileState]:
     """Return the state of every file, by its path in the manifest. Reads each file once."""
     from musetalk_pipeline.progress_bar import ProgressBar
-    from musetalk_pipeline.weights.published import state_of
+    from musetalk_pipeline.weights.manifest import state_of
 
     total = sum(file.size_bytes for file in manifest)
     done, states = 0, {}

@@ -13,7 +13,7 @@ from typing import Literal
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
-from musetalk_pipeline.options import Speedup, Version
+from musetalk_pipeline.options import Precision, Speedup, Version
 
 __all__ = [
     "AudioEncoder",
@@ -28,8 +28,7 @@ __all__ = [
 ]
 
 EngineName = Literal["musetalk", "warp"]
-EngineChoice = Literal["auto", "musetalk", "warp"]
-Precision = Literal["float32", "float16", "bfloat16"]
+EngineChoice = Literal["auto", EngineName]
 
 logger = logging.getLogger(__name__)
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 
 from musetalk_pipeline.errors import GpuLost, ModelLoadFailed
-
-Precision = Literal["float32", "float16", "bfloat16"]
+from musetalk_pipeline.options import Precision
 
 DTYPES: dict[Precision, torch.dtype] = {
     "float32": torch.float32,

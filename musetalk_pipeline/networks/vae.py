@@ -32,7 +32,7 @@ _NEW_NAMES = {
 }
 
 
-class LookEncoder(nn.Module):
+class FaceEncoder(nn.Module):
     """Turns face crops into posteriors of their latents, lower half masked and whole."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -65,7 +65,7 @@ def to_images(crops: Tensor) -> Tensor:
 def to_latents(moments: Tensor, scaling_factor: float, noise: Tensor | None = None) -> Tensor:
     """Return (B, 8, 32, 32) from posteriors: their means, or samples if there is `noise`.
 
-    `moments`: (B, 2, 8, 32, 32) of LookEncoder. `noise`: (B, 2, 4, 32, 32), standard normal.
+    `moments`: (B, 2, 8, 32, 32) of FaceEncoder. `noise`: (B, 2, 4, 32, 32), standard normal.
     """
     mean, log_variance = moments.chunk(2, dim=2)
     if noise is not None:

@@ -49,13 +49,13 @@ def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]
     width, height = target_size(source.width, source.height, options)
     literal, made = _parse_size(options.resolution), f"{width}x{height}"
     if literal is not None:
-        asked = f"A picture of {literal[0]}x{literal[1]} was requested"
+        requested = f"A picture of {literal[0]}x{literal[1]} was requested"
         if literal == (width, height):
             return ()
         if _parse_aspect(options.aspect_ratio) is None:
-            return (f"{asked}; H.264 needs even sides, so it is {made}.",)
+            return (f"{requested}; H.264 needs even sides, so it is {made}.",)
         shape = f"the aspect ratio {_word(options.aspect_ratio)}"
-        return (f"{asked}, and {shape}; it is {made}, the largest of that shape in it.",)
+        return (f"{requested}, and {shape}; it is {made}, the largest of that shape in it.",)
     short = _parse_short_side(options.resolution)
     if short is not None and short % 2:
         return (f"A picture of {short}p was requested; H.264 needs even sides, so it is {made}.",)

@@ -33,13 +33,19 @@ from filelock import FileLock, Timeout
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.progress_bar import ProgressBar
-from musetalk_pipeline.weights.published import HUGGING_FACE, State, WeightFile, published, state_of
+from musetalk_pipeline.weights.manifest import (
+    HUGGING_FACE,
+    FileState,
+    WeightFile,
+    published,
+    state_of,
+)
 from musetalk_pipeline.weights.transfer import Patience, Transfer
 
 SPARE_BYTES = 256 << 20  # left free on the disk in addition
 
 
-def verify(manifest: Sequence[WeightFile], models: Path) -> dict[str, State]:
+def verify(manifest: Sequence[WeightFile], models: Path) -> dict[str, FileState]:
     """Return the state of every file, by its path in the manifest. Reads each file once."""
     return {file.path: state_of(file, models / file.path) for file in manifest}
 
@@ -78,7 +84,7 @@ def fetch(
 def _is_fetched(
     client: httpx.Client, file: WeightFile, target: Path, url: str, patience: Patience
 ) -> bool:
-    """Fetch the file from a server that may lack it; tell whether it had the file."""
+    """Fetch the file from a server that may lack it; return whether it had the file."""
     try:
         _fetch_one(client, file, target, url, patience)
     except ModelLoadFailed as exc:
@@ -89,7 +95,7 @@ def _is_fetched(
 
 def _check_endpoint(endpoint: str) -> None:
     try:
-        urlsplit(endpoint)  # httpx lets "http://[a" pass, and asks for that host
+        urlsplit(endpoint)  # httpx lets "http://[a" pass, and then looks up that host
         url = httpx.URL(endpoint)
     except (ValueError, httpx.InvalidURL) as exc:
         raise ModelLoadFailed(f"{endpoint!r} is not a valid server URL: {exc}.") from exc
@@ -123,7 +129,7 @@ def _fetch_one(
 
 
 def _is_there(file: WeightFile, target: Path) -> bool:
-    """Tell whether the right file is in place already. A wrong one is never replaced."""
+    """Return whether the right file is in place already. A wrong one is never replaced."""
     if not target.exists():
         return False
     state = state_of(file, target)
@@ -167,7 +173,7 @@ def _readable(n_bytes: int) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
-def _print_table(manifest: Sequence[WeightFile], states: dict[str, State]) -> None:
+def _print_table(manifest: Sequence[WeightFile], states: dict[str, FileState]) -> None:
     width = max(len(file.path) for file in manifest)
     for file in manifest:
         about = "about " if file.sha256 is None else ""
@@ -193,8 +199,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--mirror",
         metavar="URL",
-        help="a server like huggingface.co, also asked for URL/s3fd/s3fd-619a316812.pth; default: "
-        "HF_ENDPOINT",
+        help="a server like huggingface.co; S3FD is fetched from URL/s3fd/s3fd-619a316812.pth; "
+        "default: HF_ENDPOINT",
     )
     commands.add_parser("verify", parents=[common], help="check the files; needs no network")
     return parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import httpx
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.files import sync
 from musetalk_pipeline.retries import retrying
-from musetalk_pipeline.weights.published import WeightFile
+from musetalk_pipeline.weights.manifest import WeightFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Transfer:
             ) from exc
 
     def _continue(self) -> None:
-        """Ask for what is missing of `part` and append it. Returns when the file is complete.
+        """Request what is missing of `part` and append it. Returns when the file is complete.
 
         Raises:
             _TryAgain: the answer ended early, stalled, or the server was busy.
@@ -162,7 +162,7 @@ def _first_byte(response: httpx.Response, held: int) -> int:
     # "bytes 100-199/200"
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if not start.isdigit() or int(start) > held:
-        raise _TryAgain("the server sent another part than was asked for")
+        raise _TryAgain("the server sent another part than was requested")
     return int(start)
 
 

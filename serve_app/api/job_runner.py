@@ -97,5 +97,5 @@ class JobRunner:
             return False
         return await services.polling.claim_and_run()
 
-    def _keep_running(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.create_task(run_again(name, work)))
+    def _keep_running(self, name: str, target: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(run_again(name, target)))

@@ -1,6 +1,6 @@
 """The environment of the worker contract, read once per process.
 
-Secrets are hidden from `repr`. Whoever needs the text of one asks for it with `get_secret_value()`,
+Secrets are hidden from `repr`. Code that needs the text of one calls `get_secret_value()`,
 where it leaves this process.
 """
 
@@ -50,7 +50,7 @@ class Environment(Callers, Fetching, Running, Results, Fleet):
 
     @property
     def is_buffer(self) -> bool:
-        """Whether this worker speaks the buffer protocol."""
+        """Whether this worker uses the buffer protocol."""
         return self.mode == "buffer"
 
     @property

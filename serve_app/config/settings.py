@@ -7,11 +7,14 @@ the environment only.
 import math
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from musetalk_pipeline.options import JobOptions, defaults_for
+from musetalk_pipeline.engines import EngineChoice
+from musetalk_pipeline.faces import DetectorName, PersonBox, Presence
+from musetalk_pipeline.loading import ToolOptions
+from musetalk_pipeline.options import JobOptions, Version, defaults_for, options_of
 from serve_app.config.environment import Environment
 from serve_app.config.sections import (
     DriverSettings,
@@ -24,7 +27,7 @@ from serve_app.config.sections import (
     Section,
     StageSettings,
 )
-from serve_app.contract.requests import Params
+from serve_app.contract.requests import Params, option_field
 
 __all__ = [
     "API_VERSION",
@@ -48,34 +51,25 @@ APP_NAME = "lipsync"  # of the application in Ray Serve
 API_VERSION = "0.1.0"
 
 
+def _tool(name: str) -> Any:
+    """Return a field with the default, the bounds and the help of the library's option `name`."""
+    option = next(option for option in options_of(ToolOptions) if option.name == name)
+    return option_field(option, option.default)
+
+
 class AppArgs(Section):
     """`args:` of serve_config.yaml."""
 
-    engine: Literal["auto", "musetalk", "warp"] = Field(
-        "auto", description="With auto: musetalk if its weights are found, else warp."
-    )
-    version: Literal["v15", "v1"] = Field("v15", description="The version of MuseTalk's model.")
+    engine: EngineChoice = _tool("engine")
+    version: Version = Field("v15", description="The version of MuseTalk's model.")
     models_dir: Path = Field(Path("models"), description="The folder of the published weights.")
-    seed: int | None = Field(
-        None,
-        ge=0,
-        le=2**32 - 1,
-        description="With a seed, the VAE is sampled as in the reference. Without one, its mean "
-        "is taken.",
-    )
-    landmarks: Literal["auto", "mesh", "onnx", "mmpose"] = Field(
+    seed: int | None = _tool("seed")
+    landmarks: Literal["auto", DetectorName] = Field(
         "auto", description="With auto: mmpose or onnx if the engine is musetalk, else mesh."
     )
-    face_presence: Literal["landmarks", "s3fd"] = Field(
-        "landmarks",
-        description="What decides whether a frame has a face: the landmarks' scores, or s3fd.",
-    )
-    person_box: Literal["frame", "face"] = Field(
-        "frame",
-        description="The region in which onnx and mmpose search. `face` takes the region around "
-        "the face that mesh found, and so finds smaller faces.",
-    )
-    presence_interval: int = Field(12, ge=1, description="s3fd examines one frame in this many.")
+    face_presence: Presence = _tool("face_presence")
+    person_box: PersonBox = _tool("person_box")
+    presence_interval: int = _tool("presence_interval")
     pools: list[PoolSettings] = Field(
         min_length=1, description="Each pool is one Generator deployment."
     )

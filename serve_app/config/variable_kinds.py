@@ -1,4 +1,4 @@
-"""What the values of environment variables may look like, and what they are read as."""
+"""The forms that environment variables may have, and the values that they are read as."""
 
 from __future__ import annotations
 

@@ -297,7 +297,7 @@ class Fleet(Variables):
     salad_queue_job_id: str | None = Field(
         None,
         validation_alias="SALAD_QUEUE_JOB_ID",
-        description="The id of the queue's job, for the description beside the video.",
+        description="The id of the queue's job, for the description next to the video.",
     )
     speed_test_url: str | None = Field(
         None,

@@ -108,7 +108,7 @@ class Phase(StrEnum):
     QUEUED = "queued"
     PREPARING = "preparing"
     DOWNLOADING = "downloading"
-    VALIDATING = "validating"  # ours; the orchestrator is told `downloading`
+    VALIDATING = "validating"  # ours; the orchestrator receives `downloading`
     INFERRING = "inferring"
     ENCODING = "encoding"
     UPLOADING = "uploading"

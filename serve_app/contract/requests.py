@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model, field_validator
 
-from musetalk_pipeline.options import JobOptions, job_options
+from musetalk_pipeline.options import JobOptions, Option, job_options
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
 MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
-# The bound also makes pydantic look at the characters: half a surrogate pair cannot be sent back.
+# The bound also makes pydantic check the characters: half a surrogate pair cannot be sent back.
 MetadataText = Annotated[str, Field(max_length=4096)]
 
 
@@ -32,12 +32,16 @@ def _fields() -> dict[str, Any]:
     """Return a field for each option of a job that a request may choose. None means: not chosen."""
     made: dict[str, Any] = {}
     for option in job_options():
-        spec = option.spec
-        if spec.is_param:
-            bounds = {"ge": spec.least, "le": spec.most}
-            given: dict[str, Any] = {name: at for name, at in bounds.items() if at is not None}
-            made[option.name] = (option.kind | None, Field(None, description=spec.help, **given))
+        if option.spec.is_param:
+            made[option.name] = (option.kind | None, option_field(option, None))
     return made
+
+
+def option_field(option: Option, default: Any) -> Any:
+    """Return a field with the bounds and the help of an option of the library."""
+    bounds = {"ge": option.spec.least, "le": option.spec.most}
+    given: dict[str, Any] = {name: at for name, at in bounds.items() if at is not None}
+    return Field(default, description=option.spec.help, **given)
 
 
 if TYPE_CHECKING:
@@ -101,7 +105,7 @@ class JobCreate(BaseModel):
     @field_validator("metadata", mode="before")
     @classmethod
     def _has_few_entries(cls, value: Any) -> Any:
-        """Count before the entries are looked at: each one costs an error of its own."""
+        """Count before the entries are validated: each one costs an error of its own."""
         if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
             raise ValueError(f"at most {MAX_METADATA_ENTRIES} entries are kept")
         return value

@@ -27,7 +27,7 @@ from pathlib import Path
 from musetalk_pipeline.files import write_atomically
 from orchestrator.calls import GONE_STATUSES, UNKNOWN_STATUS
 from orchestrator.client import FinalReport
-from orchestrator.errors import OrchestratorError, RequestRejected
+from orchestrator.errors import CallRejected, OrchestratorError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ Send = Callable[[FinalReport], Awaitable[None]]
 # The job has ended or belongs to another worker, so this report can never be accepted.
 FINAL_REFUSALS = GONE_STATUSES | {422}
 UNKNOWN_S = 600.0  # guess: many times the 30 s after which progress reports stop a job
+CAPACITY = 1000  # reports
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Outbox:
         self,
         folder: Path,
         *,
-        capacity: int = 1000,
+        capacity: int = CAPACITY,
         first_pause_s: float = 1.0,
         longest_pause_s: float = 60.0,
         clock: Callable[[], float] = time.time,
@@ -175,7 +176,7 @@ class Outbox:
             settled.set()
 
     def _is_final(self, exc: OrchestratorError, stored: _Stored) -> bool:
-        if not isinstance(exc, RequestRejected):
+        if not isinstance(exc, CallRejected):
             return False
         if exc.status_code == UNKNOWN_STATUS:
             return self._clock() - stored.stored_at > UNKNOWN_S

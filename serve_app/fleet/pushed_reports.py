@@ -24,7 +24,7 @@ from serve_app.config.environment import Environment
 from serve_app.contract.outcomes import Failure, Outcome
 from serve_app.fleet.identity import kept_id, worker_id
 from serve_app.fleet.options import WorkerOptions
-from serve_app.fleet.outbox import Outbox
+from serve_app.fleet.outbox import CAPACITY, Outbox
 from serve_app.fleet.polling import check_connection
 from serve_app.fleet.reported_run import ReportedRun, report_of
 from serve_app.jobs.job import Job, Origin, ProgressCallback
@@ -85,6 +85,7 @@ class PushedReports:
         state: the folder of final reports.
         batch_size: returns the batch size for the reports, None if it is unknown.
         public_base_url: what links begin with, None if it is not configured.
+        outbox_capacity: reports that wait; with more, a success is not reported again.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class PushedReports:
         batch_size: Callable[[], int | None],
         public_base_url: str | None = None,
         options: WorkerOptions | None = None,
+        outbox_capacity: int = CAPACITY,
     ) -> None:
         if warning := local_links_warning(env, public_base_url):
             logger.warning(warning)
@@ -107,7 +109,7 @@ class PushedReports:
         self._options = replace(options, unknown_s=math.inf)
         machine = worker_id(env, fallback=kept_id(state))
         profile = WorkerProfile(machine, gpu_class="")
-        self._outbox = Outbox(state / "outbox")
+        self._outbox = Outbox(state / "outbox", capacity=outbox_capacity)
         self._client = PushedClient(OrchestratorHttp(rules.base_url, rules.api_key), profile)
 
     async def deliver_forever(self) -> None:

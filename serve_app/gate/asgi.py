@@ -17,7 +17,7 @@ class AnswerTooLarge(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WholeAnswer:
     """A whole HTTP response in memory."""
 
     status: int
@@ -51,7 +51,7 @@ class _Collector:
             self.body.append(data)
 
 
-async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
+async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> WholeAnswer:
     """Make one request without a body and return the whole answer; status 0 if there was none.
 
     Raises:
@@ -68,7 +68,7 @@ async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> Answer:
 
     collector = _Collector(max_bytes)
     await app(scope, receive, collector.send)
-    return Answer(collector.status, collector.headers, b"".join(collector.body))
+    return WholeAnswer(collector.status, collector.headers, b"".join(collector.body))
 
 
 @contextlib.asynccontextmanager

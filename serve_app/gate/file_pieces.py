@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.gate.asgi import Answer, AnswerTooLarge, Headers, call, disconnection, header
+from serve_app.gate.asgi import AnswerTooLarge, Headers, WholeAnswer, call, disconnection, header
 from serve_app.gate.forwarding import is_serves_own
 
 logger = logging.getLogger("ray.serve")
@@ -136,7 +136,7 @@ class FilePieces:
         if rejection is not None:  # without a place: this client reads no file
             await _send_whole(rejection, send)
 
-    async def _send_file(self, scope: Scope, receive: Receive, send: Send) -> Answer | None:
+    async def _send_file(self, scope: Scope, receive: Receive, send: Send) -> WholeAnswer | None:
         """Send the file, or return the answer that the ingress gave instead."""
         requested = requested_range(scope["headers"])
         first = await self._begin(scope, requested)
@@ -147,38 +147,38 @@ class FilePieces:
         ):
             requested = ByteRange()
             first = await self._begin(scope, requested)
-        if isinstance(first, Answer):
+        if isinstance(first, WholeAnswer):
             return first
         async with disconnection(receive) as disconnected:
             await self._send_pieces(scope, first, requested, send, disconnected)
         return None
 
-    async def _begin(self, scope: Scope, requested: ByteRange) -> _Piece | Answer:
+    async def _begin(self, scope: Scope, requested: ByteRange) -> _Piece | WholeAnswer:
         try:
             first = await self._first(scope, requested)
         except TimeoutError:
             raise Unanswered from None
-        if isinstance(first, Answer) and is_serves_own(first.status, first.headers):
+        if isinstance(first, WholeAnswer) and is_serves_own(first.status, first.headers):
             raise Unanswered
         return first
 
-    async def _first(self, scope: Scope, requested: ByteRange) -> _Piece | Answer:
+    async def _first(self, scope: Scope, requested: ByteRange) -> _Piece | WholeAnswer:
         if requested.suffix is not None:
             # The first byte of a suffix is known once the size is.
             probe = await self._fetch(scope, 0, 0)
-            if isinstance(probe, Answer):
+            if isinstance(probe, WholeAnswer):
                 return probe
             start, end = requested.within(probe.total)
             return await self._fetch(scope, start, min(end, start + self._limits.piece_bytes - 1))
         last = requested.start + self._limits.piece_bytes - 1
         end = last if requested.end is None else min(last, requested.end)
         answer = await self._fetch(scope, requested.start, end)
-        if isinstance(answer, Answer) and answer.status == 416 and requested.whole:
+        if isinstance(answer, WholeAnswer) and answer.status == 416 and requested.whole:
             return await self._fetch(scope, None)  # an empty file
         return answer
 
-    async def _fetch(self, scope: Scope, start: int | None, end: int = 0) -> _Piece | Answer:
-        """Request a range from the ingress; an `Answer` is anything but that range."""
+    async def _fetch(self, scope: Scope, start: int | None, end: int = 0) -> _Piece | WholeAnswer:
+        """Request a range from the ingress; an `WholeAnswer` is anything but that range."""
         headers = [(key, value) for key, value in scope["headers"] if key not in _OURS]
         if start is not None:
             headers.append((b"range", b"bytes=%d-%d" % (start, end)))
@@ -222,7 +222,7 @@ class FilePieces:
             piece = await self._fetch(scope, start, last)
         except TimeoutError:
             raise FileChanged("the ingress sent no piece in time") from None
-        if isinstance(piece, Answer):
+        if isinstance(piece, WholeAnswer):
             raise FileChanged(f"the ingress answered {piece.status} for a piece")
         if (piece.version, piece.total) != (first.version, first.total):
             raise FileChanged("the file has been replaced meanwhile")
@@ -262,6 +262,6 @@ def _body(data: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-async def _send_whole(answer: Answer, send: Send) -> None:
+async def _send_whole(answer: WholeAnswer, send: Send) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
     await send(_body(answer.body, more=False))

@@ -12,7 +12,7 @@ import json
 
 from starlette.types import ASGIApp, Scope
 
-from serve_app.gate.asgi import Answer, AnswerTooLarge, call
+from serve_app.gate.asgi import AnswerTooLarge, WholeAnswer, call
 
 HC, HEALTH = "/hc", "/health"
 _MAX_ANSWER_BYTES = 64 * 1024
@@ -26,9 +26,9 @@ class Probe:
     def __init__(self, app: ASGIApp, path: str) -> None:
         self._app = app
         self._path = path
-        self._request: asyncio.Task[Answer | None] | None = None
+        self._request: asyncio.Task[WholeAnswer | None] | None = None
 
-    async def answer(self, scope: Scope, wait_s: float) -> Answer | None:
+    async def answer(self, scope: Scope, wait_s: float) -> WholeAnswer | None:
         """Return the inner application's own 200 or 503; None for anything else, or if it is late.
 
         A request that is not answered in time continues, and the next caller gets its answer.
@@ -38,7 +38,7 @@ class Probe:
         await asyncio.wait({self._request}, timeout=wait_s)
         return self._request.result() if self._request.done() else None
 
-    async def _fetch(self, scope: Scope) -> Answer | None:
+    async def _fetch(self, scope: Scope) -> WholeAnswer | None:
         own = {
             **scope,
             "method": "GET",
@@ -70,15 +70,15 @@ class Probes:
     def __contains__(self, path: str) -> bool:
         return path in self._probes
 
-    async def answer(self, path: str, scope: Scope) -> Answer:
+    async def answer(self, path: str, scope: Scope) -> WholeAnswer:
         """Return the answer to a probe of `path`; 503 `starting` if the application gives none."""
         wait_s = self._wait_s if self._has_been_ready else self._first_wait_s
         answer = await self._probes[path].answer(scope, wait_s)
         if answer is None:
-            return Answer(503, _RETRY, b'{"status":"starting"}')
+            return WholeAnswer(503, _RETRY, b'{"status":"starting"}')
         if path == HC and answer.status == 200:
             self._has_been_ready = True
-        return Answer(answer.status, _RETRY if answer.status == 503 else [], answer.body)
+        return WholeAnswer(answer.status, _RETRY if answer.status == 503 else [], answer.body)
 
     async def is_past_start(self, scope: Scope) -> bool:
         """Whether `/hc` has returned 200 at least once."""

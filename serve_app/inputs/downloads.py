@@ -326,7 +326,7 @@ def _refuse_compressed(location: Location, content_encoding: str) -> None:
     if codings.intersection(_COMPRESSED):
         raise DownloadFailed(
             "Download failed: the server sends the file compressed (Content-Encoding) although "
-            "plain bytes were asked for.",
+            "plain bytes were requested.",
             url=location.shown,
         )
 

@@ -153,7 +153,7 @@ def _application_faults(file: ConfigFile, place: Place) -> list[str]:
     """Return what is wrong with our application: its arguments, and what Ray accepts but we do not.
 
     Other parts rely on the name and the prefix: the ingress polls the readiness of the application
-    of that name, and the gate in the proxy knows `/hc`. With others the start would never end.
+    of that name, and the gate in the proxy answers `/hc`. With others the start would never end.
     """
     application = file.values["applications"][place[1]]
     faults = []
@@ -183,8 +183,8 @@ def _start(file: ConfigFile, place: Place, env: Environment, environ: Mapping[st
     options = dict(document.get("http_options") or {})
     if environ.get("WORKER_PORT"):
         options["port"] = env.port
-    if options.get("host") == "::" and joined_cluster(environ) is None and not has_ipv6():
-        options["host"] = "0.0.0.0"  # both families were asked for, and there is one
+    if "host" in options and joined_cluster(environ) is None:
+        options["host"] = listened_on(options["host"], ipv6=has_ipv6())
     host, port = options.get("host", DEFAULT_HOST), options.setdefault("port", DEFAULT_PORT)
     document["http_options"] = options
     application = document["applications"][place[1]]
@@ -252,6 +252,11 @@ def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tupl
             f"all replicas together ask for {asked:g} CPUs, and this machine has {there}: lower "
             "`replicas` or `num_cpus`, which only reserve",
         )
+
+
+def listened_on(host: str, *, ipv6: bool) -> str:
+    """Return the address to listen on: `::` is both families, of which a machine may have one."""
+    return "0.0.0.0" if host == "::" and not ipv6 else host
 
 
 def _folder_faults(start: Start) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Without RAY_ADDRESS (or with `local`) the cluster is the launcher's own: it is this machine alone,
 on the loopback, with Ray's token. Otherwise the named cluster is joined. Its environment belongs to
-its operator, so what the replicas have to know is sent along as a runtime environment.
+its operator, so what the replicas need is sent along as a runtime environment.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_of_replicas(start: Start) -> dict[str, str]:
-    """Return the variables that tell every replica about the start."""
+    """Return the variables that describe the start to every replica."""
     return {
         "WORKER_PORT": str(start.port),
         "LIPSYNC_HOST": start.reached_at,
@@ -132,7 +132,7 @@ class Cluster:
             raise StartFailed(f"Serve cannot be started: {one_line(str(exc))}") from exc
 
     def state(self) -> State:
-        """Ask Serve's controller. Raises whatever Ray does once the cluster is gone."""
+        """Return what Serve's controller reports. Raises what Ray raises if the cluster is gone."""
         from ray import serve
 
         found = serve.status().applications

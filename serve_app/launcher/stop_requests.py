@@ -1,4 +1,4 @@
-"""The signals that ask the launcher to stop, counted."""
+"""Counts the signals that stop the launcher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the weights that a configuration asks for are there, and which command brings them."""
+"""Whether the weights that a configuration needs are there, and which command fetches them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from musetalk_pipeline.faces.dwpose import WEIGHTS
 from musetalk_pipeline.networks.files import missing_files
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.config.config_file import Place
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
@@ -39,7 +39,7 @@ def weight_faults(args: AppArgs, env: Environment) -> Iterator[tuple[Place, str]
 
 
 def _fetch(args: AppArgs, *options: str) -> str:
-    """Return the command that fetches the published weights to where these arguments look."""
+    """Return the command that fetches the published weights to `models_dir`."""
     if args.version != "v15":
         options = (*options, "--version", args.version)
     if args.models_dir != Path("models"):

@@ -113,7 +113,7 @@ def parse_location(url: str) -> Location:
 
 
 def _refuse_path(text: str) -> None:
-    """Tell a caller who sent the path of a file how to write it as a URL."""
+    """Refuse the path of a file, with a sentence that shows how it is written as a URL."""
     is_windows = _WINDOWS_PATH.match(text) is not None
     is_path = text.startswith(("/", "./", "../", "~/")) and not text.startswith("//")
     if not is_windows and not is_path:

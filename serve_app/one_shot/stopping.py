@@ -1,4 +1,4 @@
-"""How a process that does one job ends when a signal asks it to: at once, with nothing left behind.
+"""How a process that does one job ends on a signal: at once, with nothing left behind.
 
 1. The first SIGTERM or SIGINT raises `Stopped` in the main thread. Later ones are ignored.
 2. The stack unwinds: connections are closed, children are killed, temporary folders are removed.

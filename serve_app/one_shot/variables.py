@@ -18,12 +18,12 @@ from serve_app.contract.requests import JobRequest
 from serve_app.outputs.put import PutStore
 
 VARIABLES = {
-    "VIDEO_URL": "The video is fetched from this http, https or file address.",
-    "AUDIO_URL": "The speech is fetched from this http, https or file address.",
+    "VIDEO_URL": "The video has this http, https or file address. A job needs one.",
+    "AUDIO_URL": "The speech has this http, https or file address. A job needs one.",
     "OUTPUT_URL": "The result is sent to this address, usually a signed one, by HTTP PUT.",
     "OUTPUT_PATH": (
         "Without OUTPUT_URL, the result is written to this file and its sidecar next to it, ending "
-        f"in .json. Its folder is made. It defaults to {Path(tempfile.gettempdir(), 'output.mp4')}."
+        "in .json. Its folder is made. It defaults to output.mp4 in the folder for temporary files."
     ),
     "RESOLUTION": "The size is 720p (the short side), 640x360, or source, which is the default.",
     "ASPECT_RATIO": "The shape is 9:16 and the like, or source, which is the default.",

@@ -64,7 +64,7 @@ T = TypeVar("T")
 class B2Settings:
     """`B2_KEY_ID`, `B2_APP_KEY`, `B2_BUCKET_NAME`, `B2_PREFIX`, and the limits of an upload.
 
-    `realm` is `production` or the address of another service that speaks the B2 native API.
+    `realm` is `production` or the address of another service with the B2 native API.
     """
 
     key_id: str = field(repr=False)
@@ -188,29 +188,29 @@ class B2Store:
 
     # --- tries and deadlines ----------------------------------------------------------------------
 
-    def _try_often(self, what: str, try_s: float, work: Callable[[Bucket], T]) -> T:
-        """Do `work` up to `tries` times; say `what` failed and why if it never succeeds."""
+    def _try_often(self, what: str, try_s: float, call: Callable[[Bucket], T]) -> T:
+        """Make `call` up to `tries` times; say `what` failed and why if it never succeeds."""
         again = retrying(self._settings.tries, self._settings.backoff_s)
         try:
-            return again(_may_pass, self._logged, try_s, work)
+            return again(_may_pass, self._logged, try_s, call)
         # The SDK asserts, warns and raises bare types too; a failed try is a failed try.
         except Exception as raised:
             reason = self._reason(_last_cause(raised), try_s)
         # Not chained: the SDK's messages can hold upload tokens.
         raise UploadFailed(f"{what}: {reason}.", bucket=self._settings.bucket)
 
-    def _logged(self, try_s: float, work: Callable[[Bucket], T]) -> T:
-        """Do `work` once; log it if it fails."""
+    def _logged(self, try_s: float, call: Callable[[Bucket], T]) -> T:
+        """Make `call` once; log it if it fails."""
         try:
-            return self._within(try_s, work)
+            return self._within(try_s, call)
         except Exception as raised:
             exc = _last_cause(raised)
             extra = {"fault": type(exc).__name__, "reason": self._reason(exc, try_s)}
             logger.warning("B2 request failed", extra=extra)
             raise
 
-    def _within(self, seconds: float, work: Callable[[Bucket], T]) -> T:
-        """Call `work` in a thread of its own. Give it up when `seconds` have passed."""
+    def _within(self, seconds: float, call: Callable[[Bucket], T]) -> T:
+        """Make `call` in a thread of its own. Give it up when `seconds` have passed."""
         settings = self._settings
         guard = TryGuard(
             time.monotonic() + seconds, stall_s=settings.stall_s, connect_s=settings.connect_s
@@ -219,7 +219,7 @@ class B2Store:
 
         def run() -> None:
             try:
-                outcome.put(([self._with_bucket(guard, work)], None))
+                outcome.put(([self._with_bucket(guard, call)], None))
             except Exception as exc:
                 outcome.put(([], exc))
 
@@ -236,8 +236,8 @@ class B2Store:
             raise fault
         return results[0]
 
-    def _with_bucket(self, guard: TryGuard, work: Callable[[Bucket], T]) -> T:
-        """Log in if necessary, find the bucket, and call `work` with it."""
+    def _with_bucket(self, guard: TryGuard, call: Callable[[Bucket], T]) -> T:
+        """Log in if necessary, find the bucket, and make `call` with it."""
         login = self._login or _Login(InMemoryAccountInfo(), InMemoryCache())
         settings = self._settings
         api = GuardedApi(
@@ -250,7 +250,7 @@ class B2Store:
             if login is not self._login:
                 api.authorize_account(settings.key_id, settings.app_key, realm=settings.realm)
                 self._login = login
-            return work(api.get_bucket_by_name(settings.bucket))
+            return call(api.get_bucket_by_name(settings.bucket))
         finally:
             # The SDK never ends its upload threads. A new size makes it wait for the present ones
             # and end them. The new pool starts no threads until it is used.
@@ -282,7 +282,7 @@ def _last_cause(exc: Exception) -> Exception:
 
 
 def _may_pass(raised: Exception) -> bool:
-    """Tell whether trying again can help: not if the key, its rights or the account are wrong."""
+    """Return whether another try can help: not if the key, its rights or the account are wrong."""
     exc = _last_cause(raised)
     if isinstance(exc, Unauthorized):
         return bool(exc.code != "unauthorized")

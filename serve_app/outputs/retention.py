@@ -36,7 +36,7 @@ DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
+class _StoredResult:
     name: str
     written: float  # seconds since the epoch
     used: float  # when it was last written or requested
@@ -85,13 +85,13 @@ class Retention:
 
         threading.Thread(target=loop, name="retention", daemon=True).start()
 
-    def _results(self) -> Iterator[_Result]:
+    def _results(self) -> Iterator[_StoredResult]:
         for sidecar in self._folder.glob(f"*{SIDECAR_SUFFIX}"):
             result = self._read(sidecar.name.removesuffix(SIDECAR_SUFFIX))
             if result is not None:
                 yield result
 
-    def _read(self, name: str) -> _Result | None:
+    def _read(self, name: str) -> _StoredResult | None:
         """Return the result of that name as it is now; None if there is none."""
         video, sidecar = self._paths(name)
         try:
@@ -106,9 +106,9 @@ class Retention:
                 size_bytes += found.st_size
         except OSError:  # it has just been removed
             return None
-        return _Result(name, written, max(written, used), size_bytes)
+        return _StoredResult(name, written, max(written, used), size_bytes)
 
-    def _remove(self, result: _Result) -> bool:
+    def _remove(self, result: _StoredResult) -> bool:
         with folder_lock(self._folder, fcntl.LOCK_EX):
             now = self._read(result.name)
             if now is None or now.written != result.written:
@@ -126,7 +126,7 @@ class Retention:
 
 
 def retention(args: AppArgs, folder: Path) -> Retention:
-    """Return the retention that `results:` of the configuration asks for."""
+    """Return the retention that `results:` of the configuration sets."""
     rules = args.results
     return Retention(folder, rules.keep_days * DAY_S, rules.max_gb * 1e9)
 

@@ -10,22 +10,22 @@ PAUSE_S = 5.0
 
 
 async def run_again(
-    name: str, work: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S
+    name: str, target: Callable[[], Awaitable[None]], pause_s: float = PAUSE_S
 ) -> None:
-    """Run `work` to its end, and start it again whenever it fails (a full disk, a locked file).
+    """Run `target` to its end, and start it again whenever it fails (a full disk, a locked file).
 
     A failure is logged with its trace once, and in one line each time that it repeats.
     """
     traced = ""
     while True:
         try:
-            await work()
+            await target()
         except Exception as exc:
             fault = f"{type(exc).__name__}: {exc}"
             logger.error(
-                "background work failed, starting it again",
+                "a background task failed and is started again",
                 exc_info=None if fault == traced else exc,
-                extra={"work": name, "error": fault},
+                extra={"task": name, "error": fault},
             )
             traced = fault
             await asyncio.sleep(pause_s)

@@ -49,7 +49,7 @@ def _without_folders(url: str) -> str:
 
 
 def is_signed(url: str) -> bool:
-    """Tell whether the query of `url` looks like a signature, a token or a time of expiry."""
+    """Return whether the query of `url` looks like a signature, a token or a time of expiry."""
     query = url.partition("?")[2].partition("#")[0]
     return any(_SIGNED_NAME.search(part.partition("=")[0]) for part in query.split("&"))
 
@@ -62,7 +62,7 @@ def _bare(url: str) -> str:
     authority, slash, path = rest.partition("/")
     bare = re.split(r"[?#]", authority, maxsplit=1)[0]
     if bare != authority:
-        # Either a password holds a question mark or a query follows the host. Nothing tells which.
+        # Either a password holds a question mark or a query follows the host.
         host, path = (HIDDEN, "") if "@" in authority else (bare, "")
     else:
         host = authority.rpartition("@")[2]

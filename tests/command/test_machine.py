@@ -16,7 +16,7 @@ import pytest
 import yaml
 from command_rig import ROOT, command, environment
 
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.one_shot.variables import VARIABLES
 
 NO_NETWORK = "http://127.0.0.1:9"  # nothing listens there

@@ -26,7 +26,7 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -287,6 +287,7 @@ class FakeOrchestrator:
         self.offline_after_s = offline_after_s
         self.jobs: dict[str, Job] = {}
         self.calls: list[Call] = []
+        self.arrived: Counter[Kind] = Counter()  # calls that have come, handled or not
         self.violations: list[str] = []
         self.connections = 0
         self._tls = tls.server_context() if tls else None
@@ -428,6 +429,8 @@ class FakeOrchestrator:
         """Return what to do to the answer, and the answer itself."""
         with self._changed:
             route, kind, body = self._read(path, raw)
+            self.arrived[kind] += 1
+            self._changed.notify_all()
             fault = self._next_fault(kind)
         if fault is not None and fault.handled_after_s:
             self._leaving.wait(fault.handled_after_s)

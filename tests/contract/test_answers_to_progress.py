@@ -226,7 +226,7 @@ async def test_many_404_within_half_a_minute_do_not_end_a_job(
 async def test_404_that_are_not_in_a_row_do_not_end_a_job(
     fake: FakeOrchestrator, tmp_path: Path, between: Fault
 ) -> None:
-    """Mend 1.8: another answer, or none, and the count begins anew."""
+    """Mend 1.8: another answer, or none, and the count begins again."""
     clock = Hand()
 
     async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:

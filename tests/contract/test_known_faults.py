@@ -28,6 +28,7 @@ from tests.contract.worker_rig import (
     ProgressCallback,
     worker_rig,
 )
+from tests.waiting import until_async
 
 OFFLINE_S = 0.3
 
@@ -270,8 +271,7 @@ async def test_the_fake_returns_the_job_of_a_silent_worker(tmp_path: Path) -> No
             lost = asyncio.create_task(silent.worker.claim_and_run())
             await silent.until(lambda: bool(silent.desk.ran))
             await silent.until(lambda: fake.is_offline(WORKER_ID))
-            while not await other.worker.claim_and_run():
-                await asyncio.sleep(0.05)
+            await until_async(other.worker.claim_and_run, "the job was not handed out again")
             assert await lost  # its progress was answered 409
             assert silent.desk.cancelled == ["job-1"]
         job_seen = fake.jobs["job-1"]

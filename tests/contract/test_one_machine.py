@@ -23,6 +23,7 @@ from tests.contract.worker_rig import (
     Rig,
     worker_rig,
 )
+from tests.waiting import turns
 
 TWO = replace(OPTIONS, capacity=2)
 
@@ -107,7 +108,7 @@ async def test_one_call_claims_at_a_time(fake: FakeOrchestrator, tmp_path: Path)
     fake.add_job("job-1")
     async with worker_rig(fake, tmp_path, desk=desk, options=TWO) as rig:
         asking = asyncio.create_task(rig.worker.claim_and_run())
-        await asyncio.sleep(0)
+        await turns()
         assert not await rig.worker.claim_and_run()
         held.set()
         assert await asking

@@ -23,11 +23,11 @@ from orchestrator.client import (
     WorkerProfile,
 )
 from orchestrator.errors import (
+    CallRejected,
     JobGone,
     JobUnknown,
     MalformedAnswer,
     OrchestratorError,
-    RequestRejected,
     ServiceUnavailable,
 )
 from tests.contract.fake_orchestrator import (
@@ -307,8 +307,8 @@ async def test_the_answer_to_a_heartbeat_asks_for_what_can_be_read(
     fake: FakeOrchestrator, main: MainClient, body: bytes, cancel: set[str], drain: bool
 ) -> None:
     fake.plan("heartbeat", answer(200, body))
-    heard = await main.heartbeat("idle", None, None)
-    assert (heard.cancel, heard.drain) == (cancel, drain)
+    orders = await main.heartbeat("idle", None, None)
+    assert (orders.cancel, orders.drain) == (cancel, drain)
 
 
 async def test_every_request_carries_the_key_as_json(
@@ -446,7 +446,7 @@ async def test_other_statuses_are_rejections(
     fake: FakeOrchestrator, main: MainClient, status: int
 ) -> None:
     fake.plan("heartbeat", answer(status))
-    with pytest.raises(RequestRejected) as caught:
+    with pytest.raises(CallRejected) as caught:
         await main.heartbeat("idle", None, None)
     assert (caught.value.status_code, caught.value.retryable) == (status, False)
     assert len(fake.calls) == 1  # a redirect is not followed: the key would travel with it
@@ -577,7 +577,7 @@ async def test_secrets_stay_out_of_errors_logs_and_repr(
         f"plain {KEY} https://x/?sig=abc123",
     ):
         fake.plan("claim", answer(422, body.encode()))
-        with pytest.raises(RequestRejected) as caught:
+        with pytest.raises(CallRejected) as caught:
             await client.claim()
         texts += [str(caught.value), repr(caught.value)]
     fake.add_job("job-1")
@@ -599,7 +599,7 @@ async def test_validation_details_of_the_orchestrator_are_kept(
 ) -> None:
     body = b'{"detail": [{"loc": ["body", "gpu_class"], "msg": "Field required", "input": {}}]}'
     fake.plan("claim", answer(422, body))
-    with pytest.raises(RequestRejected, match=r"gpu_class.*Field required"):
+    with pytest.raises(CallRejected, match=r"gpu_class.*Field required"):
         await main.claim()
 
 
@@ -630,7 +630,7 @@ def test_base_addresses_that_cannot_work_are_refused_without_echo(url: str) -> N
 async def test_a_base_address_may_have_a_path_and_a_login(fake: FakeOrchestrator) -> None:
     address = fake.url.replace("http://", "http://user:password@")
     http = OrchestratorHttp(f"{address}/prefix/", KEY)
-    with pytest.raises(RequestRejected):  # the fake knows no such prefix
+    with pytest.raises(CallRejected):  # the fake knows no such prefix
         await MainClient(http, PROFILE).claim()
     (call,) = fake.calls
     assert call.path == "/prefix/internal/main/jobs/claim"

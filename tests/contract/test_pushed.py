@@ -1,4 +1,4 @@
-"""Mend 1.3: who claims, who is pushed to, and what an orchestrator hears of pushed jobs."""
+"""Mend 1.3: who claims, who is pushed to, and what an orchestrator is told of pushed jobs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Driver:
         self.go_on.set()
         self.starts = 0
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+    async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.starts += 1
         report(Progress(Phase.DOWNLOADING, 0.0))
         report(Progress(Phase.INFERRING, 0.05, 0, 10))
@@ -131,20 +131,26 @@ def registry(tmp_path: Path) -> Iterator[JobRegistry]:
 async def site(
     fake: FakeOrchestrator, registry: JobRegistry, tmp_path: Path
 ) -> AsyncIterator[Site]:
-    variables = {"ORCHESTRATOR_BASE_URL": fake.url, "INTERNAL_API_KEY": fake.api_key}
-    env = read_environment({**variables, "SALAD_MACHINE_ID": "machine-7"})
-    rules = report_rules(env)
-    assert rules is not None
     driver = Driver()
     service = JobService(registry, driver, QueueSettings(), JobOptions())  # type: ignore[arg-type]
-    pushed = PushedReports(
-        rules, env, tmp_path, service=service, batch_size=lambda: 4, options=QUICK
-    )
+    pushed = pushed_reports(fake, tmp_path, service)
     sending = asyncio.create_task(pushed.deliver_forever())
     yield Site(driver, service, pushed)
     sending.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await sending
+
+
+def pushed_reports(
+    fake: FakeOrchestrator, folder: Path, service: JobService, **settings: int
+) -> PushedReports:
+    variables = {"ORCHESTRATOR_BASE_URL": fake.url, "INTERNAL_API_KEY": fake.api_key}
+    env = read_environment({**variables, "SALAD_MACHINE_ID": "machine-7"})
+    rules = report_rules(env)
+    assert rules is not None
+    return PushedReports(
+        rules, env, folder, service=service, batch_size=lambda: 4, options=QUICK, **settings
+    )
 
 
 def queue_elsewhere(fake: FakeOrchestrator, job_id: str) -> None:
@@ -273,10 +279,23 @@ async def test_a_success_that_is_pushed_again_is_reported_again(
     assert other is not None
     await site.pushed.report_again(other)  # nobody else's business
     await site.pushed.settle(10.0)
-    site.pushed._outbox._capacity = 0
-    await site.pushed.report_again(job)  # no room
-    await site.pushed.settle(10.0)
     assert len(fake.of("final")) == 2
+
+
+async def test_a_full_outbox_takes_no_report_of_a_success_that_is_pushed_again(
+    fake: FakeOrchestrator, registry: JobRegistry, site: Site, tmp_path: Path
+) -> None:
+    await site.push("job-1")
+    await site.do()
+    job = await site.service.get("job-1")
+    assert job is not None
+    for capacity, files in ((0, 0), (1, 1)):
+        folder = tmp_path / f"room-for-{capacity}"
+        folder.mkdir()
+        reports = pushed_reports(fake, folder, site.service, outbox_capacity=capacity)
+        await reports.report_again(job)
+        await reports.settle(0.0)
+        assert len(list((folder / "outbox").glob("*.json"))) == files
 
 
 async def test_a_worker_that_stops_waits_until_its_reports_are_accepted(

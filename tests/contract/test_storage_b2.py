@@ -26,6 +26,7 @@ from musetalk_pipeline.errors import Stage, UploadFailed
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.store import object_name
 from serve_app.telemetry.redact import RedactingFilter
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("no_waits")
 SIDECAR = b'{"musetalk_job_id": "job-123"}'
@@ -43,12 +44,11 @@ def b2() -> Iterator[FakeB2]:
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 10
-    while names := [
-        t.name for t in threading.enumerate() if "b2-try" in t.name or "Pool" in t.name
-    ]:
-        assert time.monotonic() < deadline, names
-        time.sleep(0.02)
+    until(lambda: not _threads(), lambda: f"{_threads()} have not ended", 10)
+
+
+def _threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if "b2-try" in t.name or "Pool" in t.name]
 
 
 def settings(b2: FakeB2, **changes: Any) -> B2Settings:
@@ -190,10 +190,12 @@ def test_descriptors_and_threads_stay_flat(b2: FakeB2, tmp_path: Path) -> None:
     before = left()
     for number in range(1, 5):
         round_of_three(number)
-    deadline = time.monotonic() + 10
-    while (after := left()) > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert after[0] <= before[0] + 2 and after[1] <= before[1] + 2
+
+    def is_as_before() -> bool:
+        files, threads = left()
+        return files <= before[0] + 2 and threads <= before[1] + 2
+
+    until(is_as_before, lambda: f"{left()} files and threads have not become {before}", 10)
     assert b2.unfinished == {}
 
 

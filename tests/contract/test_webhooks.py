@@ -11,7 +11,7 @@ import sqlite3
 import ssl
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,7 @@ from serve_app.webhooks.events import DeliveryRules, Event, EventStore
 from serve_app.webhooks.sender import WebhookSender, signing_key
 from tests.contract.fake_orchestrator import TlsFiles
 from tests.threads import threads_taken
+from tests.waiting import until_async
 
 # The secret of the scheme's own examples.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -139,10 +140,8 @@ async def delivering(
         sender.close()
 
 
-async def until(is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20.0):
-        while not is_true():
-            await asyncio.sleep(0.005)
+async def all_sent(sender: WebhookSender) -> None:
+    await until_async(lambda: sender.pending() == 0, "not all webhooks were sent")
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def path(tmp_path: Path) -> Path:
 async def test_an_event_arrives_signed_by_the_standard_scheme(target: Target, path: Path) -> None:
     async with delivering(path) as sender:
         assert await sender.enqueue(event(target.url + "/hook?token=abc"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     (got,) = target.got
     assert got.path == "/hook?token=abc"
     assert got.headers["content-type"] == "application/json"
@@ -174,7 +173,7 @@ async def test_the_signature_covers_id_time_and_body(
 ) -> None:
     async with delivering(path) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     (got,) = target.got
     headers, body, secret = dict(got.headers), got.body, SECRET
     match spoilt:
@@ -205,11 +204,11 @@ async def test_over_tls_the_certificate_is_checked(tls: TlsFiles, path: Path) ->
         trusting = Network(ca_file=tls.authority)
         async with delivering(path, network=trusting) as sender:
             await sender.enqueue(event(target.url))
-            await until(lambda: sender.pending() == 0)
+            await all_sent(sender)
         assert len(target.got) == 1
         async with delivering(path) as sender:  # knows the public authorities only
             await sender.enqueue(event(target.url, 2))
-            await until(lambda: sender.pending() == 0)
+            await all_sent(sender)
         assert len(target.got) == 1
 
 
@@ -231,7 +230,7 @@ async def test_a_refused_event_is_tried_again_under_the_same_id(
     target.answers.extend([(status, {"Location": target.url}), (status, {})])
     async with delivering(path) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert [got.status for got in target.got] == [status, status, 204]
     assert len({got.headers["webhook-id"] for got in target.got}) == 1
     assert len({got.body for got in target.got}) == 1
@@ -244,10 +243,10 @@ async def test_each_try_is_signed_with_its_own_time(target: Target, path: Path) 
     rules = replace(QUICK, pauses_s=(3600.0,))
     async with delivering(path, rules, clock=lambda: now[0]) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: len(target.got) == 1)
+        await until_async(lambda: len(target.got) == 1, "no webhook came")
         now[0] += 2 * 3600.0
     async with delivering(path, rules, clock=lambda: now[0]) as sender:
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     first, second = (int(got.headers["webhook-timestamp"]) for got in target.got)
     assert second - first == 2 * 3600
 
@@ -258,7 +257,7 @@ async def test_tries_are_bounded_in_number(
     target.answers.extend([(500, {})] * 100)
     async with delivering(path) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert len(target.got) == 1 + len(QUICK.pauses_s)
     assert "webhook given up" in caplog.text
 
@@ -268,7 +267,7 @@ async def test_tries_are_bounded_in_time(target: Target, path: Path) -> None:
     rules = replace(QUICK, pauses_s=(10.0,) * 100, max_age_s=5.0)
     async with delivering(path, rules) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert len(target.got) == 1
 
 
@@ -279,7 +278,7 @@ async def test_a_try_that_fails_unexpectedly_counts_like_any_other(
     network = Network(ca_file=path.with_name("missing.pem"))
     async with delivering(path, network=network) as sender:
         await sender.enqueue(event("https://127.0.0.1:9/hook"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     tries = [record for record in caplog.records if record.getMessage() == "webhook failed"]
     assert len(tries) == 1 + len(QUICK.pauses_s)
     assert "webhook given up" in caplog.text
@@ -291,14 +290,14 @@ async def test_an_unexpected_failure_obeys_the_age_of_its_event(path: Path) -> N
     network = Network(ca_file=path.with_name("missing.pem"))
     async with delivering(path, rules, network=network) as sender:
         await sender.enqueue(event("https://127.0.0.1:9/hook"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
 
 
 async def test_threads_that_are_all_taken_hold_up_no_webhook(target: Target, path: Path) -> None:
     with threads_taken():
         async with asyncio.timeout(10.0), delivering(path) as sender:
             await sender.enqueue(event(target.url))
-            await until(lambda: sender.pending() == 0)
+            await all_sent(sender)
     assert len(target.got) == 1
 
 
@@ -327,7 +326,7 @@ async def test_tries_that_end_with_their_process_are_counted_too(
         now[0] += QUICK.lease_s + 1
     store.close()
     async with delivering(path, clock=lambda: now[0]) as sender:
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert target.got == []
 
 
@@ -335,7 +334,7 @@ async def test_410_ends_the_tries_at_once(target: Target, path: Path) -> None:
     target.answers.append((410, {}))
     async with delivering(path) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert len(target.got) == 1
 
 
@@ -349,10 +348,13 @@ async def test_retry_after_is_honoured_within_bounds(
     target.answers.append((429, {"Retry-After": retry_after}))
     async with delivering(path, clock=lambda: now) as sender:
         await sender.enqueue(event(target.url))
-        await until(lambda: len(target.got) == 1)
+        await until_async(lambda: len(target.got) == 1, "no webhook came")
         store = sender._store
         # Until the try is settled, the lease is what the event is due at.
-        await until(lambda: (store.next_due() or 0.0) - now != QUICK.lease_s)
+        await until_async(
+            lambda: (store.next_due() or 0.0) - now != QUICK.lease_s,
+            "the lease was not given back",
+        )
         due = store.next_due()
     assert due is not None
     assert due - now == pytest.approx(expected_s, rel=0.21)
@@ -367,7 +369,7 @@ async def test_a_silent_target_costs_one_deadline_and_holds_up_nobody(
         async with delivering(path, rules) as sender:
             await sender.enqueue(event(silent.url, 1))
             await sender.enqueue(event(target.url, 2))
-            await until(lambda: sender.pending() == 0)
+            await all_sent(sender)
     assert len(target.got) == 1
     assert silent.got == []
 
@@ -375,7 +377,7 @@ async def test_a_silent_target_costs_one_deadline_and_holds_up_nobody(
 async def test_nobody_listening_is_a_failed_try(path: Path) -> None:
     async with delivering(path) as sender:
         await sender.enqueue(event("http://127.0.0.1:1/"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
 
 
 # Kept --------------------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ async def test_events_survive_a_restart(target: Target, path: Path) -> None:
         await before.enqueue(event(target.url, number))
     before.close()
     async with delivering(path) as after:
-        await until(lambda: after.pending() == 0)
+        await all_sent(after)
     assert {got.headers["webhook-id"] for got in target.got} == {
         f"msg_job-{number}_succeeded" for number in range(5)
     }
@@ -404,7 +406,7 @@ async def test_an_event_under_way_when_the_process_dies_is_tried_again_after_its
     dead.close()
     now[0] += QUICK.lease_s + 1.0
     async with delivering(path, clock=lambda: now[0]) as sender:
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert len(target.got) == 1
 
 
@@ -414,7 +416,7 @@ async def test_two_processes_on_one_file_deliver_each_event_once(
     async with delivering(path) as first, delivering(path) as second:
         for number in range(30):
             await (first if number % 2 else second).enqueue(event(target.url, number))
-        await until(lambda: first.pending() == 0)
+        await all_sent(first)
     assert len(target.got) == len({got.headers["webhook-id"] for got in target.got}) == 30
 
 
@@ -481,7 +483,7 @@ async def test_a_target_that_turns_inward_later_is_never_connected_to(
         await sender.check_target(f"http://hooks.example:{port}/")
         found[0] = [ipaddress.ip_address("127.0.0.1")]
         await sender.enqueue(event(f"http://hooks.example:{port}/"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     assert target.got == []
     assert "webhook given up" in caplog.text
 
@@ -496,7 +498,7 @@ async def test_the_judged_address_is_the_one_connected_to(target: Target, path: 
     policy = AddressPolicy(frozenset({"hooks.invalid"}))
     async with delivering(path, policy=policy, network=Network(resolve=resolve)) as sender:
         await sender.enqueue(event(f"http://hooks.invalid:{port}/x"))
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
     (got,) = target.got
     assert got.headers["host"] == f"hooks.invalid:{port}"
 
@@ -530,7 +532,7 @@ async def test_neither_secret_nor_target_reaches_logs_or_repr(
     async with delivering(path) as sender:
         one = event(target.url + "/hook?token=target-token")
         await sender.enqueue(one)
-        await until(lambda: sender.pending() == 0)
+        await all_sent(sender)
         texts = [caplog.text, repr(one), repr(sender), json.dumps(str(vars(sender)))]
         texts += [str(vars(record)) for record in caplog.records]
     for hidden in ("target-token", SECRET.removeprefix("whsec_")):

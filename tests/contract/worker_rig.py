@@ -13,12 +13,13 @@ from typing import Any
 from musetalk_pipeline.files import write_atomically
 from orchestrator.client import (
     BufferClient,
+    FinalReport,
     MainClient,
     OrchestratorHttp,
     Timeouts,
     WorkerProfile,
 )
-from serve_app.contract.outcomes import Outcome, Phase, Progress, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.fleet.claim_journal import ClaimJournal
 from serve_app.fleet.options import WorkerOptions
@@ -39,6 +40,14 @@ SYSTEM_INFO: dict[str, Any] = {
     "download_speed_mbps": None,
 }
 DONE = Success("https://files.example/avatar/outputs/job.mp4", {"total_time": 1.5})
+FAILED = Failure(
+    error_type="media_error",
+    error_message="No face was found in any frame. Use a video that shows one.",
+    code="no_face",
+    stage="preprocessing",
+    retryable=False,
+    status_code=422,
+)
 # Generous, so that a busy machine fails no test; those that stall on purpose shorten their own.
 QUICK = Timeouts(register_s=5.0, heartbeat_s=5.0, claim_s=5.0, progress_s=5.0, report_s=5.0)
 OPTIONS = WorkerOptions(
@@ -172,3 +181,22 @@ async def worker_rig(
         await asyncio.gather(*background, return_exceptions=True)
         await worker.aclose()
         await sender.aclose()
+
+
+def has_reports(fake: FakeOrchestrator, count: int) -> bool:
+    return len(fake.jobs["job-1"].progress) >= count
+
+
+def last_error(fake: FakeOrchestrator) -> str | None:
+    """Return the error in the newest heartbeat; `none yet` before the first."""
+    beats = fake.of("heartbeat")
+    error: str | None = beats[-1].body["error"] if beats else "none yet"
+    return error
+
+
+async def accept(each: FinalReport) -> None:
+    """Take a report, as an orchestrator does that is content."""
+
+
+def report(number: int) -> FinalReport:
+    return FinalReport(f"job-{number}", f"/internal/jobs/job-{number}/progress", "{}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
 from serve_app.gate.middleware import AccessCheck, Gate, GateLimits
+from tests.waiting import until_async
 
 
 @dataclass
@@ -30,11 +31,19 @@ class Inner:
     seen: list[Scope] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     sent_bytes: int = 0
+    under_way: int = 0  # requests that have not been answered to the end
     release: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen.append(scope)
+        self.under_way += 1
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self.under_way -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self._response(scope, receive)
 
         async def counting(message):  # type: ignore[no-untyped-def]
@@ -82,8 +91,7 @@ async def listening(
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await until_async(lambda: server.started, "uvicorn has not started")
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
@@ -130,6 +138,15 @@ class Raw:
                 found += data
         return found
 
+    async def dribble(self, bit: bytes, meanwhile: Callable[[], None] = lambda: None) -> bytes:
+        """Send `bit` again and again; return all that comes until the server closes."""
+        answer = asyncio.create_task(self.answer())
+        while not answer.done():
+            await self.send(bit)
+            await asyncio.wait({answer}, timeout=0.02)
+            meanwhile()
+        return answer.result()
+
     def close(self) -> None:
         self.writer.transport.abort()
 
@@ -162,12 +179,3 @@ def skip(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     time = loop.time
     monkeypatch.setattr(loop, "time", lambda: time() + seconds)
-
-
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    """Wait for something that nothing announces; the test's own timeout bounds it."""
-    while True:
-        result = condition()
-        if (await result) if isinstance(result, Awaitable) else result:
-            return
-        await asyncio.sleep(0.01)

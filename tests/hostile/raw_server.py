@@ -8,6 +8,8 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
+from tests.waiting import turns
+
 Script = Callable[["Exchange"], Awaitable[None]]
 
 
@@ -35,6 +37,12 @@ class Exchange:
             self.writer.write(part.encode() if isinstance(part, str) else part)
         await self.writer.drain()
 
+    async def trickle(self, pause_s: float) -> None:
+        """Send one byte after the other, without end."""
+        while True:
+            await self.send("a")
+            await asyncio.sleep(pause_s)
+
     async def answer(self, status: str, body: bytes = b"", *headers: str) -> None:
         """Send a well-formed answer."""
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
@@ -52,6 +60,7 @@ class RawServer:
     closed_by_client: asyncio.Event = field(default_factory=asyncio.Event)
     exchanges: list[Exchange] = field(default_factory=list)
     server_names: list[str | None] = field(default_factory=list)
+    open: set[asyncio.Task[None]] = field(default_factory=set)  # connections
 
     def url(self, path: str = "/clip.mp4", host: str | None = None) -> str:
         return f"{self.scheme}://{host or self.host}:{self.port}{path}"
@@ -63,13 +72,12 @@ async def serve(
 ) -> AsyncIterator[RawServer]:
     """Serve until the block ends; every connection is closed by then."""
     state = RawServer(host, scheme="https" if tls else "http")
-    tasks: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         state.connections += 1
         task = asyncio.current_task()
         assert task is not None
-        tasks.add(task)
+        state.open.add(task)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             exchange = Exchange(head, len(state.exchanges), writer)
@@ -92,7 +100,7 @@ async def serve(
             except (OSError, asyncio.CancelledError):
                 writer.transport.abort()  # the client may not read what is still to be sent
             finally:
-                tasks.discard(task)
+                state.open.discard(task)
 
     if tls is not None:
         tls.sni_callback = lambda _socket, name, _context: state.server_names.append(name)
@@ -102,8 +110,8 @@ async def serve(
         yield state
     finally:
         server.close()
-        for task in list(tasks):
+        for task in list(state.open):
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # aborted transports close in the next round of the loop
+        await asyncio.gather(*state.open, return_exceptions=True)
+        await turns()  # aborted transports close in the next round of the loop
         await server.wait_closed()

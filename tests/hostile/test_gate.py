@@ -16,7 +16,8 @@ from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.bodies import BodyLimits
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate, GateLimits
-from tests.hostile.edge import Inner, caller, gated, head, listening, raw, until
+from tests.hostile.edge import Inner, caller, gated, head, listening, raw
+from tests.waiting import until_async
 
 KEY = "the-key-of-callers"
 LOCKED = CallerRules(ingress_api_key=KEY)
@@ -59,7 +60,7 @@ async def test_until_the_application_has_been_ready_everything_is_503(state: str
         assert {scope["path"] for scope in inner.seen} <= {"/hc", "/health"}
         inner.state = "ready"
         inner.release.set()
-        await until(lambda: is_ok(client))
+        await until_async(lambda: is_ok(client), "the worker was not ready")
         assert (await client.post("/generate", content=b"{}")).status_code == 200
         # Afterwards requests go through, whatever a probe says; Serve's 404 is still not shown.
         inner.state = "absent"
@@ -90,7 +91,7 @@ async def test_all_who_ask_for_health_share_one_question() -> None:
         assert inner.count("/hc") == 1
         inner.state = "ready"
         inner.release.set()
-        await until(lambda: is_ok(client))
+        await until_async(lambda: is_ok(client), "the worker was not ready")
 
 
 async def test_head_of_the_probes() -> None:
@@ -128,12 +129,7 @@ async def test_a_body_that_does_not_come_is_given_up(bit: bytes) -> None:
     inner = Inner()
     start = head("POST", "/generate", "Content-Length: 60000")
     async with gated(inner, HURRIED) as port, raw(port, start) as connection:
-        answer = asyncio.create_task(connection.answer())
-        while not answer.done():
-            if bit:
-                await connection.send(bit)
-            await asyncio.sleep(0.05)
-        status, body = split(answer.result())
+        status, body = split(await connection.dribble(bit))
         assert status == 408
         check_rejection(body, "body_too_slow", retryable=True)
     assert inner.count("/generate") == 0
@@ -152,7 +148,7 @@ async def test_a_slow_body_within_its_deadline_is_taken() -> None:
 
 
 async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
-    """Mend 4.1: the key comes before the body; a client that waits for 100 never hears it."""
+    """Mend 4.1: the key comes before the body; a client that waits for 100 never gets it."""
     inner = Inner()
     start = head("POST", "/generate", "Content-Length: 1000", "Expect: 100-continue")
     async with gated(inner, IMPATIENT, rules=LOCKED) as port, raw(port, start) as connection:
@@ -221,7 +217,7 @@ async def test_beyond_the_capacity_requests_are_asked_to_come_back() -> None:
     inner = Inner()
     async with gated(inner, GateLimits(forwarded=2)) as port, caller(port) as client:
         waiting = [asyncio.create_task(client.post("/wait", content=b"{}")) for _ in range(2)]
-        await until(lambda: inner.count("/wait") == 2)
+        await until_async(lambda: inner.count("/wait") == 2, "the requests did not arrive")
         answer = await client.post("/generate", content=b"{}")
         assert answer.status_code == 503 and int(answer.headers["Retry-After"]) > 0
         check_rejection(answer.json(), "busy", retryable=True)
@@ -278,12 +274,12 @@ async def test_a_client_that_does_not_read_its_answer_loses_its_place() -> None:
         caller(port) as client,
         raw(port, head("GET", "/large"), receive_buffer=4096),
     ):
-        await until(lambda: inner.count("/large") == 1)
+        await until_async(lambda: inner.count("/large") == 1, "the request did not arrive")
 
         async def is_free() -> bool:
             return (await client.post("/generate", content=b"{}")).status_code == 200
 
-        await until(is_free)
+        await until_async(is_free, "the place was not given back")
 
 
 # --- who it is, and what it may steer -------------------------------------------------------------
@@ -338,9 +334,9 @@ async def test_a_client_that_goes_away_is_one_line_in_the_log(
     start = head("POST", "/generate", "Content-Length: 1000") + b"x"
     async with gated(inner) as port:
         async with raw(port, start) as connection:
-            await until(lambda: inner.count("/hc") == 1)
+            await until_async(lambda: inner.count("/hc") == 1, "the request was not checked")
             connection.close()
-        await until(lambda: "disconnected before" in caplog.text)
+        await until_async(lambda: "disconnected before" in caplog.text, "nothing was logged")
         async with raw(port, head("POST", "/wait", "Content-Length: 0")):
             await asyncio.wait_for(inner.arrived.wait(), 30)
         inner.release.set()

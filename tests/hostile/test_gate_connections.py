@@ -17,7 +17,8 @@ from serve_app.gate.callers import CallerRules
 from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
 from serve_app.gate.middleware import Gate
 from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
-from tests.hostile.edge import Inner, caller, gated, head, raw, skip, until
+from tests.hostile.edge import Inner, caller, gated, head, raw, skip
+from tests.waiting import turns, until_async
 
 ROOT = Path(__file__).resolve().parents[2]
 HURRIED = ConnectionLimits(head_s=0.3)
@@ -27,11 +28,7 @@ SHORT = ConnectionLimits(head_bytes=8192)
 async def test_a_head_that_does_not_end_in_time_is_answered_408() -> None:
     """Mend 4.1: headers time out, however busily they dribble."""
     async with gated(Inner(), connections=HURRIED) as port, raw(port, b"GET / HTTP/1.1\r\n") as one:
-        answer = asyncio.create_task(one.answer())
-        while not answer.done():
-            await one.send(b"X-A: b\r\n")
-            await asyncio.sleep(0.02)
-        assert answer.result().startswith(b"HTTP/1.1 408 ")
+        assert (await one.dribble(b"X-A: b\r\n")).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("first", [b"", b"\r\n"])
@@ -46,11 +43,7 @@ async def test_the_second_request_of_a_connection_has_the_same_deadline(
     """Empty lines between requests do not keep a connection either."""
     async with gated(Inner()) as port, raw(port, head("GET", "/hc")) as one:
         await one.reader.readuntil(b'{"status":"ok"}')
-        answer = asyncio.create_task(one.answer())
-        while not answer.done():
-            await one.send(b"\r\n")
-            await asyncio.sleep(0.02)
-            skip(1.0, monkeypatch)
+        await one.dribble(b"\r\n", lambda: skip(1.0, monkeypatch))  # ends: the server closes
 
 
 async def test_a_request_under_way_has_no_deadline_of_the_head(
@@ -61,8 +54,7 @@ async def test_a_request_under_way_has_no_deadline_of_the_head(
         answer = asyncio.create_task(client.post("/wait"))
         await inner.arrived.wait()
         skip(1.5 * ConnectionLimits().head_s, monkeypatch)
-        for _ in range(5):
-            await asyncio.sleep(0)  # what is due goes off
+        await turns(5)  # what is due goes off
         inner.release.set()
         assert (await answer).status_code == 200
 
@@ -135,7 +127,7 @@ async def test_a_body_is_never_the_next_request(caplog: pytest.LogCaptureFixture
         caplog.clear()
         with caplog.at_level(logging.INFO, "uvicorn.error"):
             async with raw(port, head("GET", "/other", *upgrade)) as connection:
-                await connection.reader.readuntil(b'{"client":')  # a wish that may be ignored
+                await connection.reader.readuntil(b'{"client":')  # the header may be ignored
         assert not caplog.records  # uvicorn: "No supported WebSocket library", twice
     assert inner.count("/smuggled") == inner.count("/generate") == 0
     assert inner.count("/other") == 1
@@ -146,7 +138,7 @@ async def test_a_client_that_never_reads_is_cut_off() -> None:
     inner, limits = Inner(), ConnectionLimits(unread_s=0.3)
     async with gated(inner, connections=limits) as port, raw(port, receive_buffer=4096) as one:
         await one.send(head("GET", "/large"))
-        await until(lambda: inner.sent_bytes >= 64 << 20)
+        await until_async(lambda: inner.sent_bytes >= 64 << 20, "the answer was not sent")
         with pytest.raises(ConnectionError):
             while True:  # until the server has cut the connection off
                 await one.send(b"\r\n")
@@ -192,8 +184,7 @@ async def proxy_port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int
     task, server = await http_util.start_asgi_http_server(
         inner, options, event_loop=asyncio.get_running_loop()
     )
-    while not server.started:
-        await asyncio.sleep(0.005)
+    await until_async(lambda: server.started, "uvicorn has not started")
     assert server.config.http_protocol_class is GuardedProtocol
     yield port, inner
     server.should_exit = server.force_exit = True

@@ -16,9 +16,11 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serve_app.gate.callers import CallerRules
 from serve_app.gate.file_pieces import FileLimits
-from serve_app.gate.middleware import GateLimits
-from tests.hostile.edge import Inner, caller, gated, head, raw, until
+from serve_app.gate.middleware import Gate, GateLimits
+from tests.hostile.edge import Inner, caller, gated, head, listening, raw
+from tests.waiting import turns, until_async
 
 MIB = 1 << 20
 SMALL_PIECES = GateLimits(files=FileLimits(piece_bytes=1000))
@@ -92,7 +94,7 @@ async def test_a_range_past_the_end_is_refused(shelf: Shelf) -> None:
 
 
 async def test_if_range(shelf: Shelf) -> None:
-    """A resumed download of a file that has changed begins anew."""
+    """A resumed download of a file that has changed begins again."""
     etag = (await shelf.client.get("/files/a.mp4")).headers["etag"]
     for condition, status in ((etag, 206), ('"other"', 200)):
         headers = {"Range": "bytes=2000-", "If-Range": condition}
@@ -149,7 +151,9 @@ async def test_clients_that_never_read_leave_memory_flat(
         get = head("GET", "/files/large.mp4")
         for _ in range(6):
             await stack.enter_async_context(raw(port, get, receive_buffer=4096))
-        await until(lambda: caplog.text.count("did not read") == 6)
+        await until_async(
+            lambda: caplog.text.count("did not read") == 6, "not all readers were cut off"
+        )
         # What the kernel's socket buffers take (a few MiB each), and a piece.
         assert inner.sent_bytes < 6 * 16 * MIB
         assert process.memory_info().rss - before < 64 * MIB
@@ -173,10 +177,9 @@ async def test_more_readers_than_may_are_asked_to_come_back(tmp_path: Path) -> N
             again = await client.get("/files/large.mp4", headers={"Range": "bytes=0-1"})
             return again.status_code == 206
 
-        await until(has_room)
-        sent = inner.sent_bytes
-        await asyncio.sleep(0.1)
-        assert inner.sent_bytes == sent  # nothing is read for a client that has gone
+        await until_async(has_room, "the place was not given back")
+        await until_async(lambda: inner.under_way == 0, "a request has not ended")
+        assert inner.sent_bytes < 100 * MIB  # nothing is read for a client that has gone
 
 
 async def test_wrong_links_do_not_crowd_out_readers(tmp_path: Path) -> None:
@@ -193,11 +196,19 @@ async def test_wrong_links_do_not_crowd_out_readers(tmp_path: Path) -> None:
             await super().__call__(scope, receive, send)
 
     inner, limits = Checking(folder=tmp_path), GateLimits(files=FileLimits(readers=1, place_s=60))
-    async with gated(inner, limits) as port, caller(port) as client:
+    gate, came = Gate(inner, CallerRules(), limits, is_proxy=True), asyncio.Event()
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["query_string"] == b"signature=right":
+            came.set()
+        await gate(scope, receive, send)
+
+    async with listening(noting) as port, caller(port) as client:
         wrong = asyncio.create_task(client.get("/files/clip.mp4?signature=wrong"))
         await inner.arrived.wait()
         right = asyncio.create_task(client.get("/files/clip.mp4?signature=right"))
-        await asyncio.sleep(0.1)
+        await came.wait()
+        await turns()  # it waits for its place now
         inner.release.set()
         assert (await wrong).status_code == 403
         assert (await right).content == b"video"

@@ -21,6 +21,7 @@ from serve_app.contract.outcomes import Phase, Progress, Success
 from serve_app.contract.requests import JobRequest, Params
 from tests.hostile.fuzz_request import GOOD, fuzz_one, mutate
 from tests.joints.job_door import Door, serving
+from tests.waiting import until_async
 
 MINIMAL = {key: GOOD[key] for key in ("musetalk_job_id", "video_url", "audio_url")}
 KEY = "internal-key-one"
@@ -234,10 +235,12 @@ async def test_what_generate_does_not_understand_is_said_and_left_out(
 ) -> None:
     """Mend 1.9, over HTTP: the job is entered, and its answer says what was not understood."""
     call = asyncio.create_task(client.post("/generate", content=BAD_BODIES[name]))
-    while not (jobs := door.registry.page(None, 10).jobs):
-        assert not call.done(), call.result().text
-        await asyncio.sleep(0.01)
-    assert jobs[0].request.params == Params()
+    await until_async(
+        lambda: door.registry.page(None, 10).jobs or call.done(), "the job was not entered"
+    )
+    assert not call.done(), call.result().text
+    [job] = door.registry.page(None, 10).jobs
+    assert job.request.params == Params()
     started = door.registry.take(lease_s=60, max_attempts=1)
     assert started is not None
     done = Progress(Phase.COMPLETED, 1.0)

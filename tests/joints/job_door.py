@@ -24,6 +24,7 @@ from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.registry import JobRegistry
+from tests.waiting import until_async
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
@@ -55,8 +56,8 @@ class Graph:
     ran: list[Assignment] = field(default_factory=list)
     at_work: int = 0
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
-        self.ran.append(work)
+    async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
+        self.ran.append(assignment)
         self.at_work += 1
         try:
             for number, phase in enumerate(PHASES):
@@ -64,8 +65,9 @@ class Graph:
                 if phase is Phase.INFERRING and self.holds:
                     self.inferring.set()
                     await self.go_on.wait()
-            (self.results / f"{work.job_id}.mp4").write_bytes(b"a video")
-            return Finished(f"http://h/files/{work.job_id}.mp4", {"stage_times": {}, "note": NOTE})
+            (self.results / f"{assignment.job_id}.mp4").write_bytes(b"a video")
+            url = f"http://h/files/{assignment.job_id}.mp4"
+            return Finished(url, {"stage_times": {}, "note": NOTE})
         finally:
             self.at_work -= 1
 
@@ -135,11 +137,6 @@ class Rig:
     def service(self) -> JobService:
         return self.door.services.jobs
 
-    async def until(self, is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(60.0):
-            while not is_true():
-                await asyncio.sleep(0.01)
-
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
@@ -149,8 +146,7 @@ async def serving(app: ASGIApp, **headers: str) -> AsyncIterator[httpx.AsyncClie
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: server.started, "uvicorn has not started")
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         async with httpx.AsyncClient(

@@ -26,6 +26,7 @@ from serve_app.jobs.registry import ABANDONED, CANCELLED, Job
 from serve_app.outputs.store import object_name
 from tests.hostile.test_requests import MINIMAL
 from tests.joints.job_door import Door, serving
+from tests.waiting import until_async
 
 KEY = "callers-key-one"
 CONTENT = bytes(range(256)) * 8
@@ -66,9 +67,10 @@ def ended(door: Door, outcome: Outcome) -> Job:
 async def generated(client: httpx.AsyncClient, door: Door, outcome: Outcome, **sent: Any) -> Any:
     """Ask for a job by POST /generate and let it end so."""
     call = asyncio.create_task(client.post("/generate", json=MINIMAL, **sent))
-    while not door.registry.page("queued", 1).jobs:
-        assert not call.done(), call.result().text
-        await asyncio.sleep(0.01)
+    await until_async(
+        lambda: door.registry.page("queued", 1).jobs or call.done(), "the job was not entered"
+    )
+    assert not call.done(), call.result().text
     ended(door, outcome)
     return await call
 
@@ -321,13 +323,6 @@ def test_guesses_come_back_with_time_and_the_table_is_bounded() -> None:
 # --- one shape of errors --------------------------------------------------------------------------
 
 
-def crashing(door: Door, error: Exception) -> None:
-    def get(job_id: str) -> Job | None:
-        raise error
-
-    door.registry.get = get  # type: ignore[method-assign]
-
-
 async def test_every_error_has_the_one_shape(tmp_path: Path) -> None:
     """Mend 2.6: status, type, sentence, code and hint, whatever refuses the request."""
     async with opened(tmp_path, INGRESS_API_KEY=KEY) as (_, client):
@@ -372,8 +367,12 @@ async def test_a_full_queue_and_a_crash_have_the_one_shape_too(tmp_path: Path) -
             answer = await client.post("/v1/avatar/jobs", json=sent)
         assert answer.status_code == 429 and set(answer.json()) == SHAPE
         assert answer.json()["code"] == "queue_full" and answer.headers["Retry-After"]
-        crashing(door, RuntimeError("something of ours, with /a/path"))
-        answer = await client.get("/v1/avatar/jobs/x")
+
+        @door.app.get("/crash")
+        async def crash() -> None:
+            raise RuntimeError("something of ours, with /a/path")
+
+        answer = await client.get("/crash")
         assert answer.status_code == 500 and set(answer.json()) == SHAPE
         assert answer.json()["code"] == "internal_error" and "/a/path" not in answer.text
 

@@ -1,4 +1,4 @@
-"""A fleet that is there already: from its variables to what its orchestrator hears last."""
+"""A fleet that is there already: from its variables to the last report to its orchestrator."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from serve_app.webhooks.events import DeliveryRules
 from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
 from tests.joints.job_door import Rig, body, job_door, request
+from tests.waiting import until_async
 
 JOBS = "/v1/avatar/jobs"
 
@@ -51,7 +52,7 @@ async def test_the_caller_of_a_cancelled_job_is_not_asked_to_try_again(rig):
     """Mend 1.12: a 5xx would make Salad's queue do the cancelled job after all."""
     rig.graph.holds = True
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
-    await rig.until(lambda: rig.door.registry.get("a") is not None)
+    await until_async(lambda: rig.door.registry.get("a"), "the job was not entered")
     work = asyncio.create_task(rig.service.run_next())
     await rig.graph.inferring.wait()
     await rig.client.delete(f"{JOBS}/a")
@@ -68,7 +69,7 @@ async def test_a_success_whose_file_is_gone_is_done_again(rig):
     for signature in ("1", "2"):
         video_url = f"https://h.example/v.mp4?sig={signature}"
         asked = asyncio.create_task(rig.client.post("/generate", json=body(video_url=video_url)))
-        await rig.until(lambda: _status(rig) == "queued")
+        await until_async(lambda: _status(rig) == "queued", "the job was not queued")
         await rig.service.run_next()
         assert (await asked).status_code == 200
         again = await rig.client.post("/generate", json=body())  # the file is there: at once
@@ -78,7 +79,7 @@ async def test_a_success_whose_file_is_gone_is_done_again(rig):
 
 
 async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_stop(rig):
-    """Mend 1.3: it hears of every push, and of the last job before the process ends."""
+    """Mend 1.3: it gets a report of every push, and of the last job before the process ends."""
 
     class Reports:
         told: ClassVar[list[str]] = []
@@ -94,7 +95,7 @@ async def test_an_orchestrator_hears_of_a_job_that_is_pushed_again_and_before_a_
 
     rig.door.change(reports=Reports())
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
-    await rig.until(lambda: _status(rig) == "queued")
+    await until_async(lambda: _status(rig) == "queued", "the job was not queued")
     await rig.service.run_next()
     assert (await asked).status_code == 200
     assert Reports.told == []  # the run itself has told
@@ -141,9 +142,10 @@ async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
             asyncio.create_task(sender.deliver_forever()),
             asyncio.create_task(notify_forever(rig.door.registry, rig.service.threads, sender)),
         ]
-        await rig.until(lambda: bool(first.got and second.got))
-        await rig.until(
-            lambda: sender.pending() == 0 and rig.door.registry.pending_notifications(1) == []
+        await until_async(lambda: first.got and second.got, "a webhook did not come")
+        await until_async(
+            lambda: sender.pending() == 0 and rig.door.registry.pending_notifications(1) == [],
+            "webhooks are still pending",
         )
         for task in tasks:
             task.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -16,11 +17,10 @@ import pytest
 import yaml
 
 from demo.application import free_port
-from serve_app import launch as launch_module
 from serve_app.config.config_file import ConfigInvalid
-from serve_app.launch import ready_line
-from serve_app.launcher import checks as start_checks
-from serve_app.launcher.checks import Start, check_start
+from serve_app.launch import _wait_until_ready, ready_line
+from serve_app.launcher.checks import Start, check_start, listened_on
+from serve_app.launcher.machine import has_ipv6
 from serve_app.launcher.ray_cluster import (
     Cluster,
     StartFailed,
@@ -354,7 +354,7 @@ def test_what_ray_would_wait_for_for_ever_refuses_the_start(
 def test_a_taken_port_is_said_with_who_has_it(host: str, tmp_path: Path) -> None:
     """Mend 2.2."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if ":" in host and not start_checks.has_ipv6():
+    if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     with socket.socket(family) as other:
         other.bind((host, 0))
@@ -375,14 +375,12 @@ def test_worker_port_is_the_port_that_is_listened_on(tmp_path: Path) -> None:
     assert started(path).port == asked
 
 
-@pytest.mark.parametrize(("there", "host"), [(True, "::"), (False, "0.0.0.0")])
-def test_a_machine_without_ipv6_listens_on_what_it_has(
-    there: bool, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_ipv6_listens_on_what_it_has(tmp_path: Path) -> None:
     """Mend 1.14: `::` is both families, and must not keep a container with one from starting."""
-    monkeypatch.setattr(start_checks, "has_ipv6", lambda: there)
-    monkeypatch.setattr(start_checks, "_port_faults", lambda start: [])  # one may be missing here
+    assert [listened_on("::", ipv6=there) for there in (True, False)] == ["::", "0.0.0.0"]
+    assert [listened_on("127.0.0.1", ipv6=there) for there in (True, False)] == ["127.0.0.1"] * 2
     start = started(config(tmp_path))
+    host = listened_on("::", ipv6=has_ipv6())
     assert start.host == start.document["http_options"]["host"] == host
 
 
@@ -435,26 +433,21 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
 
 
 def test_a_start_that_takes_long_says_what_it_waits_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Mend 2.2: on a cluster that is joined, a place may never come."""
-    said: list[str] = []
     stops = StopRequests()
 
     class Waiting:
         def state(self) -> State:
+            if len(caplog.messages) == 2:
+                stops.request()
             return State(False, None, (), ("Generator-ada",))
 
-    def note(text: str, *values: object) -> None:
-        said.append(text % values)
-        if len(said) == 2:
-            stops.request()
-
-    monkeypatch.setattr(launch_module, "STILL_S", 0.0)
-    monkeypatch.setattr(launch_module.logger, "info", note)
     start = started(config(tmp_path))
-    assert not launch_module._wait_until_ready(start, Waiting(), stops)  # type: ignore[arg-type]
-    assert said == ["still starting: Generator-ada"] * 2
+    with caplog.at_level(logging.INFO, logger="serve_app.launch"):
+        assert not _wait_until_ready(start, Waiting(), stops, still_s=0.0)  # type: ignore[arg-type]
+    assert caplog.messages[:2] == ["still starting: Generator-ada"] * 2
 
 
 def test_the_sentence_of_the_innermost_exception_is_what_is_said() -> None:

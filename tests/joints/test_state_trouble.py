@@ -20,6 +20,7 @@ from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobTiming
 from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
+from tests.waiting import turns, until_async
 
 # Waits less for a lock that will not be given, and probes the file for every answer.
 IMPATIENT = StateTiming(busy_s=0.3, writable_s=0.0, unwritable_s=0.0, probe_wait_s=30.0)
@@ -73,7 +74,7 @@ async def test_a_stalled_writer_elsewhere_holds_up_neither_http_nor_a_running_jo
         assert not await rig.service.threads.is_writable()
         assert await rig.service.run_next() is None  # nothing is begun, and no slot fails
         rig.graph.go_on.set()  # the job ends while its end cannot be stored
-        await rig.until(lambda: rig.graph.at_work == 0)
+        await until_async(lambda: rig.graph.at_work == 0, "the attempt has not ended")
         assert (rig.service.active_jobs, work.done()) == (1, False)
     await work
     assert rig.door.registry.get("a").status == "succeeded"
@@ -93,7 +94,7 @@ async def test_a_full_disk_refuses_new_jobs_and_loses_no_running_one(rig):
         assert not await rig.service.threads.is_writable()
         assert (await rig.client.get("/v1/avatar/jobs/a")).status_code == 200
         rig.graph.go_on.set()
-        await rig.until(lambda: rig.graph.at_work == 0)
+        await until_async(lambda: rig.graph.at_work == 0, "the attempt has not ended")
         with pytest.raises(StateUnavailable):
             await rig.service.threads.write(rig.door.registry.file.probe)
         assert (rig.service.active_jobs, work.done()) == (1, False)
@@ -133,7 +134,7 @@ async def test_a_registry_that_breaks_in_another_way_ends_the_attempt(rig):
 async def test_a_caller_that_waits_is_answered_when_the_lock_is_gone(rig):
     """Mend 3.6: its keep-alive could not be renewed before it ran out."""
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
-    await rig.until(lambda: rig.door.registry.get("a") is not None)
+    await until_async(lambda: rig.door.registry.get("a"), "the job was not entered")
     with lock_held(rig.door.path), pytest.raises(StateUnavailable):
         await rig.service.threads.write(rig.door.registry.keep_alive, ["a"])
     with rig.door.registry.file.writing() as db:
@@ -178,7 +179,7 @@ async def test_a_job_that_is_given_up_has_an_end_event_too(rig):
 
 
 async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
-    """Mend 0: who joins a claimed job hears of each phase, not of a sample a second."""
+    """Mend 0: who joins a claimed job is told each phase, not of a sample a second."""
     rig.graph.holds = True
     reports: tuple[list[str], list[str]] = ([], [])
 
@@ -189,7 +190,7 @@ async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
     first = claim(reports[0])
     await rig.graph.inferring.wait()
     second = claim(reports[1])
-    await rig.until(lambda: "inferring" in reports[1])
+    await until_async(lambda: "inferring" in reports[1], "the second claim was not told")
     rig.graph.go_on.set()
     assert (await first) == (await second)
     phases = ["downloading", "validating", "inferring", "encoding", "uploading"]
@@ -206,7 +207,7 @@ async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(tmp_pa
         await rig.service.submit(request(), Origin.ASYNC)
         with lock_held(rig.door.path) as holder:
             work = asyncio.create_task(rig.service.run_next())
-            await asyncio.sleep(0)
+            await turns()
             work.cancel()
             holder.stdin.close()
             with pytest.raises(asyncio.CancelledError):
@@ -223,12 +224,12 @@ async def test_behind_a_write_that_never_returns_others_are_refused_in_time(tmp_
     go_on, written = threading.Event(), list[str]()
     stalled = asyncio.create_task(threads.write(go_on.wait, 30.0))
     async with asyncio.timeout(10.0):
-        await asyncio.sleep(0)
+        await turns()
         with pytest.raises(StateUnavailable):
             await threads.write(written.append, "refused")
         assert not await threads.is_writable()
         given_up = asyncio.create_task(threads.write(written.append, "given up"))
-        await asyncio.sleep(0)
+        await turns()
         given_up.cancel()
         await asyncio.wait({given_up})
         go_on.set()

@@ -140,8 +140,8 @@ def job(tmp_path, tools):
 def test_the_mouth_follows_the_speech(job, clip, speech, tools):
     result, decoded = job(clip(frames=75), speech(3.0), seconds=3.0)
     assert result.frames_with_face == 75
-    heard = loudness(speech(3.0), decoded.fps, 75)
-    assert np.corrcoef(openings(decoded.frames, tools), heard)[0, 1] >= 0.6
+    levels = loudness(speech(3.0), decoded.fps, 75)
+    assert np.corrcoef(openings(decoded.frames, tools), levels)[0, 1] >= 0.6
 
 
 def test_silence_leaves_the_mouth_still(job, clip, speech, tools):

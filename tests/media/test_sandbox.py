@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,17 +19,11 @@ from musetalk_pipeline.errors import DeadlineExceeded, StageFailed
 from musetalk_pipeline.media.confinement import can_forbid_sockets, landlock_version
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, local_input, run
 from serve_app.graph.preprocessor import check_tools
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDLESS = ["sh", "-c", "sleep 600 & sleep 600"]
 GRACE_S = 20.0
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    ends = time.monotonic() + GRACE_S
-    while not is_so():
-        assert time.monotonic() < ends, "waited in vain"
-        time.sleep(0.02)
 
 
 def children() -> set[psutil.Process]:
@@ -47,9 +40,9 @@ def test_the_deadline_kills_the_whole_group() -> None:
 def test_an_error_in_the_reader_kills_the_whole_group() -> None:
     before = children()
     with pytest.raises(RuntimeError, match="on purpose"), Child(ENDLESS, ChildLimits(60)):
-        wait_until(lambda: len(children() - before) == 3)
+        until(lambda: len(children() - before) == 3, "the children have not started", GRACE_S)
         raise RuntimeError("on purpose")
-    wait_until(lambda: not children() - before)
+    until(lambda: not children() - before, "the children have not ended", GRACE_S)
 
 
 def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
@@ -83,7 +76,11 @@ def test_children_die_with_their_parent() -> None:
         child = psutil.Process(int(parent.stdout.readline()))
         parent.send_signal(signal.SIGKILL)  # no chance to clean up
         parent.wait(GRACE_S)
-        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        until(
+            lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,
+            "the child has outlived its parent",
+            GRACE_S,
+        )
 
 
 def test_a_forked_process_can_start_children_of_its_own() -> None:

@@ -16,11 +16,11 @@ from typing import get_args
 
 from musetalk_pipeline.options import Version
 
+from .audio_checks import check_long, check_resample, check_short
 from .chain import check_chain
+from .frame_checks import VersionChecks, check_coords
 from .golden import GoldenSet, IncompleteSet
-from .hearing import check_long, check_resample, check_short
 from .report import EXACT, Row, miss, table
-from .seeing import VersionChecks, check_coords
 
 VERSIONS: tuple[Version, ...] = get_args(Version)
 REASON_CHARS = 200

@@ -13,9 +13,9 @@ from musetalk_pipeline.pixels.blend import unpack_mask
 from musetalk_pipeline.pixels.crops import parse_input
 from musetalk_pipeline.plan import Block, count_output_frames, plan_frames, source_of
 
+from .frame_checks import LATENTS, OFFLINE_BLUR, VersionChecks, compare_faces, stored_frames
 from .golden import SPEECH
 from .report import Row, Tolerance, compare
-from .seeing import LATENTS, OFFLINE_BLUR, VersionChecks, compare_faces, stored_frames
 
 CHAIN = Tolerance(1, 0.005)  # of decoded faces and of finished frames
 

@@ -183,7 +183,7 @@ class GoldenSet:
         return WhisperAudioEncoder(self.models)
 
     def open_audio(self, path: Path) -> SpeechAudio:
-        """Return a wav as the pipeline hears it: 16 kHz, mono."""
+        """Return a wav as the pipeline reads it: 16 kHz, mono."""
         if not path.is_file():
             raise IncompleteSet(f"{path.name} is not in the set")
         return open_audio(path, self.scratch, MediaLimits())

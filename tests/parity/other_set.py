@@ -85,15 +85,15 @@ def _make_audio(
         folder / "long.wav", np.resize(_to_16k(speech, rate), n_long), RATE, subtype="PCM_16"
     )
 
-    ears = _Ears(inputs.models)
+    encoder = _AudioEncoder(inputs.models)
     short = _load(folder / "short16k.wav")
-    prompts, hidden = ears.windows(short, inputs.fps)
-    mel = ears.mel(short)
+    prompts, hidden = encoder.windows(short, inputs.fps)
+    mel = encoder.mel(short)
     kept = [0, len(prompts) // 3, len(prompts) - 1]
     resampled = _load(folder / "stereo22k.wav")
-    heard, _ = ears.windows(resampled, inputs.fps)
+    of_resampled, _ = encoder.windows(resampled, inputs.fps)
     long = _load(folder / "long.wav")
-    windows, _ = ears.windows(long, 25)
+    windows, _ = encoder.windows(long, 25)
     seam = [0, len(windows) // 2, 748, 749, 750, len(windows) - 1]
     return (
         {
@@ -108,8 +108,8 @@ def _make_audio(
             "audio_resample": {
                 "pcm16k": resampled,
                 "nsamples": len(resampled),
-                "count": len(heard),
-                "prompts_first": heard[2],
+                "count": len(of_resampled),
+                "prompts_first": of_resampled[2],
             },
             "audio_long": {
                 "nsamples": len(long),
@@ -122,7 +122,7 @@ def _make_audio(
     )
 
 
-class _Ears:
+class _AudioEncoder:
     def __init__(self, models: Path) -> None:
         self.extractor = WhisperFeatureExtractor()
         self.encoder = WhisperModel.from_pretrained(

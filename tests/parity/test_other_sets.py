@@ -14,8 +14,8 @@ from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
 from .__main__ import main
+from .audio_checks import write_long_audio
 from .golden import frames_of
-from .hearing import write_long_audio
 from .other_set import Inputs, make_set
 from .test_parity import GOLDEN
 
@@ -100,10 +100,10 @@ def test_the_long_sound_repeats_what_the_pipeline_reads(
     noise = np.random.default_rng(5).uniform(-0.5, 0.5, n_samples)
     wav = tmp_path / "speech.wav"
     soundfile.write(wav, noise, rate, subtype="PCM_16")
-    heard = np.fromfile(open_audio(wav, tmp_path, MediaLimits()).pcm_path, "<f4")
+    samples = np.fromfile(open_audio(wav, tmp_path, MediaLimits()).pcm_path, "<f4")
     long, long_rate = soundfile.read(write_long_audio(wav, 30_000, tmp_path / "long.wav"))
     assert long_rate == 16_000
-    expected = np.resize(heard, 30_000)
+    expected = np.resize(samples, 30_000)
     np.testing.assert_allclose(long, expected, atol=1.01 / 2**15)
 
 

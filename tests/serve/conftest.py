@@ -1,6 +1,5 @@
 """One application for most tests of this folder; starting one takes about ten seconds."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import psutil
 import pytest
 
 from tests.serve.running import WEBHOOK_SECRET, RunningApp, running_app
+from tests.waiting import until
 
 LEFTOVER_GRACE_S = 60.0  # threads notice between frames that their job has ended
 
@@ -26,10 +26,12 @@ def app(shared_app: RunningApp) -> Iterator[RunningApp]:
     """The shared application, checked afterwards: no scratch, no half-written output."""
     yield shared_app
     shared_app.wait_ready()
-    deadline = time.monotonic() + LEFTOVER_GRACE_S
-    while any(left := _left_behind(shared_app)):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
+    until(
+        lambda: not any(_left_behind(shared_app)),
+        lambda: f"{_left_behind(shared_app)} has not gone",
+        LEFTOVER_GRACE_S,
+        pause_s=0.1,
+    )
 
 
 def _left_behind(app: RunningApp) -> tuple[list[str], list[str], list[psutil.Process]]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +24,7 @@ import psutil
 import yaml
 
 from demo.application import free_port, session_processes, stop
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, JOB_S = 120.0, 180.0
@@ -40,7 +40,7 @@ EARLY_CALLS = (
 # What a job sends whose frames are compared bit by bit. x264's lossy modes are not quite a function
 # of their input: on some processors one encoding in a hundred of the same frames differs a little.
 LOSSLESS = {"crf": 0, "preset": "ultrafast"}
-# What a developer's shell may hold and a test must not hear of.
+# What a developer's shell may hold and what a test must not read.
 NOT_FOR_TESTS = (
     "ORCHESTRATOR_BASE_URL", "BUFFER_ORCHESTRATOR_BASE_URL", "BUFFER_WORKER_ID", "WORKER_MODE",
     "WORKER_TYPE", "INGRESS_API_KEY", "ALLOW_ANONYMOUS", "LEGACY_SIZE",
@@ -79,29 +79,44 @@ class RunningApp:
 
     def wait_ready(self) -> None:
         """Wait for /hc, and show the log if it never comes."""
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if self.client.get("/hc", timeout=5.0).status_code == 200:
-                    return
-            time.sleep(0.2)
-        raise AssertionError("not ready:\n" + (self.folder / "log").read_text()[-4000:])
+        until(
+            lambda: self._is_ready() or self.process.poll() is not None,
+            lambda: f"{self._last_of_log()}\nThe application was not ready",
+            START_S,
+            pause_s=0.2,
+        )
+        assert self.process.poll() is None, f"{self._last_of_log()}\nThe application has ended"
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            return self.client.get("/hc", timeout=5.0).status_code == 200
+        return False
+
+    def _last_of_log(self) -> str:
+        return (self.folder / "log").read_text()[-4000:]
 
     def watch_start(self) -> None:
         """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
-        deadline = time.monotonic() + START_S
-        status = 0
         with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=8.0) as visitor:
-            while status != 200 and time.monotonic() < deadline and self.process.poll() is None:
-                for method, path in EARLY_CALLS:
-                    try:
-                        answer = visitor.request(method, path)
-                    except httpx.ConnectError:
-                        break  # the port does not listen yet
-                    self.early.append((path, answer))
-                    status = answer.status_code if path == "/hc" else status
-                time.sleep(0.05)
+            until(
+                lambda: self._visit(visitor) == 200 or self.process.poll() is not None,
+                lambda: f"{self._last_of_log()}\nThe application was not ready",
+                START_S,
+                pause_s=0.05,
+            )
         self.wait_ready()
+
+    def _visit(self, visitor: httpx.Client) -> int:
+        """Make the early calls and return the status of `/hc`; 0 while the port does not listen."""
+        status = 0
+        for method, path in EARLY_CALLS:
+            try:
+                answer = visitor.request(method, path)
+            except httpx.ConnectError:
+                break
+            self.early.append((path, answer))
+            status = answer.status_code if path == "/hc" else status
+        return status
 
     def generate(self, **body: Any) -> httpx.Response:
         """Do a job by POST /generate."""
@@ -115,25 +130,28 @@ class RunningApp:
 
     def wait_for(self, job_id: str, *statuses: str) -> dict[str, Any]:
         """Wait until a job has one of the statuses."""
-        deadline = time.monotonic() + JOB_S
-        while time.monotonic() < deadline:
+
+        def found() -> dict[str, Any] | None:
             job = self.job(job_id)
-            if job.get("status") in statuses:
-                return job
-            time.sleep(0.1)
-        raise AssertionError(f"{job_id} is {job}, not {statuses}, after {JOB_S} s")
+            return job if job.get("status") in statuses else None
+
+        return until(
+            found,
+            lambda: f"{job_id} is {self.job(job_id)} and was not {statuses}",
+            JOB_S,
+            pause_s=0.1,
+        )
 
     def wait_drawn(self, job_id: str, frames: int = 1) -> None:
         """Wait until some frames of a job are done and it is still running."""
-        deadline = time.monotonic() + JOB_S
-        while time.monotonic() < deadline:
+
+        def is_drawn() -> bool:
             job = self.job(job_id)
-            if job.get("status") in ("succeeded", "failed", "cancelled"):
-                raise AssertionError(f"{job_id} ended too early for this test: {job}")
-            if job.get("progress", {}).get("frames_done", 0) >= frames:
-                return
-            time.sleep(0.02)
-        raise AssertionError(f"{job_id} never drew a frame")
+            has_ended = job.get("status") in ("succeeded", "failed", "cancelled")
+            assert not has_ended, f"{job_id} ended too early for this test: {job}"
+            return bool(job.get("progress", {}).get("frames_done", 0) >= frames)
+
+        until(is_drawn, f"{job_id} has not drawn {frames} frames", JOB_S)
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """Return the processes of a deployment's replicas."""

@@ -145,9 +145,9 @@ def test_lists_are_paged_and_filtered(guarded, media):
 
 
 def test_a_webhook_tells_of_the_end_and_is_signed(guarded, media):
-    with listener() as (url, received, heard):
+    with listener() as (url, received, came):
         job_id = create(guarded, media | {"webhook_url": url}).json()["id"]
-        assert heard.wait(60)
+        assert came.wait(60)
     headers, body = received[0]
     event = Webhook(SECRET).verify(body, headers)
     assert event["type"] == "avatar.job.succeeded"
@@ -163,7 +163,7 @@ def test_a_webhook_to_a_private_address_is_refused(guarded, media):
 @contextlib.contextmanager
 def listener():
     """A webhook target: its address, what it received, and an event set by the first."""
-    received, heard = [], threading.Event()
+    received, came = [], threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -171,7 +171,7 @@ def listener():
             received.append((dict(self.headers), body))
             self.send_response(204)
             self.end_headers()
-            heard.set()
+            came.set()
 
         def log_message(self, *args):
             pass
@@ -180,7 +180,7 @@ def listener():
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/hook", received, heard
+        yield f"http://127.0.0.1:{server.server_port}/hook", received, came
     finally:
         server.shutdown()
         server.server_close()

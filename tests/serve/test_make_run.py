@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,8 @@ import av
 import cv2
 import psutil
 import pytest
+
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 240
@@ -90,10 +91,13 @@ def test_stopping_half_way_leaves_nothing(
     tmp_path: Path, clip: Callable[..., Path], speech: Callable[..., Path]
 ) -> None:
     demo = start_demo(tmp_path, VIDEO=str(clip(frames=30)), AUDIO=str(speech(1.6)))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not any("raylet" in line for line in demo_sessions()):
-        assert time.monotonic() < deadline and demo.poll() is None
-        time.sleep(0.1)
+    until(
+        lambda: any("raylet" in line for line in demo_sessions()) or demo.poll() is not None,
+        "the demo has not started Ray",
+        TIMEOUT_S,
+        pause_s=0.1,
+    )
+    assert demo.poll() is None
     demo.send_signal(signal.SIGTERM)
     said, _ = demo.communicate(timeout=TIMEOUT_S)
     assert demo.returncode == 130, said

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import psutil
 
 from demo.application import session_processes
 from tests.serve.running import JOB_S, RunningApp, running_app
+from tests.waiting import until
 
 NOT_FOUND_S = 60.0  # metrics are brought together every few seconds
 
@@ -30,10 +30,11 @@ def metrics_address(app: RunningApp) -> str:
 
 def wait_for_line(app: RunningApp, words: str) -> str:
     """Wait until a line with `words` is printed; Ray brings lines with a delay."""
-    deadline = time.monotonic() + NOT_FOUND_S
-    while not (found := [line for line in app.log if words in line]):
-        assert time.monotonic() < deadline, "\n".join(app.log[-50:])
-        time.sleep(0.05)
+    found = until(
+        lambda: [line for line in app.log if words in line],
+        lambda: "\n".join([*app.log[-50:], f"The log has no line with {words!r}"]),
+        NOT_FOUND_S,
+    )
     assert len(found) == 1, found
     return found[0]
 
@@ -76,10 +77,12 @@ def test_metrics_are_at_one_address_on_loopback(
     assert app.generate(musetalk_job_id="measured", **media).status_code == 200
     address = metrics_address(app)
     wanted = ("lipsync_jobs_ended_total", "lipsync_stage_seconds", "lipsync_frames_drawn_total")
-    deadline = time.monotonic() + NOT_FOUND_S
-    while missing := [name for name in wanted if name not in _metrics(address)]:
-        assert time.monotonic() < deadline, missing
-        time.sleep(0.5)
+    until(
+        lambda: (text := _metrics(address)) and all(name in text for name in wanted),
+        lambda: f"{address} has not given all of {wanted}",
+        NOT_FOUND_S,
+        pause_s=0.5,
+    )
     assert address.startswith("http://127.0.0.1:")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from tests.hostile.raw_server import Exchange, serve
+from tests.waiting import until_async
 
 JOBS_AT_A_TIME = 2  # of the shared application
 
@@ -10,9 +11,7 @@ JOBS_AT_A_TIME = 2  # of the shared application
 async def test_slow_downloads_do_not_hold_up_a_good_job(app, clip, speech):
     async def one_byte_a_second(e: Exchange) -> None:
         await e.send("HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-        while True:
-            await e.send("a")
-            await asyncio.sleep(1.0)
+        await e.trickle(1.0)
 
     good = {"video_url": clip(frames=4).as_uri(), "audio_url": speech(0.2).as_uri()}
     async with serve(one_byte_a_second) as server:
@@ -21,9 +20,11 @@ async def test_slow_downloads_do_not_hold_up_a_good_job(app, clip, speech):
             body = good | {"musetalk_job_id": job_id, "video_url": server.url(f"/{job_id}")}
             created = await asyncio.to_thread(app.client.post, "/v1/avatar/jobs", json=body)
             assert created.status_code == 202
-        async with asyncio.timeout(60):
-            while len({exchange.path for exchange in server.exchanges}) < len(ids):
-                await asyncio.sleep(0.05)
+        await until_async(
+            lambda: len({exchange.path for exchange in server.exchanges}) == len(ids),
+            "the slow downloads have not begun",
+            60,
+        )
         # They end by themselves after three attempts of a minute each.
         done = await asyncio.to_thread(app.generate, musetalk_job_id="beside-slow-ones", **good)
         assert done.status_code == 200, done.text

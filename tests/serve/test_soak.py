@@ -38,6 +38,7 @@ from tests.contract.fake_orchestrator import (
     stall,
 )
 from tests.serve.running import RunningApp, running_app
+from tests.waiting import until
 
 JOBS = int(os.environ.get("LIPSYNC_SOAK_JOBS", "200"))
 SEED = os.environ.get("LIPSYNC_SOAK_SEED", "4")
@@ -309,17 +310,20 @@ class Soak:
     def wait_end(self, case: Case) -> None:
         """Wait until the job has ended here, or cannot be known here."""
         path = f"/v1/avatar/jobs/{case.id}"
-        deadline = time.monotonic() + END_S
-        while time.monotonic() < deadline:
+
+        def has_ended() -> bool:
             response = self._retried(lambda: self.app.client.get(path), (200, 404))
-            if response.status_code == 200 and response.json()["status"] in TERMINAL:
-                return
-            if response.status_code == 404:
-                assert case.may_be_unknown, f"{case.id} is not known"
-                if not self._is_claimed_now(case):
-                    return
-            time.sleep(0.3)
-        raise AssertionError(f"{case.id} has not ended: {response.text}")
+            if response.status_code == 200:
+                return response.json()["status"] in TERMINAL
+            assert case.may_be_unknown, f"{case.id} is not known"
+            return not self._is_claimed_now(case)
+
+        until(
+            has_ended,
+            lambda: f"{self.app.job(case.id) or case.id} has not ended",
+            END_S,
+            pause_s=0.3,
+        )
 
     def _is_claimed_now(self, case: Case) -> bool:
         job = self.orchestrator.jobs.get(case.id)
@@ -328,18 +332,19 @@ class Soak:
     def _wait_reported(self, case: Case, claims: int) -> None:
         """Wait until the orchestrator has a final report of the job's last claim."""
         job = self.orchestrator.jobs[case.id]
-        deadline = time.monotonic() + END_S
-        while time.monotonic() < deadline:
+
+        def is_reported() -> bool:
             if job.claims >= claims and job.status in TERMINAL:
-                return
+                return True
             if job.status == "running" and self._is_claim_lost(case):
                 # Its answer went down with a connection. An orchestrator sees that by the
                 # heartbeats, which do not name the job.
                 self.seen["claim lost"] += 1
                 self.orchestrator.hand_out_again(case.id)
                 job.claimed_at = time.monotonic()
-            time.sleep(0.3)
-        raise AssertionError(f"{case.id} was not reported: {job}")
+            return False
+
+        until(is_reported, lambda: f"{case.id} was not reported ({job})", END_S, pause_s=0.3)
 
     def _is_claim_lost(self, case: Case) -> bool:
         if time.monotonic() - self.orchestrator.jobs[case.id].claimed_at < 20.0:
@@ -480,21 +485,24 @@ def registry(app: RunningApp) -> list[dict[str, Any]]:
 
 def assert_quiet(app: RunningApp) -> None:
     """Nothing waits, runs, or lies about."""
-    deadline = time.monotonic() + 30.0
+    until(
+        lambda: not any(_left(app).values()),
+        lambda: f"{_left(app)} has not gone",
+        30.0,
+        pause_s=0.5,
+    )
+
+
+def _left(app: RunningApp) -> dict[str, list[Any]]:
     outbox, results = app.folder / "state" / "outbox", app.folder / "results"
-    while True:
-        statuses = {job["status"] for job in registry(app)}
-        left = {
-            "open jobs": sorted(statuses - set(TERMINAL)),
-            "scratch": app.scratch,
-            "reports": [path.name for path in outbox.iterdir()],
-            "half outputs": [p.name for p in results.iterdir() if p.suffix == ".part"],
-            "media tools": [process.pid for process in app.media_tools()],
-        }
-        if not any(left.values()):
-            return
-        assert time.monotonic() < deadline, left
-        time.sleep(0.5)
+    statuses = {job["status"] for job in registry(app)}
+    return {
+        "open jobs": sorted(statuses - set(TERMINAL)),
+        "scratch": app.scratch,
+        "reports": [path.name for path in outbox.iterdir()],
+        "half outputs": [p.name for p in results.iterdir() if p.suffix == ".part"],
+        "media tools": [process.pid for process in app.media_tools()],
+    }
 
 
 def assert_ends(soak: Soak) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
 from serve_app.graph.builders import (

@@ -21,7 +21,7 @@ from musetalk_pipeline.options import (
     JobOptions,
     MaskOptions,
 )
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
 from serve_app.graph.builders import resolve

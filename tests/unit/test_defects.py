@@ -27,7 +27,7 @@ from musetalk_pipeline.pipeline import run
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask
 from musetalk_pipeline.pixels.crops import face_crop
 from musetalk_pipeline.plan import plan_frames
-from musetalk_pipeline.weights.published import published
+from musetalk_pipeline.weights.manifest import published
 from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import Params
 

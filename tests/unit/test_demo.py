@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from demo import media as demo_media
 from musetalk_pipeline.faces import make_detector
 from serve_app.config.settings import AppArgs
 from tests.decoding import frames_of
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,13 +146,14 @@ def test_stop_ends_the_whole_session_and_nothing_else(
     parent = subprocess.Popen(
         ["bash", "-c", script], env={"PATH": "/usr/bin:/bin", "RAY_TMPDIR": str(folder)}
     )
-    deadline = time.monotonic() + 10
-    while not any(
-        p.name() == "sleep" and p.ppid() != 0 and "60" in p.cmdline()
-        for p in application.session_processes(folder)
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def has_child() -> bool:
+        return any(
+            p.name() == "sleep" and p.ppid() != 0 and "60" in p.cmdline()
+            for p in application.session_processes(folder)
+        )
+
+    until(has_child, "the child of the child has not started", 10)
     application.stop(parent, folder)
     assert parent.returncode == 0
     assert application.session_processes(folder) == []

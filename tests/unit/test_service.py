@@ -31,7 +31,7 @@ class SlowDriver:
         self.may_end = asyncio.Event()
         self.may_end.set()
 
-    async def run(self, work: Assignment, report: Callable[[Progress], None]) -> Finished:
+    async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         report(Progress(self.phase, 0.5, 5, 10))
         self.started.set()
         try:

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.weights.fetch import Patience, main, verify
-from musetalk_pipeline.weights.published import State, WeightFile, published
+from musetalk_pipeline.weights.manifest import FileState, WeightFile, published
 
 pytestmark = pytest.mark.usefixtures("no_waits")
 QUICK = Patience(connect_s=5, read_s=5, stall_s=60, attempts=4)
@@ -564,18 +564,18 @@ def write_unet(path: Path, n_tensors: int = 686) -> None:
     torch.save(tensors, path)
 
 
-def state_of_v1_unet(models: Path) -> State:
+def state_of_v1_unet(models: Path) -> FileState:
     return verify(published("v1"), models)["musetalk/pytorch_model.bin"]
 
 
 def test_the_v1_unet_is_known_by_its_tensors(tmp_path: Path) -> None:
     path = tmp_path / "musetalk/pytorch_model.bin"
     write_unet(path)
-    assert state_of_v1_unet(tmp_path) is State.STRUCTURE_ONLY
+    assert state_of_v1_unet(tmp_path) is FileState.STRUCTURE_ONLY
     write_unet(path, n_tensors=685)
-    assert state_of_v1_unet(tmp_path) is State.WRONG_STRUCTURE
+    assert state_of_v1_unet(tmp_path) is FileState.WRONG_STRUCTURE
     path.write_bytes(b"<html>not found</html>")
-    assert state_of_v1_unet(tmp_path) is State.WRONG_STRUCTURE
+    assert state_of_v1_unet(tmp_path) is FileState.WRONG_STRUCTURE
 
 
 def test_a_flipped_bit_in_the_v1_unet_is_found(tmp_path: Path) -> None:
@@ -589,23 +589,26 @@ def test_a_flipped_bit_in_the_v1_unet_is_found(tmp_path: Path) -> None:
     start += sum(content[tensor.header_offset + at] for at in (26, 28))
     content[start + 256 * content[tensor.header_offset + 29]] ^= 1
     path.write_bytes(content)
-    assert state_of_v1_unet(tmp_path) is State.WRONG_STRUCTURE
+    assert state_of_v1_unet(tmp_path) is FileState.WRONG_STRUCTURE
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ('{"in_channels": 8, "out_channels": 4, "cross_attention_dim": 384}', State.STRUCTURE_ONLY),
+        (
+            '{"in_channels": 8, "out_channels": 4, "cross_attention_dim": 384}',
+            FileState.STRUCTURE_ONLY,
+        ),
         (
             '{"in_channels": 4, "out_channels": 4, "cross_attention_dim": 768}',
-            State.WRONG_STRUCTURE,
+            FileState.WRONG_STRUCTURE,
         ),
-        ("[]", State.WRONG_STRUCTURE),
-        ("{", State.WRONG_STRUCTURE),
+        ("[]", FileState.WRONG_STRUCTURE),
+        ("{", FileState.WRONG_STRUCTURE),
     ],
 )
 def test_the_v1_configuration_is_known_by_its_values(
-    tmp_path: Path, config: str, expected: State
+    tmp_path: Path, config: str, expected: FileState
 ) -> None:
     (tmp_path / "musetalk").mkdir()
     (tmp_path / "musetalk/musetalk.json").write_text(config)

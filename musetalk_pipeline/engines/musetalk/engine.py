@@ -24,7 +24,6 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, 
 from musetalk_pipeline.networks.files import PARSER_FOLDER, VAE_FOLDER
 from musetalk_pipeline.networks.parser import PARSE_PX, load_parser, to_labels
 from musetalk_pipeline.networks.precision import (
-    Precision,
     check_precision,
     default_batch_size,
     resolve_device,
@@ -34,14 +33,14 @@ from musetalk_pipeline.networks.unet import CONTEXT_ROWS, CONTEXT_WIDTH, load_un
 from musetalk_pipeline.networks.vae import (
     FACE_PX,
     FaceDecoder,
-    LookEncoder,
+    FaceEncoder,
     load_vae,
     scaling_factor,
     seeded_noise,
     to_latents,
     to_pixels,
 )
-from musetalk_pipeline.options import MaskOptions, SpeechOptions, Version
+from musetalk_pipeline.options import MaskOptions, Precision, SpeechOptions, Version
 from musetalk_pipeline.pixels.masks import pack_mask, replace_mask
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.watch import Check, go_on
@@ -141,7 +140,7 @@ class MuseTalkEngine:
         self._draw_grey(1)
 
     def _draw_grey(self, count: int) -> None:
-        self._look(np.full((count, FACE_PX, FACE_PX, 3), 128, np.uint8), first_frame=0)
+        self._face_latents(np.full((count, FACE_PX, FACE_PX, 3), 128, np.uint8), first_frame=0)
         self._masks(np.full((count, PARSE_PX, PARSE_PX, 3), 128, np.uint8), MaskOptions())
         self._draw(
             np.zeros((count, 8, 32, 32), np.float32),
@@ -161,7 +160,7 @@ class MuseTalkEngine:
         return AvatarBlock(
             block=prepared.block,
             faces=prepared.faces,
-            look=self._look(prepared.crops, prepared.block.start, check),
+            look=self._face_latents(prepared.crops, prepared.block.start, check),
             masks=self._masks(prepared.parse_inputs, options, check),
         )
 
@@ -197,7 +196,7 @@ class MuseTalkEngine:
         torch.cuda.reset_peak_memory_stats(self._device)
         return peak
 
-    def _look(
+    def _face_latents(
         self, crops: NDArray[np.uint8], first_frame: int, check: Check = go_on
     ) -> NDArray[np.float32]:
         """Return the (k, 8, 32, 32) latents of (k, 256, 256, 3) uint8 BGR crops."""
@@ -243,7 +242,7 @@ class MuseTalkEngine:
         vae = models / VAE_FOLDER
         self._scaling_factor = scaling_factor(vae)
         self._unet = self._runner("UNet", lambda: load_unet(weights, config), _unchanged)
-        self._encoder = self._runner("VAE encoder", lambda: LookEncoder(load_vae(vae)), _as_float32)
+        self._encoder = self._runner("VAE encoder", lambda: FaceEncoder(load_vae(vae)), _as_float32)
         self._decoder = self._runner("VAE decoder", lambda: FaceDecoder(load_vae(vae)), to_pixels)
         self._parser = self._runner(
             "face parser",

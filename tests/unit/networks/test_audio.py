@@ -105,10 +105,10 @@ def test_windows_have_the_span_that_is_asked_for(
 ) -> None:
     audio, options = sound(tmp_path, noise(2.0)), SpeechOptions(window_span="frames")
     every_step = audio_encoder.encode(audio, Fraction(50), frames(20, 80), OPTIONS).features
-    heard = audio_encoder.encode(audio, Fraction(50), frames(30, 40), options).features
+    encoded = audio_encoder.encode(audio, Fraction(50), frames(30, 40), options).features
     # At 50 fps a frame is a step, so the first row of a plain window is the step 4 before it.
     steps = every_step.reshape(60, 10, 5, 384)[:, 4]
-    for row, window in enumerate(heard.reshape(10, 10, 5, 384)):
+    for row, window in enumerate(encoded.reshape(10, 10, 5, 384)):
         expected = steps[[30 + row - 20 + k for k in (-2, -2, -1, -1, 0, 0, 1, 1, 2, 2)]]
         assert np.array_equal(window, expected)
 
@@ -141,13 +141,13 @@ def test_windows_reach_the_last_frame(
 ) -> None:
     audio = sound(tmp_path, noise(1.5))
     count = count_output_frames(audio.n_samples, fps)
-    heard = audio_encoder.encode(audio, fps, frames(0, count), OPTIONS)
-    assert heard.features.shape == (count, 50, 384)
-    assert heard.loudness.shape == (count,)
-    steps = heard.features.reshape(count, 10, 5, 384)
+    encoded = audio_encoder.encode(audio, fps, frames(0, count), OPTIONS)
+    assert encoded.features.shape == (count, 50, 384)
+    assert encoded.loudness.shape == (count,)
+    steps = encoded.features.reshape(count, 10, 5, 384)
     # The last frame's own moment is the fifth step of its window: sound, not padding.
     assert np.abs(steps[-1, 4]).max() > 0
-    assert np.isfinite(heard.features).all()
+    assert np.isfinite(encoded.features).all()
 
 
 def test_frames_of_one_instant_have_the_same_features_at_every_rate(
@@ -185,19 +185,19 @@ def test_order_of_segments_does_not_matter(models: Path, tmp_path: Path) -> None
     mixed = list(plan.segments)
     random.Random(1).shuffle(mixed)
     for segment in mixed[:12]:
-        heard = shuffled.encode(audio, fps, segment, OPTIONS)
-        assert np.array_equal(heard.features, expected[segment.index].features)
-        assert np.array_equal(heard.loudness, expected[segment.index].loudness)
+        encoded = shuffled.encode(audio, fps, segment, OPTIONS)
+        assert np.array_equal(encoded.features, expected[segment.index].features)
+        assert np.array_equal(encoded.loudness, expected[segment.index].loudness)
 
 
 def test_a_window_across_the_seam_has_both_chunks(models: Path, tmp_path: Path) -> None:
     samples = noise(30.4)
     encoder = load_whisper(models / "whisper")
     before, after = encoder.encode(samples[:CHUNK_SAMPLES]), encoder.encode(samples[CHUNK_SAMPLES:])
-    heard = WhisperAudioEncoder(models).encode(
+    encoded = WhisperAudioEncoder(models).encode(
         sound(tmp_path, samples), Fraction(25), frames(750, 751), OPTIONS
     )
-    steps = heard.features.reshape(10, 5, 384)
+    steps = encoded.features.reshape(10, 5, 384)
     assert np.array_equal(steps[:4], before[-4:])
     assert np.array_equal(steps[4:], after[:6])
 
@@ -215,30 +215,30 @@ def test_overlapping_chunks_have_the_features_of_a_chunk_without_a_seam(
     for overlap_s, seam_s in ((0.0, 30), (2.0, 29)):
         options = SpeechOptions(chunk_overlap_s=overlap_s)
         around = slice(seam_s * 50 - 3, seam_s * 50 + 3)
-        heard = audio_encoder._steps(audio, around.start, around.stop, round(50 * overlap_s))
+        encoded = audio_encoder._steps(audio, around.start, around.stop, round(50 * overlap_s))
         window = audio_encoder.encode(
             audio, Fraction(25), frames(seam_s * 25, seam_s * 25 + 1), options
         )
-        assert np.array_equal(window.features.reshape(10, 5, 384)[1:7], heard)
+        assert np.array_equal(window.features.reshape(10, 5, 384)[1:7], encoded)
         truth = seamless[around.start - 750 : around.stop - 750]
-        errors[overlap_s] = np.sqrt(((heard - truth) ** 2).mean((0, 2)))  # of each layer
+        errors[overlap_s] = np.sqrt(((encoded - truth) ** 2).mean((0, 2)))  # of each layer
     assert (errors[2.0] < errors[0.0] / 2).all()
     assert errors[2.0][0] < 1e-6  # what enters the first layer is the sound itself
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 100, 101, 500])
-@pytest.mark.parametrize("heard", [1, 1499, 1500, 1501, 1550, 2900, 2901, 9999])
-def test_chunks_share_the_sound_without_gaps(overlap: int, heard: int) -> None:
+@pytest.mark.parametrize("n_steps", [1, 1499, 1500, 1501, 1550, 2900, 2901, 9999])
+def test_chunks_share_the_sound_without_gaps(overlap: int, n_steps: int) -> None:
     step, chunks = 0, 0
-    while step < heard:
-        offset, end = chunk_at(step, heard, overlap)
-        assert offset <= step < end <= min(heard, offset + 1500)
-        assert chunk_at(end - 1, heard, overlap) == (offset, end)
+    while step < n_steps:
+        offset, end = chunk_at(step, n_steps, overlap)
+        assert offset <= step < end <= min(n_steps, offset + 1500)
+        assert chunk_at(end - 1, n_steps, overlap) == (offset, end)
         # Away from the ends of the sound both neighbours of a seam reach past it.
         assert step == 0 or step - offset >= overlap // 2
-        assert end == heard or offset + 1500 - end >= overlap // 2
+        assert end == n_steps or offset + 1500 - end >= overlap // 2
         step, chunks = end, chunks + 1
-    assert chunks == max(1, math.ceil((heard - overlap) / (1500 - overlap)))
+    assert chunks == max(1, math.ceil((n_steps - overlap) / (1500 - overlap)))
 
 
 def test_up_to_30_s_there_is_no_seam_to_avoid(
@@ -311,10 +311,10 @@ def test_longer_paddings_make_longer_windows(
 ) -> None:
     audio = sound(tmp_path, noise(1.0))
     wide = SpeechOptions(audio_padding_left=3, audio_padding_right=4)
-    heard = audio_encoder.encode(audio, Fraction(25), frames(10, 12), wide).features
+    encoded = audio_encoder.encode(audio, Fraction(25), frames(10, 12), wide).features
     usual = audio_encoder.encode(audio, Fraction(25), frames(10, 12), OPTIONS).features
-    assert heard.shape == (2, 80, 384)
-    assert np.array_equal(heard[:, 10:60], usual)
+    assert encoded.shape == (2, 80, 384)
+    assert np.array_equal(encoded[:, 10:60], usual)
 
 
 def test_loudness_is_one_in_speech_and_zero_in_silence(tmp_path: Path) -> None:

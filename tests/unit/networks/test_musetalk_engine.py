@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from musetalk_pipeline.__main__ import _load, _parser
 from musetalk_pipeline.artifacts import AvatarBlock, Face, PreparedBlock, Speech
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
 from musetalk_pipeline.errors import JobCancelled, ModelLoadFailed, OutOfGpuMemory
-from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.vae import FaceDecoder, seeded_noise
-from musetalk_pipeline.options import MaskOptions, SpeechOptions
+from musetalk_pipeline.options import MaskOptions, Precision, SpeechOptions
 from musetalk_pipeline.plan import Block, Segment
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings
@@ -146,9 +148,11 @@ def test_arrays_from_other_processes_may_be_read_only(engine: MuseTalkEngine) ->
 
 
 def test_the_mouth_rests_in_silence_only_if_asked(engine: MuseTalkEngine) -> None:
-    heard = speech(3)
-    always = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions())
-    resting = engine.generate(avatar("xxx"), heard, segment(3), SpeechOptions(rest_in_silence=True))
+    spoken = speech(3)
+    always = engine.generate(avatar("xxx"), spoken, segment(3), SpeechOptions())
+    resting = engine.generate(
+        avatar("xxx"), spoken, segment(3), SpeechOptions(rest_in_silence=True)
+    )
     assert always.weights.tolist() == [1, 1, 1]
     assert resting.weights.tolist() == [0, 0.5, 1]
     assert np.array_equal(always.faces, resting.faces)
@@ -216,36 +220,32 @@ def test_overflow_in_half_precision_is_drawn_in_float32(
 
 
 def test_out_of_memory_in_a_network_halves_the_batch_and_finishes(
-    models: Path, engine: MuseTalkEngine, monkeypatch: pytest.MonkeyPatch
+    models: Path, engine: MuseTalkEngine
 ) -> None:
     limited = MuseTalkEngine(models, MuseTalkOptions(batch_size=8))
-    fit_at_most(2, monkeypatch)
-    drawn = draw(limited, "xxxxx")
+    with fits_at_most(2):
+        drawn = draw(limited, "xxxxx")
     assert limited.counters.batch_halvings == 2
     assert limited.batch_size == 2
-    monkeypatch.undo()
     assert worst(drawn, draw(engine, "xxxxx")) <= 1
 
 
-def test_out_of_memory_with_one_frame_is_reported(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_with_one_frame_is_reported(models: Path) -> None:
     limited = MuseTalkEngine(models)
-    fit_at_most(0, monkeypatch)
-    with pytest.raises(OutOfGpuMemory, match="VAE decoder"):
+    with fits_at_most(0), pytest.raises(OutOfGpuMemory, match="VAE decoder"):
         draw(limited, "x")
 
 
-def fit_at_most(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the allocator fail in the real decoder when more frames than these go through."""
-    decode = FaceDecoder.forward
+@contextmanager
+def fits_at_most(frames: int) -> Iterator[None]:
+    """Let the allocator fail when more frames than these go through the real decoder."""
 
-    def forward(decoder: FaceDecoder, latents: Tensor) -> Tensor:
-        if len(latents) > frames:
+    def allocate(network: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(network, FaceDecoder) and len(arguments[0]) > frames:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return decode(decoder, latents)
 
-    monkeypatch.setattr(FaceDecoder, "forward", forward)
+    with register_module_forward_pre_hook(allocate):
+        yield
 
 
 def test_a_cancelled_call_ends_between_batches(models: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_a_configuration_that_does_not_fit_the_weights_is_refused(
     models: Path, tmp_path: Path
 ) -> None:
     weights, config = unet_files(models, "v15")
-    text = config.read_text().replace("[8, 8, 8, 8]", "[8, 8, 8, 16]")
-    (tmp_path / "musetalk.json").write_text(text)
+    changed = json.loads(config.read_text()) | {"block_out_channels": [8, 8, 8, 16]}
+    (tmp_path / "musetalk.json").write_text(json.dumps(changed))
     with pytest.raises(ModelLoadFailed, match=r"unet\.pth"):
         load_unet(weights, tmp_path / "musetalk.json")

@@ -32,13 +32,16 @@ class Scale(nn.Module):
 
 
 def runner(
-    network: nn.Module, batch_size: int = 4, dtype: torch.dtype = torch.float32
+    network: nn.Module,
+    batch_size: int = 4,
+    dtype: torch.dtype = torch.float32,
+    again: Callable[[], nn.Module] | None = None,
 ) -> tuple[BatchRunner, Counters]:
-    """Return a runner of `network` and what it counts."""
-    counters = Counters()
+    """Return a runner of `network` and what it counts. `again`: makes the copy in float32."""
+    counters, first = Counters(), [network]
     made = BatchRunner(
         "scale",
-        lambda: network,
+        lambda: first.pop() if first or again is None else again(),
         lambda raw: raw.float(),
         device=torch.device("cpu"),
         dtype=dtype,
@@ -146,8 +149,7 @@ def test_a_batch_that_overflows_in_half_precision_is_redone_in_float32() -> None
 
 def test_float32_that_fits_only_in_small_batches_leaves_the_batch_size_of_half_precision() -> None:
     network = Scale()
-    made, counters = runner(network, batch_size=4, dtype=torch.float16)
-    made._make = lambda: Scale(fits=1)
+    made, counters = runner(network, batch_size=4, dtype=torch.float16, again=lambda: Scale(fits=1))
     rows = torch.full((4, 1), 1000.0)
     assert torch.equal(made.run(rows), rows * 300)
     assert counters.batch_halvings == 1  # from the two that were tried
@@ -158,8 +160,7 @@ def test_no_memory_for_the_float32_copy_is_said_to_be_that() -> None:
     def no_memory() -> nn.Module:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    made, _ = runner(Scale(), dtype=torch.float16)
-    made._make = no_memory
+    made, _ = runner(Scale(), dtype=torch.float16, again=no_memory)
     with pytest.raises(OutOfGpuMemory, match="scale"):
         made.run(torch.full((2, 1), 1000.0))
 

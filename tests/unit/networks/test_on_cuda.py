@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from musetalk_pipeline.engines.musetalk.engine import MuseTalkEngine, MuseTalkOptions
-from musetalk_pipeline.networks.precision import Precision
 from musetalk_pipeline.networks.runner import Acceleration
+from musetalk_pipeline.options import Precision
 from tests.unit.networks.test_musetalk_engine import draw, worst
 
 pytestmark = [

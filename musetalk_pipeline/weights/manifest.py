@@ -50,7 +50,7 @@ class WeightFile:
         return (f"{server}/{repo}/resolve/{revision}/{quote(file)}",)
 
 
-class State(Enum):
+class FileState(Enum):
     """What `verify` says of a file."""
 
     OK = "ok"
@@ -63,29 +63,29 @@ class State(Enum):
     @property
     def is_good(self) -> bool:
         """Whether the file can be used."""
-        return self in (State.OK, State.STRUCTURE_ONLY)
+        return self in (FileState.OK, FileState.STRUCTURE_ONLY)
 
 
-def state_of(file: WeightFile, path: Path) -> State:
+def state_of(file: WeightFile, path: Path) -> FileState:
     """Compare `path` with the published file, reading all of it."""
     if not path.is_file():
-        return State.MISSING
+        return FileState.MISSING
     if file.sha256 is None:
         return _state_by_structure(file, path)
     if path.stat().st_size != file.size_bytes:
-        return State.WRONG_SIZE
+        return FileState.WRONG_SIZE
     with path.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return State.OK if digest == file.sha256 else State.WRONG_DIGEST
+    return FileState.OK if digest == file.sha256 else FileState.WRONG_DIGEST
 
 
-def _state_by_structure(file: WeightFile, path: Path) -> State:
+def _state_by_structure(file: WeightFile, path: Path) -> FileState:
     try:
         if file.check is not None:
             file.check(path)
     except ModelLoadFailed:
-        return State.WRONG_STRUCTURE
-    return State.STRUCTURE_ONLY
+        return FileState.WRONG_STRUCTURE
+    return FileState.STRUCTURE_ONLY
 
 
 def _check_unet(path: Path) -> None:

@@ -61,12 +61,12 @@ def _golden_windows(
     """Cut windows from the stored encoder states, as far as those reach."""
     name = "prompts (of golden states)"
     places = window_places(golden.fps, 0, max(stored) + 1, SPEECH)
-    heard = count_steps(golden.short_audio.n_samples)
+    n_steps = count_steps(golden.short_audio.n_samples)
     reach = len(hidden)
-    if heard <= reach:  # all of the sound is stored: what follows is silence
+    if n_steps <= reach:  # all of the sound is stored: what follows is silence
         reach = int(places[-1, -1]) + 1
-        silence = np.zeros((max(0, reach - heard), *hidden.shape[1:]), np.float32)
-        hidden = np.concatenate([hidden[:heard], silence])
+        silence = np.zeros((max(0, reach - n_steps), *hidden.shape[1:]), np.float32)
+        hidden = np.concatenate([hidden[:n_steps], silence])
     before = -int(places[0, 0])
     steps = np.concatenate([np.zeros((before, *hidden.shape[1:]), np.float32), hidden])
     covered = [at for at, frame in enumerate(stored) if places[frame, -1] < reach]
@@ -106,9 +106,9 @@ def check_long(golden: GoldenSet) -> Iterator[Row]:
     if not rates:
         raise IncompleteSet("audio_long.npz has no idx_N and prompts_N")
     for fps in sorted(rates):
-        heard = golden.windows_of(audio, Fraction(fps), arrays[f"idx_{fps}"].tolist())
+        n_steps = golden.windows_of(audio, Fraction(fps), arrays[f"idx_{fps}"].tolist())
         stored = arrays[f"prompts_{fps}"]
-        yield compare_stored_as_half(stage, f"prompts_{fps}", heard, stored, HIDDEN.error)
+        yield compare_stored_as_half(stage, f"prompts_{fps}", n_steps, stored, HIDDEN.error)
     yield from _compare_counts(golden, audio.n_samples)
 
 

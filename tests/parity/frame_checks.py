@@ -16,7 +16,7 @@ from musetalk_pipeline.networks.parser import BiSeNet, load_parser, to_labels
 from musetalk_pipeline.networks.unet import MouthUnet, load_unet, unet_files
 from musetalk_pipeline.networks.vae import (
     FaceDecoder,
-    LookEncoder,
+    FaceEncoder,
     load_vae,
     scaling_factor,
     seeded_noise,
@@ -136,7 +136,7 @@ class VersionChecks:
         """Latents of all crops, by the mean and sampled from the seed."""
         stage, arrays = f"{self.version}_latents", self.golden.load(f"{self.version}_latents")
         folder = self.golden.models / "sd-vae"
-        moments = _batched(LookEncoder(load_vae(folder)), torch.from_numpy(self.crops))
+        moments = _batched(FaceEncoder(load_vae(folder)), torch.from_numpy(self.crops))
         factor = scaling_factor(folder)
         yield compare(stage, "mode", to_latents(moments, factor), arrays["mode"], LATENTS)
         noise = seeded_noise(int(arrays["seed"]), 0, len(self.crops))
