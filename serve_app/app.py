@@ -18,6 +18,7 @@ from serve_app.graph.builders import resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
+from serve_app.graph.replicas import pool_deployment
 from serve_app.launcher.environment_checks import environment_faults
 
 logger = logging.getLogger("ray.serve")
@@ -108,7 +109,7 @@ def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
         options["label_selector"] = {ARCH_LABEL: pool.arch}
     return serve.deployment(
         kind,
-        name=f"Generator-{pool.name}",
+        name=pool_deployment(pool.name),
         max_ongoing_requests=1 + CALLS_AHEAD,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,

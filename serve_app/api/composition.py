@@ -18,10 +18,12 @@ from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
-from serve_app.graph.builders import build_store
+from serve_app.graph.builders import build_store, configured_description
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
+from serve_app.graph.replicas import ReplicaWatch
+from serve_app.graph.serve_controller import ServeController
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -41,7 +43,8 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     Raises:
         FolderRefused: a working folder cannot be trusted or created.
     """
-    readiness = Readiness(graph, app_name)
+    watch = ReplicaWatch(ServeController(app_name).replica_counts)
+    readiness = Readiness(graph, watch, configured_description(args, env))
     driver = JobDriver(
         graph,
         args.driver,
