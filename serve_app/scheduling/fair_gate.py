@@ -83,6 +83,11 @@ class FairGate:
         self._frames_inside -= frames
         self._let_in()
 
+    def resize(self, frames: int, to_frames: int) -> None:
+        """Count an item that is inside with another number of frames than it entered with."""
+        self._frames_inside += to_frames - frames
+        self._let_in()
+
     def forget(self, job_id: str) -> None:
         """Drop what is kept about a job that has ended."""
         self._queue.forget(job_id)

@@ -310,9 +310,7 @@ class SegmentScheduler:
             if pool.running
         }
 
-    def _allowed(
-        self, forecasts: Mapping[str, Forecast], avoid: Collection[str]
-    ) -> list[Forecast]:
+    def _allowed(self, forecasts: Mapping[str, Forecast], avoid: Collection[str]) -> list[Forecast]:
         allowed = [forecast for name, forecast in forecasts.items() if name not in avoid]
         return allowed or list(forecasts.values())
 
