@@ -5,11 +5,13 @@ postpone annotations.
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
@@ -27,6 +29,8 @@ ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
 ANY_NODE = "any"  # this value of `pools[].arch` needs no label
 MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event streams included
 CALLS_AHEAD = 2  # calls that a replica accepts early, so that their arguments are there in time
+REPORT_S = 1.0  # between two reports about the waiting work; 1 % of a core of each replica
+DOWNSCALE_S = 5.0  # above the age of the oldest report that can still arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,7 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
-        num_replicas=1,
+        **_replicas(1, 1 if args.is_scaled else None, MAX_HTTP),
         max_ongoing_requests=MAX_HTTP,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         graceful_shutdown_wait_loop_s=1.0,
@@ -99,7 +103,7 @@ def _bind(
         max_ongoing_requests=stage.threads + CALLS_AHEAD + fetches,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,
-        **_scaling(stage.replicas, stage.max_replicas, stage.threads),
+        **_replicas(stage.replicas, stage.max_replicas, stage.threads),
     ).bind(args)
 
 
@@ -113,17 +117,28 @@ def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
         max_ongoing_requests=1 + CALLS_AHEAD,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,
-        **_scaling(pool.replicas, pool.max_replicas, 1),
+        **_replicas(pool.replicas, pool.max_replicas, 1),
     ).bind(args, pool)
 
 
-def _scaling(replicas: int, max_replicas: int | None, target_calls: int) -> dict[str, Any]:
+def _replicas(replicas: int, max_replicas: int | None, target_calls: int) -> dict[str, Any]:
+    """Return the options for the number of replicas; without a maximum it is fixed.
+
+    The ingress asks for fewer only after a long time, so the delay on the way down only serves
+    against a report that crosses a newer one.
+    """
     if max_replicas is None:
         return {"num_replicas": replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replicas,
-            "max_replicas": max_replicas,
-            "target_ongoing_requests": target_calls,
-        }
-    }
+    with warnings.catch_warnings():
+        # Ray intends to replace the interval by a variable of the environment, one day.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        config = AutoscalingConfig(
+            min_replicas=replicas,
+            max_replicas=max_replicas,
+            target_ongoing_requests=target_calls,
+            upscale_delay_s=0.0,
+            downscale_delay_s=DOWNSCALE_S,
+            metrics_interval_s=REPORT_S,
+            look_back_period_s=2 * REPORT_S,
+        )
+    return {"autoscaling_config": config}
