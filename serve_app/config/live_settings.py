@@ -41,6 +41,10 @@ class LiveSettings(Section):
         default_factory=dict, description="Changes of pools, by the name of the pool."
     )
 
+    def is_on(self, pool: str) -> bool:
+        """Return whether a pool may draw."""
+        return pool not in self.pools or self.pools[pool].is_on
+
 
 def read_live_settings(values: dict[str, Any] | None, args: AppArgs) -> LiveSettings:
     """Return the checked `user_config`; the defaults if there is none.

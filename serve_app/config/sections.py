@@ -129,7 +129,8 @@ class PoolSettings(Section):
 class ScalingSettings(Section):
     """Which pool draws, and how the number of replicas follows the work.
 
-    That number is fixed where `max_replicas` is not set. The ingress' `user_config` changes `policy` without a restart.
+    That number is fixed where `max_replicas` is not set. The ingress' `user_config` changes
+    `policy` without a restart.
     """
 
     policy: Literal["fastest", "cheapest"] = Field(

@@ -140,7 +140,7 @@ class AppArgs(Section):
     @property
     def is_scaled(self) -> bool:
         """Whether the number of any replicas follows the work."""
-        stages = (*self.pools, self.preprocessor, self.finisher)
+        stages: list[PoolSettings | StageSettings] = [*self.pools, self.preprocessor, self.finisher]
         return any(stage.max_replicas is not None for stage in stages)
 
     def longest_silence_s(self, jobs: int) -> float:

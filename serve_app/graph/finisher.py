@@ -30,7 +30,6 @@ from serve_app.graph.transfers import (
 )
 from serve_app.outputs.retention import retention
 from serve_app.outputs.store import SidecarFacts, StoredOutput, peak_ram_kb, sidecar
-from serve_app.scaling.policy import BUSY
 from serve_app.telemetry.metrics import STAGE_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -101,10 +100,6 @@ class Finisher:
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the calls that occupy or await a thread; Serve asks where this stage is scaled."""
-        return {BUSY: self._threads.calls}
 
     async def preflight(self) -> dict[str, str]:
         """Use the storage credentials."""

@@ -22,7 +22,6 @@ from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
-from serve_app.scaling.policy import BUSY
 from serve_app.telemetry.metrics import STAGE_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -106,10 +105,6 @@ class Preprocessor:
     async def release(self, attempt_id: str) -> None:
         """Remove an attempt's scratch on this node."""
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """Return the calls that occupy or await a thread; Serve asks where this stage is scaled."""
-        return {BUSY: self._threads.calls}
 
     async def preflight(self) -> dict[str, str]:
         """Name the tools that opening a job needs, and whether they are confined."""

@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 from musetalk_pipeline.errors import GpuLost, JobCancelled
@@ -25,19 +25,11 @@ class StageThreads:
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        self._calls: set[Future[object]] = set()
-
-    @property
-    def calls(self) -> int:
-        """How many calls occupy a thread or wait for one, those whose callers have gone too."""
-        return len(self._calls)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in a thread and return its result."""
-        call = self._pool.submit(lambda: _call(function, *args, **kwargs))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        return await asyncio.wrap_future(call)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, lambda: _call(function, *args, **kwargs))
 
     def run_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in a thread of the pool and wait for it without an event loop."""

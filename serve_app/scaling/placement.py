@@ -44,10 +44,10 @@ def obstacle(place: Place, nodes: Sequence[Node], *, now: bool) -> Obstacle | No
     """
     fitting = [node for node in nodes if _matches(node.labels, place.labels)]
     if not fitting:
-        wanted = " and ".join(f"{label}={value}" for label, value in place.labels.items())
+        wanted = [f"{label}={value}" for label, value in place.labels.items()]
         return Obstacle(
-            f"no live node has the label {wanted}",
-            f"start a node with it: `ray start --address=… --labels {wanted.replace(' and ', ',')}`",
+            f"no live node has the label {' and '.join(wanted)}",
+            f"start a node with it: `ray start --address=… --labels {','.join(wanted)}`",
         )
     for name, amount in place.resources.items():
         if not any(node.total.get(name, 0.0) + TINY >= amount for node in fitting):

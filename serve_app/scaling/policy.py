@@ -1,68 +1,43 @@
 """The autoscaling policy of the application; `autoscaling_policy:` in serve_config.yaml names it.
 
 It runs in Serve's controller ten times a second, so it does no input or output, and it is pickled
-together with this module, so it imports nothing of this project. It decides nothing about pools:
-the ingress does (demand.py) and reports how many replicas each pool should have.
-
-The CPU stages report the calls that occupy or await a thread. Calls that Serve still holds back,
-because all replicas are full, are added here.
+together with this module, so it imports nothing of this project. It decides nothing itself: the
+ingress knows all work, and reports how many replicas each deployment should have.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 INGRESS = "Ingress"
-POOL = "Generator-"
-WANTED = "wanted:"  # and the name of a pool: a metric of the ingress
-BUSY = "busy"  # a metric of the CPU stages
+WANTED = "wanted:"  # and the name of a deployment: a metric of the ingress
 
 Decisions = tuple[dict[Any, int], dict[Any, dict[str, Any]]]
 
 
 def follow_work(contexts: Mapping[Any, Any]) -> Decisions:
-    """Return the number of replicas for each deployment that is scaled, and no state.
+    """Return the number of replicas of each deployment that is scaled, and no state.
 
     `contexts`: Serve's `AutoscalingContext` of each deployment by its id. A deployment that nothing
-    is reported about keeps its target; so do all pools while the ingress starts. Serve applies
-    bounds and delays afterwards.
+    is reported about keeps its target; all do while the ingress starts. Serve applies bounds and
+    delays afterwards.
     """
-    wanted: dict[str, float] = {}
+    wanted: dict[str, int] = {}
     for deployment, context in contexts.items():
         if deployment.name == INGRESS:
-            wanted = _wanted(context)
-    decisions = {}
-    for deployment, context in contexts.items():
-        number = _number(deployment.name, context, wanted)
-        if number is not None:
-            decisions[deployment] = number
-    return decisions, {}
-
-
-def _number(name: str, context: Any, wanted: Mapping[str, float]) -> int | None:
-    if name == INGRESS:
-        return 1
-    if name.startswith(POOL):
-        number = wanted.get(name.removeprefix(POOL))
-        return None if number is None else math.ceil(number)
-    busy = (context.raw_metrics or {}).get(BUSY)
-    if not busy:
-        return None
-    calls = sum(_last(busy).values()) + (context.total_queued_requests or 0.0)
-    return math.ceil(calls / context.config.get_target_ongoing_requests())
-
-
-def _wanted(context: Any) -> dict[str, float]:
-    """Return the wanted replicas by pool. During a redeploy two ingresses report; more counts."""
+            wanted = {INGRESS: 1} | _wanted(context.raw_metrics or {})
     return {
-        metric.removeprefix(WANTED): max(last.values())
-        for metric, series in (context.raw_metrics or {}).items()
-        if metric.startswith(WANTED) and (last := _last(series))
-    }
+        deployment: wanted[deployment.name] for deployment in contexts if deployment.name in wanted
+    }, {}
 
 
-def _last(series_by_replica: Mapping[Any, Any]) -> dict[Any, float]:
-    """Return each replica's last sample; those before it are history."""
-    return {
-        replica: series[-1].value for replica, series in series_by_replica.items() if len(series)
-    }
+def _wanted(metrics: Mapping[str, Mapping[Any, Any]]) -> dict[str, int]:
+    """Return the wanted replicas by deployment: the last sample of each series counts.
+
+    During a redeploy two ingresses report, and the higher wish counts.
+    """
+    wanted = {}
+    for name, by_replica in metrics.items():
+        last = [series[-1].value for series in by_replica.values() if len(series)]
+        if name.startswith(WANTED) and last:
+            wanted[name.removeprefix(WANTED)] = round(max(last))
+    return wanted

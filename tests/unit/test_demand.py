@@ -8,11 +8,12 @@ from itertools import groupby
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.scaling.demand import Pace, PoolLoad, Wish, needs, wishes
+from serve_app.scaling.demand import PoolLoad, needs, pool_wishes
+from serve_app.scaling.wishes import Bounds, Pace, Wish
 
 PACE = Pace(drain_s=60.0, idle_loads=5.0, idle_s=60.0)
-ADA = PoolLoad("ada", 25.0, 30.0, usd_per_frame=1.0, at_least=0, at_most=8)
-HOPPER = PoolLoad("hopper", 100.0, 30.0, usd_per_frame=2.0, at_least=0, at_most=4)
+ADA = PoolLoad("ada", 25.0, 30.0, usd_per_frame=1.0, bounds=Bounds(0, 8))
+HOPPER = PoolLoad("hopper", 100.0, 30.0, usd_per_frame=2.0, bounds=Bounds(0, 4))
 
 counts = st.integers(0, 12)
 
@@ -26,8 +27,7 @@ def loads(draw: st.DrawFn, name: str = "a") -> PoolLoad:
         frames_per_s=draw(st.floats(0.1, 200)),
         load_s=draw(st.floats(0.1, 600)),
         usd_per_frame=draw(st.sampled_from([0.0, 0.5, 1.0])),
-        at_least=at_least,
-        at_most=draw(st.integers(at_least, 12)),
+        bounds=Bounds(at_least, draw(st.integers(at_least, 12))),
         running=running,
         starting=draw(counts),
         replicas_at_work=draw(st.integers(0, running)),
@@ -43,7 +43,7 @@ pool_sets = st.lists(loads(), min_size=1, max_size=4).map(
 @given(pool_sets, st.floats(0, 1e7))
 def test_never_outside_the_bounds(pools: list[PoolLoad], frames: float):
     for pool in pools:
-        assert pool.at_least <= needs(pools, frames, PACE)[pool.name] <= pool.at_most
+        assert pool.bounds.at_least <= needs(pools, frames, PACE)[pool.name] <= pool.bounds.at_most
 
 
 @given(pool_sets, st.floats(0, 1e6), st.floats(0, 1e6))
@@ -55,8 +55,8 @@ def test_more_work_never_needs_fewer_replicas(pools: list[PoolLoad], frames: flo
 
 @given(pool_sets, st.floats(0, 1e6), st.floats(0, 1e4))
 def test_a_pool_that_works_never_shrinks(pools: list[PoolLoad], frames: float, later_s: float):
-    before = wishes({}, pools, frames, PACE, 0.0)
-    after = wishes(before, pools, 0.0, PACE, later_s)
+    before = pool_wishes({}, pools, frames, PACE, 0.0)
+    after = pool_wishes(before, pools, 0.0, PACE, later_s)
     for pool in pools:
         if pool.replicas_at_work:
             assert after[pool.name].replicas >= before[pool.name].replicas
@@ -91,37 +91,37 @@ def test_a_pool_that_cannot_be_placed_does_not_keep_another_from_starting():
 
 
 def test_a_pool_that_is_switched_off_gets_nothing_and_ends_its_work():
-    off = replace(ADA, at_most=0, running=2, replicas_at_work=1)
+    off = replace(ADA, bounds=Bounds(0, 0), running=2, replicas_at_work=1)
     assert needs([off, HOPPER], 1000.0, PACE) == {"ada": 0, "hopper": 1}
     before = {"ada": Wish(2)}
-    assert wishes(before, [off], 0.0, PACE, 0.0)["ada"].replicas == 2
+    assert pool_wishes(before, [off], 0.0, PACE, 0.0)["ada"].replicas == 2
     idle = replace(off, replicas_at_work=0)
-    assert wishes(before, [idle], 0.0, PACE, 0.0)["ada"].replicas == 0
+    assert pool_wishes(before, [idle], 0.0, PACE, 0.0)["ada"].replicas == 0
 
 
 def test_an_idle_pool_shrinks_after_several_of_its_load_times():
     before = {"ada": Wish(4)}
     idle = replace(ADA, running=4)
-    before = wishes(before, [idle], 0.0, PACE, 100.0)
+    before = pool_wishes(before, [idle], 0.0, PACE, 100.0)
     for now_s in (101.0, 200.0, 249.0):  # five loads of 30 s are 150 s
-        before = wishes(before, [idle], 0.0, PACE, now_s)
+        before = pool_wishes(before, [idle], 0.0, PACE, now_s)
         assert before["ada"].replicas == 4
-    assert wishes(before, [idle], 0.0, PACE, 250.0)["ada"].replicas == 0
+    assert pool_wishes(before, [idle], 0.0, PACE, 250.0)["ada"].replicas == 0
 
 
 def test_a_pool_shrinks_to_the_most_that_worked_lately():
     idle, busy = replace(ADA, running=4), replace(ADA, running=4, replicas_at_work=2)
     before = {"ada": Wish(4)}
     for now_s, pool in ((0.0, idle), (100.0, busy), (149.0, idle)):
-        before = wishes(before, [pool], 0.0, PACE, now_s)
+        before = pool_wishes(before, [pool], 0.0, PACE, now_s)
         assert before["ada"].replicas == 4
-    assert wishes(before, [busy], 0.0, PACE, 150.0)["ada"].replicas == 4
-    assert wishes(before, [idle], 0.0, PACE, 151.0)["ada"].replicas == 2
+    assert pool_wishes(before, [busy], 0.0, PACE, 150.0)["ada"].replicas == 4
+    assert pool_wishes(before, [idle], 0.0, PACE, 151.0)["ada"].replicas == 2
 
 
 def test_a_new_ingress_begins_with_what_is_there():
     there = replace(ADA, running=3, starting=1)
-    assert wishes({}, [there], 0.0, PACE, 0.0)["ada"].replicas == 4
+    assert pool_wishes({}, [there], 0.0, PACE, 0.0)["ada"].replicas == 4
 
 
 class Simulated:
@@ -145,7 +145,7 @@ class Simulated:
                 starting=len(self.ready_at) - running,
                 replicas_at_work=at_work,
             )
-            self.wish = wishes(self.wish, [now], self.frames, PACE, self.now_s)
+            self.wish = pool_wishes(self.wish, [now], self.frames, PACE, self.now_s)
             wanted = self.wish[self.pool.name].replicas
             self.ready_at = sorted(self.ready_at)[:wanted]
             self.ready_at += [self.now_s + self.pool.load_s] * (wanted - len(self.ready_at))
@@ -159,11 +159,11 @@ class Simulated:
 def test_a_constant_load_never_shrinks_its_pool(load: float, every: int, load_s: float):
     """Jobs arrive in equal intervals; a replica that was started for them is never given up."""
     pool = replace(ADA, load_s=load_s)
-    frames = load * pool.at_most * pool.frames_per_s * every
+    frames = load * pool.bounds.at_most * pool.frames_per_s * every
     simulated = Simulated(pool)
     simulated.run(1200, lambda now_s: frames if now_s % every == 0 else 0.0)
     assert simulated.history == sorted(simulated.history)
-    drawn_in_time = pool.at_most * pool.frames_per_s * (PACE.drain_s + load_s)
+    drawn_in_time = pool.bounds.at_most * pool.frames_per_s * (PACE.drain_s + load_s)
     assert simulated.frames <= frames + drawn_in_time
 
 

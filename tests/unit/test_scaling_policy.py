@@ -12,7 +12,7 @@ from ray.serve.autoscaling_policy import _apply_app_level_autoscaling_config
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from serve_app.scaling import policy
-from serve_app.scaling.policy import BUSY, WANTED, follow_work
+from serve_app.scaling.policy import WANTED, follow_work
 
 Series = dict[str, dict[Any, list[TimeStampedValue]]]
 
@@ -26,10 +26,6 @@ def context(
     metrics: dict[str, list[list[float]]] | None = None,
     *,
     target: int = 0,
-    running: int | None = None,
-    threads: int = 1,
-    queued: float = 0.0,
-    most: int = 8,
 ) -> AutoscalingContext:
     """Return what the controller says about a deployment.
 
@@ -48,8 +44,8 @@ def context(
         warnings.simplefilter("ignore")
         config = AutoscalingConfig(
             min_replicas=0,
-            max_replicas=most,
-            target_ongoing_requests=threads,
+            max_replicas=8,
+            target_ongoing_requests=1,
             upscale_delay_s=0,
             downscale_delay_s=0,
         )
@@ -57,15 +53,15 @@ def context(
         deployment_id=deployment(name),
         deployment_name=name,
         app_name="lipsync",
-        current_num_replicas=target if running is None else running,
+        current_num_replicas=target,
         target_num_replicas=target,
         running_replicas=[],
         total_num_requests=0.0,
-        total_queued_requests=queued,
+        total_queued_requests=0.0,
         aggregated_metrics={},
         raw_metrics=raw,
         capacity_adjusted_min_replicas=0,
-        capacity_adjusted_max_replicas=most,
+        capacity_adjusted_max_replicas=8,
         policy_state={},
         last_scale_up_time=None,
         last_scale_down_time=None,
@@ -82,12 +78,17 @@ def decisions(*contexts: AutoscalingContext) -> dict[str, int]:
 
 
 def test_a_pool_gets_what_the_ingress_reported_last():
-    ingress = context("Ingress", {f"{WANTED}ada": [[0.0, 4.0]], f"{WANTED}hopper": [[2.0, 1.0]]})
+    ingress = context(
+        "Ingress",
+        {f"{WANTED}Generator-ada": [[0.0, 4.0]], f"{WANTED}Generator-hopper": [[2.0, 1.0]]},
+    )
     found = decisions(ingress, context("Generator-ada"), context("Generator-hopper", target=2))
     assert found == {"Ingress": 1, "Generator-ada": 4, "Generator-hopper": 1}
 
 
-@pytest.mark.parametrize("metrics", [None, {}, {"something else": [[1.0]]}, {f"{WANTED}ada": [[]]}])
+@pytest.mark.parametrize(
+    "metrics", [None, {}, {"something else": [[1.0]]}, {f"{WANTED}Generator-ada": [[]]}]
+)
 def test_without_a_report_a_pool_keeps_its_target(metrics: dict[str, list[list[float]]] | None):
     """An ingress that has just restarted reports nothing; others work on."""
     ingress = context("Ingress", metrics)
@@ -96,17 +97,8 @@ def test_without_a_report_a_pool_keeps_its_target(metrics: dict[str, list[list[f
 
 def test_while_two_ingresses_report_the_higher_wish_counts():
     """During a redeploy, the new one does not know the work of the one that drains."""
-    ingress = context("Ingress", {f"{WANTED}ada": [[3.0], [0.0]]})
+    ingress = context("Ingress", {f"{WANTED}Generator-ada": [[3.0], [0.0]]})
     assert decisions(ingress, context("Generator-ada", target=3))["Generator-ada"] == 3
-
-
-def test_a_stage_gets_as_many_threads_as_calls_occupy_or_await():
-    finisher = context("Finisher", {BUSY: [[9.0, 8.0], [0.0, 5.0]]}, threads=8, queued=4.0)
-    assert decisions(finisher) == {"Finisher": 3}
-
-
-def test_a_stage_that_reports_nothing_keeps_its_target():
-    assert decisions(context("Finisher", target=2, threads=8)) == {}
 
 
 def test_the_policy_stands_alone_when_the_controller_unpickles_it():

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
-import threading
-
-from serve_app.graph.stage_threads import StageThreads
 
 LOSES_THE_GPU = """
 import asyncio
@@ -39,17 +35,3 @@ def test_a_process_that_lost_its_gpu_ends_so_that_serve_starts_another() -> None
     assert done.returncode == 1
     assert done.stdout == "lives on\n"
     assert "the GPU is lost" in done.stderr
-
-
-async def test_a_call_counts_until_its_thread_is_free_whether_or_not_its_caller_waits() -> None:
-    threads, go_on = StageThreads(1, "stage"), threading.Event()
-    working = asyncio.create_task(threads.run(go_on.wait, 30))
-    waiting = asyncio.create_task(threads.run(go_on.wait, 30))
-    await asyncio.sleep(0)
-    assert threads.calls == 2
-    working.cancel()
-    await asyncio.wait({working})
-    assert threads.calls == 2
-    go_on.set()
-    assert await waiting
-    assert threads.calls == 0
