@@ -12,18 +12,25 @@ from concurrent.futures import ThreadPoolExecutor
 from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Services
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
-from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.config.settings import AppArgs, configured_jobs, jobs_at_a_time, reported_jobs
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
-from serve_app.graph.builders import build_store, configured_description
+from serve_app.graph.builders import build_scratch, build_store, configured_description
+from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
+from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.pieces import PieceFiles
+from serve_app.graph.placement_watch import PlacementWatch
+from serve_app.graph.places import places_of
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.replicas import ReplicaWatch
+from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
+from serve_app.graph.stage_calls import StageCalls
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -43,16 +50,26 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     Raises:
         FolderRefused: a working folder cannot be trusted or created.
     """
-    watch = ReplicaWatch(ServeController(app_name).replica_counts)
-    readiness = Readiness(graph, watch, configured_description(args, env))
+    controller = ServeController(app_name)
+    watch = ReplicaWatch(controller.replica_counts)
+    placement = PlacementWatch(places_of(args), awaits_nodes=args.scaling.awaits_nodes)
+    capacity = SharedCapacity(args, why=placement.reason)
+    watch.subscribe(capacity.follow)
+    scaling = Scaling(args, capacity, watch, placement, controller.report)
+    configured = configured_description(args, env)
+    readiness = Readiness(graph, watch, configured, can_start=scaling.can_start)
+    scratch = build_scratch(args, env)
+    scratch.start_janitor()
+    makers = SegmentMakers(
+        graph, args.driver, capacity, StageCalls(args.driver), PieceFiles(scratch)
+    )
     driver = JobDriver(
-        graph,
-        args.driver,
+        makers,
         args.inputs.download_timeout_s,
         readiness.description,
         jobs_at_a_time(args, env),
     )
-    return assemble(args, env, driver, readiness)
+    return assemble(args, env, driver, readiness, scaling=scaling)
 
 
 def assemble(
@@ -61,6 +78,8 @@ def assemble(
     driver: JobDriver,
     readiness: ReadinessCheck,
     timing: JobTiming = DEFAULT_TIMING,
+    *,
+    scaling: Scaling | None = None,
 ) -> Services:
     """Build the services around a driver and a readiness check; see `compose`."""
     folders = make_folders(args, env)
@@ -85,12 +104,20 @@ def assemble(
         links=links,
         files=LocalStore(folders.results),
         capacity=capacity,
+        reported_capacity=reported_jobs(args, env),
+        most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),
+        scaling=scaling,
     )
+
+
+def _drawers(scaling: Scaling | None) -> int:
+    """Return how many Generator replicas run, or may be started for work that waits."""
+    return 1 if scaling is None else scaling.drawers
 
 
 def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:
@@ -128,7 +155,7 @@ def _polling(
         folders.state,
         service=jobs,
         can_run=availability.may_begin,
-        capacity=jobs_at_a_time(args, env),
+        capacity=reported_jobs(args, env),
         batch_size=_batch_size(env, availability),
     )
 

@@ -56,6 +56,9 @@ class JobRunner:
             )
         if services.polling is not None:
             self._keep_running("polling", services.polling.start)
+        if (scaling := services.scaling) is not None:
+            unfinished = services.jobs.unfinished
+            self._keep_running("scaling", lambda: scaling.follow_forever(unfinished))
         if services.reports is not None:
             self._keep_running("reports", services.reports.deliver_forever)
 
@@ -91,8 +94,8 @@ class JobRunner:
         runner = None if services.reports is None else services.reports.run_reported
         if await services.availability.may_begin() and await services.jobs.run_next(runner):
             return True
-        # A job that would wait for a place here should rather be claimed by another worker.
-        has_place = slot < services.capacity and services.jobs.active_jobs < services.capacity
+        # A job that would wait here should rather be claimed by another worker.
+        has_place = slot < services.capacity and services.jobs.active_jobs < services.most_claimed()
         if services.availability.is_stopping or not has_place or services.polling is None:
             return False
         return await services.polling.claim_and_run()

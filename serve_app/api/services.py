@@ -16,6 +16,7 @@ from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.scaling_loop import Scaling
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
@@ -105,8 +106,9 @@ class Services:
     """Everything that the routes and the job runner of one ingress use.
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
-    for previews. `webhooks`, `polling` and `reports` are None if the environment does not enable
-    them.
+    for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
+    while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
+    environment does not enable them. `scaling` is None without Ray.
     """
 
     jobs: JobService
@@ -115,11 +117,14 @@ class Services:
     links: LinkMaker
     files: LocalStore
     capacity: int
+    reported_capacity: int
+    most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
     options: ApiOptions = field(default_factory=ApiOptions)
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
+    scaling: Scaling | None = None
     open_calls: OpenCalls = field(default_factory=OpenCalls)
 
     def attach(self, app: FastAPI) -> None:

@@ -7,12 +7,13 @@ restarts nothing. The values of `args` apply to whatever is left out here.
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError
 
 from serve_app.config.sections import PoolSettings, Section
 from serve_app.config.settings import AppArgs
+from serve_app.scheduling.pool_state import Policy
 
 INGRESS = "Ingress"  # the deployment whose `user_config` this is
 
@@ -34,8 +35,8 @@ class LivePool(Section):
 class LiveSettings(Section):
     """`user_config:` of the deployment `Ingress`."""
 
-    policy: Literal["fastest", "cheapest"] | None = Field(
-        None, description="What decides between pools, in place of `scaling.policy`."
+    policy: Policy | None = Field(
+        None, description="What decides between pools, in place of `driver.policy`."
     )
     pools: dict[str, LivePool] = Field(
         default_factory=dict, description="Changes of pools, by the name of the pool."

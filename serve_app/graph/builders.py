@@ -19,10 +19,13 @@ from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
+from serve_app.graph.scratch import Scratch
 from serve_app.graph.transfers import Description
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
+
+KEPT_AFTER_S = 1800.0  # scratch, beyond what the deadlines allow: clocks and queues are not exact
 
 
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
@@ -116,6 +119,12 @@ def configured_description(args: AppArgs, env: Environment) -> Description:
         gpu_class=gpu_class(env, detected=pool.arch if pool.num_gpus else None),
         batch_size=pool.batch_size or env.batch_size or 1,
     )
+
+
+def build_scratch(args: AppArgs, env: Environment) -> Scratch:
+    """Return the scratch root of this node."""
+    silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
+    return Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
 
 
 def device_of(pool: PoolSettings) -> str:

@@ -145,8 +145,15 @@ class Scaler:
     def can_start(self, name: str, counts: ReplicaCounts) -> bool:
         """Return whether a pool that has no replicas gets some when work waits."""
         pool = self._pools[name]
-        is_scaled = pool.settings.max_replicas is not None and counts.has_policy
-        return pool.settings.replicas == 0 and is_scaled and pool.is_on and not self._is_stuck(pool)
+        return pool.settings.replicas == 0 and self._may_grow(pool, counts)
+
+    def drawers(self, counts: ReplicaCounts) -> int:
+        """Return how many Generator replicas run, or may be started when work waits."""
+        scaled = [pool for pool in self._pools.values() if self._may_grow(pool, counts)]
+        rest = [pool for pool in self._pools.values() if not self._may_grow(pool, counts)]
+        return sum(pool.bounds.at_most for pool in scaled) + sum(
+            counts.in_pool(pool.settings.name) for pool in rest
+        )
 
     def record(self) -> dict[str, float]:
         """Return the metrics that the autoscaling policy reads; none while they are not known."""
@@ -201,6 +208,10 @@ class Scaler:
             calls=work.calls,
             calls_waiting=work.calls_waiting,
         )
+
+    def _may_grow(self, pool: _Pool, counts: ReplicaCounts) -> bool:
+        is_scaled = pool.settings.max_replicas is not None and counts.has_policy
+        return is_scaled and pool.is_on and not self._is_stuck(pool)
 
     def _is_stuck(self, pool: _Pool) -> bool:
         if self._placement.obstacle(pool_deployment(pool.settings.name)) is None:
