@@ -86,6 +86,8 @@ def deploy(app: RunningApp, user_config: dict[str, Any]) -> None:
     deployments = [{"name": "Ingress", "user_config": user_config}]
     document["applications"][0]["deployments"] = deployments
     [ingress] = app.replicas("Ingress")
+    theirs = {name: value for name, value in ingress.environ().items() if name.startswith("RAY_")}
+    theirs["RAY_ADDRESS"] = "auto"
     code = (
         "import json, sys, ray\n"
         "from ray.serve.context import _get_global_client\n"
@@ -97,7 +99,7 @@ def deploy(app: RunningApp, user_config: dict[str, Any]) -> None:
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         input=json.dumps(document).encode(),
-        env=os.environ | {k: v for k, v in ingress.environ().items() if k.startswith("RAY_")},
+        env=os.environ | theirs,
         cwd=ROOT,
         check=True,
         timeout=120,
