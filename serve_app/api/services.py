@@ -16,6 +16,7 @@ from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.scaling_loop import Scaling
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
@@ -107,7 +108,7 @@ class Services:
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
     while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
-    environment does not enable them.
+    environment does not enable them. `scaling` is None without Ray.
     """
 
     jobs: JobService
@@ -123,6 +124,7 @@ class Services:
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
+    scaling: Scaling | None = None
     open_calls: OpenCalls = field(default_factory=OpenCalls)
 
     def attach(self, app: FastAPI) -> None:

@@ -333,6 +333,11 @@ class JobRegistry:
         with self.file.writing() as db:
             db.execute(rows.MARK_NOTIFIED, values)
 
+    def unfinished(self) -> int:
+        """Return how many jobs wait or run, those of other processes too."""
+        with self.file.reading() as db:
+            return int(db.execute(rows.COUNT_UNFINISHED).fetchone()[0])
+
     def _check_room(self, db: sqlite3.Connection, origin: Origin, max_queued: int) -> None:
         waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
         if waiting >= max_queued and origin is not Origin.CLAIMED:

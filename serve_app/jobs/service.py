@@ -125,6 +125,10 @@ class JobService:
         """Return a job, None if the id is unknown."""
         return await self.threads.read(self.registry.get, job_id)
 
+    async def unfinished(self) -> int:
+        """Return how many jobs wait or run, those of other processes too."""
+        return await self.threads.read(self.registry.unfinished)
+
     async def page(self, status: str | None, limit: int, before: tuple[float, str] | None) -> Page:
         """Return a page of jobs, newest first."""
         return await self.threads.read(self.registry.page, status, limit, before)
