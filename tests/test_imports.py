@@ -61,6 +61,7 @@ PLANTED = {
     "vocabulary_without_media": ("musetalk_pipeline/plan.py", "av"),
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
+    "scheduling_without_ray": ("serve_app/scheduling/scheduler.py", "ray"),
 }
 
 
