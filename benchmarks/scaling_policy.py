@@ -1,6 +1,6 @@
 """What scaling costs, and how long jobs wait, against Salad's own autoscaler: a simulated day.
 
-    python benchmarks/scaling_policy.py [--jobs 2000 20000 200000] [--max-workers 1000] [--seed 1]
+    python benchmarks/scaling_policy.py [--jobs 2000 20000 100000] [--max-workers 1000] [--seed 1]
 
 For each number of jobs, the same day of arrivals is done with this project's policy
 (`orchestrator.scaling`) for several target waits, and with Salad's, `ceil(queue / n)`, for several
@@ -15,7 +15,6 @@ gives back those that are starting first, and then any. Ours drains.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import random
@@ -23,7 +22,7 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import project  # noqa: F401
@@ -109,30 +108,27 @@ class Ours:
         usual += world.job_overhead_s * world.frames_per_s  # a job occupies its worker for longer
         frames, jobs = defaultdict[int, float](float), Counter[int]()
 
+        lead_s = self._rules.target_wait_s + usual / world.frames_per_s
+
         def add(job: Job, left: float) -> None:
-            due = finish_by(
-                job.arrived_at,
-                None,
-                expected_s=usual / world.frames_per_s,
-                target_wait_s=self._rules.target_wait_s,
-            )
-            minute = math.ceil(due / 60)
+            minute = math.ceil(finish_by(job.arrived_at, None, lead_s) / 60)
             frames[minute] += left
             jobs[minute] += 1
 
         for job in fleet.waiting:
             add(job, usual)
         for machine in fleet.machines:
-            if machine.job is not None:
-                job = machine.job
-                gone = (now - job.started_at - world.job_overhead_s) * world.frames_per_s
-                add(job, max(job.frames - max(gone, 0.0), 0.0))
+            job_here = machine.job
+            if job_here is not None:
+                gone = (now - job_here.started_at - world.job_overhead_s) * world.frames_per_s
+                add(job_here, max(job_here.frames - max(gone, 0.0), 0.0))
         active = fleet.active()
         starting = tuple(now - m.asked_at for m in active if m.state is State.STARTING)
+        draining = len(fleet.machines) - len(active)
         return Observation(
             (self._offer,),
             tuple(Work(frames[minute], minute * 60.0, jobs[minute]) for minute in frames),
-            {self._offer.key: Machines(len(active) - len(starting), starting)},
+            {self._offer.key: Machines(len(active) - len(starting), starting, draining)},
         )
 
 
@@ -178,7 +174,7 @@ def row(policy: str, figures: Figures, world: World, cpu_s: float) -> Row:
 def simulate(name: str, policy: Policy, jobs: list[Job], seed: int) -> Row:
     """Return the figures of a policy on a day of jobs, which stay as they are."""
     world, began = World(), time.process_time()
-    fleet = Fleet(world, copy.deepcopy(jobs), seed)
+    fleet = Fleet(world, [replace(job) for job in jobs], seed)
     figures = fleet.run(policy(fleet), PERIOD_S)
     return row(name, figures, world, time.process_time() - began)
 
@@ -188,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, nargs="+", default=[2_000, 20_000, 200_000])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[2_000, 20_000, 100_000])
     parser.add_argument("--per-worker", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--target-wait-s", type=float, nargs="+", default=[30.0, 120.0, 300.0])
     parser.add_argument("--max-workers", type=int, default=1000)

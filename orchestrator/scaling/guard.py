@@ -78,11 +78,13 @@ class Guard:
     def run(self) -> int:
         """Wait for the command or for the orchestrator; return the exit code of the command."""
         self._until_end_or_request()
+        if self._child.poll() is None:  # before `_reap`, which would take the exit code
+            self._child.kill()
+        code = self._child.wait()
         _kill_descendants()
         with contextlib.suppress(BlockingIOError):  # if a process that resists still has the pipe
             while self._copy_output():
                 pass
-        code = self._child.wait()
         return code if code >= 0 else 128 - code
 
     def _until_end_or_request(self) -> None:

@@ -58,8 +58,10 @@ def expected_frames(
     return UNKNOWN_FRAMES
 
 
-def finish_by(
-    submitted_at: float, deadline: float | None, *, expected_s: float, target_wait_s: float
-) -> float:
-    """Return the instant at which a job should have finished: its deadline, or the target."""
-    return deadline if deadline is not None else submitted_at + target_wait_s + expected_s
+def finish_by(submitted_at: float, deadline: float | None, usual_s: float) -> float:
+    """Return the instant at which a job should have finished, for `Work.finish_by`.
+
+    It is the deadline, or `usual_s` after the submission: the target wait and the time that the job
+    will probably take.
+    """
+    return submitted_at + usual_s if deadline is None else deadline

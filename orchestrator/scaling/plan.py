@@ -11,7 +11,6 @@ do is planned before work that more of them can do.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.scaling.rules import ScalingRules
@@ -49,7 +48,7 @@ class Wave:
 class _Counts:
     """The workers that are planned so far, within budget and limits."""
 
-    offers: Sequence[Offer]
+    seen: Observation
     rules: ScalingRules
     planned: dict[OfferKey, int] = field(default_factory=dict)
     limits: dict[OfferKey, str] = field(default_factory=dict)
@@ -68,9 +67,11 @@ class _Counts:
 
     def _room(self, offer: Offer) -> tuple[int, str]:
         rules = self.rules
-        cost = sum(self.of(other) * other.usd_per_hour for other in self.offers)
-        at_provider = sum(self.of(o) for o in self.offers if o.provider == offer.provider)
-        rooms = [(offer.max_workers - self.of(offer), f"its limit of {offer.max_workers} workers")]
+        there = {other.key: self.of(other) + self._draining(other) for other in self.seen.offers}
+        cost = sum(there[other.key] * other.usd_per_hour for other in self.seen.offers)
+        at_provider = sum(count for key, count in there.items() if key[0] == offer.provider)
+        limit = f"its limit of {offer.max_workers} workers"
+        rooms = [(offer.max_workers - there[offer.key], limit)]
         if offer.usd_per_hour > 0:
             left = (rules.budget_usd_per_hour - cost) / offer.usd_per_hour
             budget = f"the budget of ${rules.budget_usd_per_hour:.2f} per hour"
@@ -81,6 +82,9 @@ class _Counts:
             rooms.append((allowed - at_provider, limit))
         return min(rooms, key=lambda room: room[0])
 
+    def _draining(self, offer: Offer) -> int:
+        return self.seen.machines_of(offer).draining
+
 
 def make_plan(seen: Observation, rules: ScalingRules, now: float) -> Plan:
     """Return the workers that the work and the arrivals need, within budget and limits."""
@@ -89,7 +93,7 @@ def make_plan(seen: Observation, rules: ScalingRules, now: float) -> Plan:
         requires: frozenset(offer.key for offer in offers if requires.are_met_by(offer.gpu))
         for requires in {item.requires for item in seen.work}
     }
-    counts = _Counts(offers, rules)
+    counts = _Counts(seen, rules)
     kinds = set(able.values()) - {frozenset()}
     for kind in sorted(kinds, key=lambda kind: (len(kind), sorted(kind))):
         part = replace(

@@ -11,8 +11,8 @@ class ScalingRules:
     """What scaling may spend, and how fast it reacts. The defaults are guesses, except where
     docs/orchestrator-scaling.md has a figure.
 
-    - `budget_usd_per_hour`: all wanted workers together never cost more.
-    - `provider_limits`: how many workers a provider may have; a provider without a limit has none.
+    - `budget_usd_per_hour`: no more workers are wanted than this pays for, after those that drain.
+    - `provider_limits`: how many workers a provider may have, those that drain included.
     - `target_wait_s`: how long a job without a deadline should wait at most.
     - `catch_up_s`: the time from now in which work is made up for that will be late in any case.
     - `min_use_s`: a worker is started for work that it can be expected to help with for this long.

@@ -6,15 +6,19 @@ workers at most once in `cooldown_up_s`, fewer only after a surplus has lasted.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.scaling.plan import Need, Plan, make_plan
 from orchestrator.scaling.rules import ScalingRules
+from orchestrator.scaling.supply import ROUNDING
 from orchestrator.scaling.values import (
     Decision,
     Memory,
     Observation,
     Offer,
+    OfferKey,
     Trend,
 )
 
@@ -38,7 +42,7 @@ def step(seen: Observation, memory: Memory, rules: ScalingRules, now: float) -> 
     found = [
         _settle(offer, plan.needs[offer.key], seen, memory, rules, now) for offer in seen.offers
     ]
-    held = _within_limits(found, rules)
+    held = _within_limits(found, seen, rules)
     decisions = tuple(
         Decision(*one.offer.key, one.had, one.wanted, _reason(one, plan))
         for one in held
@@ -106,31 +110,35 @@ def _lower(
     return _Settled(offer, need, had, wanted, left, why)
 
 
-def _within_limits(found: list[_Settled], rules: ScalingRules) -> list[_Settled]:
+def _within_limits(found: list[_Settled], seen: Observation, rules: ScalingRules) -> list[_Settled]:
     """Drop workers that are kept without being needed, the dearest first, where a limit is broken.
 
     What the plan needs is within all limits. Only the surplus that is kept can break one.
     """
     by_key = {one.offer.key: one for one in found}
     for one in sorted(found, key=lambda one: -one.offer.usd_per_minute):
-        excess = _excess(one, list(by_key.values()), rules)
-        if excess > 0 and one.kept > 0:
-            wanted = one.wanted - min(excess, one.kept)
+        there = {
+            key: other.wanted + seen.machines_of(other.offer).draining
+            for key, other in by_key.items()
+        }
+        excess = min(_excess(one.offer, there, seen, rules), one.kept)
+        if excess > 0:
             why = "The budget or a limit leaves no room for workers that are not needed."
-            by_key[one.offer.key] = replace(one, wanted=wanted, why=why)
+            by_key[one.offer.key] = replace(one, wanted=one.wanted - excess, why=why)
     return list(by_key.values())
 
 
-def _excess(one: _Settled, all_of_them: list[_Settled], rules: ScalingRules) -> int:
-    """Return how many workers of `one` have to go for the limits to be kept."""
-    cost = sum(other.wanted * other.offer.usd_per_hour for other in all_of_them)
-    provider = one.offer.provider
-    at_provider = sum(other.wanted for other in all_of_them if other.offer.provider == provider)
-    allowed = rules.provider_limits.get(provider, at_provider)
-    excess = max(one.wanted - one.offer.max_workers, at_provider - allowed)
-    over_usd = cost - rules.budget_usd_per_hour
-    if over_usd > 1e-9 and one.offer.usd_per_hour > 0:
-        excess = max(excess, -int(-over_usd // one.offer.usd_per_hour))
+def _excess(
+    offer: Offer, there: Mapping[OfferKey, int], seen: Observation, rules: ScalingRules
+) -> int:
+    """Return how many workers of an offer have to go for the limits to be kept."""
+    at_provider = sum(count for key, count in there.items() if key[0] == offer.provider)
+    allowed = rules.provider_limits.get(offer.provider, at_provider)
+    excess = max(there[offer.key] - offer.max_workers, at_provider - allowed)
+    over_usd = sum(there[other.key] * other.usd_per_hour for other in seen.offers)
+    over_usd -= rules.budget_usd_per_hour
+    if offer.usd_per_hour > 0:
+        excess = max(excess, math.ceil(over_usd / offer.usd_per_hour - ROUNDING))
     return excess
 
 

@@ -62,17 +62,19 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """The machines of one offer that are not draining.
+    """The machines of one offer.
 
     `starting_s` has the age in seconds of each machine that has been asked for and is not up.
+    `draining` ones only finish their jobs; they still cost money.
     """
 
     ready: int = 0
     starting_s: tuple[float, ...] = ()
+    draining: int = 0
 
     @property
     def count(self) -> int:
-        """Return how many there are."""
+        """Return how many there are that are not draining."""
         return self.ready + len(self.starting_s)
 
 

@@ -248,14 +248,28 @@ async def test_only_the_folders_of_the_last_workers_are_kept(hub, tmp_path):
         assert len(folders) == KEPT_FOLDERS + 1  # the last one was started after the sweep
 
 
-async def test_the_log_of_a_worker_is_bounded_and_keeps_the_end(tmp_path):
-    write = "import sys\nfor i in range(5000): print(i)"
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+async def test_the_guard_ends_as_its_command_does(tmp_path, code, expected):
+    guard = await guarded(tmp_path, sys.executable, "-c", code)
+    assert await asyncio.wait_for(guard.wait(), LIMIT_S) == expected
+
+
+async def guarded(folder: Path, *command: str) -> asyncio.subprocess.Process:
+    """Start a guard with a small log."""
     words = ["--log", "log", "--lock", "lock", "--grace-s", "1", "--max-log-bytes", "1000", "--"]
-    guard = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", str(GUARD), *words, sys.executable, "-c", write),
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", str(GUARD), *words, *command),
         stdin=asyncio.subprocess.PIPE,
-        cwd=tmp_path,
+        cwd=folder,
     )
+
+
+async def test_the_log_of_a_worker_is_bounded_and_keeps_the_end(tmp_path):
+    write = "for i in range(5000): print(i)"
+    guard = await guarded(tmp_path, sys.executable, "-c", write)
     assert await asyncio.wait_for(guard.wait(), LIMIT_S) == 0
     assert "4999" in (tmp_path / "log").read_text()
     assert sum(path.stat().st_size for path in tmp_path.glob("log*")) <= 2000
