@@ -10,7 +10,7 @@ There is neither a clock nor a database here. Instants are seconds of the databa
 
 from orchestrator.routing.eligibility import Refusal, refusal
 from orchestrator.routing.order import due_at, tier_order
-from orchestrator.routing.pick import Assignment, assign, charge, pick
+from orchestrator.routing.pick import Assignment, assign, charge, pick, rank
 from orchestrator.routing.rules import OverflowRule, RoutingRules
 from orchestrator.routing.values import (
     Account,
@@ -40,6 +40,7 @@ __all__ = [
     "charge",
     "due_at",
     "pick",
+    "rank",
     "refusal",
     "tier_order",
 ]

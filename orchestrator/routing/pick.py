@@ -1,4 +1,4 @@
-"""Which job a worker gets: `pick` for one claim, `assign` for all workers at once."""
+"""Which job a worker gets: `pick` or `rank` for one claim, `assign` for all workers at once."""
 
 from __future__ import annotations
 
@@ -43,11 +43,26 @@ def pick(
       `min_queue_length` of the rules and no further.
     - `situation.accounts`: the accounts of the clients among the candidates, and the clock.
     """
+    return next(iter(rank(worker, candidates, situation, rules, now)), None)
+
+
+def rank(
+    worker: Worker,
+    candidates: Iterable[QueuedJob],
+    situation: Situation,
+    rules: RoutingRules,
+    now: float,
+) -> list[QueuedJob]:
+    """Return all candidates that `worker` may have now, the one that `pick` picks first.
+
+    For stores whose claim goes on to the next job if another claim has just locked the first one.
+    The caller provides the same rows as for `pick`. Charge only the job that was given out.
+    """
     order = tier_order(situation.groups, situation.prices, rules)
-    return _first(worker, candidates, situation, rules, order=order, now=now)
+    return _ranked(worker, candidates, situation, rules, order=order, now=now)
 
 
-def _first(
+def _ranked(
     worker: Worker,
     candidates: Iterable[QueuedJob],
     situation: Situation,
@@ -55,14 +70,14 @@ def _first(
     *,
     order: Sequence[Tier],
     now: float,
-) -> QueuedJob | None:
-    allowed = (
+) -> list[QueuedJob]:
+    allowed = [
         job
         for job in candidates
         if refusal(worker, job, situation, rules, order=order, now=now) is None
-    )
+    ]
     start_of = situation.accounts.start_of
-    return min(
+    return sorted(
         allowed,
         key=lambda job: (
             start_of(job.client),
@@ -70,7 +85,6 @@ def _first(
             job.submitted_at,
             job.job_id,
         ),
-        default=None,
     )
 
 
@@ -112,9 +126,10 @@ def assign(
     found: list[Assignment] = []
     for worker in sorted(workers, key=lambda worker: _preference(worker, situation, order)):
         for _ in range(worker.free):
-            job = _first(worker, waiting.values(), situation, rules, order=order, now=now)
-            if job is None:
+            ranked = _ranked(worker, waiting.values(), situation, rules, order=order, now=now)
+            if not ranked:
                 break
+            job = ranked[0]
             del waiting[job.job_id]
             found.append(Assignment(job, worker))
             situation = replace(

@@ -26,6 +26,7 @@ from orchestrator.routing import (
     charge,
     due_at,
     pick,
+    rank,
     refusal,
     tier_order,
 )
@@ -354,6 +355,16 @@ def test_two_calls_with_the_same_facts_pick_the_same_job():
     situation = situation_of(MAIN)
     first = pick(MAIN, jobs, situation, RULES, now=0)
     assert pick(MAIN, list(reversed(jobs)), situation, RULES, now=0) == first
+
+
+@given(jobs_of_all_kinds)
+def test_the_ranking_has_what_the_worker_may_have_in_the_order_of_picking(jobs):
+    waiting = [QueuedJob(f"{i}", *_facts(job)) for i, job in enumerate(jobs)]
+    ranked = rank(MAIN, waiting, situation_of(MAIN), RULES, now=2000.0)
+    while (job := pick(MAIN, waiting, situation_of(MAIN), RULES, now=2000.0)) is not None:
+        assert job == ranked.pop(0)
+        waiting.remove(job)
+    assert ranked == []
 
 
 def test_other_overflow_rules_are_configuration():
