@@ -246,6 +246,8 @@ def test_signatures_are_those_of_botocore():
     headers = {"x-amz-copy-source": "/videos/a~b", "content-type": "video/mp4"}
     words = [Path(command).with_name("python"), "-c", SIGN, url, json.dumps(headers)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S)
+    if "No module named 'botocore'" in done.stderr:
+        pytest.skip("the Python beside moto's server has no botocore")
     assert done.returncode == 0, done.stderr
     signed_url, signed = json.loads(done.stdout)
     stamp = parse_qs(urlsplit(signed_url).query)["X-Amz-Date"][0]
