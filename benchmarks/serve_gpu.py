@@ -74,7 +74,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cpu":
         for pool in args["pools"]:
             pool |= {"num_gpus": 0.0, "dtype": "float32"}
-    else:
+    elif options.speedup is not None:
         for pool in args["pools"]:
             pool["speedup"] = options.speedup
     return args
@@ -141,7 +141,11 @@ def write(document: dict[str, Any], out: Path | None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = job_parser(__doc__)
     parser.add_argument("--device", default="cuda", choices=("cpu", "cuda"))
-    parser.add_argument("--speedup", default="none", choices=("none", "cuda_graphs", "compile"))
+    parser.add_argument(
+        "--speedup",
+        choices=("none", "cuda_graphs", "compile"),
+        help="instead of what serve_config.gpu.yaml says",
+    )
     return parser.parse_args(arguments)
 
 
