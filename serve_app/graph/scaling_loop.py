@@ -48,6 +48,7 @@ class Scaling:
         self._scaler = Scaler(args, self._work, placement, push)
         self._unfinished: int | None = None
         self._changed = asyncio.Event()
+        self._lacks_policy = False
         self.live_fault = ""  # why `user_config` was refused
         self.record = self._scaler.record
         self.can_start = self._scaler.can_start
@@ -98,6 +99,10 @@ class Scaling:
         return self._capacity.scheduler.frames_waiting()
 
     def _follow(self, counts: ReplicaCounts) -> None:
+        lacks_policy = self._args.is_scaled and bool(counts.running) and not counts.has_policy
+        if lacks_policy and not self._lacks_policy:
+            logger.error("max_replicas has no effect: autoscaling_policy is missing beside args")
+        self._lacks_policy = lacks_policy
         self._scaler.set_counts(counts)
         self._changed.set()
 
