@@ -8,17 +8,24 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings, jobs_at_a_time
-from serve_app.graph.builders import resolve
+from serve_app.graph.builders import keeps_results_locally, resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.launcher.environment_checks import environment_faults
+from serve_app.launcher.state_node import (
+    FINISHER_SHARE,
+    INGRESS_SHARE,
+    STATE_RESOURCE,
+    has_state_node,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -45,6 +52,7 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         EnvironmentInvalid: the application cannot run in this environment. The launcher checks its
             own environment; a joined cluster, or `serve deploy`, has another one.
+        StateNodeUnknown: the cluster does not say which of its nodes keeps the job registry.
     """
     return bind_app(args, StageKinds())
 
@@ -54,6 +62,7 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
     env = read_environment()
     if faults := list(environment_faults(env)):
         raise EnvironmentInvalid("; ".join(faults))
+    is_pinned = ray.is_initialized() and has_state_node(ray.nodes())
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
     gpus = args.preprocessor.num_gpus
@@ -67,7 +76,9 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
         num_gpus=gpus,
         fetches=2 * jobs + args.queue.downloads_ahead,
     )
-    finisher = _bind(kinds.finisher, "Finisher", args.finisher, args)
+    # The ingress serves the files of the local store, so they have to be written on its node.
+    beside_ingress = FINISHER_SHARE if is_pinned and keeps_results_locally(env) else 0.0
+    finisher = _bind(kinds.finisher, "Finisher", args.finisher, args, state_share=beside_ingress)
     generators = {pool.name: _bind_pool(kinds.generator, pool, args) for pool in args.pools}
     ingress = serve.deployment(
         serve.ingress()(Ingress),
@@ -76,7 +87,10 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
         max_ongoing_requests=MAX_HTTP,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         graceful_shutdown_wait_loop_s=1.0,
-        ray_actor_options={"num_cpus": args.ingress_cpus},
+        ray_actor_options={
+            "num_cpus": args.ingress_cpus,
+            "resources": {STATE_RESOURCE: INGRESS_SHARE} if is_pinned else {},
+        },
     )
     return ingress.bind(args, preprocessor, generators, finisher, APP_NAME)
 
@@ -88,8 +102,11 @@ def _bind(
     args: AppArgs,
     num_gpus: float = 0.0,
     fetches: int = 0,
+    state_share: float = 0.0,
 ) -> Any:
     options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
+    if state_share:
+        options["resources"] = {STATE_RESOURCE: state_share}
     if stage.label_selector:
         options["label_selector"] = stage.label_selector
     return serve.deployment(

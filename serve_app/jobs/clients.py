@@ -60,6 +60,10 @@ class Changes:
             for change in self._followers.get(job_id, ()):
                 change.set()
 
+    def announce_all(self) -> None:
+        """Wake the followers of every job."""
+        self.announce(*self._followers)
+
 
 class KeepAlive:
     """Keeps those jobs alive that clients of this process wait for on open connections."""

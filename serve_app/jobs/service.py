@@ -26,6 +26,7 @@ from serve_app.jobs.job import (
     Page,
     ProgressCallback,
     SubmissionOptions,
+    WorkerStopping,
 )
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
@@ -89,6 +90,7 @@ class JobService:
         self._claims = ClaimCounts()
         self._may_have_queued = True
         self._had_none_at = float("-inf")
+        self._is_leaving = False
 
     @property
     def active_jobs(self) -> int:
@@ -123,6 +125,10 @@ class JobService:
         """Return a job, None if the id is unknown."""
         return await self.threads.read(self.registry.get, job_id)
 
+    async def queued_jobs(self) -> int:
+        """Return how many jobs wait."""
+        return await self.threads.read(self.registry.count_queued)
+
     async def page(self, status: str | None, limit: int, before: tuple[float, str] | None) -> Page:
         """Return a page of jobs, newest first."""
         return await self.threads.read(self.registry.page, status, limit, before)
@@ -134,7 +140,11 @@ class JobService:
         return cancelled
 
     async def wait(self, job_id: str) -> Job:
-        """Wait for a job's end, and keep the job alive meanwhile."""
+        """Wait for a job's end, and keep the job alive meanwhile.
+
+        Raises:
+            WorkerStopping: `leave_queue` was called, and the job is in the queue.
+        """
         try:
             with self._keep_alive.waiting(job_id), self._changes.following(job_id) as change:
                 while True:
@@ -142,6 +152,8 @@ class JobService:
                     job = await self._read(job_id)
                     if job is not None and job.is_terminal:
                         return job
+                    if job is not None and self._is_left(job):
+                        raise WorkerStopping(job_id)
                     await change.wait(FOLLOW_POLL_S)
         except asyncio.CancelledError:
             await self._keep_alive.leave(job_id)
@@ -153,7 +165,7 @@ class JobService:
         """Yield a job's state and its new changes of phase whenever there may be some.
 
         Starts after the change `number` of that `run`. Yields None if the registry cannot be read,
-        and tries again. Ends when the id is unknown.
+        and tries again. Ends when the id is unknown, and as `wait` does.
         """
         with self._changes.following(job_id) as change:
             while True:
@@ -167,12 +179,23 @@ class JobService:
                     if seen is None:
                         return
                     yield seen
-                    if seen.job.is_terminal:
+                    if seen.job.is_terminal or self._is_left(seen.job):
                         return
                     run = seen.job.run
                     if seen.events:
                         number = seen.events[-1].number
                 await change.wait(FOLLOW_POLL_S)
+
+    def leave_queue(self) -> None:
+        """End the waits for jobs that are in the queue, as no job is started here any more.
+
+        A replica that stops waits for its open requests, and the next one for the replica.
+        """
+        self._is_leaving = True
+        self._changes.announce_all()
+
+    def _is_left(self, job: Job) -> bool:
+        return self._is_leaving and job.status == "queued"
 
     # Running ---------------------------------------------------------------------------------
 
