@@ -21,6 +21,8 @@ from ray.cluster_utils import Cluster
 from ray.serve._private.api import serve_start
 from ray.serve.schema import ServeDeploySchema
 
+from tests.cluster.names import NODE
+
 # A node that vanishes is noticed within some three seconds instead of half a minute.
 HEALTH_CHECKS = {
     "health_check_initial_delay_ms": 0,
@@ -47,7 +49,7 @@ class Host:
         for kind in ("temp", "work", "results"):
             (own / kind).mkdir(parents=True, exist_ok=True)
         variables = {
-            "TEST_NODE": name,
+            NODE: name,
             "TMPDIR": str(own / "temp"),
             "MUSETALK_WORKDIR": str(own / "work"),
             "MUSETALK_RESULT_DIR": str(own / "results"),

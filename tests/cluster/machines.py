@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import yaml
 
 from demo.application import free_port
 from demo.application import stop as stop_session
 from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
+from tests.cluster.names import NODE
 from tests.serve.running import NOT_FOR_TESTS, ROOT, RunningApp, config_document
 
 IMPORT_PATH = "tests.cluster.stages:build_app"
@@ -88,6 +90,15 @@ class Machines(RunningApp):
         path.write_text(yaml.safe_dump(document))
         return path
 
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Return a job's state; nothing if there is no such job, or no ingress at the moment."""
+        with contextlib.suppress(httpx.TransportError):
+            answer = self.client.get(f"/v1/avatar/jobs/{job_id}")
+            if answer.status_code == 200:
+                job: dict[str, Any] = answer.json()
+                return job
+        return {}
+
     def node_of(self, deployment: str) -> str:
         """Return the name of the node that a deployment's only replica runs on."""
         [replica] = self.replicas(deployment)
@@ -95,7 +106,7 @@ class Machines(RunningApp):
 
     def node_of_process(self, process: psutil.Process) -> str:
         """Return the name of the node that a process belongs to."""
-        return process.environ()["TEST_NODE"]
+        return process.environ()[NODE]
 
     @property
     def scratch(self) -> list[str]:

@@ -27,9 +27,8 @@ from serve_app.graph.node_media import CheckedMedia, NodeMedia
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.store import OutputStore
+from tests.cluster.names import B2_ADDRESS, CHECKS
 
-B2_ADDRESS = "TEST_B2_ADDRESS"  # of the service that stands for Backblaze's
-CHECKS = "checks"  # the file of a node that lists the attempts whose media were checked there
 COMPOSE_S = 0.5  # more for each segment
 STEP_S = 0.05  # between two checks whether the call has been cancelled
 

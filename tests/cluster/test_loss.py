@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
 from tests.cluster.machines import STATE, Machines, machines
-from tests.cluster.stages import B2_ADDRESS
+from tests.cluster.names import B2_ADDRESS
 from tests.contract import fake_b2
 from tests.decoding import frames_of
 from tests.serve.running import JOB_S
@@ -108,8 +108,8 @@ def wait_phase(cluster: Machines, job_id: str, phase: str) -> None:
 
     def is_there() -> bool:
         job = cluster.job(job_id)
-        assert job["status"] not in ENDED, f"it ended too early: {job}"
-        return PHASES[phase](job["progress"])
+        assert job.get("status") not in ENDED, f"it ended too early: {job}"
+        return "progress" in job and PHASES[phase](job["progress"])
 
     wait_until(is_there, f"{job_id} was never {phase}")
 

@@ -1,4 +1,4 @@
-"""The application is deleted or deployed again in the middle of a job."""
+"""One job on two nodes; and the application is deleted or deployed again in the middle of one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
 from tests.cluster.machines import STATE, Machines, machines
+from tests.cluster.names import CHECKS
 from tests.decoding import frames_of
 
 pytestmark = pytest.mark.slow
 
 POOLS = [{"name": "ada", "arch": "ada", "num_gpus": 1.0, "device": "cpu", "frames_per_s": 25.0}]
-DRIVER = {"block_s": 1.0}
+# The Preprocessor is on one node. The Finisher is on the other, where the results are served.
+ARGS = {
+    "pools": POOLS,
+    "driver": {"block_s": 1.0},
+    "preprocessor": {"label_selector": {"musetalk/arch": "ada"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     with machines(tmp_path_factory.mktemp("ends")) as cluster:
         cluster.add("head", resources=STATE)
         cluster.add("ada", num_gpus=1, labels={"musetalk/arch": "ada"})
-        cluster.deploy(pools=POOLS, driver=DRIVER)
+        cluster.deploy(**ARGS)
         cluster.wait_ready()
         yield cluster
 
@@ -36,6 +42,17 @@ def undisturbed(
     answer = cluster.generate(**media.job("undisturbed"))
     assert answer.status_code == 200, answer.text
     return frames_of(cluster.output(answer.json(), tmp_path_factory.mktemp("undisturbed")))
+
+
+def test_a_node_checks_the_media_of_a_job_once(
+    cluster: Machines, undisturbed: NDArray[np.uint8]
+) -> None:
+    """Finding 1: every call on another node than the one that opened the job checked both files."""
+    assert len(undisturbed) == 150
+    assert {cluster.node_of("Preprocessor"), cluster.node_of("Finisher")} == {"ada", "head"}
+    checks = {node: cluster.folder / node / "temp" / CHECKS for node in ("ada", "head")}
+    assert not checks["ada"].exists()  # the job was opened there
+    assert len(checks["head"].read_text().splitlines()) == 1  # six calls of the Finisher
 
 
 def begin(cluster: Machines, media: Media, job_id: str) -> None:
@@ -54,7 +71,7 @@ def test_deleting_in_mid_job_ends_soon_and_loses_nothing(
     begin(cluster, media, "deleted")
     cluster.command("delete")
     assert cluster.replicas("Ingress") == []
-    cluster.deploy(pools=POOLS, driver=DRIVER)
+    cluster.deploy(**ARGS)
     cluster.wait_ready()
     job = cluster.wait_for("deleted", "succeeded", "failed", "cancelled")
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
@@ -68,7 +85,7 @@ def test_deploying_again_in_mid_job_loses_nothing_and_never_has_two_ingresses(
     begin(cluster, media, "replaced")
     [old] = cluster.replicas("Ingress")
     queue = {"max_concurrent_jobs": 2, "handover_s": 0.0}
-    cluster.deploy(pools=POOLS, driver=DRIVER, queue=queue)
+    cluster.deploy(**ARGS, queue=queue)
     while old.is_running():
         assert len(cluster.replicas("Ingress")) <= 1
     job = cluster.wait_for("replaced", "succeeded", "failed", "cancelled")
