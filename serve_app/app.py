@@ -5,12 +5,14 @@ postpone annotations.
 """
 
 import logging
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
@@ -18,6 +20,7 @@ from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSett
 from serve_app.graph.builders import keeps_results_locally, resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
+from serve_app.graph.places import actor_options, pool_place, stage_place
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.graph.replicas import pool_deployment
 from serve_app.launcher.environment_checks import environment_faults
@@ -27,14 +30,15 @@ from serve_app.launcher.state_node import (
     STATE_RESOURCE,
     has_state_node,
 )
+from serve_app.scaling.placement import Place
 from serve_app.scheduling.pool_state import CALLS_PER_REPLICA
 
 logger = logging.getLogger("ray.serve")
 
-ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
-ANY_NODE = "any"  # this value of `pools[].arch` needs no label
 MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event streams included
 CALLS_AHEAD = 2  # calls that a CPU stage accepts early, so that their arguments are there in time
+REPORT_S = 1.0  # between two reports about the waiting work; 1 % of a core of each replica
+DOWNSCALE_S = 5.0  # above the age of the oldest report that can still arrive
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,6 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
     is_pinned = ray.is_initialized() and has_state_node(ray.nodes())
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
-    gpus = args.preprocessor.num_gpus
     # All jobs that run, wait for a place or are previews may download concurrently, in no thread.
     jobs = jobs_at_a_time(args, env)
     preprocessor = _bind(
@@ -75,17 +78,24 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
         "Preprocessor",
         args.preprocessor,
         args,
-        num_gpus=gpus,
+        stage_place(args.preprocessor, args.preprocessor.num_gpus),
         fetches=2 * jobs + args.queue.downloads_ahead,
     )
     # The ingress serves the files of the local store, so they have to be written on its node.
     beside_ingress = FINISHER_SHARE if is_pinned and keeps_results_locally(env) else 0.0
-    finisher = _bind(kinds.finisher, "Finisher", args.finisher, args, state_share=beside_ingress)
+    finisher = _bind(
+        kinds.finisher,
+        "Finisher",
+        args.finisher,
+        args,
+        stage_place(args.finisher),
+        state_share=beside_ingress,
+    )
     generators = {pool.name: _bind_pool(kinds.generator, pool, args) for pool in args.pools}
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
-        num_replicas=1,
+        **_replicas(1, 1 if args.is_scaled else None, MAX_HTTP),
         max_ongoing_requests=MAX_HTTP,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         graceful_shutdown_wait_loop_s=1.0,
@@ -102,46 +112,52 @@ def _bind(
     name: str,
     stage: StageSettings,
     args: AppArgs,
-    num_gpus: float = 0.0,
+    place: Place,
     fetches: int = 0,
     state_share: float = 0.0,
 ) -> Any:
-    options: dict[str, Any] = {"num_cpus": stage.num_cpus, "num_gpus": num_gpus}
+    options = actor_options(place)
     if state_share:
         options["resources"] = {STATE_RESOURCE: state_share}
-    if stage.label_selector:
-        options["label_selector"] = stage.label_selector
     return serve.deployment(
         kind,
         name=name,
         max_ongoing_requests=stage.threads + CALLS_AHEAD + fetches,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,
-        **_scaling(stage.replicas, stage.max_replicas, stage.threads),
+        **_replicas(stage.replicas, stage.max_replicas, stage.threads),
     ).bind(args)
 
 
 def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
-    options: dict[str, Any] = {"num_cpus": pool.num_cpus, "num_gpus": pool.num_gpus}
-    if pool.arch != ANY_NODE:
-        options["label_selector"] = {ARCH_LABEL: pool.arch}
     return serve.deployment(
         kind,
         name=pool_deployment(pool.name),
         max_ongoing_requests=CALLS_PER_REPLICA,
         graceful_shutdown_timeout_s=args.queue.drain_s,
-        ray_actor_options=options,
-        **_scaling(pool.replicas, pool.max_replicas, 1),
+        ray_actor_options=actor_options(pool_place(pool)),
+        **_replicas(pool.replicas, pool.max_replicas, 1),
     ).bind(args, pool)
 
 
-def _scaling(replicas: int, max_replicas: int | None, target_calls: int) -> dict[str, Any]:
+def _replicas(replicas: int, max_replicas: int | None, target_calls: int) -> dict[str, Any]:
+    """Return the options for the number of replicas; without a maximum it is fixed.
+
+    The ingress asks for fewer only after a long time, so the delay on the way down only serves
+    against a report that crosses a newer one.
+    """
     if max_replicas is None:
         return {"num_replicas": replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": replicas,
-            "max_replicas": max_replicas,
-            "target_ongoing_requests": target_calls,
-        }
-    }
+    with warnings.catch_warnings():
+        # Ray intends to replace the interval by a variable of the environment, one day.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        config = AutoscalingConfig(
+            min_replicas=replicas,
+            max_replicas=max_replicas,
+            target_ongoing_requests=target_calls,
+            upscale_delay_s=0.0,
+            downscale_delay_s=DOWNSCALE_S,
+            metrics_interval_s=REPORT_S,
+            look_back_period_s=2 * REPORT_S,
+        )
+    return {"autoscaling_config": config}

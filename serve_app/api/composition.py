@@ -23,9 +23,12 @@ from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
 from serve_app.graph.pieces import PieceFiles
+from serve_app.graph.placement_watch import PlacementWatch
+from serve_app.graph.places import places_of
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.replicas import ReplicaWatch
+from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
 from serve_app.jobs.job import Job
@@ -47,10 +50,14 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     Raises:
         FolderRefused: a working folder cannot be trusted or created.
     """
-    watch = ReplicaWatch(ServeController(app_name).replica_counts)
-    readiness = Readiness(graph, watch, configured_description(args, env))
-    capacity = SharedCapacity(args)
+    controller = ServeController(app_name)
+    watch = ReplicaWatch(controller.replica_counts)
+    placement = PlacementWatch(places_of(args), awaits_nodes=args.scaling.awaits_nodes)
+    capacity = SharedCapacity(args, why=placement.reason)
     watch.subscribe(capacity.follow)
+    scaling = Scaling(args, capacity, watch, placement, controller.report)
+    configured = configured_description(args, env)
+    readiness = Readiness(graph, watch, configured, can_start=scaling.can_start)
     scratch = build_scratch(args, env)
     scratch.start_janitor()
     makers = SegmentMakers(
@@ -62,7 +69,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         readiness.description,
         jobs_at_a_time(args, env),
     )
-    return assemble(args, env, driver, readiness, generators=lambda: capacity.scheduler.running)
+    return assemble(args, env, driver, readiness, scaling=scaling)
 
 
 def assemble(
@@ -72,12 +79,9 @@ def assemble(
     readiness: ReadinessCheck,
     timing: JobTiming = DEFAULT_TIMING,
     *,
-    generators: Callable[[], int] = lambda: 1,
+    scaling: Scaling | None = None,
 ) -> Services:
-    """Build the services around a driver and a readiness check; see `compose`.
-
-    `generators`: returns how many Generator replicas run.
-    """
+    """Build the services around a driver and a readiness check; see `compose`."""
     folders = make_folders(args, env)
     links = LinkMaker.of(args, env, folders.state)
     jobs = JobService(
@@ -101,13 +105,19 @@ def assemble(
         files=LocalStore(folders.results),
         capacity=capacity,
         reported_capacity=reported_jobs(args, env),
-        most_claimed=lambda: configured_jobs(args, env) or min(capacity, generators() + 1),
+        most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),
+        scaling=scaling,
     )
+
+
+def _drawers(scaling: Scaling | None) -> int:
+    """Return how many Generator replicas run, or may be started for work that waits."""
+    return 1 if scaling is None else scaling.drawers
 
 
 def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:

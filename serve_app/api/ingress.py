@@ -49,6 +49,16 @@ class Ingress:
         """Run one job if one arrives within a few seconds; the slots call this themselves."""
         await self._runner.run_next(slot)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the wanted replicas of each deployment; Serve asks once a second."""
+        scaling = self._services.scaling
+        return {} if scaling is None else scaling.record()
+
+    def reconfigure(self, user_config: Any) -> None:
+        """Apply the `user_config` of this deployment; see config/live_settings.py."""
+        if (scaling := self._services.scaling) is not None:
+            scaling.set_live(user_config)
+
     async def drain(self) -> None:
         """Begin no more jobs; return when the running ones have ended and were answered."""
         await self._runner.drain()

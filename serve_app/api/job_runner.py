@@ -74,6 +74,9 @@ class JobRunner:
             )
         if services.polling is not None:
             self._keep_running("polling", services.polling.start)
+        if (scaling := services.scaling) is not None:
+            unfinished = services.jobs.unfinished
+            self._keep_running("scaling", lambda: scaling.follow_forever(unfinished))
         if services.reports is not None:
             self._keep_running("reports", services.reports.deliver_forever)
 

@@ -17,6 +17,7 @@ from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
+from serve_app.graph.scaling_loop import Scaling
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
@@ -108,7 +109,7 @@ class Services:
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
     while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
-    environment does not enable them.
+    environment does not enable them. `scaling` is None without Ray.
     """
 
     jobs: JobService
@@ -124,6 +125,7 @@ class Services:
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
+    scaling: Scaling | None = None
     open_calls: OpenCalls = field(default_factory=OpenCalls)
     draining: Draining = field(default_factory=Draining)
 

@@ -37,7 +37,7 @@ class StageSettings(Section):
         None,
         ge=1,
         le=256,
-        description="Ray scales up to this number. Without it, the number is fixed.",
+        description="As many run while enough work waits. Without it, the number is fixed.",
     )
     num_cpus: float = Field(
         0.25, gt=0, le=64, description="The CPUs that Ray reserves for each replica."
@@ -76,13 +76,17 @@ class PoolSettings(Section):
         "needed.",
     )
     replicas: int = Field(
-        1, ge=0, le=256, description="The number of replicas at the start, and the least."
+        1,
+        ge=0,
+        le=256,
+        description="The number of replicas at the start, and the least. With 0, and max_replicas, "
+        "they start when work waits.",
     )
     max_replicas: int | None = Field(
         None,
         ge=1,
         le=256,
-        description="Ray scales up to this number. Without it, the number is fixed.",
+        description="As many run while enough work waits. Without it, the number is fixed.",
     )
     num_cpus: float = Field(
         0.25, gt=0, le=64, description="The CPUs that Ray reserves for each replica."
@@ -121,6 +125,34 @@ class PoolSettings(Section):
         if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,30}", self.name):
             raise ValueError(f"pool name {self.name!r}: use lower-case letters, digits and dashes")
         return self
+
+
+class ScalingSettings(Section):
+    """How the number of replicas follows the work, where `max_replicas` is set."""
+
+    drain_s: float = Field(
+        60.0,
+        gt=0,
+        description="Waiting work should be drawn in this time, once the replicas for it have "
+        "loaded.",
+    )
+    idle_loads: float = Field(
+        5.0,
+        ge=1,
+        description="A pool gives up replicas that were idle for this many of its load times,",
+    )
+    idle_s: float = Field(60.0, ge=1, description="and for this time at least.")
+    load_s: float = Field(
+        60.0, gt=0, description="The load time of a replica, until one has been measured."
+    )
+    job_frames: int = Field(
+        250, ge=1, description="The frames of a job, until its files have been examined."
+    )
+    awaits_nodes: bool = Field(
+        False,
+        description="Set this where an autoscaler (of Ray's version 2) starts nodes with the "
+        "labels of the pools. A pool without a node then awaits one.",
+    )
 
 
 class InputSettings(Section):

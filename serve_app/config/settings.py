@@ -22,6 +22,7 @@ from serve_app.config.sections import (
     PreprocessorSettings,
     QueueSettings,
     ResultSettings,
+    ScalingSettings,
     Section,
     StageSettings,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PreprocessorSettings",
     "QueueSettings",
     "ResultSettings",
+    "ScalingSettings",
     "Section",
     "StageSettings",
     "configured_jobs",
@@ -91,6 +93,7 @@ class AppArgs(Section):
     preprocessor: PreprocessorSettings = PreprocessorSettings()
     finisher: StageSettings = StageSettings()
     inputs: InputSettings = InputSettings()
+    scaling: ScalingSettings = ScalingSettings()
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
@@ -133,6 +136,18 @@ class AppArgs(Section):
         if len(set(names)) < len(names):
             raise ValueError(f"pool names must differ: {', '.join(names)}")
         return self
+
+    @model_validator(mode="after")
+    def _a_pool_can_run(self) -> "AppArgs":
+        if not any(pool.max_replicas or pool.replicas for pool in self.pools):
+            raise ValueError("no pool can run: set `replicas` or `max_replicas` of one of them")
+        return self
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the number of any replicas follows the work."""
+        stages: list[PoolSettings | StageSettings] = [*self.pools, self.preprocessor, self.finisher]
+        return any(stage.max_replicas is not None for stage in stages)
 
     def longest_silence_s(self, jobs: int) -> float:
         """Return how long a live attempt may go without a call to a node, when `jobs` run at once.

@@ -6,6 +6,8 @@ replicas, and what has been prepared, and not been encoded yet, from filling the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs
 from serve_app.graph.replicas import ReplicaCounts, pool_deployment
@@ -27,8 +29,10 @@ class SharedCapacity:
     Preprocessor and the Finisher. The paces are those of one call.
     """
 
-    def __init__(self, args: AppArgs) -> None:
+    def __init__(self, args: AppArgs, why: Callable[[str], str] = lambda deployment: "") -> None:
+        """`why` returns why a deployment cannot run, or nothing."""
         driver = args.driver
+        self._why = why
         self.scheduler = SegmentScheduler(
             [PoolRates(pool.name, pool.frames_per_s, pool.usd_per_hour) for pool in args.pools],
             policy=driver.policy,
@@ -45,7 +49,8 @@ class SharedCapacity:
     def follow(self, counts: ReplicaCounts) -> None:
         """Take the replicas that run now as what there is."""
         for pool in self._pools:
-            reason = counts.messages.get(pool_deployment(pool), "")
+            deployment = pool_deployment(pool)
+            reason = self._why(deployment) or counts.messages.get(deployment, "")
             self.scheduler.set_running(pool, counts.in_pool(pool), reason)
         preparing = max(1, counts.running.get("Preprocessor", 0)) * self._preprocessor_threads
         composing = max(1, counts.running.get("Finisher", 0)) * self._finisher_threads

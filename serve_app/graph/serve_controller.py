@@ -9,12 +9,15 @@ tests/serve/test_scaling.py what they return.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import serve
+from ray.serve._private.common import ReplicaMetricReport, TimeStampedValue
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 # A replica that the controller finds again after its own restart, or that is about to leave its
@@ -28,17 +31,23 @@ class ReplicaCounts:
     """Replicas of the application by the name of their deployment.
 
     `wanted` is the controller's target. `messages` holds what Serve reports about a deployment, for
-    example that a constructor fails; most have none.
+    example that a constructor fails; most have none. `has_policy`: whether the application was
+    deployed with a policy of its own for the number of replicas.
     """
 
     running: Mapping[str, int]
     starting: Mapping[str, int]
     wanted: Mapping[str, int]
     messages: Mapping[str, str]
+    has_policy: bool = False
 
     def in_pool(self, pool: str) -> int:
         """Return the number of replicas that draw in a pool now."""
         return self.running.get(pool_deployment(pool), 0)
+
+    def starting_in_pool(self, pool: str) -> int:
+        """Return the number of replicas of a pool that load now, or await a place."""
+        return self.starting.get(pool_deployment(pool), 0)
 
 
 def pool_deployment(pool: str) -> str:
@@ -66,15 +75,30 @@ class ServeController:
         Raises:
             RayError, ValueError: there is no controller.
         """
+        details = await self._call(lambda found: found.get_serve_instance_details.remote())
+        return counts_in(details, self._app_name)
+
+    async def report(self, metrics: Mapping[str, float]) -> None:
+        """Hand over what this replica's `record_autoscaling_stats` returns, ahead of its time.
+
+        Raises:
+            RayError, ValueError: there is no controller.
+        """
+        now = time.time()
+        series = {name: [TimeStampedValue(now, value)] for name, value in metrics.items()}
+        me = serve.get_replica_context().replica_id
+        report = ReplicaMetricReport(replica_id=me, metrics=series, timestamp=now)
+        await self._call(lambda found: found.record_autoscaling_metrics_from_replica.remote(report))
+
+    async def _call(self, call: Callable[[Any], Any]) -> Any:
         try:
             if self._handle is None:
                 loop = asyncio.get_running_loop()
                 self._handle = await loop.run_in_executor(self._thread, _find_controller)
-            details = await self._handle.get_serve_instance_details.remote()
+            return await call(self._handle)
         except BaseException:
             self._handle = None  # a controller that was started anew has another address
             raise
-        return counts_in(details, self._app_name)
 
 
 def counts_in(details: Mapping[str, Any], app_name: str) -> ReplicaCounts:
@@ -88,6 +112,7 @@ def counts_in(details: Mapping[str, Any], app_name: str) -> ReplicaCounts:
         {name: _number(deployment, _STARTING) for name, deployment in deployments.items()},
         {name: deployment["target_num_replicas"] for name, deployment in deployments.items()},
         {name: message for name, it in deployments.items() if (message := it["message"])},
+        bool((application.get("deployed_app_config") or {}).get("autoscaling_policy")),
     )
 
 

@@ -338,6 +338,11 @@ class JobRegistry:
         with self.file.reading() as db:
             return _count_queued(db)
 
+    def unfinished(self) -> int:
+        """Return how many jobs wait or run, those of other processes too."""
+        with self.file.reading() as db:
+            return int(db.execute(rows.COUNT_UNFINISHED).fetchone()[0])
+
     def _check_room(self, db: sqlite3.Connection, origin: Origin, max_queued: int) -> None:
         if _count_queued(db) >= max_queued and origin is not Origin.CLAIMED:
             raise QueueFull

@@ -50,6 +50,9 @@ SELECT jobs.*, CASE WHEN status = 'queued' AND origin <> 'claimed' THEN (
   FROM jobs
 """
 
+# -- count_unfinished --
+COUNT_UNFINISHED = "SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')"
+
 # -- take_job --  Lease the oldest queued job, or one whose attempt no longer beats.
 TAKE = """
 UPDATE jobs SET status = 'running', attempt = attempt + 1, lost_attempt_id = attempt_id,

@@ -92,7 +92,6 @@ class JobService:
         self._claims = ClaimCounts()
         self._may_have_queued = True
         self._had_none_at = float("-inf")
-        self._is_leaving = False
 
     @property
     def active_jobs(self) -> int:
@@ -127,9 +126,9 @@ class JobService:
         """Return a job, None if the id is unknown."""
         return await self.threads.read(self.registry.get, job_id)
 
-    async def queued_jobs(self) -> int:
-        """Return how many jobs wait."""
-        return await self.threads.read(self.registry.count_queued)
+    async def unfinished(self) -> int:
+        """Return how many jobs wait or run, those of other processes too."""
+        return await self.threads.read(self.registry.unfinished)
 
     async def page(self, status: str | None, limit: int, before: tuple[float, str] | None) -> Page:
         """Return a page of jobs, newest first."""
@@ -154,7 +153,7 @@ class JobService:
                     job = await self._read(job_id)
                     if job is not None and job.is_terminal:
                         return job
-                    if job is not None and self._is_left(job):
+                    if job is not None and self._changes.are_over(job):
                         raise WorkerStopping(job_id)
                     await change.wait(FOLLOW_POLL_S)
         except asyncio.CancelledError:
@@ -181,7 +180,7 @@ class JobService:
                     if seen is None:
                         return
                     yield seen
-                    if seen.job.is_terminal or self._is_left(seen.job):
+                    if seen.job.is_terminal or self._changes.are_over(seen.job):
                         return
                     run = seen.job.run
                     if seen.events:
@@ -193,11 +192,7 @@ class JobService:
 
         A replica that stops waits for its open requests, and the next one for the replica.
         """
-        self._is_leaving = True
-        self._changes.announce_all()
-
-    def _is_left(self, job: Job) -> bool:
-        return self._is_leaving and job.status == "queued"
+        self._changes.leave_queue()
 
     # Running ---------------------------------------------------------------------------------
 

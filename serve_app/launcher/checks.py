@@ -26,6 +26,7 @@ from serve_app.config.config_file import (
 )
 from serve_app.config.environment import Environment, EnvironmentInvalid, read_environment
 from serve_app.config.folders import check_folders
+from serve_app.config.live_settings import INGRESS, read_live_settings
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings
 from serve_app.launcher.environment_checks import environment_faults
 from serve_app.launcher.machine import cpus, has_gpu, has_ipv6, port_fault
@@ -33,6 +34,7 @@ from serve_app.launcher.weight_checks import weight_faults
 from serve_app.private_folders import FolderRefused
 
 IMPORT_PATH = "serve_app.app:build_app"
+POLICY_PATH = "serve_app.scaling.policy:follow_work"
 Topic = Literal["weights", "gpu", "placement", "ports", "folders"]
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Serve's own
 
@@ -165,9 +167,32 @@ def _application_faults(file: ConfigFile, place: Place) -> list[str]:
             faults.append(file.fault((*place[:2], key), text))
     if "args" not in application:
         return [*faults, file.fault(place, "`args` is missing")]
-    if isinstance(application["args"], dict):
-        faults += faults_of(AppArgs, file, place)
-    return faults  # anything but a mapping is refused by Ray's schema
+    if isinstance(application["args"], dict):  # anything else is refused by Ray's schema
+        wrong = faults_of(AppArgs, file, place)
+        faults += wrong or list(
+            _scaling_faults(file, place, AppArgs.model_validate(application["args"]))
+        )
+    return faults
+
+
+def _scaling_faults(file: ConfigFile, place: Place, args: AppArgs) -> Iterator[str]:
+    """Yield what is wrong with the parts that stand beside `args` and belong to them."""
+    application = file.values["applications"][place[1]]
+    policy = application.get("autoscaling_policy")
+    named = policy.get("policy_function") if isinstance(policy, dict) else None
+    if args.is_scaled and named != POLICY_PATH:
+        yield file.fault(
+            (*place[:2], "autoscaling_policy"),
+            "`max_replicas` has an effect only with `autoscaling_policy: {policy_function: "
+            f'"{POLICY_PATH}"}}` beside `args`: add that, or remove `max_replicas`',
+        )
+    deployments = application.get("deployments")
+    for index, deployment in enumerate(deployments if isinstance(deployments, list) else ()):
+        if isinstance(deployment, dict) and deployment.get("name") == INGRESS:
+            try:
+                read_live_settings(deployment.get("user_config"), args)
+            except ValueError as exc:
+                yield file.fault((*place[:2], "deployments", index, "user_config"), str(exc))
 
 
 def ray_faults(file: ConfigFile) -> list[str]:

@@ -72,11 +72,15 @@ class InFlight:
 
 @dataclass(slots=True, eq=False)
 class PoolState:
-    """One pool now. `reason`: why none of its replicas runs, for people."""
+    """One pool now.
+
+    `reason`: why none of its replicas runs, for people. `is_on`: whether calls may be handed to it.
+    """
 
     rates: PoolRates
     running: int = 0
     reason: str = ""
+    is_on: bool = True
     paces: dict[Kind, Pace] = field(default_factory=lambda: {kind: Pace() for kind in Kind})
     in_flight: set[InFlight] = field(default_factory=set)
 

@@ -133,14 +133,30 @@ class SegmentScheduler:
         self._pools[rates.name].rates = rates
         self._dispatch()
 
+    def set_policy(self, policy: Policy) -> None:
+        """Change what decides between pools."""
+        self._policy = policy
+        self._dispatch()
+
+    def switch(self, pool: str, *, is_on: bool) -> None:
+        """Hand nothing more to a pool that is switched off. It ends what it works on."""
+        self._pools[pool].is_on = is_on
+        self._dispatch()
+
     @property
     def running(self) -> int:
-        """How many Generator replicas run, in all pools."""
-        return sum(pool.running for pool in self._pools.values())
+        """How many Generator replicas run, in all pools that are on."""
+        return sum(pool.running for pool in self._pools.values() if pool.is_on)
+
+    @property
+    def jobs_opened(self) -> int:
+        """The number of jobs whose frames `frames_waiting` counts."""
+        return len(self._work)
 
     def runs_elsewhere(self, avoid: Collection[str]) -> bool:
         """Return whether a pool that is not in `avoid` has a running replica."""
-        return any(pool.running for name, pool in self._pools.items() if name not in avoid)
+        others = (pool for name, pool in self._pools.items() if name not in avoid)
+        return any(pool.running and pool.is_on for pool in others)
 
     # Calls -----------------------------------------------------------------------------------
 
@@ -312,7 +328,7 @@ class SegmentScheduler:
         return {
             name: Forecast(pool, now, calibration)
             for name, pool in self._pools.items()
-            if pool.running
+            if pool.running and pool.is_on
         }
 
     def _allowed(self, forecasts: Mapping[str, Forecast], avoid: Collection[str]) -> list[Forecast]:

@@ -34,13 +34,14 @@ async def drain(services: ServicesDep, request: DrainRequest | None = None) -> J
     draining.requested.set()
     if request is not None and request.hand_back:
         draining.hand_back.set()
-    running = await services.jobs.page("running", LISTED, None)
+    jobs = services.jobs
+    running = await jobs.page("running", LISTED, None)
     return JSONResponse(
         {
             "status": "drained" if draining.over.is_set() else "draining",
             "running": [
                 {"id": job.id, "progress": job_body(job)["progress"]} for job in running.jobs
             ],
-            "queued": await services.jobs.queued_jobs(),
+            "queued": await jobs.threads.read(jobs.registry.count_queued),
         }
     )

@@ -1,5 +1,6 @@
 """Health checks: open ones for load balancers, and two with a token for the fleet's own checks."""
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -8,6 +9,7 @@ from fastapi.responses import JSONResponse
 from serve_app.api.security import require_ping_access, require_worker_token
 from serve_app.api.services import ServicesDep
 from serve_app.config.settings import API_VERSION, SERVICE_NAME
+from serve_app.graph.scaling_loop import Scaling
 
 router = APIRouter(tags=["health"])
 
@@ -22,7 +24,7 @@ async def hc(services: ServicesDep) -> JSONResponse:
 @router.head("/health", include_in_schema=False)
 @router.get("/health", summary="What is running")
 async def health(services: ServicesDep) -> JSONResponse:
-    """Return the same as `/hc`, with the engine and the device that are used."""
+    """Return the same as `/hc`, with the engine, the device and the pools of replicas."""
     availability = services.availability
     return _answer(
         {
@@ -30,8 +32,18 @@ async def health(services: ServicesDep) -> JSONResponse:
             "service": SERVICE_NAME,
             "version": API_VERSION,
             **availability.facts(),
+            **({} if services.scaling is None else _pools(services.scaling)),
         }
     )
+
+
+def _pools(scaling: Scaling) -> dict[str, Any]:
+    fault = {"user_config_fault": scaling.live_fault} if scaling.live_fault else {}
+    return {
+        "frames_waiting": round(scaling.frames_waiting),
+        "pools": [asdict(pool) for pool in scaling.reports()],
+        **fault,
+    }
 
 
 def _answer(body: dict[str, Any]) -> JSONResponse:
