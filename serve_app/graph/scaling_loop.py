@@ -18,7 +18,7 @@ from serve_app.graph.placement_watch import PlacementWatch
 from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch
 from serve_app.graph.scaler import PoolReport, PoolWork, Scaler, StageWork, Work
 from serve_app.scheduling.fair_gate import FairGate
-from serve_app.scheduling.pool_state import PoolRates
+from serve_app.scheduling.pool_state import Kind, PoolRates
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,12 @@ class Scaling:
         if self._unfinished is not None:
             unopened = max(0, self._unfinished - scheduler.jobs_opened)
         pools = {
-            name: PoolWork(pool.frames_per_s, pool.frames_in_flight, pool.calls_in_flight)
+            name: PoolWork(
+                pool.frames_per_s,
+                pool.frames_in_flight,
+                pool.calls_in_flight,
+                scheduler.expected_s(name, Kind.GENERATE, 1) is not None,
+            )
             for name, pool in facts.pools.items()
         }
         stages = {
@@ -133,6 +138,7 @@ class Scaling:
         return Work(facts.waiting_frames, pools, stages, unopened)
 
     def _change_scheduler(self, live: LiveSettings) -> None:
+        self._capacity.weights = {str(origin): share for origin, share in live.weights.items()}
         scheduler = self._capacity.scheduler
         scheduler.set_policy(live.policy or self._args.driver.policy)
         for pool in self._args.pools:
