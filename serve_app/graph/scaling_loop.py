@@ -15,7 +15,7 @@ from serve_app.config.live_settings import LiveSettings, changed, read_live_sett
 from serve_app.config.settings import AppArgs
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.placement_watch import PlacementWatch
-from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch
+from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch, pool_deployment
 from serve_app.graph.scaler import PoolReport, PoolWork, Scaler, StageWork, Work
 from serve_app.scheduling.fair_gate import FairGate
 from serve_app.scheduling.pool_state import Kind, PoolRates
@@ -49,6 +49,7 @@ class Scaling:
         self._unfinished: int | None = None
         self._changed = asyncio.Event()
         self._lacks_policy = False
+        self._reasons: list[str] = []  # why each pool cannot run
         self.live_fault = ""  # why `user_config` was refused
         self.record = self._scaler.record
         self.can_start = self._scaler.can_start
@@ -114,6 +115,10 @@ class Scaling:
             except Exception as exc:  # the last number stands in; the registry's owner logs more
                 logger.debug("jobs cannot be counted", extra={"error": type(exc).__name__})
         await self._placement.look(counts.starting)
+        reasons = [self._placement.reason(pool_deployment(pool.name)) for pool in self._args.pools]
+        if reasons != self._reasons:
+            self._reasons = reasons
+            self._capacity.follow(counts)  # the scheduler names them when calls are given up
         await self._scaler.follow_work()
 
     def _work(self) -> Work:

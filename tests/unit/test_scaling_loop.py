@@ -1,17 +1,21 @@
 """`user_config` reaches the scheduler and the wishes, and a faulty one changes nothing."""
 
 import asyncio
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from serve_app.config.settings import AppArgs, PoolSettings
 from serve_app.graph.capacity import SharedCapacity
-from serve_app.graph.placement_watch import PlacementWatch
+from serve_app.graph.placement_watch import EAGER_S, PlacementWatch
+from serve_app.graph.places import places_of
 from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch, WatchTimes
 from serve_app.graph.scaling_loop import Scaling
 from serve_app.jobs.state_file import StateUnavailable
+from serve_app.scaling.placement import Node
 from serve_app.scheduling.pool_state import Kind
+from serve_app.scheduling.scheduler import NoReplicaRuns
 
 ARGS = AppArgs(
     pools=[
@@ -21,20 +25,24 @@ ARGS = AppArgs(
         ),
     ]
 )
+BIG = Node({}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0, "GPU": 8.0})
 RUNNING = {"Preprocessor": 1, "Finisher": 1, "Generator-ada": 1, "Generator-hopper": 1}
 
 
 class Rig:
-    """Scaling in front of a cluster in which one replica of each deployment runs."""
+    """Scaling in front of a cluster in which a replica of each deployment runs."""
 
-    def __init__(self) -> None:
-        self.capacity = SharedCapacity(ARGS)
+    def __init__(self, args: AppArgs = ARGS, nodes: Sequence[Node] = (BIG,)) -> None:
+        clock = itertools.count(0.0, 2 * EAGER_S)  # every look reads the nodes
+        placement = PlacementWatch(
+            places_of(args), read_nodes=lambda: nodes, clock=lambda: next(clock)
+        )
+        self.capacity = SharedCapacity(args, why=placement.reason)
         watch = ReplicaWatch(self.counts, times=WatchTimes(period_s=0.01))
         watch.subscribe(self.capacity.follow)
-        placement = PlacementWatch({}, read_nodes=list)
         self.running = dict(RUNNING)
         self.pushed: asyncio.Queue[dict[str, float]] = asyncio.Queue()
-        self.scaling = Scaling(ARGS, self.capacity, watch, placement, self.push)
+        self.scaling = Scaling(args, self.capacity, watch, placement, self.push)
 
     async def counts(self) -> ReplicaCounts:
         return ReplicaCounts(self.running, {}, self.running, {}, has_policy=True)
@@ -104,4 +112,19 @@ async def test_a_job_in_the_registry_starts_a_pool_once_the_registry_can_be_read
     with rig.capacity.scheduler.working_on("job", 0, 50_000):
         more = await asyncio.wait_for(rig.pushed.get(), 10)
     assert more["wanted:Generator-ada"] > 1.0
+    following.cancel()
+
+
+async def test_calls_that_are_given_up_name_what_stands_in_the_way_of_each_pool():
+    driver = ARGS.driver.model_copy(update={"no_replica_timeout_s": 2.0})
+    rig = Rig(ARGS.model_copy(update={"driver": driver}), nodes=())
+    rig.running = {"Preprocessor": 1, "Finisher": 1}
+
+    async def unfinished() -> int:
+        return 1
+
+    following = asyncio.create_task(rig.scaling.follow_forever(unfinished))
+    with pytest.raises(NoReplicaRuns, match="pool ada: Ray lists no live node; pool hopper: Ray"):
+        async with rig.capacity.scheduler.turn("job", 25, Kind.GENERATE):
+            raise AssertionError("no replica runs")
     following.cancel()
