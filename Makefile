@@ -1,7 +1,7 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
+.PHONY: help run serve drain test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
 
@@ -36,6 +36,10 @@ run:  ## set up, start the application, do one job, print where the result is, s
 serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base
 	@exec $(PY) -m lipsync serve "$$CONFIG"
+
+drain:  ## let what `make serve` started take no more jobs, and wait until none runs
+	@scripts/setup.sh base
+	@$(PY) -m lipsync drain "$$CONFIG"
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev

@@ -1,9 +1,14 @@
-"""Peak memory of a whole job: a 5-minute clip and of one of 15 seconds, each in its own process.
+"""Memory that must not grow with the work: of one job, and of Ray's object store after many.
 
-    python benchmarks/memory.py [--size 1280x720] [--seconds 15 300]
+    python benchmarks/memory.py [--size 1280x720] [--seconds 15 300] [--part all]
 
-The figure is the most that the job's process and all its children hold together (proportional set
-size, so that shared pages count once), sampled twenty times a second.
+- `job`: the peak of a 5-minute clip beside one of 15 seconds, each in its own process. The figure
+  is the most that the job's process and all its children hold together (proportional set size, so
+  that shared pages count once), sampled twenty times a second.
+- `store`: what is left in the object store of the served application after jobs of 15 s, 1 min and
+  5 min and after 50 short ones.
+
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,7 +22,9 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import object_store
 import psutil
 from media import make_clip, make_speech
 from project import RESULTS, ROOT
@@ -66,30 +73,55 @@ def measure(clip: Path, clip_s: int, seconds: int, preset: str) -> dict[str, flo
     return {"seconds": seconds, "peak_mib": round(peak, 1), "took_s": round(took, 1)}
 
 
+def of_jobs(clip: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the peaks of a short and a long job, and their ratio."""
+    rows = [measure(clip, args.seconds[0], seconds, args.preset) for seconds in args.seconds]
+    for row in rows:
+        print(f"{row['seconds']} s of {args.size}: {row['peak_mib']} MiB, took {row['took_s']} s")
+    ratio = rows[1]["peak_mib"] / rows[0]["peak_mib"]
+    print(f"ratio {ratio:.2f} (goal {GOAL})")
+    return {"preset": args.preset, "rows": rows, "ratio": round(ratio, 3)}
+
+
+def of_store(clip: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is left in the object store after jobs, and how much more after the last ones
+    than after the first.
+    """
+    rows = []
+    for row in object_store.measure(clip, args.store_seconds, args.short_jobs):
+        print(f"after {row['after']}: {row['objects']} objects, {row['mib']} MiB", flush=True)
+        rows.append(row)
+    grown = rows[-1]["mib"] - rows[1]["mib"]
+    return {"store": rows, "store_grown_mib": round(grown, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--part", choices=["job", "store", "all"], default="all")
     parser.add_argument("--size", default="1280x720")
-    parser.add_argument("--seconds", type=int, nargs=2, default=[15, 300])
-    parser.add_argument("--preset", default="medium", help="of libx264")
+    parser.add_argument("--seconds", type=int, nargs=2, default=[15, 300], help="of job")
+    parser.add_argument("--preset", default="medium", help="of libx264, for job")
+    parser.add_argument("--store-seconds", type=int, nargs="+", default=[15, 60, 300])
+    parser.add_argument("--short-jobs", type=int, default=50, help="in a row, for store")
     args = parser.parse_args()
     width, height = (int(side) for side in args.size.split("x"))
-    with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / "clip.mp4"
-        make_clip(clip, width, height, args.seconds[0] * 25)
-        short, long = (measure(clip, args.seconds[0], s, args.preset) for s in args.seconds)
-    ratio = long["peak_mib"] / short["peak_mib"]
-    for row in (short, long):
-        print(f"{row['seconds']} s of {args.size}: {row['peak_mib']} MiB, took {row['took_s']} s")
-    print(f"ratio {ratio:.2f} (goal {GOAL})")
-    report = {
+    report: dict[str, Any] = {}
+    if RESULT.exists():  # the other part was measured before
+        report = json.loads(RESULT.read_text())
+    report |= {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{psutil.cpu_count()} cores {platform.machine()}",
         "size": args.size,
-        "preset": args.preset,
-        "rows": [short, long],
-        "ratio": round(ratio, 3),
     }
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.mp4"
+        make_clip(clip, width, height, args.seconds[0] * 25)
+        if args.part in ("job", "all"):
+            report |= of_jobs(clip, args)
+        if args.part in ("store", "all"):
+            report |= of_store(clip, args)
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

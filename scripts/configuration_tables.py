@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from musetalk_pipeline.options import JobOptions  # noqa: E402
 from serve_app.config.environment import documented  # noqa: E402
+from serve_app.config.live_settings import LiveSettings  # noqa: E402
 from serve_app.config.settings import AppArgs  # noqa: E402
 from serve_app.contract.requests import Params  # noqa: E402
 from serve_app.one_shot.variables import VARIABLES  # noqa: E402
@@ -88,7 +89,7 @@ def rows(model: type[BaseModel], fallback: dict[str, Any], prefix: str = "") -> 
     for name, field in model.model_fields.items():
         section = section_of(field.annotation)
         if section is not None and section is not Params:
-            many = "[]" if typing.get_origin(field.annotation) is list else ""
+            many = {list: "[]", dict: ".<name>"}.get(typing.get_origin(field.annotation), "")
             yield from rows(section, fallback, f"{prefix}{name}{many}.")
             continue
         text = field.description or ("For requests that leave `params` out." if section else "")
@@ -140,6 +141,7 @@ def filled(text: str) -> str:
         "params": table(Params, option_defaults()),
         "environment": variables(),
         "one-shot": one_shot(),
+        "user_config": table(LiveSettings, {}),
     }
     for name, content in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig
@@ -16,13 +17,19 @@ from ray.serve.config import AutoscalingConfig
 from serve_app.api.ingress import Ingress
 from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings, jobs_at_a_time
-from serve_app.graph.builders import resolve
+from serve_app.graph.builders import keeps_results_locally, resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.places import actor_options, pool_place, stage_place
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.graph.replicas import pool_deployment
 from serve_app.launcher.environment_checks import environment_faults
+from serve_app.launcher.state_node import (
+    FINISHER_SHARE,
+    INGRESS_SHARE,
+    STATE_RESOURCE,
+    has_state_node,
+)
 from serve_app.scaling.placement import Place
 from serve_app.scheduling.pool_state import CALLS_PER_REPLICA
 
@@ -51,6 +58,7 @@ def build_app(args: AppArgs) -> Application:
     Raises:
         EnvironmentInvalid: the application cannot run in this environment. The launcher checks its
             own environment; a joined cluster, or `serve deploy`, has another one.
+        StateNodeUnknown: the cluster does not say which of its nodes keeps the job registry.
     """
     return bind_app(args, StageKinds())
 
@@ -60,6 +68,7 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
     env = read_environment()
     if faults := list(environment_faults(env)):
         raise EnvironmentInvalid("; ".join(faults))
+    is_pinned = ray.is_initialized() and has_state_node(ray.nodes())
     args = resolve(args, env)
     logger.info("engine: %s, landmarks: %s", args.engine, args.landmarks)
     # All jobs that run, wait for a place or are previews may download concurrently, in no thread.
@@ -72,7 +81,16 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
         stage_place(args.preprocessor, args.preprocessor.num_gpus),
         fetches=2 * jobs + args.queue.downloads_ahead,
     )
-    finisher = _bind(kinds.finisher, "Finisher", args.finisher, args, stage_place(args.finisher))
+    # The ingress serves the files of the local store, so they have to be written on its node.
+    beside_ingress = FINISHER_SHARE if is_pinned and keeps_results_locally(env) else 0.0
+    finisher = _bind(
+        kinds.finisher,
+        "Finisher",
+        args.finisher,
+        args,
+        stage_place(args.finisher),
+        state_share=beside_ingress,
+    )
     generators = {pool.name: _bind_pool(kinds.generator, pool, args) for pool in args.pools}
     ingress = serve.deployment(
         serve.ingress()(Ingress),
@@ -81,7 +99,10 @@ def bind_app(args: AppArgs, kinds: StageKinds) -> Application:
         max_ongoing_requests=MAX_HTTP,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         graceful_shutdown_wait_loop_s=1.0,
-        ray_actor_options={"num_cpus": args.ingress_cpus},
+        ray_actor_options={
+            "num_cpus": args.ingress_cpus,
+            "resources": {STATE_RESOURCE: INGRESS_SHARE} if is_pinned else {},
+        },
     )
     return ingress.bind(args, preprocessor, generators, finisher, APP_NAME)
 
@@ -93,13 +114,17 @@ def _bind(
     args: AppArgs,
     place: Place,
     fetches: int = 0,
+    state_share: float = 0.0,
 ) -> Any:
+    options = actor_options(place)
+    if state_share:
+        options["resources"] = {STATE_RESOURCE: state_share}
     return serve.deployment(
         kind,
         name=name,
         max_ongoing_requests=stage.threads + CALLS_AHEAD + fetches,
         graceful_shutdown_timeout_s=args.queue.drain_s,
-        ray_actor_options=actor_options(place),
+        ray_actor_options=options,
         **_replicas(stage.replicas, stage.max_replicas, stage.threads),
     ).bind(args)
 

@@ -20,7 +20,7 @@ from serve_app.contract.outcomes import (
     rejected,
     state_unavailable,
 )
-from serve_app.jobs.job import JobConflict, QueueFull, TooManyJoined
+from serve_app.jobs.job import JobConflict, QueueFull, TooManyJoined, WorkerStopping
 from serve_app.jobs.state_file import StateUnavailable
 
 RETRY_AFTER_S = 30
@@ -152,6 +152,13 @@ async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(rejected(409, "too_many_joined", message))
 
 
+async def _on_stopping(request: Request, exc: Exception) -> JSONResponse:
+    """Tell a caller who waits for a queued job to come back after the restart."""
+    text = "This worker is stopping, and the job waits for its next start. Send it again later."
+    headers = {"Retry-After": str(STOPPING_RETRY_S)}
+    return failure_answer(busy(503, "stopping", text), headers=headers)
+
+
 async def _on_state_unavailable(request: Request, exc: Exception) -> JSONResponse:
     """Tell the caller to try again when the registry can be used again."""
     headers = {"Retry-After": str(STATE_RETRY_AFTER_S)}
@@ -164,6 +171,7 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     JobConflict: _on_conflict,
     QueueFull: _on_full,
     TooManyJoined: _on_too_many_joined,
+    WorkerStopping: _on_stopping,
     StateUnavailable: _on_state_unavailable,
     PipelineError: _on_pipeline_error,
 }

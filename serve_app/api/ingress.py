@@ -10,6 +10,7 @@ from serve_app.api.composition import compose
 from serve_app.api.job_runner import JobRunner
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
+from serve_app.graph.departure import ReplicaDeparture
 from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.replica_setup import set_up_replica
 
@@ -35,6 +36,8 @@ class Ingress:
             self._services,
             lambda slot: handle.run_next.remote(slot),
             fetch_ahead=args.queue.downloads_ahead,
+            departure=ReplicaDeparture(app_name),
+            handover_s=args.queue.handover_s,
         )
         self._runner.start()
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 
+from serve_app.api.draining import Draining
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.fleet.polling import Polling
@@ -126,6 +127,7 @@ class Services:
     reports: PushedReports | None = None
     scaling: Scaling | None = None
     open_calls: OpenCalls = field(default_factory=OpenCalls)
+    draining: Draining = field(default_factory=Draining)
 
     def attach(self, app: FastAPI) -> None:
         """Let the routes that are included in `app` use these services."""

@@ -273,6 +273,12 @@ class QueueSettings(Section):
     drain_s: float = Field(
         1800.0, gt=0, description="How long a stopping replica waits for its jobs."
     )
+    handover_s: float = Field(
+        60.0,
+        ge=0,
+        description="How long running jobs may go on while the application is deployed again. "
+        "Those that take longer start again in the new ingress, which waits for the old one.",
+    )
 
 
 class LinkSettings(Section):

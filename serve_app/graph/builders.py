@@ -98,10 +98,20 @@ def needs_parse_inputs(args: AppArgs) -> bool:
 
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
     """Return the B2 store if its key is set, else the local folder that the ingress serves."""
+    settings = _b2_settings(env)
+    return LocalStore(make_folders(args, env).results) if settings is None else B2Store(settings)
+
+
+def keeps_results_locally(env: Environment) -> bool:
+    """Return whether results stay in the local folder, because B2 is not configured."""
+    return _b2_settings(env) is None
+
+
+def _b2_settings(env: Environment) -> B2Settings | None:
     if env.b2_key_id and env.b2_app_key and env.b2_bucket:
         key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
-        return B2Store(B2Settings(*key, env.b2_bucket, env.b2_prefix))
-    return LocalStore(make_folders(args, env).results)
+        return B2Settings(*key, env.b2_bucket, env.b2_prefix)
+    return None
 
 
 def configured_description(args: AppArgs, env: Environment) -> Description:

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage
@@ -176,13 +177,22 @@ class JobDriver:
         await self._tell_stages("release", attempt_id)
 
     async def _tell_stages(self, method: str, attempt_id: str) -> None:
-        """Call a method of both stages that keep scratch. A call that fails is only logged."""
-        for stage in (self._graph.preprocessor, self._graph.finisher):
-            try:
-                async with asyncio.timeout(self._pauses.tell_s):
-                    await getattr(stage, method).remote(attempt_id)
-            except BaseException as exc:  # Ray raises anything for a call that cannot be sent
-                if not isinstance(exc, Exception) and not is_of_ray(exc):
-                    raise
-                extra = {"attempt": attempt_id, "call": method, "error": type(exc).__name__}
-                logger.warning("a call about an attempt's scratch failed", extra=extra)
+        """Call a method of every replica that keeps scratch, since each node has its own."""
+        stages = (self._graph.preprocessor, self._graph.finisher)
+        await asyncio.gather(*(self._tell(stage, method, attempt_id) for stage in stages))
+
+    async def _tell(self, stage: Any, method: str, attempt_id: str) -> None:
+        """Call a method of all replicas of a stage. Calls that fail are only logged."""
+        failed: list[object]
+        try:
+            async with asyncio.timeout(self._pauses.tell_s):
+                answers = stage.broadcast(method, attempt_id)
+                told = await answers.results_async(return_exceptions=True)
+            failed = [answer for answer in told if isinstance(answer, BaseException)]
+        except BaseException as exc:  # Ray raises anything for a call that cannot be sent
+            if not isinstance(exc, Exception) and not is_of_ray(exc):
+                raise
+            failed = [exc]
+        for error in failed:
+            extra = {"attempt": attempt_id, "call": method, "error": type(error).__name__}
+            logger.warning("a call about an attempt's scratch failed", extra=extra)

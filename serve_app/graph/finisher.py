@@ -17,7 +17,7 @@ from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
 from musetalk_pipeline.stages import compose_segment
-from serve_app.config.environment import read_environment
+from serve_app.config.environment import Environment, read_environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
 from serve_app.graph.builders import build_store
@@ -32,7 +32,7 @@ from serve_app.graph.transfers import (
     RunFacts,
 )
 from serve_app.outputs.retention import retention
-from serve_app.outputs.store import SidecarFacts, StoredOutput, peak_ram_kb, sidecar
+from serve_app.outputs.store import OutputStore, SidecarFacts, StoredOutput, peak_ram_kb, sidecar
 from serve_app.telemetry.metrics import STAGE_SECONDS
 
 logger = logging.getLogger(__name__)
@@ -46,12 +46,16 @@ class Finisher:
         set_up_replica(self._env)
         self._media = NodeMedia(args, self._env)
         self._media.scratch.start_janitor()
-        self._store = build_store(args, self._env)
+        self._store = self.make_store(args, self._env)
         self._store.check()
         # Even if outputs go elsewhere, because the folder may hold earlier ones.
         retention(args, make_folders(args, self._env).results).start()
         self._threads = StageThreads(args.finisher.threads, "finish")
         logger.info("finisher ready", extra={"store": self._store.name})
+
+    def make_store(self, args: AppArgs, env: Environment) -> OutputStore:
+        """Return where results go. A subclass may have another store."""
+        return build_store(args, env)
 
     async def compose(
         self, opened: Opened, avatar: Measured[AvatarBlock], drawn: Measured[DrawnFaces]

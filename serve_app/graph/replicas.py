@@ -115,7 +115,7 @@ class ReplicaWatch:
         left_s = self._asked_at + self._times.answer_s - time.monotonic()
         done, _ = await asyncio.wait({self._question}, timeout=max(0.0, left_s))
         if not done:
-            self._note("it does not answer")
+            self._note(f"nothing within {self._times.answer_s:g} s")
 
     async def _ask_once(self) -> None:
         try:
@@ -134,7 +134,7 @@ class ReplicaWatch:
     def _note(self, fault: str) -> None:
         """Log when the controller goes away, and when it is back."""
         if fault and not self._fault:
-            logger.warning("Serve's controller cannot be asked", extra={"error": fault})
+            logger.warning("Serve's controller does not answer", extra={"error": fault})
         if self._fault and not fault:
             logger.info("Serve's controller answers again")
         self._fault = fault

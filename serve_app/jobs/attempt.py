@@ -178,6 +178,8 @@ class RunningAttempt:
             await self._threads.write(self._registry.requeue, self._job)
         except StateUnavailable as exc:
             self._log_unavailable(exc, job_id=self._job.id)
+        else:
+            self._on_stored()
 
 
 async def _cancel(driving: "asyncio.Task[Finished]") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 
+from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads, StateUnavailable
 from serve_app.jobs.unavailable import UnavailableLog
@@ -41,6 +42,7 @@ class Changes:
 
     def __init__(self) -> None:
         self._followers: defaultdict[str, set[Change]] = defaultdict(set)
+        self._has_left_queue = False
 
     @contextmanager
     def following(self, job_id: str) -> Iterator[Change]:
@@ -59,6 +61,15 @@ class Changes:
         for job_id in job_ids:
             for change in self._followers.get(job_id, ()):
                 change.set()
+
+    def leave_queue(self) -> None:
+        """Wake the followers of every job, as nothing happens to queued jobs any more."""
+        self._has_left_queue = True
+        self.announce(*self._followers)
+
+    def are_over(self, job: Job) -> bool:
+        """Return whether this process changes the job no more, although it has not ended."""
+        return self._has_left_queue and job.status == "queued"
 
 
 class KeepAlive:

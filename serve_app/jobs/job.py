@@ -41,6 +41,10 @@ class QueueFull(Exception):
     """The queue holds as many jobs as the configuration allows. Try again later."""
 
 
+class WorkerStopping(Exception):
+    """The worker stops, and the job that was waited for stays in its queue for the next start."""
+
+
 class TooManyJoined(Exception):
     """The job has as many webhooks or idempotency keys as one job may have. Use another id."""
 

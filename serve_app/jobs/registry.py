@@ -333,14 +333,18 @@ class JobRegistry:
         with self.file.writing() as db:
             db.execute(rows.MARK_NOTIFIED, values)
 
+    def count_queued(self) -> int:
+        """Return how many jobs wait."""
+        with self.file.reading() as db:
+            return _count_queued(db)
+
     def unfinished(self) -> int:
         """Return how many jobs wait or run, those of other processes too."""
         with self.file.reading() as db:
             return int(db.execute(rows.COUNT_UNFINISHED).fetchone()[0])
 
     def _check_room(self, db: sqlite3.Connection, origin: Origin, max_queued: int) -> None:
-        waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
-        if waiting >= max_queued and origin is not Origin.CLAIMED:
+        if _count_queued(db) >= max_queued and origin is not Origin.CLAIMED:
             raise QueueFull
 
     def _add_phases(self, db: sqlite3.Connection, job: Job, phases: Sequence[Progress]) -> None:
@@ -359,3 +363,7 @@ class JobRegistry:
         outcome = rows.outcome_json(CANCELLED)
         values = {"now": self._clock(), "outcome": outcome, "only": only}
         return [row["id"] for row in db.execute(rows.CANCEL_QUEUED, values).fetchall()]
+
+
+def _count_queued(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0])

@@ -26,6 +26,7 @@ from serve_app.jobs.job import (
     Page,
     ProgressCallback,
     SubmissionOptions,
+    WorkerStopping,
 )
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
@@ -140,7 +141,11 @@ class JobService:
         return cancelled
 
     async def wait(self, job_id: str) -> Job:
-        """Wait for a job's end, and keep the job alive meanwhile."""
+        """Wait for a job's end, and keep the job alive meanwhile.
+
+        Raises:
+            WorkerStopping: `leave_queue` was called, and the job is in the queue.
+        """
         try:
             with self._keep_alive.waiting(job_id), self._changes.following(job_id) as change:
                 while True:
@@ -148,6 +153,8 @@ class JobService:
                     job = await self._read(job_id)
                     if job is not None and job.is_terminal:
                         return job
+                    if job is not None and self._changes.are_over(job):
+                        raise WorkerStopping(job_id)
                     await change.wait(FOLLOW_POLL_S)
         except asyncio.CancelledError:
             await self._keep_alive.leave(job_id)
@@ -159,7 +166,7 @@ class JobService:
         """Yield a job's state and its new changes of phase whenever there may be some.
 
         Starts after the change `number` of that `run`. Yields None if the registry cannot be read,
-        and tries again. Ends when the id is unknown.
+        and tries again. Ends when the id is unknown, and as `wait` does.
         """
         with self._changes.following(job_id) as change:
             while True:
@@ -173,12 +180,19 @@ class JobService:
                     if seen is None:
                         return
                     yield seen
-                    if seen.job.is_terminal:
+                    if seen.job.is_terminal or self._changes.are_over(seen.job):
                         return
                     run = seen.job.run
                     if seen.events:
                         number = seen.events[-1].number
                 await change.wait(FOLLOW_POLL_S)
+
+    def leave_queue(self) -> None:
+        """End the waits for jobs that are in the queue, as no job is started here any more.
+
+        A replica that stops waits for its open requests, and the next one for the replica.
+        """
+        self._changes.leave_queue()
 
     # Running ---------------------------------------------------------------------------------
 
@@ -288,6 +302,7 @@ class JobService:
             job.request,
             job.request.options(self._defaults),
             job.queue_job_id,
+            job.origin,
         )
         attempt = RunningAttempt(
             job,

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.launcher.checks import Start, joined_cluster
+from serve_app.launcher.state_node import STATE_RESOURCE, StateNodeUnknown, has_state_node
+
+logger = logging.getLogger("serve_app.launch")
 
 ROOT = Path(__file__).resolve().parents[2]
 PROXY_MIDDLEWARES = "serve_app.gate.middleware:proxy_middlewares"
@@ -79,12 +82,14 @@ class Cluster:
         self._start = start
         self._apps = [app.get("name", "default") for app in start.document["applications"]]
         self._is_own = start.cluster is None
+        self._has_deployed = False
 
     def begin(self) -> None:
         """Start or join Ray.
 
         Raises:
-            StartFailed: it cannot be started, or the cluster does not exist.
+            StartFailed: it cannot be started, the cluster does not exist, or it does not say which
+                of its nodes keeps the job registry.
         """
         import ray
 
@@ -93,6 +98,7 @@ class Cluster:
         options: dict[str, Any] = {}
         if self._is_own:
             options["_metrics_export_port"] = self._start.metrics_port
+            options["resources"] = {STATE_RESOURCE: 1}
         try:
             ray.init(
                 address=self._start.cluster or "local",
@@ -103,6 +109,19 @@ class Cluster:
             )
         except Exception as exc:
             raise StartFailed(f"Ray cannot be started or joined: {one_line(str(exc))}") from exc
+        self._require_state_node(ray.nodes())
+
+    def _require_state_node(self, nodes: list[dict[str, Any]]) -> None:
+        try:
+            is_marked = has_state_node(nodes)
+        except StateNodeUnknown as exc:
+            raise StartFailed(str(exc)) from exc
+        if not is_marked:
+            logger.warning(
+                "the node of this cluster does not have the resource %s, which it needs before "
+                "other nodes join",
+                STATE_RESOURCE,
+            )
 
     def deploy(self) -> None:
         """Start Serve, and hand it the configuration.
@@ -127,6 +146,7 @@ class Cluster:
                 controller_options=config.controller_options,
                 global_logging_config=config.logging_config,
             )
+            self._has_deployed = True
             client.deploy_apps(config, _blocking=False)
         except Exception as exc:
             raise StartFailed(f"Serve cannot be started: {one_line(str(exc))}") from exc
@@ -165,7 +185,7 @@ class Cluster:
         from ray import serve
 
         if ray.is_initialized():
-            if not self._is_own:
+            if not self._is_own and self._has_deployed:
                 with contextlib.suppress(Exception):
                     self._leave(serve)
             ray.shutdown(wait_for_processes=self._is_own)

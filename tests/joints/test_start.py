@@ -508,3 +508,37 @@ def test_a_folder_that_cannot_be_made_refuses_the_start(
     where = {"    args:\n": f"    args:\n      {key}: {tmp_path}/notes/deep\n"}
     [said] = faults(config(tmp_path, **where))
     assert f"{tmp_path}/notes is not a folder. Set {setting} to another one." in said
+
+
+SCALED = "        - name: cpu\n          replicas: 0\n          max_replicas: 2\n"
+POLICY = "policy_function: serve_app.scaling.policy:follow_work"
+
+
+@pytest.mark.parametrize("other", ["", "policy_function: mine:policy"])
+def test_max_replicas_needs_the_policy_beside_args(tmp_path: Path, other: str) -> None:
+    """Without it, Ray would scale by open requests, and a pool at 0 would never start."""
+    changes = {"        - name: cpu\n": SCALED}
+    assert started(config(tmp_path, **changes)).args.is_scaled
+    lacking = config(
+        tmp_path, **changes, **{f"    autoscaling_policy:\n      {POLICY}\n": "", POLICY: other}
+    )
+    [said] = faults(lacking)
+    assert "`max_replicas` has an effect only with `autoscaling_policy:" in said
+    assert POLICY.rpartition(" ")[2] in said
+
+
+def test_a_user_config_that_names_an_unknown_pool_refuses_the_start(tmp_path: Path) -> None:
+    live = (
+        "    deployments:\n      - name: Ingress\n        user_config:\n"
+        "          pools: {cpv: {usd_per_hour: 1.0}}\n    args:\n"
+    )
+    path = config(tmp_path, **{"    args:\n": live})
+    [said] = faults(path)
+    assert said.startswith(f"{path}:{line_of(path, 'user_config')}: ")
+    assert said.endswith("the pool `cpv`, which `pools` does not have; did you mean `cpu`?")
+
+
+def test_pools_that_can_never_run_refuse_the_start(tmp_path: Path) -> None:
+    none = {"        - name: cpu\n": "        - name: cpu\n          replicas: 0\n"}
+    [said] = faults(config(tmp_path, **none))
+    assert said.endswith("no pool can run: set `replicas` or `max_replicas` of one of them")

@@ -52,6 +52,17 @@ class Handle:
 
         return Remote()
 
+    def broadcast(self, name: str, *args: Any) -> Any:
+        """Call a method of every replica; a test has one."""
+        method = self._methods[name]
+
+        class Answers:
+            async def results_async(self, *, return_exceptions: bool) -> list[Any]:
+                call = asyncio.ensure_future(method(*args))
+                return await asyncio.gather(call, return_exceptions=return_exceptions)
+
+        return Answers()
+
 
 async def exists(response: Any) -> None:
     """Wait for a call of a `Handle`; one that failed has a result as well."""

@@ -1,0 +1,162 @@
+"""A replica or a node that is lost in the middle of a job costs no frame.
+
+The cells are stage × fault × phase. All 27 of them would take some five minutes, so each pair of a
+stage and a fault is tried in one phase, and every stage and every fault in all three. The pool that
+is hit has one node, and another pool runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.cluster.conftest import Media
+from tests.cluster.machines import STATE, Machines, machines
+from tests.cluster.names import B2_ADDRESS
+from tests.contract import fake_b2
+from tests.decoding import frames_of
+from tests.serve.running import JOB_S
+
+pytestmark = pytest.mark.slow
+
+ENDED = ("succeeded", "failed", "cancelled")
+CPU_LABEL = {"musetalk/stage": "cpu"}
+POOLS = [
+    {"name": name, "arch": name, "num_gpus": 1.0, "device": "cpu", "frames_per_s": 12.0}
+    for name in ("ada", "hopper")
+]
+PHASES: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "preparing": lambda progress: progress["phase"] in ("validating", "inferring"),
+    "drawing": lambda progress: progress["frames_done"] > 0,
+    "encoding": lambda progress: 0 < progress["frames_total"] == progress["frames_done"],
+}
+STAGES = ("Preprocessor", "Generator-ada", "Finisher")
+FAULTS = ("killed", "stopped", "node")
+CELLS = [
+    (stage, fault, list(PHASES)[(row + column) % len(PHASES)])
+    for row, stage in enumerate(STAGES)
+    for column, fault in enumerate(FAULTS)
+]
+
+
+@pytest.fixture(scope="module")
+def b2() -> Iterator[fake_b2.FakeB2]:
+    with fake_b2.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, b2: fake_b2.FakeB2) -> Iterator[Machines]:
+    """Five nodes: one for the ingress, two for the CPU stages, and one for each of two pools."""
+    env = {
+        B2_ADDRESS: b2.url,
+        "B2_KEY_ID": fake_b2.KEY_ID,
+        "B2_APP_KEY": fake_b2.APP_KEY,
+        "B2_BUCKET_NAME": fake_b2.BUCKET,
+    }
+    with machines(tmp_path_factory.mktemp("loss"), **env) as cluster:
+        cluster.add("head", resources=STATE)
+        for name in ("cpu-a", "cpu-b"):
+            cluster.add(name, labels=CPU_LABEL)
+        for pool in ("ada", "hopper"):
+            cluster.add(pool, num_gpus=1, labels={"musetalk/arch": pool})
+        cluster.deploy(
+            pools=POOLS,
+            preprocessor={"label_selector": CPU_LABEL},
+            finisher={"label_selector": CPU_LABEL},
+            driver={"block_s": 1.0},
+        )
+        cluster.wait_ready()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Machines,
+    b2: fake_b2.FakeB2,
+    media: Media,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> NDArray[np.uint8]:
+    """The frames of the job when nothing is lost."""
+    answer = cluster.generate(**media.job("undisturbed"))
+    assert answer.status_code == 200, answer.text
+    return stored(b2, "undisturbed", tmp_path_factory)
+
+
+def stored(b2: fake_b2.FakeB2, job_id: str, folders: pytest.TempPathFactory) -> NDArray[np.uint8]:
+    """Return the frames of a stored video."""
+    path = folders.mktemp(job_id) / "output.mp4"
+    path.write_bytes(b2.files[f"avatar/outputs/{job_id}.mp4"].content)
+    return frames_of(path)
+
+
+def wait_until(is_true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + JOB_S
+    while not is_true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def wait_phase(cluster: Machines, job_id: str, phase: str) -> None:
+    """Wait until a job is in a phase, and fail if it ends before."""
+
+    def is_there() -> bool:
+        job = cluster.job(job_id)
+        assert job.get("status") not in ENDED, f"it ended too early: {job}"
+        return "progress" in job and PHASES[phase](job["progress"])
+
+    wait_until(is_there, f"{job_id} was never {phase}")
+
+
+def strike(cluster: Machines, stage: str, fault: str) -> None:
+    """Let a stage lose its replica, or the node that it is on."""
+    [replica] = cluster.replicas(stage)
+    if fault == "node":
+        cluster.remove(cluster.node_of_process(replica))
+    else:
+        replica.send_signal(signal.SIGKILL if fault == "killed" else signal.SIGSTOP)
+
+
+def repair(cluster: Machines) -> None:
+    """Bring lost nodes back, under new names, and wait until every stage runs again."""
+    lost = {"cpu-a", "cpu-b", "ada", "hopper"} - {name.split(".")[0] for name in cluster.nodes}
+    for number, name in enumerate(sorted(lost)):
+        is_cpu = name.startswith("cpu")
+        labels = CPU_LABEL if is_cpu else {"musetalk/arch": name}
+        fresh = f"{name}.{number}{time.monotonic_ns()}"
+        cluster.add(fresh, num_gpus=0 if is_cpu else 1, labels=labels)
+    wait_until(lambda: all_run(cluster), "a stage did not come back")
+
+
+def all_run(cluster: Machines) -> bool:
+    deployments: dict[str, dict[str, int]] = cluster.command("status")["deployments"]
+    return all(states == {"RUNNING": 1} for states in deployments.values())
+
+
+@pytest.mark.parametrize(("stage", "fault", "phase"), CELLS)
+def test_what_is_lost_costs_no_frame(
+    stage: str,
+    fault: str,
+    phase: str,
+    cluster: Machines,
+    b2: fake_b2.FakeB2,
+    media: Media,
+    undisturbed: NDArray[np.uint8],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Findings 2 and 4: the retry took the same dead pool, and pieces died with the Finisher."""
+    job_id = f"{stage}-{fault}-{phase}".lower()
+    assert cluster.client.post("/v1/avatar/jobs", json=media.job(job_id)).status_code == 202
+    wait_phase(cluster, job_id, phase)
+    strike(cluster, stage, fault)
+    job = cluster.wait_for(job_id, *ENDED)
+    assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
+    assert np.array_equal(stored(b2, job_id, tmp_path_factory), undisturbed)
+    repair(cluster)
+    wait_until(lambda: not cluster.scratch, f"left behind: {cluster.scratch}")
