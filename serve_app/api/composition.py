@@ -21,6 +21,7 @@ from serve_app.gate.links import LinkMaker
 from serve_app.graph.builders import build_store
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.pools import Graph
+from serve_app.graph.prices import prices_of
 from serve_app.graph.readiness import Readiness
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
@@ -48,6 +49,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         args.inputs.download_timeout_s,
         readiness.description,
         jobs_at_a_time(args, env),
+        prices=lambda: prices_of(args),
     )
     return assemble(args, env, driver, readiness)
 

@@ -24,6 +24,7 @@ from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage
 from musetalk_pipeline.plan import Block, Segment
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import Digests, require_face
 from serve_app.config.settings import DriverSettings
 from serve_app.contract.outcomes import Phase, Progress
@@ -77,13 +78,17 @@ class JobDriver:
         places: int,
         *,
         pauses: DriverPauses = DEFAULT_PAUSES,
+        prices: Callable[[], Prices] = lambda: NO_PRICES,
     ) -> None:
-        """Make a driver that opens at most `places` jobs at once, and fetches more."""
+        """Make a driver that opens at most `places` jobs at once, and fetches more. `prices`: those
+        of now, for receipts.
+        """
         self._graph = graph
         self._settings = settings
         self._open_timeout_s = open_timeout_s
         self._describe = describe
         self._pauses = pauses
+        self._prices = prices
         self._frame_s = settings.seconds_per_frame
         self._segments_in_flight = 0
         self._places = asyncio.Semaphore(places)  # first come, first served
@@ -226,13 +231,15 @@ class JobDriver:
     ) -> tuple[Any, Measured[Piece]]:
         """Compose one segment; return the response, which is passed on, and its value."""
         block: CachedBlock | None = None
+        submitted_at = 0.0
 
         def chain() -> list[Any]:
-            nonlocal block
+            nonlocal block, submitted_at
             if block is not None:
                 blocks.discard(block)  # it may be the cause of the failure, so it is encoded again
-                meter.lost(segment)
+                meter.lost(segment, block.pool.name, time.monotonic() - submitted_at)
             block = acquired = blocks.acquire(segment.block)
+            submitted_at = time.monotonic()
             responses = self._submit(opened, segment, acquired)
 
             def is_drawn() -> None:
@@ -270,7 +277,7 @@ class JobDriver:
         return CachedBlock(block.index, pool, prepared, avatar)
 
     async def _finish(self, opened: Opened, pieces: list[Any], meter: ProgressMeter) -> Finished:
-        facts, about = meter.facts(), self._describe()
+        facts, about = meter.facts(self._prices()), self._describe()
         finished: Finished = await self._call(
             lambda: [self._graph.finisher.finish.remote(opened, facts, about, *pieces)],
             self._settings.finish_timeout_s,

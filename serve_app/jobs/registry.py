@@ -258,6 +258,12 @@ class JobRegistry:
             ).fetchall()
         return Followed(job, tuple(map(rows.event_of, events)))
 
+    def count_queued(self) -> int:
+        """Return how many jobs wait for a slot."""
+        with self.file.reading() as db:
+            counted = db.execute("SELECT COUNT(*) FROM jobs WHERE status = 'queued'").fetchone()
+        return int(counted[0])
+
     def page(
         self,
         status: str | None,
