@@ -16,7 +16,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
-StageName = Literal["download", "validation", "prepare", "encode", "listen", "generate", "compose"]
+StageName = Literal[
+    "download", "validation", "load", "prepare", "encode", "listen", "generate", "compose"
+]
 
 # Answers and sidecars have one name for all that the engine does.
 _PUBLISHED = {"encode": "inference", "generate": "inference"}
@@ -33,7 +35,7 @@ class StageCost:
     `waited_s`: how long the call had waited on its replica when the work began. `pool`,
     `gpu_class`: of the engine's replica. `began`: when the work began, by the monotonic clock of
     the replica's machine, which orders the calls of one engine. `idle_s`: how long the engine had
-    had nothing to do by then. `is_cached`: the result was in the avatar cache.
+    had nothing to do by then.
     """
 
     stage: StageName
@@ -46,7 +48,6 @@ class StageCost:
     began: float = 0.0
     idle_s: float = 0.0
     waited_s: float = 0.0
-    is_cached: bool = False
     call_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __str__(self) -> str:

@@ -48,7 +48,7 @@ class JobWork:
 
     `stage_seconds`: of work, by published stage. `waiting_s`: by what was waited for; it adds up
     waits that happened at the same time. `blocks_made`, `blocks_cached`: blocks of the avatar that
-    were encoded, and those that were in the cache. `retried_segments`, `retried_frames`: tries
+    were encoded, and those that were loaded from the cache. `retried_segments`, `retried_frames`: tries
     that failed, and their frames.
     """
 
@@ -87,9 +87,8 @@ class CostSum:
                 self.peak_memory_mib = max(self.peak_memory_mib or 0.0, cost.peak_memory_mib)
             if cost.is_of_engine:
                 self._engines.setdefault((cost.pool, cost.replica), _EngineSum()).add(cost)
-            if cost.stage == "encode":
-                self._blocks_cached += cost.is_cached
-                self._blocks_made += not cost.is_cached
+            self._blocks_made += cost.stage == "encode"
+            self._blocks_cached += cost.stage == "load"
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Count seconds of something that is not a call of a stage."""

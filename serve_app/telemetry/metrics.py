@@ -16,7 +16,7 @@ STAGE_SECONDS = Histogram(
     description="Seconds of work in one call of a stage.",
     boundaries=[0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300],
     tag_keys=("stage", "pool"),
-)
+).set_default_tags({"pool": ""})
 STAGE_FRAMES = Counter(
     "lipsync_stage_frames_total",
     description="Frames that a stage worked on.",
@@ -68,7 +68,7 @@ CALLS_RETRIED = Counter(
 )
 AVATAR_BLOCKS = Counter(
     "lipsync_avatar_blocks_total",
-    description="Blocks of avatars that were looked up in the cache: hit or miss.",
+    description="Blocks of avatars: loaded from the cache (hit), or made (miss).",
     tag_keys=("result",),
 )
 JOBS_QUEUED = Gauge("lipsync_jobs_queued", description="Jobs that wait in the registry.")
@@ -79,9 +79,11 @@ JOBS_ENDED = Counter(
     tag_keys=("outcome",),
 )
 
+CACHE_RESULTS = {"load": "hit", "encode": "miss"}
+
 
 def recorded(measured: Measured[T]) -> Measured[T]:
-    """Count the call that made a value, and return the value."""
+    """Count the call of a stage that made a value, and return the value."""
     own = measured.own
     tags = {"stage": str(own.stage), "pool": own.pool or ""}
     STAGE_SECONDS.observe(own.seconds, tags)
@@ -89,9 +91,11 @@ def recorded(measured: Measured[T]) -> Measured[T]:
         STAGE_FRAMES.inc(own.frames, tags)
     if own.waited_s > 0:
         STAGE_WAITING.inc(own.waited_s, tags)
+    if own.stage in CACHE_RESULTS:
+        AVATAR_BLOCKS.inc(tags={"result": CACHE_RESULTS[own.stage]})
     return measured
 
 
 def record_stage(stage: str, seconds: float) -> None:
     """Count work that is not a call of a stage, such as an upload."""
-    STAGE_SECONDS.observe(seconds, {"stage": stage, "pool": ""})
+    STAGE_SECONDS.observe(seconds, {"stage": stage})

@@ -21,9 +21,9 @@ from tests.serve.running import JOB_S, RunningApp, running_app
 
 NOT_FOUND_S = 60.0  # metrics are brought together every few seconds
 DECLARED = {one.info["name"] for one in vars(metrics).values() if isinstance(one, Metric)}
-# What an application on a CPU, without failures and before a cached avatar, has nothing to say of.
+# What an application on a CPU and without failures has nothing to say of.
 NOT_EVERYWHERE = {
-    "lipsync_vram_peak_mib", "lipsync_vram_held_mib", "lipsync_avatar_blocks_total",
+    "lipsync_vram_peak_mib", "lipsync_vram_held_mib",
     "lipsync_segments_retried_total", "lipsync_calls_retried_total",
 }  # fmt: skip
 

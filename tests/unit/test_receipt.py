@@ -180,7 +180,7 @@ def test_waits_and_blocks_are_counted() -> None:
     total.add_wait("place", 3.0)
     total.add_wait("queue", 0.5)
     total.add([StageCost("encode", 1.0, 50, waited_s=0.25), StageCost("listen", 1.0, 50)])
-    total.add([StageCost("encode", 0.1, 50, is_cached=True)])
+    total.add([StageCost("load", 0.1, 50)])
     total.add([StageCost("prepare", 1.0, 9, waited_s=2.0)])
     work = total.so_far()
     assert work.waiting_s == {"place": 3.0, "queue": 0.5, "pool": 0.25, "stages": 2}
