@@ -48,8 +48,8 @@ class JobWork:
 
     `stage_seconds`: of work, by published stage. `waiting_s`: by what was waited for; it adds up
     waits that happened at the same time. `blocks_made`, `blocks_cached`: blocks of the avatar that
-    were encoded, and those that were loaded from the cache. `retried_segments`, `retried_frames`: tries
-    that failed, and their frames.
+    were encoded, and those that were loaded from the cache. `retried_segments`, `retried_frames`:
+    tries that failed, and their frames.
     """
 
     stage_seconds: Mapping[str, float]
