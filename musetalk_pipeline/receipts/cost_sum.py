@@ -70,7 +70,7 @@ class CostSum:
         self.peak_memory_mib: float | None = None
         self._waiting_s: dict[WaitName, float] = dict.fromkeys(WAITS, 0.0)
         self._engines: dict[tuple[str | None, str | None], _EngineSum] = {}
-        self._lost_s: dict[str | None, float] = {}
+        self._lost_s: dict[str, float] = {}
         self._blocks_made = self._blocks_cached = 0
         self._retried_segments = self._retried_frames = 0
         self._counted: set[str] = set()
@@ -98,9 +98,10 @@ class CostSum:
         """Count seconds of waiting."""
         self._waiting_s[waited_for] += seconds
 
-    def add_lost(self, pool: str | None, frames: int, seconds: float) -> None:
-        """Count a try at a segment that failed. `seconds`: since its pool was given it."""
-        self._lost_s[pool] = self._lost_s.get(pool, 0.0) + seconds
+    def add_lost(self, frames: int, held_s: Mapping[str, float]) -> None:
+        """Count a try at a segment that failed. `held_s`: how long it held a replica, by pool."""
+        for pool, seconds in held_s.items():
+            self._lost_s[pool] = self._lost_s.get(pool, 0.0) + seconds
         self._retried_segments += 1
         self._retried_frames += frames
 
@@ -129,7 +130,7 @@ class CostSum:
             frames_by_class=frames,
             work_s=sum(engine.work_s for engine in engines),
             idle_s=sum(engine.idle_s for engine in engines),
-            lost_s=self._lost_s.get(pool, 0.0),
+            lost_s=0.0 if pool is None else self._lost_s.get(pool, 0.0),
         )
 
 

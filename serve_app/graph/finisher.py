@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
@@ -66,13 +68,16 @@ class Finisher:
         return recorded(piece.on(replica_id()))
 
     async def finish(
-        self, opened: Opened, facts: RunFacts, about: Description, *pieces: Measured[Piece]
+        self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
     ) -> Finished:
-        """Stitch the pieces, add the sound, store the video and its sidecar."""
+        """Stitch the pieces, add the sound, store the video and its sidecar.
+
+        `pieces`: references to the (size,) uint8 bytes of each, which are fetched one by one.
+        """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
-        data: list[NDArray[np.uint8]] = [piece.value.data for piece in pieces]
+        data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
         stitched = time.monotonic()
         last_stages = {"stitch": stitched - started}

@@ -49,11 +49,12 @@ VRAM_HELD = Gauge(
     tag_keys=("pool",),
 )
 SEGMENTS_WAITING = Gauge(
-    "lipsync_segments_waiting", description="Segments that are ready and wait for a pool."
+    "lipsync_segments_waiting",
+    description="Segments, and blocks for them, that are ready and wait for a replica of a pool.",
 )
 SEGMENTS_IN_FLIGHT = Gauge(
     "lipsync_segments_in_flight",
-    description="Segments that a pool has been given and that are not encoded yet.",
+    description="Segments, and blocks for them, that the replicas of a pool work on.",
     tag_keys=("pool",),
 )
 SEGMENTS_RETRIED = Counter(

@@ -109,7 +109,7 @@ def test_a_segment_that_is_made_anew_is_not_drawn(meter, told):
     for segment in PLAN.segments:
         meter.drawn(segment)
     fraction = told[-1].fraction
-    meter.lost(PLAN.segments[1], "ada", 2.5)
+    meter.lost(PLAN.segments[1], {"ada": 2.5})
     assert (told[-1].phase, told[-1].frames_done) == (Phase.INFERRING, 100)
     assert told[-1].fraction == fraction  # it never goes back
     meter.drawn(PLAN.segments[1])

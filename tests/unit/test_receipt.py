@@ -71,7 +71,7 @@ def receipt(costs: Sequence[StageCost], lost: Sequence[Lost] = (), **named: Any)
     total = CostSum()
     total.add(costs)
     for one in lost:
-        total.add_lost(one.pool, one.frames, one.seconds)
+        total.add_lost(one.frames, {one.pool: one.seconds})
     values: dict[str, Any] = {"finished_s": 10.0, "wall_s": 30.0, **named}
     return receipt_of(total.so_far(), values.pop("prices", PRICES), **values)
 
