@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from serve_app.api.notifications import notify_forever
 from serve_app.api.services import Services
-from serve_app.jobs.gauges import keep_gauges
+from serve_app.jobs.queue_length import show_queue_length
 from serve_app.jobs.slots import Slots
 from serve_app.telemetry.background import run_again
 from serve_app.telemetry.logs import LAST_WORDS
@@ -48,7 +48,7 @@ class JobRunner:
         for slot in range(self._n_slots):
             self._tasks.append(asyncio.create_task(self._slots.keep(slot)))
         services = self._services
-        self._keep_running("gauges", lambda: keep_gauges(services.jobs))
+        self._keep_running("queue length", lambda: show_queue_length(services.jobs))
         if (webhooks := services.webhooks) is not None:
             jobs, links = services.jobs, services.links.for_notifications()
             self._keep_running("webhooks", webhooks.deliver_forever)

@@ -1,4 +1,4 @@
-"""Keeps the metrics of the queue up to date."""
+"""Shows in the metrics how many jobs wait and run."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from serve_app.telemetry.metrics import JOBS_QUEUED, JOBS_RUNNING
 PAUSE_S = 5.0  # Ray sends metrics every ten seconds
 
 
-async def keep_gauges(jobs: JobService, pause_s: float = PAUSE_S) -> None:
+async def show_queue_length(jobs: JobService, pause_s: float = PAUSE_S) -> None:
     """Set the gauges until cancelled. One keeps its value while the registry cannot be read."""
     while True:
         JOBS_RUNNING.set(jobs.active_jobs)
