@@ -122,9 +122,9 @@ class SegmentScheduler:
         """Say how many replicas of a pool run now, and if none does, why."""
         state = self._pools[pool]
         state.running, state.reason = running, reason
-        if not running and self.runs_elsewhere({pool}):
+        if self.running:
             for grant in self._grants:
-                if grant.pool == pool:
+                if not self._pools[grant.pool].running:
                     grant.lost.set()
         self._dispatch()
 
@@ -240,6 +240,11 @@ class SegmentScheduler:
     def speed(self, pool: str) -> float:
         """Return the drawn frames a second of one replica of a pool, measured if possible."""
         return self._pools[pool].speed(Kind.GENERATE, calibration_of(self._pools.values()))
+
+    def mean_speed(self) -> float:
+        """Return the drawn frames a second of one running replica; 0 if none runs."""
+        speeds = sum(pool.running * self.speed(name) for name, pool in self._pools.items())
+        return speeds / self.running if self.running else 0.0
 
     def is_idle(self, pool: str) -> bool:
         """Return whether no call of a pool is in flight."""
