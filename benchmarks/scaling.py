@@ -1,6 +1,6 @@
 """How jobs share replicas: an engine of fixed latency behind the real application and real Ray.
 
-    python benchmarks/scaling.py [--segment-s 4] [--replicas 1 2 4 8] [--out FILE]
+    python benchmarks/scaling.py [--segment-s 4] [--replicas 1 2 4 8] [--only long short pools]
 
 The engine sleeps, so that replicas cost no CPU and two cores are enough for eight of them. A
 picture is small and has 10 frames a second, a segment has 20 frames, and the landmarks are known.
@@ -47,6 +47,7 @@ FPS, SIZE, BLOCK_FRAMES = 10, (128, 128), 20
 LONG_S, SHORT_S = 60, 2
 ENCODE_SHARE = 0.1  # of the time for drawing a frame
 START_S, JOB_S = 120.0, 600.0
+DRAWING = ("encode", "generate")  # the calls that occupy a replica
 JOURNAL = "SCALING_JOURNAL"  # the file that replicas append their calls to
 OPTIONS = {"preset": "ultrafast"}
 
@@ -71,9 +72,10 @@ class Run:
     cpu_s: float
     calls: tuple[Call, ...]
 
-    def seconds(self, kind: str) -> float:
-        """Return how long calls of that kind took together."""
-        return sum(call.ended - call.began for call in self.calls if call.kind == kind)
+    @property
+    def engine_s(self) -> float:
+        """How long the engines worked, together."""
+        return sum(call.ended - call.began for call in self.calls if call.kind in DRAWING)
 
 
 class Site:
@@ -244,14 +246,14 @@ def at_once(site: Site, sounds: Sequence[Path]) -> None:
         list(threads.map(site.generate, sounds))
 
 
-def beside_long_jobs(site: Site) -> tuple[float, Run]:
+def beside_long_jobs(site: Site, replicas: int) -> tuple[float, Run]:
     """Return the seconds of a short job beside two long ones, and the run of all three."""
     seconds: list[float] = []
 
     def work() -> None:
         with ThreadPoolExecutor(2) as threads:
             long: list[Future[float]] = [threads.submit(site.generate, site.long) for _ in "ab"]
-            wait_for_drawn(site, 8)
+            wait_for_drawn(site, replicas)
             began = time.monotonic()
             site.generate(site.short)
             seconds.append(time.monotonic() - began)
@@ -280,28 +282,57 @@ def shares_error(run: Run, speeds: dict[str, float]) -> float:
 
 
 def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
-    """Do all runs; return the figures."""
+    """Do all runs that were asked for; return the figures."""
     figures: dict[str, Any] = {}
-    long = {}
+    if "long" in options.only:
+        figures |= measure_long(site, options)
+    if "short" in options.only:
+        figures |= measure_short(site, options)
+    if "pools" in options.only:
+        figures |= measure_pools(site)
+    return figures
+
+
+def measure_long(site: Site, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how much faster a long job is on more replicas."""
+    figures: dict[str, Any] = {}
+    first: tuple[int, float] | None = None  # replicas and their seconds
     for replicas in options.replicas:
-        run = long[replicas] = one_job(site, replicas)
-        busy = (run.seconds("encode") + run.seconds("generate")) / replicas / run.wall_s
-        linear = long[options.replicas[0]].wall_s * options.replicas[0] / replicas / run.wall_s
+        run = one_job(site, replicas)
+        first = first or (replicas, run.wall_s)
+        linear = first[1] * first[0] / replicas / run.wall_s
         figures[f"one_job_{replicas}_of_linear"] = round(linear, 3)
+        busy = run.engine_s / replicas / run.wall_s
         show(f"one job on {replicas}", run, of_linear=linear, busy=busy)
-    run, short_s = run_alone(site)
-    composed = min(call.ended for call in run.calls if call.kind == "compose")
-    figures["first_piece_segments"] = round((composed - run.began) / options.segment_s, 2)
-    engine_s = run.seconds("encode") + run.seconds("generate")
-    figures["overhead_s"] = round(composed - run.began - engine_s, 3)
-    show("a short job alone", run, **{key: figures[key] for key in list(figures)[-2:]})
-    run = site.run(lambda: at_once(site, [site.short] * 16))
-    ideal_s = (run.seconds("encode") + run.seconds("generate")) / max(options.replicas)
-    figures["short_jobs_8_of_ideal"] = round(run.wall_s / ideal_s, 3)
-    show("16 short jobs", run, of_ideal=run.wall_s / ideal_s)
-    beside_s, run = beside_long_jobs(site)
-    figures["short_beside_long_of_alone"] = round(beside_s / short_s, 3)
-    show("two long jobs and a short one", run, short_s=beside_s, alone_s=short_s)
+    return figures
+
+
+def measure_short(site: Site, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how short jobs fare alone, beside each other and beside long ones."""
+    replicas = max(options.replicas)
+    if "long" not in options.only:  # else they run already
+        site.deploy({"name": "gpu", "replicas": replicas, "frames_per_s": site.frames_per_s})
+    site.run(lambda: site.generate(site.short))  # the first one loads what later ones find
+    alone = site.run(lambda: site.generate(site.short))
+    composed = min(call.ended for call in alone.calls if call.kind == "compose")
+    figures = {
+        "first_piece_segments": round((composed - alone.began) / options.segment_s, 2),
+        "overhead_s": round(composed - alone.began - alone.engine_s, 3),
+    }
+    show("a short job alone", alone, **figures)
+    run = site.run(lambda: at_once(site, [site.short] * 2 * replicas))
+    of_ideal = run.wall_s / (run.engine_s / replicas)
+    show(f"{2 * replicas} short jobs", run, of_ideal=of_ideal)
+    beside_s, run = beside_long_jobs(site, replicas)
+    show("two long jobs and a short one", run, short_s=beside_s, alone_s=alone.wall_s)
+    return figures | {
+        f"short_jobs_{replicas}_of_ideal": round(of_ideal, 3),
+        "short_beside_long_of_alone": round(beside_s / alone.wall_s, 3),
+    }
+
+
+def measure_pools(site: Site) -> dict[str, Any]:
+    """Return how far the shares of three pools are from their speeds."""
     speeds = {"slow": 1.25, "middle": 2.5, "fast": 5.0}
     site.deploy(
         *(
@@ -310,16 +341,10 @@ def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
         )
     )
     run = site.run(lambda: site.generate(site.long))
-    figures["pool_shares_error"] = round(shares_error(run, speeds), 3)
-    show("one job in three pools", run)
-    return figures
-
-
-def run_alone(site: Site) -> tuple[Run, float]:
-    """Return a short job when nothing else runs, the second of two, and its seconds."""
-    site.run(lambda: site.generate(site.short))
-    run = site.run(lambda: site.generate(site.short))
-    return run, run.wall_s
+    error = shares_error(run, speeds)
+    busy = run.engine_s / len(speeds) / run.wall_s
+    show("one job in three pools", run, error=error, busy=busy)
+    return {"pool_shares_error": round(error, 3)}
 
 
 def show(name: str, run: Run, **more: float) -> None:
@@ -354,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--segment-s", type=float, default=4.0, help="for drawing one segment")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8])
+    parts = ("long", "short", "pools")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args(arguments)
     ray_folder = tempfile.mkdtemp(prefix="ray")  # Ray's sockets lie below: a short path
