@@ -64,7 +64,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         args.inputs.download_timeout_s,
         readiness.description,
         jobs_at_a_time(args, env),
-        prices=lambda: prices_of(args),
+        prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
     )
     return assemble(args, env, driver, readiness, generators=lambda: capacity.scheduler.running)
 

@@ -133,6 +133,10 @@ class SegmentScheduler:
         self._pools[rates.name].rates = rates
         self._dispatch()
 
+    def usd_per_hour(self) -> dict[str, float]:
+        """Return the price of one replica of each pool."""
+        return {name: pool.rates.usd_per_hour for name, pool in self._pools.items()}
+
     @property
     def running(self) -> int:
         """How many Generator replicas run, in all pools."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from serve_app.config.settings import AppArgs
+from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.prices import prices_of
+from serve_app.scheduling.pool_state import PoolRates
 
 
 def test_a_pools_price_is_that_of_a_replica_and_a_stages_that_of_a_thread() -> None:
@@ -21,6 +23,14 @@ def test_a_pools_price_is_that_of_a_replica_and_a_stages_that_of_a_thread() -> N
         **dict.fromkeys(("validation", "prepare", "listen"), 0.01),
         **dict.fromkeys(("compose", "stitch", "upload"), 0.01),
     }
+
+
+def test_prices_that_changed_while_the_application_runs_count() -> None:
+    args = AppArgs.model_validate({"pools": [{"name": "ada", "usd_per_hour": 0.16}]})
+    scheduler = SharedCapacity(args).scheduler
+    assert prices_of(args, scheduler.usd_per_hour()).pools == {"ada": 0.16}
+    scheduler.set_rates(PoolRates("ada", usd_per_hour=0.25))
+    assert prices_of(args, scheduler.usd_per_hour()).pools == {"ada": 0.25}
 
 
 def test_a_configuration_without_prices_knows_none() -> None:
