@@ -102,6 +102,9 @@ class KnownPictures:
         faces = np.broadcast_to(self._face, (count, *self._face.shape))
         return DrawnFaces(segment, faces, np.ones(count, np.float32))
 
+    def held_memory_mib(self) -> None:
+        return None
+
     def peak_memory_mib(self) -> None:
         """Nothing runs on a GPU."""
 

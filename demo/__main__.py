@@ -33,6 +33,7 @@ from demo.media import SpeechMissing, demo_speech, demo_video
 from musetalk_pipeline.contact_sheet import write_contact_sheet
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.progress_bar import ProgressBar
+from musetalk_pipeline.receipts.receipt import receipt_line
 
 OUT = ROOT / "out"
 CACHE = ROOT / ".cache" / "demo"
@@ -255,6 +256,7 @@ def report(answer: dict[str, Any], health: dict[str, Any], result: Path, sheet: 
     engine = health.get("engine", "unknown")
     print(f"\nengine         {engine}")
     print(f"seconds        {answer['metrics']['total_time']:.1f}")
+    print(f"receipt        {receipt_line(answer['metrics']['receipt'])}")
     print(f"video          {os.path.relpath(result)}")
     print(f"contact sheet  {os.path.relpath(sheet)}")
     if engine == "warp":

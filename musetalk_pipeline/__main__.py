@@ -39,6 +39,7 @@ from musetalk_pipeline.options import (
 from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.progress_bar import ProgressBar
+from musetalk_pipeline.receipts.receipt import receipt_json, receipt_line
 from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
@@ -143,6 +144,7 @@ def _report(result: Result) -> None:
         print(f"warning   {warning}")
     if result.peak_memory_mib is not None:
         print(f"gpu       {result.peak_memory_mib:.0f} MiB at most")
+    print(f"receipt   {receipt_line(receipt_json(result.receipt))}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, PreparedBlock, Speech
-from musetalk_pipeline.cost import CostSum, Measured, measure
+from musetalk_pipeline.cost import EngineClock, Measured, measure
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.media.decode import frame_bytes
@@ -34,6 +34,8 @@ from musetalk_pipeline.one_process.block_store import BlockStore
 from musetalk_pipeline.one_process.prefetch import Prefetch
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.plan import BLOCK_S, Block, Segment
+from musetalk_pipeline.receipts.cost_sum import CostSum
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Receipt, receipt_of
 from musetalk_pipeline.stages import (
     BLOCK_BYTES,
     BlockSize,
@@ -53,12 +55,16 @@ KEPT_BYTES = 160_000_000
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What a process loads once and uses for every job. `encoder_threads`: of libx264."""
+    """What a process loads once and uses for every job. `encoder_threads`: of libx264. `pool`,
+    `gpu_class`: of the engine, for the receipt.
+    """
 
     detector: LandmarkDetector
     engine: Engine
     audio_encoder: AudioEncoder
     encoder_threads: int = 1
+    pool: str | None = None
+    gpu_class: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,8 @@ OnProgress = Callable[[RunProgress], None]
 class Result:
     """A finished job. `stage_seconds` are seconds of work, under the names that the served
     application gives them; stages overlap, so they add up to more than `elapsed_s`.
-    `frames_with_face` counts output frames. `warnings`: sentences about what was decided.
+    `frames_with_face` counts output frames. `receipt` has no prices. `warnings`:
+    sentences about what was decided.
     """
 
     path: Path
@@ -105,6 +112,7 @@ class Result:
     elapsed_s: float
     stage_seconds: dict[str, float]
     peak_memory_mib: float | None
+    receipt: Receipt
     warnings: tuple[str, ...] = ()
 
 
@@ -180,6 +188,7 @@ class _Run:
         self.costs = CostSum()
         self._job, self._tools, self._blocks, self._watch = job, tools, blocks, watch
         self._kept_bytes = kept_bytes
+        self._clock = EngineClock(tools.pool, tools.gpu_class)
         self._frames_composed = 0
         self._frames_with_face = 0
 
@@ -192,6 +201,7 @@ class _Run:
         ):
             frames = self._stitch(pieces, out_path)
         engine, job = self._tools.engine, self._job
+        elapsed_s = time.monotonic() - self._watch.started
         return Result(
             path=out_path,
             engine=engine.name,
@@ -202,9 +212,15 @@ class _Run:
             fps=job.plan.fps,
             frames=frames,
             frames_with_face=self._frames_with_face,
-            elapsed_s=time.monotonic() - self._watch.started,
+            elapsed_s=elapsed_s,
             stage_seconds=dict(self.costs.seconds),
             peak_memory_mib=engine.peak_memory_mib(),
+            receipt=receipt_of(
+                self.costs.so_far(),
+                NO_PRICES,
+                finished_s=float(frames / job.plan.fps),
+                wall_s=elapsed_s,
+            ),
             warnings=job.warnings,
         )
 
@@ -272,6 +288,7 @@ class _Run:
             len(block.value.block),
             lambda: engine.encode(block.value, options, self._watch.check),
             (block,),
+            clock=self._clock,
         )
 
     def _draw_faces(self, item: _Prepared, avatar: Measured[AvatarBlock]) -> Measured[DrawnFaces]:
@@ -283,6 +300,7 @@ class _Run:
                 avatar.value, speech.value, item.segment, options, self._watch.check
             ),
             (avatar, speech),
+            clock=self._clock,
         )
 
     def _compose(

@@ -82,10 +82,14 @@ class ProgressReport:
 
 @dataclass(frozen=True, slots=True)
 class SuccessReport:
-    """The end of a job that succeeded. It needs an address and metrics (known fault 2)."""
+    """The end of a job that succeeded. It needs an address and metrics (known fault 2).
+
+    `receipt`: seconds, frames and dollars of the job, if the worker keeps count.
+    """
 
     output_url: str = field(repr=False)
     metrics: Mapping[str, JsonValue]
+    receipt: Mapping[str, JsonValue] | None = None
 
     def __post_init__(self) -> None:
         if not self.output_url or not self.metrics:

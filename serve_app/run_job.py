@@ -37,12 +37,14 @@ from musetalk_pipeline.errors import (
 from musetalk_pipeline.files import part_name
 from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.progress_bar import ProgressBar
+from musetalk_pipeline.receipts.receipt import Receipt, receipt_json, receipt_of
 from serve_app.config.config_file import ConfigInvalid, faults_of, read_config_file
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, InputSettings
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.builders import build_audio_encoder, build_detector, build_engine, resolve
+from serve_app.graph.prices import prices_of
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
@@ -128,20 +130,28 @@ def _do(job: OneShot, args: AppArgs, env: Environment, stopping: Stopping) -> di
         media = asyncio.run(_fetch(job.request, scratch, args.inputs, env))
         fetched = time.monotonic()
         result = _draw(job.request, media, scratch, args, env)
-        seconds = {"download": fetched - started, **result.stage_seconds}
+
+        def receipt(upload_s: float) -> Receipt:
+            return receipt_of(
+                result.receipt.work,
+                prices_of(args),
+                finished_s=result.receipt.finished_s,
+                wall_s=time.monotonic() - started,
+                last_stages={"download": fetched - started, "upload": upload_s},
+            )
 
         def note(upload_s: float) -> bytes:
-            times = {**seconds, "upload": upload_s}
-            elapsed_s = time.monotonic() - started
-            facts = _facts(job, result, env, media, stage_times=times, elapsed_s=elapsed_s)
-            return sidecar(facts)
+            return sidecar(_facts(job, result, env, media, receipt(upload_s)))
 
+        storing = time.monotonic()
         where = _store(job, result.path, note, stopping)
+        stored_s = time.monotonic() - storing
     return {
         "status": "success",
         "output": where,
         "frames": result.frames,
         "engine": result.engine,
+        "receipt": receipt_json(receipt(stored_s)),
         "warnings": list(result.warnings),
     }
 
@@ -178,8 +188,13 @@ async def _fetch(
 def _draw(
     request: JobRequest, media: _Media, scratch: Path, args: AppArgs, env: Environment
 ) -> Result:
+    pool = args.pools[0]
     tools = Tools(
-        build_detector(args), build_engine(args, args.pools[0], env), build_audio_encoder(args)
+        build_detector(args),
+        build_engine(args, pool, env),
+        build_audio_encoder(args),
+        pool=pool.name,
+        gpu_class=gpu_class(env, detected=detect_gpu_class()),
     )
     logger.info("the job begins", extra={"engine": args.engine, "landmarks": args.landmarks})
     with ProgressBar("frames") as bar:
@@ -227,18 +242,16 @@ def _facts(
     result: Result,
     env: Environment,
     media: _Media,
-    *,
-    stage_times: Mapping[str, float],
-    elapsed_s: float,
+    receipt: Receipt,
 ) -> SidecarFacts:
     return SidecarFacts(
         musetalk_job_id=job.request.musetalk_job_id,
         queue_job_id=env.salad_queue_job_id,
-        gpu_class=gpu_class(env, detected=detect_gpu_class()),
+        gpu_class=receipt.gpu_class,
         aspect_ratio=job.request.aspect_ratio,
         resolution=job.request.resolution,
-        generation_time_sec=round(stage_times["inference"], 3),
-        script_wall_time_sec=round(elapsed_s, 3),
+        generation_time_sec=round(receipt.stage_s["inference"], 3),
+        script_wall_time_sec=round(receipt.wall_s, 3),
         peak_vram_mib=result.peak_memory_mib,
         peak_ram_kb=peak_ram_kb(),
         b2_bucket=None,
@@ -247,7 +260,8 @@ def _facts(
         model_version=result.model_version,
         source_sha256=media.video.sha256,
         audio_sha256=media.audio.sha256,
-        stage_times={name: round(value, 3) for name, value in stage_times.items()},
+        stage_times={name: round(value, 3) for name, value in receipt.stage_s.items()},
+        receipt=receipt_json(receipt),
     )
 
 

@@ -62,7 +62,6 @@ PLANTED = {
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
     "scheduling_without_ray": ("serve_app/scaling/demand.py", "ray"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
-    "scheduling_without_ray": ("serve_app/scheduling/scheduler.py", "ray"),
 }
 
 

@@ -13,6 +13,7 @@ from lipsync.flags import Audio, Force, Json, Video, takes_options
 from lipsync.terminal import Terminal, terminal_of
 from musetalk_pipeline.loading import ToolOptions
 from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.receipts.receipt import receipt_json, receipt_line
 
 if TYPE_CHECKING:
     from lipsync.sources import Source
@@ -124,6 +125,7 @@ def _facts(result: Result, sheet: Path | None) -> dict[str, Any]:
         "seconds": round(result.elapsed_s, 3),
         "stage_seconds": {name: round(s, 3) for name, s in result.stage_seconds.items()},
         "peak_gpu_mib": result.peak_memory_mib,
+        "receipt": receipt_json(result.receipt),
         "warnings": list(result.warnings),
     }
 
@@ -143,5 +145,6 @@ def _rows(result: Result, sheet: Path | None) -> Iterator[tuple[str, str]]:
     yield "seconds", f"{result.elapsed_s:.2f} ({rate:.1f} frames/s); {stages}"
     if result.peak_memory_mib is not None:
         yield "GPU memory", f"{result.peak_memory_mib:.0f} MiB at most"
+    yield "receipt", receipt_line(receipt_json(result.receipt))
     for warning in result.warnings:
         yield "warning", warning

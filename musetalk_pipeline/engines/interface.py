@@ -74,3 +74,7 @@ class Engine(Protocol):
     def peak_memory_mib(self) -> float | None:
         """Return the peak GPU memory since the last call, None on a CPU."""
         ...
+
+    def held_memory_mib(self) -> float | None:
+        """Return the GPU memory that this process keeps for the engine now, None on a CPU."""
+        ...

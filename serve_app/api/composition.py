@@ -26,6 +26,8 @@ from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.placement_watch import PlacementWatch
 from serve_app.graph.places import places_of
 from serve_app.graph.pools import Graph
+from serve_app.graph.prices import prices_of
+from serve_app.graph.queue_gauges import show_queue
 from serve_app.graph.readiness import Readiness
 from serve_app.graph.replicas import ReplicaWatch
 from serve_app.graph.scaling_loop import Scaling
@@ -58,6 +60,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     scaling = Scaling(args, capacity, watch, placement, controller.report)
     configured = configured_description(args, env)
     readiness = Readiness(graph, watch, configured, can_start=scaling.can_start)
+    show_queue(capacity.scheduler)
     scratch = build_scratch(args, env)
     scratch.start_janitor()
     makers = SegmentMakers(
@@ -68,6 +71,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         args.inputs.download_timeout_s,
         readiness.description,
         jobs_at_a_time(args, env),
+        prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
     )
     return assemble(args, env, driver, readiness, scaling=scaling)
 

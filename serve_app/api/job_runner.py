@@ -13,6 +13,7 @@ from typing import Any
 from serve_app.api.notifications import notify_forever
 from serve_app.api.services import Services
 from serve_app.graph.departure import Departure
+from serve_app.jobs.queue_length import show_queue_length
 from serve_app.jobs.slots import Slots
 from serve_app.telemetry.background import run_again
 from serve_app.telemetry.logs import LAST_WORDS
@@ -65,6 +66,7 @@ class JobRunner:
         self._tasks.append(asyncio.create_task(self._hand_back_on_request()))
         if self._departure is not None:
             self._tasks.append(asyncio.create_task(self._leave_with(self._departure)))
+        self._keep_running("queue length", lambda: show_queue_length(services.jobs))
         if (webhooks := services.webhooks) is not None:
             jobs, links = services.jobs, services.links.for_notifications()
             self._keep_running("webhooks", webhooks.deliver_forever)

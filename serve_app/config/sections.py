@@ -48,6 +48,9 @@ class StageSettings(Section):
     label_selector: dict[str, str] = Field(
         default_factory=dict, description="The node labels that replicas need."
     )
+    usd_per_hour: float = Field(
+        0.0, ge=0, description="The price of one replica, for receipts. Its threads share it."
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> "StageSettings":

@@ -114,7 +114,9 @@ def _report_of_success(outcome: Success, fraction: float) -> SuccessReport | Fai
         return FailureReport(text, fraction)
     if not outcome.metrics:
         return FailureReport("The job ended without metrics. Send it again.", fraction)
-    return SuccessReport(outcome.output_url, outcome.metrics)
+    metrics = dict(outcome.metrics)
+    receipt = metrics.pop("receipt", None)  # a field of its own in reports
+    return SuccessReport(outcome.output_url, metrics, receipt)
 
 
 def _report_of_task(

@@ -28,13 +28,16 @@ class BlockRequest:
     """A block to encode.
 
     `is_first`: the job's first segment draws on it. `avoid`: pools that failed. `pool`: the one
-    that was given it.
+    that was given it. `held_s`: how long it held a replica of that pool. `is_paid`: whether a
+    receipt has that time.
     """
 
     block: Block
     is_first: bool = False
     avoid: frozenset[str] = frozenset()
     pool: str | None = None
+    held_s: float = 0.0
+    is_paid: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -19,6 +19,7 @@ from typing import Any
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage
 from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
@@ -48,13 +49,18 @@ class JobDriver:
         open_timeout_s: float,
         describe: Callable[[], Description],
         places: int,
+        *,
+        prices: Callable[[], Prices] = lambda: NO_PRICES,
     ) -> None:
-        """Make a driver that opens at most `places` jobs at once, and fetches more."""
+        """Make a driver that opens at most `places` jobs at once, and fetches more. `prices`: those
+        of now, for receipts.
+        """
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
         self._settings, self._pauses = makers.settings, makers.calls.pauses
         self._open_timeout_s = open_timeout_s
         self._describe = describe
+        self._prices = prices
         self._places = asyncio.Semaphore(places)  # first come, first served
 
     async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
@@ -160,7 +166,7 @@ class JobDriver:
     async def _finish(
         self, opened: Opened, paths: Sequence[Path], meter: ProgressMeter
     ) -> Finished:
-        facts, about = meter.facts(), self._describe()
+        facts, about = meter.facts(self._prices()), self._describe()
         pieces = await self._makers.pieces.shared(paths)
         finisher, timeout_s = self._graph.finisher, self._settings.finish_timeout_s
         finished: Finished = await self._calls.repeated(

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import ray
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
-from musetalk_pipeline.cost import Measured, measure
+from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import UploadFailed
 from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
-from musetalk_pipeline.stages import compose_segment
+from musetalk_pipeline.receipts.receipt import Receipt, receipt_json, receipt_of
+from musetalk_pipeline.stages import OpenJob, compose_segment
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
@@ -33,7 +34,7 @@ from serve_app.graph.transfers import (
 )
 from serve_app.outputs.retention import retention
 from serve_app.outputs.store import OutputStore, SidecarFacts, StoredOutput, peak_ram_kb, sidecar
-from serve_app.telemetry.metrics import STAGE_SECONDS
+from serve_app.telemetry.metrics import record_stage, recorded
 
 logger = logging.getLogger(__name__)
 
@@ -62,16 +63,13 @@ class Finisher:
     ) -> Measured[Piece]:
         """Paste a segment's faces and encode it."""
         job = await self._media.here(opened, self._threads)
-        piece = await self._threads.run_cancellable(
-            lambda check: measure(
-                "compose",
-                len(drawn.value.segment),
-                lambda: compose_segment(job, avatar.value, drawn.value, check=check),
-                (drawn,),
-            )
+        piece = await self._threads.measured(
+            "compose",
+            len(drawn.value.segment),
+            lambda check: compose_segment(job, avatar.value, drawn.value, check=check),
+            (drawn,),
         )
-        STAGE_SECONDS.observe(piece.own.seconds, {"stage": "compose"})
-        return piece.on(replica_id())
+        return recorded(piece.on(replica_id()))
 
     async def finish(
         self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
@@ -86,15 +84,15 @@ class Finisher:
         data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
         stitched = time.monotonic()
-        seconds = {**facts.stage_seconds, "stitch": stitched - started}
-        note = self._sidecar(opened, facts, about, seconds)
+        last_stages = {"stitch": stitched - started}
+        note = self._sidecar(opened, _receipt(job, facts, last_stages, facts.elapsed_s), about)
         stored = await self._threads.run(self._store.put, opened.attempt.job_id, path, note)
-        seconds["upload"] = time.monotonic() - stitched
-        for stage in ("stitch", "upload"):
-            STAGE_SECONDS.observe(seconds[stage], {"stage": stage})
+        last_stages["upload"] = time.monotonic() - stitched
+        for stage, seconds in last_stages.items():
+            record_stage(stage, seconds)
         total_s = facts.elapsed_s + time.monotonic() - started
-        metrics = _metrics(stored, facts, about, seconds, total_s)
-        return Finished(stored.url, metrics, job.warnings)
+        receipt = _receipt(job, facts, last_stages, total_s)
+        return Finished(stored.url, _metrics(stored, receipt, about), job.warnings)
 
     async def compose_preview(
         self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions
@@ -119,21 +117,19 @@ class Finisher:
             return {f"storage-{self._store.name}": exc.message}
         return {f"storage-{self._store.name}": "ok"}
 
-    def _sidecar(
-        self, opened: Opened, facts: RunFacts, about: Description, seconds: dict[str, float]
-    ) -> bytes:
+    def _sidecar(self, opened: Opened, receipt: Receipt, about: Description) -> bytes:
         attempt, job = opened.attempt, opened.job
         place = self._store.place(attempt.job_id)
         return sidecar(
             SidecarFacts(
                 musetalk_job_id=attempt.job_id,
                 queue_job_id=attempt.queue_job_id or self._env.salad_queue_job_id,
-                gpu_class=about.gpu_class,
+                gpu_class=receipt.gpu_class or about.gpu_class,
                 aspect_ratio=attempt.aspect_ratio,
                 resolution=attempt.resolution,
-                generation_time_sec=round(seconds.get("inference", 0.0), 3),
-                script_wall_time_sec=round(facts.elapsed_s, 3),
-                peak_vram_mib=facts.peak_memory_mib,
+                generation_time_sec=round(receipt.stage_s.get("inference", 0.0), 3),
+                script_wall_time_sec=round(receipt.wall_s, 3),
+                peak_vram_mib=receipt.work.peak_memory_mib,
                 peak_ram_kb=peak_ram_kb(),
                 b2_bucket=place.bucket,
                 b2_file_name=place.file_name,
@@ -141,33 +137,42 @@ class Finisher:
                 model_version=about.model_version,
                 source_sha256=job.source.sha256,
                 audio_sha256=job.audio.sha256,
-                stage_times=_rounded(seconds),
+                stage_times=_rounded(receipt.stage_s),
+                receipt=receipt_json(receipt),
             )
         )
 
 
-def _metrics(
-    stored: StoredOutput,
-    facts: RunFacts,
-    about: Description,
-    seconds: dict[str, float],
-    total_s: float,
-) -> dict[str, object]:
+def _receipt(
+    job: OpenJob, facts: RunFacts, last_stages: dict[str, float], wall_s: float
+) -> Receipt:
+    plan = job.plan
+    return receipt_of(
+        facts.work,
+        facts.prices,
+        finished_s=float(plan.n_output / plan.fps),
+        wall_s=wall_s,
+        last_stages=last_stages,
+    )
+
+
+def _metrics(stored: StoredOutput, receipt: Receipt, about: Description) -> dict[str, object]:
     """Return the two forms of docs/protocol.md §1: flat upper-case keys, and nested ones."""
     return {
-        "GENERATION_TIME_SEC": round(seconds.get("inference", 0.0), 3),
-        "SCRIPT_WALL_TIME_SEC": round(total_s, 3),
-        "PEAK_VRAM_MIB": facts.peak_memory_mib,
+        "GENERATION_TIME_SEC": round(receipt.stage_s.get("inference", 0.0), 3),
+        "SCRIPT_WALL_TIME_SEC": round(receipt.wall_s, 3),
+        "PEAK_VRAM_MIB": receipt.work.peak_memory_mib,
         "PEAK_RAM_KB": peak_ram_kb(),
-        "gpu_class": about.gpu_class,
+        "gpu_class": receipt.gpu_class or about.gpu_class,
         "engine": about.engine,
         "model_version": about.model_version,
         "landmarks": about.landmarks,
-        "stage_times": _rounded(seconds),
-        "total_time": round(total_s, 3),
+        "stage_times": _rounded(receipt.stage_s),
+        "total_time": round(receipt.wall_s, 3),
+        "receipt": receipt_json(receipt),
         **stored.metrics,
     }
 
 
-def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 3) for name, value in seconds.items()}

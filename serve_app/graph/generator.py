@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import time
+from typing import TypeVar
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
-from musetalk_pipeline.cost import Measured, measure
+from musetalk_pipeline.cost import EngineClock, Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import JobOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
@@ -17,9 +18,18 @@ from serve_app.graph.builders import build_engine, device_of
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Description
-from serve_app.telemetry.metrics import FRAMES_DRAWN, STAGE_SECONDS
+from serve_app.telemetry.metrics import (
+    ENGINE_BUSY,
+    ENGINES,
+    FRAMES_DRAWN,
+    VRAM_HELD,
+    VRAM_PEAK,
+    recorded,
+)
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Generator:
@@ -30,16 +40,22 @@ class Generator:
         env = read_environment()
         set_up_replica(env)
         self._thread = StageThreads(1, "engine")
+        self._tags = {"pool": pool.name}
         self._engine = build_engine(args, pool, env)
         self._thread.run_here(self._engine.warm_up)
+        machine = gpu_class(env, detected=detect_gpu_class(), is_buffer=env.is_buffer)
+        self._clock = EngineClock(
+            pool.name, machine, worked=lambda seconds: ENGINE_BUSY.inc(seconds, self._tags)
+        )
         self._description = Description(
             engine=self._engine.name,
             model_version=self._engine.model_version,
             landmarks=args.landmarks,
             device=device_of(pool),
-            gpu_class=gpu_class(env, detected=detect_gpu_class(), is_buffer=env.is_buffer),
+            gpu_class=machine,
             batch_size=getattr(self._engine, "batch_size", 1),
         )
+        ENGINES.set(1, self._tags)
         logger.info(
             "engine ready",
             extra={"pool": pool.name, "engine": self._engine.name, "s": time.monotonic() - started},
@@ -54,16 +70,14 @@ class Generator:
     ) -> Measured[AvatarBlock]:
         """Compute a block's latents and masks."""
         block = prepared.value
-        avatar = await self._thread.run_cancellable(
-            lambda check: measure(
-                "encode",
-                len(block.block),
-                lambda: self._engine.encode(block, options, check),
-                (prepared,),
-            )
+        avatar = await self._thread.measured(
+            "encode",
+            len(block.block),
+            lambda check: self._engine.encode(block, options, check),
+            (prepared,),
+            self._clock,
         )
-        STAGE_SECONDS.observe(avatar.own.seconds, {"stage": "encode"})
-        return avatar.on(replica_id())
+        return self._recorded(avatar)
 
     async def generate(
         self,
@@ -74,22 +88,25 @@ class Generator:
     ) -> Measured[DrawnFaces]:
         """Draw a segment's faces."""
         engine = self._engine
-        drawn = await self._thread.run_cancellable(
-            lambda check: measure(
-                "generate",
-                len(segment),
-                lambda: engine.generate(avatar.value, speech.value, segment, options, check),
-                (avatar, speech),
-            )
+        drawn = await self._thread.measured(
+            "generate",
+            len(segment),
+            lambda check: engine.generate(avatar.value, speech.value, segment, options, check),
+            (avatar, speech),
+            self._clock,
         )
-        STAGE_SECONDS.observe(drawn.own.seconds, {"stage": "generate"})
         if len(drawn.value.faces):  # a counter refuses 0
-            FRAMES_DRAWN.inc(len(drawn.value.faces))
-        return drawn.on(replica_id(), engine.peak_memory_mib())
+            FRAMES_DRAWN.inc(len(drawn.value.faces), self._tags)
+        return self._recorded(drawn)
 
     async def draw_preview(self, frame: PreviewFrame, options: JobOptions) -> DrawnPreview:
         """Draw the one face of a preview."""
-        return await self._thread.run(draw_preview, frame, self._engine, options)
+
+        def draw() -> DrawnPreview:
+            with self._clock.working():
+                return draw_preview(frame, self._engine, options)
+
+        return await self._thread.run(draw)
 
     async def preflight(self) -> dict[str, str]:
         """Draw one tiny generation."""
@@ -101,3 +118,11 @@ class Generator:
         except TimeoutError:
             return {"engine": "busy: no tiny generation within 50 s"}
         return {"engine": "ok"}
+
+    def _recorded(self, measured: Measured[T]) -> Measured[T]:
+        """Complete the cost of the engine's last call, and count it."""
+        peak_mib, held_mib = self._engine.peak_memory_mib(), self._engine.held_memory_mib()
+        for gauge, mib in ((VRAM_PEAK, peak_mib), (VRAM_HELD, held_mib)):
+            if mib is not None:
+                gauge.set(mib, self._tags)
+        return recorded(measured.on(replica_id(), peak_mib))

@@ -11,8 +11,10 @@ in another pool.
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,13 +53,29 @@ class SegmentMakers:
 
 @dataclass(slots=True)
 class _Try:
-    """One try at a segment. `drawn_in`: the pool that was given it."""
+    """One try at a segment. `drawn_in`: the pool that was given it. `held_s`: how long it held a
+    replica of that pool.
+    """
 
     segment: Segment
     block: CachedBlock
     avoid: frozenset[str]
     is_first: bool
     drawn_in: str | None = None
+    held_s: float = 0.0
+
+    def held_in_vain(self) -> dict[str, float]:
+        """Return for how long the failed try held replicas, by pool. Its block counts once, however
+        many tries fail with it, and not at all if an earlier segment was drawn on it.
+        """
+        held_s: dict[str, float] = {}
+        request = self.block.request
+        if request.pool is not None and not request.is_paid:
+            request.is_paid = True
+            held_s[request.pool] = request.held_s
+        if self.drawn_in is not None:
+            held_s[self.drawn_in] = held_s.get(self.drawn_in, 0.0) + self.held_s
+        return held_s
 
 
 class JobSegments:
@@ -153,7 +171,7 @@ class JobSegments:
     def _give_back(self, attempt: _Try) -> None:
         """Drop a block that may be the cause of the failure, so that it is encoded again."""
         self._blocks.discard(attempt.block)
-        self._meter.lost(attempt.segment)
+        self._meter.lost(attempt.segment, attempt.held_in_vain())
 
     async def _try(self, attempt: _Try) -> None:
         segment = attempt.segment
@@ -194,14 +212,16 @@ class JobSegments:
             is_first=request.is_first,
         ) as grant:
             request.pool = grant.pool
+            self._meter.queued(grant.waited_s)
             expected_s = self._scheduler.expected_s(grant.pool, Kind.ENCODE, frames)
-            avatar = await calls.existing(
-                self._graph.generator(grant.pool).encode.remote(
-                    prepared, self._opened.job.options.mask
-                ),
-                calls.deadline_s(frames, expected_s),
-                grant.lost,
-            )
+            with _timed(request):
+                avatar = await calls.existing(
+                    self._graph.generator(grant.pool).encode.remote(
+                        prepared, self._opened.job.options.mask
+                    ),
+                    calls.deadline_s(frames, expected_s),
+                    grant.lost,
+                )
         return EncodedBlock(avatar, grant.pool)
 
     async def _encode_audio(self, segment: Segment) -> Any:
@@ -227,14 +247,16 @@ class JobSegments:
             is_first=attempt.is_first,
         ) as grant:
             attempt.drawn_in = grant.pool
+            self._meter.queued(grant.waited_s)
             expected_s = self._scheduler.expected_s(grant.pool, Kind.GENERATE, frames)
-            return await self._calls.existing(
-                self._graph.generator(grant.pool).generate.remote(
-                    block.avatar, speech, segment, options
-                ),
-                self._calls.deadline_s(frames, expected_s),
-                grant.lost,
-            )
+            with _timed(attempt):
+                return await self._calls.existing(
+                    self._graph.generator(grant.pool).generate.remote(
+                        block.avatar, speech, segment, options
+                    ),
+                    self._calls.deadline_s(frames, expected_s),
+                    grant.lost,
+                )
 
     async def _compose(self, segment: Segment, block: EncodedBlock, drawn: Any) -> Measured[Piece]:
         frames, pace = len(segment), self._capacity.compose_pace
@@ -256,10 +278,20 @@ class JobSegments:
         self._scheduler.measured(attempt.drawn_in, Kind.GENERATE, drawing.frames, drawing.seconds)
         if block.pool is None or block.is_counted:
             return
-        block.is_counted = True  # several segments draw on it
+        block.is_counted = attempt.block.request.is_paid = True  # several segments draw on it
         prepared, encoded = costs["prepare"], costs["encode"]
         capacity.prepare_pace.measured(prepared.frames, prepared.seconds)
         self._scheduler.measured(block.pool, Kind.ENCODE, encoded.frames, encoded.seconds)
+
+
+@contextmanager
+def _timed(holder: _Try | BlockRequest) -> Iterator[None]:
+    """Note for how long a replica was held, however the call ends."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        holder.held_s = time.monotonic() - began
 
 
 def _pools_of(attempt: _Try) -> frozenset[str]:

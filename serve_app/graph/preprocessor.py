@@ -8,7 +8,7 @@ import logging
 import shutil
 
 from musetalk_pipeline.artifacts import PreparedBlock, Speech
-from musetalk_pipeline.cost import Measured, measure
+from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
@@ -22,7 +22,7 @@ from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
-from serve_app.telemetry.metrics import STAGE_SECONDS
+from serve_app.telemetry.metrics import recorded
 
 logger = logging.getLogger(__name__)
 
@@ -46,46 +46,39 @@ class Preprocessor:
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
         """Download a job's media. It occupies no thread, so slow servers delay no other call."""
         fetched = await self._media.fetch(attempt)
-        STAGE_SECONDS.observe(fetched.own.seconds, {"stage": "download"})
-        return fetched.on(replica_id())
+        return recorded(fetched.on(replica_id()))
 
     async def open(self, attempt: Attempt, fetched: Measured[Digests]) -> Measured[Opened]:
         """Check a job's media and plan its frames."""
         opened = await self._media.open(attempt, fetched, self._detector, self._threads)
-        STAGE_SECONDS.observe(opened.own.seconds, {"stage": "validation"})
-        return opened.on(replica_id())
+        return recorded(opened.on(replica_id()))
 
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""
         job = await self._media.here(opened, self._threads)
-        prepared = await self._threads.run_cancellable(
-            lambda check: measure(
-                "prepare",
-                len(block),
-                lambda: prepare_block(
-                    job,
-                    block,
-                    self._detector,
-                    needs_parse_inputs=self._needs_parse_inputs,
-                    check=check,
-                ),
-            )
+        prepared = await self._threads.measured(
+            "prepare",
+            len(block),
+            lambda check: prepare_block(
+                job,
+                block,
+                self._detector,
+                needs_parse_inputs=self._needs_parse_inputs,
+                check=check,
+            ),
         )
-        STAGE_SECONDS.observe(prepared.own.seconds, {"stage": "prepare"})
-        return prepared.on(replica_id())
+        return recorded(prepared.on(replica_id()))
 
     async def encode_audio(self, opened: Opened, segment: Segment) -> Measured[Speech]:
         """Encode what is spoken during a segment."""
         job = await self._media.here(opened, self._threads)
         encoder, options = self._audio_encoder, job.options.speech
-        speech = await self._threads.run(
-            measure,
+        speech = await self._threads.measured(
             "listen",
             len(segment),
-            lambda: encoder.encode(job.audio, job.plan.fps, segment, options),
+            lambda check: encoder.encode(job.audio, job.plan.fps, segment, options),
         )
-        STAGE_SECONDS.observe(speech.own.seconds, {"stage": "listen"})
-        return speech.on(replica_id())
+        return recorded(speech.on(replica_id()))
 
     async def pick_preview_frame(self, opened: Opened) -> PreviewFrame:
         """Find and prepare one frame for a preview."""

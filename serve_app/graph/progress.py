@@ -8,16 +8,19 @@ frame is drawn, though most are encoded by then.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from musetalk_pipeline.artifacts import Piece
-from musetalk_pipeline.cost import CostSum, Measured
+from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
+from musetalk_pipeline.receipts.cost_sum import CostSum
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
+from serve_app.telemetry.metrics import SEGMENTS_RETRIED
 
 # The fraction at the end of the download, of the opening and of the segments.
 FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
@@ -72,8 +75,13 @@ class ProgressMeter:
         self.report(Phase.DOWNLOADING, FETCHED_SHARE)
 
     def waited(self, seconds: float) -> None:
-        """Leave seconds of waiting out of the job's time."""
+        """Count seconds of waiting for a place, and leave them out of the job's time."""
         self._started += seconds
+        self._costs.add_wait("place", seconds)
+
+    def queued(self, seconds: float) -> None:
+        """Count seconds that a segment was ready and waited for a pool."""
+        self._costs.add_wait("queue", seconds)
 
     def opened(self, opened: Measured[Opened]) -> None:
         """Count the opening."""
@@ -98,8 +106,14 @@ class ProgressMeter:
         self._known_frames.encode(segment)
         self._report_frames()
 
-    def lost(self, segment: Segment) -> None:
-        """Take back what was counted of a segment that has to be made again."""
+    def lost(self, segment: Segment, held_s: Mapping[str, float]) -> None:
+        """Take back what was counted of a segment that has to be made again.
+
+        `held_s`: for how long the try held a replica, by pool.
+        """
+        self._costs.add_lost(len(segment), held_s)
+        for pool in held_s:
+            SEGMENTS_RETRIED.inc(tags={"pool": pool})
         self._known_frames.lose(segment)
         self._report_frames()
 
@@ -107,10 +121,9 @@ class ProgressMeter:
         """Report that the pieces are being joined and stored."""
         self.report(Phase.UPLOADING, ENCODED_SHARE)
 
-    def facts(self) -> RunFacts:
-        """Return what the sidecar and the metrics contain about the run so far."""
-        costs = self._costs
-        return RunFacts(dict(costs.seconds), costs.peak_memory_mib, self._clock() - self._started)
+    def facts(self, prices: Prices = NO_PRICES) -> RunFacts:
+        """Return what the sidecar, the metrics and the receipt contain about the run so far."""
+        return RunFacts(self._costs.so_far(), self._clock() - self._started, prices)
 
     @property
     def _known_frames(self) -> "_Frames":

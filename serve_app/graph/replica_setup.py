@@ -1,4 +1,6 @@
-"""What every replica does first: set up its logs, and keep Serve's own server on loopback."""
+"""What every replica does first: set up its logs and metrics, and keep Serve's own server on
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ import ray.serve._private.replica as serve_replica
 from ray import serve
 
 from serve_app.config.environment import Environment
+from serve_app.telemetry.kept_gauge import keep_gauges
 from serve_app.telemetry.logs import set_up_logging
 
 
 def set_up_replica(env: Environment) -> None:
     """Prepare this process. The constructor of every deployment calls this first."""
     set_up_logging(env.secrets, is_json=env.logs_json)
+    keep_gauges()
     keep_serves_server_on_loopback()
 
 

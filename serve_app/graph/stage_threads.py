@@ -4,10 +4,12 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from musetalk_pipeline.cost import EngineClock, Measured, StageName, measure
 from musetalk_pipeline.errors import GpuLost, JobCancelled
 
 P = ParamSpec("P")
@@ -30,6 +32,22 @@ class StageThreads:
         """Run `function` in a thread and return its result."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, lambda: _call(function, *args, **kwargs))
+
+    async def measured(
+        self,
+        stage: StageName,
+        frames: int,
+        work: Callable[[Callable[[], None]], T],
+        inputs: Iterable[Measured[Any]] = (),
+        clock: EngineClock | None = None,
+    ) -> Measured[T]:
+        """Run `work` as `run_cancellable` does, and measure it and its wait for a thread."""
+        asked_at = time.monotonic()
+        return await self.run_cancellable(
+            lambda check: measure(
+                stage, frames, lambda: work(check), inputs, clock=clock, asked_at=asked_at
+            )
+        )
 
     def run_here(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `function` in a thread of the pool and wait for it without an event loop."""

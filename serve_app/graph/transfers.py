@@ -5,6 +5,8 @@ from typing import Any
 
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.receipts.cost_sum import JobWork
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.requests import JobRequest
 
@@ -85,11 +87,13 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """Seconds of work per stage, peak GPU memory, and wall seconds since the attempt began."""
+    """What the Finisher is told of an attempt: its costs and wall seconds so far, without the wait
+    for a place, and the prices.
+    """
 
-    stage_seconds: dict[str, float]
-    peak_memory_mib: float | None
+    work: JobWork
     elapsed_s: float
+    prices: Prices = NO_PRICES
 
 
 @dataclass(frozen=True, slots=True)

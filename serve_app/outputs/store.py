@@ -15,7 +15,7 @@ import resource
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 VIDEO_SUFFIX = ".mp4"
 SIDECAR_SUFFIX = ".json"
@@ -123,6 +123,7 @@ class SidecarFacts:
     source_sha256: str
     audio_sha256: str
     stage_times: dict[str, float] = field(default_factory=dict)
+    receipt: dict[str, Any] = field(default_factory=dict)
 
 
 def sidecar(facts: SidecarFacts, created: datetime | None = None) -> bytes:

@@ -143,6 +143,10 @@ class SegmentScheduler:
         self._pools[pool].is_on = is_on
         self._dispatch()
 
+    def usd_per_hour(self) -> dict[str, float]:
+        """Return the price of one replica of each pool."""
+        return {name: pool.rates.usd_per_hour for name, pool in self._pools.items()}
+
     @property
     def running(self) -> int:
         """How many Generator replicas run, in all pools that are on."""
@@ -239,6 +243,15 @@ class SegmentScheduler:
             max(self._queued_work(job_id), self._work[job_id].left if job_id in self._work else 0.0)
             for job_id in queued | set(self._work)
         )
+
+    @property
+    def calls_waiting(self) -> int:
+        """How many calls wait for a replica."""
+        return len(self._queue)
+
+    def calls_in_flight(self) -> dict[str, int]:
+        """Return how many calls the replicas of each pool work on."""
+        return {name: len(pool.in_flight) for name, pool in self._pools.items()}
 
     def frames_in_flight(self, pool: str) -> int:
         """Return how many frames the replicas of a pool work on."""

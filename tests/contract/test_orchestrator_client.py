@@ -175,16 +175,27 @@ async def test_success_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -
     fake.add_job("job-1")
     await main.claim()
     fake.calls.clear()
-    end = SuccessReport("https://files.example/job-1.mp4", {"total_time": 3.5, "PEAK_RAM_KB": None})
+    end = SuccessReport(
+        "https://files.example/job-1.mp4",
+        {"total_time": 3.5, "PEAK_RAM_KB": None},
+        receipt={"frames": 250, "usd": None},
+    )
     report = main.final_report(JOB, end, config_label="fast", batch_size=None)
     await main.send_report(report)
     assert only(fake) == (
         "/internal/jobs/job-1/progress",
         '{"status":"succeeded","progress":1.0,"phase":"completed","worker_id":"worker-1",'
         '"metrics":{"total_time":3.5,"PEAK_RAM_KB":null},"error":null,'
-        '"output_url":"https://files.example/job-1.mp4","config_label":"fast"}',
+        '"output_url":"https://files.example/job-1.mp4",'
+        '"receipt":{"frames":250,"usd":null},"config_label":"fast"}',
     )
     assert fake.jobs["job-1"].status == "succeeded"
+
+
+async def test_a_worker_that_keeps_no_count_sends_no_receipt(main: MainClient) -> None:
+    end = SuccessReport("https://files.example/job-1.mp4", {"total_time": 3.5})
+    report = main.final_report(JOB, end, config_label=None, batch_size=None)
+    assert "receipt" not in json.loads(report.body)
 
 
 async def test_failure_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -> None:
@@ -233,6 +244,11 @@ async def test_buffer_claim_is_byte_exact_and_returns_the_buffer_id(
             SuccessReport("https://files.example/a.mp4", {"total_time": 1.0}),
             '{"status":"succeeded","error":null,"output_url":"https://files.example/a.mp4",'
             '"metrics":{"total_time":1.0}}',
+        ),
+        (
+            SuccessReport("https://files.example/a.mp4", {"total_time": 1.0}, {"frames": 50}),
+            '{"status":"succeeded","error":null,"output_url":"https://files.example/a.mp4",'
+            '"metrics":{"total_time":1.0},"receipt":{"frames":50}}',
         ),
         (
             FailureReport("No face was found."),

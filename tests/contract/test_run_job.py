@@ -144,6 +144,11 @@ def test_a_job_ends_as_a_file_with_its_sidecar(run_job, clip, speech, tmp_path):
         "download", "validation", "listen", "inference", "compose", "prepare", "stitch", "upload"
     }  # fmt: skip
     assert sidecar["generation_time_sec"] == sidecar["stage_times"]["inference"]
+    receipt = sidecar["receipt"]
+    assert receipt["frames_by_gpu_class"] == {sidecar["gpu_class"]: 25}
+    assert json.loads(done.stdout)["receipt"].keys() == receipt.keys()
+    assert [pool["pool"] for pool in receipt["pools"]] == ["cpu"]
+    assert 0 < receipt["paid_s"] <= receipt["wall_s"]  # there is one engine
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.mp4"]
 
 

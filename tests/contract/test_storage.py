@@ -82,7 +82,7 @@ def facts(**changes: object) -> SidecarFacts:
         "script_wall_time_sec": 80.8, "peak_vram_mib": 7064.7, "peak_ram_kb": None,
         "b2_bucket": "clips", "b2_file_name": "avatar/outputs/job-123.mp4", "engine": "warp",
         "model_version": None, "source_sha256": "a" * 64, "audio_sha256": "b" * 64,
-        "stage_times": {"download": 0.37, "upload": 1.1},
+        "stage_times": {"download": 0.37, "upload": 1.1}, "receipt": {"frames": 250},
     }  # fmt: skip
     return SidecarFacts(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -97,7 +97,7 @@ def test_the_sidecar_has_every_field_of_the_contract() -> None:
         "b2_bucket": "clips", "b2_file_name": "avatar/outputs/job-123.mp4",
         "create_time_utc": "2026-03-01T12:00:05Z", "engine": "warp", "model_version": None,
         "source_sha256": "a" * 64, "audio_sha256": "b" * 64,
-        "stage_times": {"download": 0.37, "upload": 1.1},
+        "stage_times": {"download": 0.37, "upload": 1.1}, "receipt": {"frames": 250},
     }  # fmt: skip
 
 

@@ -110,6 +110,27 @@ def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
     assert sidecar["musetalk_job_id"] == "fields"
 
 
+def test_the_receipt_counts_every_frame_of_the_plan(app, clip, speech):
+    answer = app.generate(musetalk_job_id="receipt", **uris(clip(frames=60), speech(6.0))).json()
+    metrics = answer["metrics"]
+    receipt = metrics["receipt"]
+    assert receipt["frames"] == 150 and receipt["finished_s"] == 6.0
+    assert receipt["frames_by_gpu_class"] == {metrics["gpu_class"]: 150}
+    [pool] = receipt["pools"]
+    assert (pool["pool"], pool["frames"], pool["lost_s"]) == ("cpu", 150, 0.0)
+    # The engine's work in the receipt is that of the stages.
+    assert pool["work_s"] == pytest.approx(metrics["stage_times"]["inference"], abs=0.002)
+    assert receipt["paid_s"] == pytest.approx(pool["work_s"] + pool["idle_s"], abs=0.002)
+    assert 0.0 < receipt["model_share"] <= 1.0
+    assert receipt["stage_s"] == metrics["stage_times"]
+    assert receipt["retries"] == {"segments": 0, "frames": 0}
+    assert receipt["usd"] is None  # the configuration has no prices
+    assert app.job("receipt")["metrics"]["receipt"] == receipt
+    sidecar = app.client.get(answer["output_url"].replace(".mp4", ".json")).json()
+    for name in ("frames", "frames_by_gpu_class", "pools", "waiting_s", "retries"):
+        assert sidecar["receipt"][name] == receipt[name]
+
+
 def test_files_are_served_in_ranges(app, clip, speech):
     url = app.generate(musetalk_job_id="range", **uris(clip(), speech(0.6))).json()["output_url"]
     whole = app.client.get(url).content

@@ -36,6 +36,13 @@ def test_a_replica_that_dies_costs_no_frame(app, clip, speech, tmp_path, deploym
     job = app.wait_for(job_id, "succeeded", "failed")
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
     assert np.array_equal(frames_of(app.output(job, tmp_path)), undisturbed)
+    receipt = job["metrics"]["receipt"]
+    assert receipt["frames"] == len(undisturbed)  # however many frames were drawn in vain
+    [pool] = receipt["pools"]
+    paid_s = pool["work_s"] + pool["idle_s"] + pool["lost_s"]
+    assert receipt["paid_s"] == pytest.approx(paid_s, abs=0.002)
+    if deployment == "Generator-cpu":
+        assert receipt["retries"]["segments"] >= 1 and pool["lost_s"] > 0
 
 
 def test_an_ingress_that_dies_resumes_its_jobs(app, clip, speech, tmp_path, undisturbed):

@@ -62,6 +62,9 @@ def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_pat
     assert job.status == "succeeded"
     assert len(frames_of(worker.output({"output_url": job.output_url}, tmp_path))) == 75
     assert job.metrics["engine"] == "warp"
+    [report] = job.accepted
+    assert report["receipt"]["frames"] == 75
+    assert "receipt" not in job.metrics
     phases = [report["phase"] for report in job.progress]
     assert "inferring" in phases
     drawn = [r["metrics"]["frames_total"] for r in job.progress if r["phase"] == "inferring"]

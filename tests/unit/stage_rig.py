@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from musetalk_pipeline.artifacts import Piece
-from musetalk_pipeline.cost import Measured, StageCost
+from musetalk_pipeline.cost import Measured, StageCost, StageName
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block, Segment, plan_frames
+from musetalk_pipeline.receipts.cost_sum import JobWork
 from musetalk_pipeline.stages import Digests
 from serve_app.config.settings import AppArgs, DriverSettings
 from serve_app.contract.requests import JobRequest
@@ -118,6 +119,7 @@ class Stages:
         self.most_at_once: Counter[str] = Counter()
         self.seconds_per_frame = dict.fromkeys(pools, 0.1)
         self.finished: list[tuple[int, int]] = []  # the frames of each piece that was joined
+        self.work: JobWork | None = None  # of the last job that was finished
         cpu = Handle(
             fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,
             encode_audio=self.encode_audio, compose=self.compose, finish=self.finish,
@@ -169,7 +171,8 @@ class Stages:
     async def finish(self, opened: Opened, facts: Any, about: Any, pieces: list[Any]) -> Finished:
         texts = [piece.tobytes().decode().split("-") for piece in pieces]
         self.finished = [(int(start), int(end)) for start, end in texts]
-        return Finished("there", {"stage_times": facts.stage_seconds})
+        self.work = facts.work
+        return Finished("there", {"stage_times": facts.work.stage_seconds})
 
     async def release(self, attempt_id: str) -> None:
         return None
@@ -179,17 +182,19 @@ class Stages:
             costs = await prepared
             frames = costs[0].frames
             await self._call("encode", pool, 0)
-            return (*costs, StageCost("encode", frames * self.seconds_per_frame[pool], frames))
+            return (*costs, self._of_engine("encode", pool, frames))
 
         async def generate(avatar: Any, speech: Any, segment: Segment, options: Any) -> Any:
             await avatar
             costs = await speech
             await self._call("generate", pool, segment.start)
-            frames = len(segment)
-            own = StageCost("generate", frames * self.seconds_per_frame[pool], frames)
-            return segment, (*costs, own)
+            return segment, (*costs, self._of_engine("generate", pool, len(segment)))
 
         return Handle(encode=encode, generate=generate)
+
+    def _of_engine(self, stage: StageName, pool: str, frames: int) -> StageCost:
+        seconds = frames * self.seconds_per_frame[pool]
+        return StageCost(stage, seconds, frames, replica=pool, pool=pool, gpu_class=pool.upper())
 
     async def _call(self, name: str, pool: str, frame: int) -> None:
         self.made.append((name, pool, frame))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import time
 
-from musetalk_pipeline.cost import CostSum, Measured, StageCost, measure
+import pytest
+
+from musetalk_pipeline.cost import EngineClock, Measured, StageCost, measure
+from musetalk_pipeline.receipts.cost_sum import CostSum
 
 
 def test_a_value_carries_the_costs_of_its_inputs_and_then_its_own() -> None:
@@ -37,3 +41,29 @@ def test_the_engines_two_calls_have_one_name_in_answers() -> None:
     costs.add([StageCost("encode", 1.0, 50), StageCost("generate", 2.0, 50)])
     costs.add_seconds("stitch", 0.5)
     assert costs.seconds == {"inference": 3.0, "stitch": 0.5}
+
+
+def test_an_engines_clock_gives_the_time_without_work_and_reports_all_work() -> None:
+    now, worked = [100.0], list[float]()
+    clock = EngineClock("ada", "RTX-4090-24GB", worked=worked.append, clock=lambda: now[0])
+
+    def work(seconds: float, *, fails: bool = False) -> None:
+        now[0] += seconds
+        if fails:
+            raise ValueError
+
+    first = measure("encode", 50, lambda: work(2.0), clock=clock)
+    now[0] += 3.0
+    with pytest.raises(ValueError):
+        measure("generate", 50, lambda: work(4.0, fails=True), clock=clock)
+    now[0] += 0.5
+    third = measure("generate", 50, lambda: work(1.0), clock=clock)
+    assert (first.own.idle_s, third.own.idle_s) == (0.0, 0.5)  # a failed call is no idleness
+    assert worked == [2.0, 4.0, 1.0]
+    assert (third.own.pool, third.own.gpu_class) == ("ada", "RTX-4090-24GB")
+
+
+def test_the_wait_of_a_call_is_not_its_work() -> None:
+    asked_at = time.monotonic() - 60.0
+    cost = measure("generate", 50, lambda: None, asked_at=asked_at).own
+    assert cost.waited_s >= 60.0 > cost.seconds

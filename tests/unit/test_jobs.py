@@ -64,6 +64,14 @@ def test_jobs_start_in_the_order_they_came(registry, clock):
     assert take(registry) is None
 
 
+def test_only_jobs_that_wait_are_counted_as_queued(registry):
+    for name in "abc":
+        registry.submit(request(name), Origin.ASYNC, max_queued=10)
+    take(registry)
+    registry.cancel("c")
+    assert registry.count_queued() == 1
+
+
 def test_the_same_content_joins_the_running_job(registry):
     registry.submit(request(), Origin.ASYNC, 10)
     take(registry)

@@ -109,11 +109,14 @@ def test_a_segment_that_is_made_anew_is_not_drawn(meter, told):
     for segment in PLAN.segments:
         meter.drawn(segment)
     fraction = told[-1].fraction
-    meter.lost(PLAN.segments[1])
+    meter.lost(PLAN.segments[1], {"ada": 2.5})
     assert (told[-1].phase, told[-1].frames_done) == (Phase.INFERRING, 100)
     assert told[-1].fraction == fraction  # it never goes back
     meter.drawn(PLAN.segments[1])
     assert told[-1].phase is Phase.ENCODING
+    work = meter.facts().work
+    assert (work.retried_segments, work.retried_frames) == (1, 50)
+    assert [(pool.pool, pool.lost_s) for pool in work.pools] == [("ada", 2.5)]
 
 
 def test_the_time_left_follows_from_the_rate_so_far(meter, told, watch):
@@ -128,7 +131,9 @@ def test_the_time_left_follows_from_the_rate_so_far(meter, told, watch):
 def test_waiting_for_a_place_is_left_out_of_the_jobs_time(meter, watch):
     watch.now += 12.0
     meter.waited(10.0)
-    assert meter.facts().elapsed_s == 2.0
+    facts = meter.facts()
+    assert facts.elapsed_s == 2.0
+    assert facts.work.waiting_s["place"] == 10.0
 
 
 def test_a_call_counts_once_however_many_segments_use_its_result(meter):
@@ -136,14 +141,14 @@ def test_a_call_counts_once_however_many_segments_use_its_result(meter):
     block = (StageCost("prepare", 2.0, 50), StageCost("encode", 1.0, 50, 300.0))
     for segment in PLAN.segments[:2]:
         meter.composed(segment, composed(*block, StageCost("generate", 4.0, 50, 200.0)))
-    facts = meter.facts()
-    assert facts.stage_seconds == {
+    work = meter.facts().work
+    assert work.stage_seconds == {
         "download": 1.0, "validation": 0.1, "prepare": 2.0, "inference": 9.0, "compose": 1.0,
     }  # fmt: skip
-    assert facts.peak_memory_mib == 300.0
+    assert work.peak_memory_mib == 300.0
 
 
 def test_calls_that_took_equally_long_count_each(meter):
     for segment in PLAN.segments[:2]:
         meter.composed(segment, composed(StageCost("listen", 0.25, 50)))
-    assert meter.facts().stage_seconds["listen"] == 0.5
+    assert meter.facts().work.stage_seconds["listen"] == 0.5

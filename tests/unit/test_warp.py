@@ -117,6 +117,7 @@ def test_engine_says_what_it_is() -> None:
     engine = WarpEngine()
     assert (engine.name, engine.needs_parse_inputs) == ("warp", False)
     assert engine.model_version and engine.peak_memory_mib() is None
+    assert engine.held_memory_mib() is None
     engine.warm_up()
 
 

@@ -196,6 +196,12 @@ class MuseTalkEngine:
         torch.cuda.reset_peak_memory_stats(self._device)
         return peak
 
+    def held_memory_mib(self) -> float | None:
+        """Return the GPU memory that torch has reserved; None on a CPU."""
+        if self._device.type == "cpu":
+            return None
+        return torch.cuda.memory_reserved(self._device) / 2**20
+
     def _face_latents(
         self, crops: NDArray[np.uint8], first_frame: int, check: Check = go_on
     ) -> NDArray[np.float32]:

@@ -105,6 +105,10 @@ class WarpEngine:
         """Return None, because this engine does not use a GPU."""
         return None
 
+    def held_memory_mib(self) -> float | None:
+        """Return None, because this engine does not use a GPU."""
+        return None
+
 
 def replace_mask(face: Face, mouth: MouthMap) -> NDArray[np.uint8]:
     """Return the packed 512x512 mask of the crop box: the outline of what drawing may move."""

@@ -89,6 +89,7 @@ def test_warm_up_sends_a_frame_through_every_network(models: Path) -> None:
     assert engine.counters.batches == 4
     assert (engine.name, engine.model_version) == ("musetalk", "v1")
     assert engine.peak_memory_mib() is None
+    assert engine.held_memory_mib() is None
 
 
 def test_encode_gives_one_row_for_each_frame_with_a_face(engine: MuseTalkEngine) -> None:

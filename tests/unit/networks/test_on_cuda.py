@@ -113,3 +113,5 @@ def test_the_peak_of_memory_is_told_and_begins_anew(models: Path) -> None:
     assert peak is not None and 0 < peak * MIB < torch.cuda.get_device_properties(0).total_memory
     rest = engine.peak_memory_mib()
     assert rest is not None and rest < peak
+    held = engine.held_memory_mib()
+    assert held is not None and held >= rest
