@@ -14,7 +14,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
-StageName = Literal["download", "validation", "prepare", "encode", "listen", "generate", "compose"]
+StageName = Literal[
+    "download", "validation", "load", "prepare", "encode", "listen", "generate", "compose"
+]
 
 # Answers and sidecars have one name for all that the engine does.
 _PUBLISHED = {"encode": "inference", "generate": "inference"}

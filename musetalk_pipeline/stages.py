@@ -63,7 +63,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import FaceCounter, survey
+from musetalk_pipeline.survey import FaceCounter, KnownSurveys, Survey, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
@@ -121,10 +121,12 @@ def open_job(
     detector: LandmarkDetector,
     *,
     block_size: BlockSize = DEFAULT_BLOCKS,
+    known_surveys: KnownSurveys | None = None,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
+    `known_surveys`: of the same video and options, which save that search.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
@@ -138,7 +140,28 @@ def open_job(
             f"with {float(fps):.3g} frames a second. Send longer audio.",
             duration_s=audio.duration_s,
         )
-    reached, is_cropped = min(source.n_frames, n_output), options.frame.fit == "crop"
+    reached = min(source.n_frames, n_output)
+    found = _find_faces(source, options, detector, known_surveys, reached=reached, fps=fps)
+    picture = fit_picture(source, options.frame, found.faces)
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
+    warnings = (*size_warnings(source, options.frame), *found.warnings)
+    return OpenJob(source, audio, picture, plan, options, warnings)
+
+
+def _find_faces(
+    source: SourceVideo,
+    options: JobOptions,
+    detector: LandmarkDetector,
+    known: KnownSurveys | None,
+    *,
+    reached: int,
+    fps: Fraction,
+) -> Survey:
+    """Return a known survey of the frames that the sound reaches, or make one."""
+    is_cropped = options.frame.fit == "crop"
+    found = known and known.find(reached, fps, is_cropped=is_cropped)
+    if found:
+        return found
     # The frames as the run will decode them, unless the crop depends on the face: then whole.
     searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
     found = survey(
@@ -150,10 +173,9 @@ def open_job(
         counter=_face_counter(),
         is_cropped=is_cropped,
     )
-    picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
-    warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, audio, picture, plan, options, warnings)
+    if known:
+        known.keep(reached, fps, found)
+    return found
 
 
 def _face_counter() -> FaceCounter | None:
@@ -227,8 +249,8 @@ def prepare_block(
         NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
     """
     options = job.options.face
-    reach, last = options.box_smoothing, job.plan.blocks[-1].end
-    first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
+    reach = options.box_smoothing
+    first_seen, end_seen = job.plan.seen(block, reach)
     read = read or partial(read_frames, job.source, job.picture)
     frames = list(checked(read(first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)

@@ -21,8 +21,10 @@ __all__ = [
     "EngineChoice",
     "EngineDecision",
     "EngineName",
+    "Precision",
     "choose_engine",
     "decide_engine",
+    "engine_version",
     "make_audio_encoder",
     "make_engine",
 ]
@@ -96,6 +98,15 @@ def decide_engine(
         are = "is" if len(missing) == 1 else "are"
         return EngineDecision("warp", f"{', '.join(missing)} {are} missing in {models_dir}")
     return EngineDecision("warp", f"none of MuseTalk's files is in {models_dir}")
+
+
+def engine_version(name: EngineName, version: Version) -> str:
+    """Return the `model_version` of the engine `name` without loading it. `version`: MuseTalk's."""
+    if name == "musetalk":
+        return version
+    from musetalk_pipeline.engines.warp.engine import WarpEngine
+
+    return WarpEngine().model_version
 
 
 def make_engine(

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from musetalk_pipeline.options import JobOptions, defaults_for
 from serve_app.config.environment import Environment
 from serve_app.config.sections import (
+    AvatarSettings,
     DriverSettings,
     InputSettings,
     LinkSettings,
@@ -31,6 +32,7 @@ __all__ = [
     "APP_NAME",
     "SERVICE_NAME",
     "AppArgs",
+    "AvatarSettings",
     "DriverSettings",
     "InputSettings",
     "LinkSettings",
@@ -88,6 +90,7 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    avatars: AvatarSettings = AvatarSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."

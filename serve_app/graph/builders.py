@@ -3,8 +3,10 @@
 Each is chosen once, from the configuration and from the files on this machine.
 """
 
+import logging
 from collections.abc import Callable
 
+from musetalk_pipeline.avatar_tools import describe_tools
 from musetalk_pipeline.engines import (
     AudioEncoder,
     Engine,
@@ -13,13 +15,21 @@ from musetalk_pipeline.engines import (
     make_audio_encoder,
     make_engine,
 )
+from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
+from serve_app.avatars.cache import BLOCK_SUFFIX, AvatarCache
+from serve_app.avatars.local import LocalAvatars
+from serve_app.avatars.shared import SharedAvatars
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
-from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.b2 import B2Store
+from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
 from serve_app.outputs.local import LocalStore
+from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
@@ -90,12 +100,50 @@ def needs_parse_inputs(args: AppArgs) -> bool:
     return args.engine == "musetalk"
 
 
+def build_avatars(args: AppArgs, env: Environment) -> AvatarCache | None:
+    """Return the cache of avatars; None if it is turned off or this machine lacks a weight file.
+
+    Call it once in a process, because it starts threads.
+    """
+    assert args.engine != "auto" and args.landmarks != "auto", "resolve() comes first"
+    rules = args.avatars
+    if rules.max_gb == 0:
+        return None
+    try:
+        tools = describe_tools(
+            args.engine,
+            args.landmarks,
+            args.models_dir,
+            version=args.version,
+            presence=args.face_presence,
+            presence_interval=args.presence_interval,
+            person_box=args.person_box,
+            seed=args.seed,
+            precisions=[pool.dtype for pool in args.pools],
+        )
+    except ModelLoadFailed as exc:
+        logger.warning("avatars are not kept", extra={"error": exc.message})
+        return None
+    folder = make_folders(args, env).avatars
+    local = LocalAvatars(
+        folder, rules.max_gb * 1e9, rules.keep_days * DAY_S, first_to_go=BLOCK_SUFFIX
+    )
+    local.start_janitor()
+    b2 = _b2_settings(env)
+    return AvatarCache(local, tools, SharedAvatars(B2Bucket(b2)) if b2 else None)
+
+
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
     """Return the B2 store if its key is set, else the local folder that the ingress serves."""
-    if env.b2_key_id and env.b2_app_key and env.b2_bucket:
-        key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
-        return B2Store(B2Settings(*key, env.b2_bucket, env.b2_prefix))
-    return LocalStore(make_folders(args, env).results)
+    b2 = _b2_settings(env)
+    return B2Store(b2) if b2 else LocalStore(make_folders(args, env).results)
+
+
+def _b2_settings(env: Environment) -> B2Settings | None:
+    if not (env.b2_key_id and env.b2_app_key and env.b2_bucket):
+        return None
+    key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
+    return B2Settings(*key, env.b2_bucket, env.b2_prefix)
 
 
 def device_of(pool: PoolSettings) -> str:

@@ -31,6 +31,7 @@ from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
+from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs, jobs_at_a_time
@@ -94,6 +95,7 @@ class NodeMedia:
         fetched: Measured[Digests],
         detector: LandmarkDetector,
         threads: StageThreads,
+        known_surveys: KnownSurveys | None = None,
     ) -> Measured[Opened]:
         """Check a job's media and plan its frames.
 
@@ -113,6 +115,7 @@ class NodeMedia:
                 self._limits,
                 detector,
                 block_size=self._block_size,
+                known_surveys=known_surveys,
             )
         cost = StageCost("validation", time.monotonic() - started, frames=0)
         return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))

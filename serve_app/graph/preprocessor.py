@@ -6,8 +6,9 @@ It runs on the CPU. Only `mmpose` and S3FD use a GPU, if the deployment has a sh
 import asyncio
 import logging
 import shutil
+from dataclasses import replace
 
-from musetalk_pipeline.artifacts import PreparedBlock, Speech
+from musetalk_pipeline.artifacts import AvatarBlock, PreparedBlock, Speech
 from musetalk_pipeline.cost import Measured, measure
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
@@ -17,7 +18,13 @@ from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
 from musetalk_pipeline.stages import Digests, prepare_block
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph.builders import build_audio_encoder, build_detector, needs_parse_inputs
+from serve_app.graph.avatars import NodeAvatars
+from serve_app.graph.builders import (
+    build_audio_encoder,
+    build_avatars,
+    build_detector,
+    needs_parse_inputs,
+)
 from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
@@ -41,6 +48,7 @@ class Preprocessor:
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
+        self._avatars = NodeAvatars(build_avatars(args, env))
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
@@ -51,8 +59,18 @@ class Preprocessor:
 
     async def open(self, attempt: Attempt, fetched: Measured[Digests]) -> Measured[Opened]:
         """Check a job's media and plan its frames."""
-        opened = await self._media.open(attempt, fetched, self._detector, self._threads)
+        looked_up = self._avatars.look_up(attempt.options, fetched.value)
+        opened = await self._media.open(
+            attempt,
+            fetched,
+            self._detector,
+            self._threads,
+            known_surveys=None if looked_up is None else looked_up.surveys,
+        )
         STAGE_SECONDS.observe(opened.own.seconds, {"stage": "validation"})
+        if looked_up is not None:
+            known = await looked_up.known(opened.value.job)
+            opened = replace(opened, value=replace(opened.value, avatar=known))
         return opened.on(replica_id())
 
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
@@ -72,7 +90,22 @@ class Preprocessor:
             )
         )
         STAGE_SECONDS.observe(prepared.own.seconds, {"stage": "prepare"})
+        self._avatars.took(prepared.own)
         return prepared.on(replica_id())
+
+    async def load_avatar(self, opened: Opened, block: Block) -> Measured[AvatarBlock]:
+        """Return a kept block, which then need not be prepared and encoded.
+
+        Raises:
+            AvatarGone: it cannot be loaded. Prepare and encode it.
+        """
+        loaded = await self._avatars.load(opened, block)
+        STAGE_SECONDS.observe(loaded.own.seconds, {"stage": "load"})
+        return loaded.on(replica_id())
+
+    async def store_avatar(self, opened: Opened, avatar: Measured[AvatarBlock]) -> bool:
+        """Keep a block for later jobs; return whether it is kept. This never raises."""
+        return await self._avatars.store(opened, avatar.value)
 
     async def encode_audio(self, opened: Opened, segment: Segment) -> Measured[Speech]:
         """Encode what is spoken during a segment."""

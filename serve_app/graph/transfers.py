@@ -71,12 +71,24 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownAvatar:
+    """The avatar of a job: its identity, and the blocks that could be loaded when it was opened."""
+
+    avatar_id: str
+    stored: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """A job whose checked media are in the attempt's scratch folder on the node `node_id`."""
+    """A job whose checked media are in the attempt's scratch folder on the node `node_id`.
+
+    `avatar`: None if avatars are not kept here.
+    """
 
     attempt: Attempt
     node_id: str
     job: OpenJob
+    avatar: KnownAvatar | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,134 @@
+"""The avatars that a replica can load instead of making them, on disk and in object storage.
+
+    open   ─► identity, surveys, find      which blocks are there
+    load   ─► on this disk, else the shared copy, which is then kept on this disk
+    keep   ─► on this disk, then, in the background, the shared copy
+
+Every method blocks, so call it in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+
+from musetalk_pipeline.artifacts import AvatarBlock
+from musetalk_pipeline.avatar_file import DamagedFileError, pack_block, unpack_block
+from musetalk_pipeline.avatar_identity import AvatarTools, avatar_id, block_name
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.plan import Block
+from musetalk_pipeline.stages import OpenJob
+from serve_app.avatars.local import LocalAvatars
+from serve_app.avatars.shared import SharedAvatars
+from serve_app.avatars.surveys import StoredSurveys
+
+logger = logging.getLogger(__name__)
+
+BLOCK_SUFFIX = ".block"
+ABOUT = "about"
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an avatar was made of, for those who list avatars. `frames`: of the whole video."""
+
+    video_sha256: str
+    engine: str
+    model_version: str
+    landmarks: str
+    width: int
+    height: int
+    fps: float
+    frames: int
+    duration_s: float
+
+
+class AvatarCache:
+    """Finds, loads and keeps avatars that the tools of this replica make."""
+
+    def __init__(
+        self, local: LocalAvatars, tools: AvatarTools, shared: SharedAvatars | None = None
+    ) -> None:
+        self._local = local
+        self._tools = tools
+        self._shared = shared
+
+    def identity(self, video_sha256: str, options: JobOptions) -> str:
+        """Return the id of the avatar that a job needs."""
+        return avatar_id(video_sha256, options, self._tools)
+
+    def surveys(self, avatar: str) -> StoredSurveys:
+        """Return the known surveys of its video."""
+        return StoredSurveys(self._local, avatar)
+
+    def shared_names(self, avatar: str) -> frozenset[str]:
+        """Return which files of an avatar the shared copy has; none if it does not say so soon."""
+        return frozenset() if self._shared is None else self._shared.names(avatar)
+
+    def find(self, avatar: str, job: OpenJob, shared: frozenset[str]) -> frozenset[int]:
+        """Return the blocks of a job that can be loaded. `shared`: the files of the shared copy."""
+        names = self._local.names(avatar) | shared
+        return frozenset(
+            block.index for block in job.plan.blocks if _file_name(job, block) in names
+        )
+
+    def load(self, avatar: str, job: OpenJob, block: Block, within_s: float) -> AvatarBlock | None:
+        """Return a block; None if there is none, or only a damaged one.
+
+        `within_s`: how long a download may take, because making the block takes as long.
+        """
+        name = _file_name(job, block)
+        content = self._local.read_sealed(avatar, name)
+        if content is not None:
+            try:
+                return unpack_block(content, block)
+            except DamagedFileError as exc:
+                self._local.remove_damaged(avatar, name, exc)
+        if self._shared is None:
+            return None
+        content = self._shared.get(avatar, name, within_s)
+        if content is None:
+            return None
+        try:
+            found = unpack_block(content, block)
+        except DamagedFileError as exc:
+            extra = {"avatar": avatar, "file": name, "fault": str(exc)}
+            logger.warning("a damaged file of the shared avatars is ignored", extra=extra)
+            return None
+        self._keep_content(avatar, job, name, content)
+        return found
+
+    def keep(self, avatar: str, job: OpenJob, made: AvatarBlock) -> bool:
+        """Keep a block on this disk; return whether it is there. Its upload only begins."""
+        name = _file_name(job, made.block)
+        if name in self._local.names(avatar):
+            return True
+        content = pack_block(made)
+        is_kept = self._keep_content(avatar, job, name, content)
+        if self._shared is not None:
+            self._shared.put_later(avatar, name, content)
+        return is_kept
+
+    def _keep_content(self, avatar: str, job: OpenJob, name: str, content: bytes) -> bool:
+        if ABOUT not in self._local.names(avatar):
+            self._local.write(avatar, ABOUT, json.dumps(asdict(self._about(job))).encode())
+        return self._local.write_sealed(avatar, name, content)
+
+    def _about(self, job: OpenJob) -> About:
+        source, picture, tools = job.source, job.picture, self._tools
+        return About(
+            video_sha256=source.sha256,
+            engine=tools.engine,
+            model_version=tools.model_version,
+            landmarks=tools.landmarks,
+            width=picture.width,
+            height=picture.height,
+            fps=round(float(source.fps), 3),
+            frames=source.n_frames,
+            duration_s=source.duration_s,
+        )
+
+
+def _file_name(job: OpenJob, block: Block) -> str:
+    return block_name(block, job.plan, job.picture, job.options) + BLOCK_SUFFIX

@@ -1,0 +1,136 @@
+"""The copy of all avatars in Backblaze B2, which the machines of a fleet share.
+
+It lies below `avatars/` in the prefix of the outputs, because a key may be limited to that prefix.
+Every call has a deadline, uploads wait in a bounded queue behind the jobs, and after a failure the
+copy is left alone for a while. So a service that is slow or away costs a job next to nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+
+from b2sdk.v3 import Bucket
+from b2sdk.v3.exception import FileNotPresent
+
+from serve_app.outputs.b2_bucket import B2Bucket
+
+logger = logging.getLogger(__name__)
+
+LIST_S = 3.0
+LEAST_GET_S = 1.0  # a new connection and its login take some 0.5 s
+PUT_S = 120.0
+PAUSE_S = 300.0  # after a failure
+WAITING_BYTES = 256_000_000  # of uploads; further ones are left out
+MAX_FILE_BYTES = 1 << 30
+MAX_FILES = 10_000  # of one avatar that are listed
+FOLDER = "avatars"
+
+
+class SharedAvatars:
+    """Files of avatars in a bucket."""
+
+    def __init__(self, bucket: B2Bucket, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bucket = bucket
+        self._clock = clock
+        self._paused_until = float("-inf")
+        self._uploads: queue.SimpleQueue[tuple[str, str, bytes]] = queue.SimpleQueue()
+        self._waiting_bytes = 0
+        self._lock = threading.Lock()
+        self._is_idle = threading.Condition(self._lock)
+        threading.Thread(target=self._upload_all, name="avatar-uploads", daemon=True).start()
+
+    def names(self, avatar_id: str) -> frozenset[str]:
+        """Return the names of an avatar's files; none if the service does not answer soon."""
+        prefix = self._key(avatar_id, "")
+
+        def list_names(bucket: Bucket) -> frozenset[str]:
+            found = set()
+            for version, _ in bucket.ls(prefix, latest_only=True, fetch_count=1000):
+                found.add(version.file_name.removeprefix(prefix))
+                if len(found) == MAX_FILES:
+                    break
+            return frozenset(found)
+
+        if self._is_paused:
+            return frozenset()
+        try:
+            return self._bucket.within(LIST_S, list_names)
+        except Exception as exc:
+            self._pause("listed", exc)
+            return frozenset()
+
+    def get(self, avatar_id: str, name: str, within_s: float) -> bytes | None:
+        """Return a file; None if there is none, or if it does not arrive `within_s` seconds."""
+        content = io.BytesIO()
+
+        def download(bucket: Bucket) -> bytes:
+            found = bucket.download_file_by_name(self._key(avatar_id, name))
+            if found.download_version.content_length > MAX_FILE_BYTES:
+                return b""  # which no reader accepts
+            found.save(content, allow_seeking=False)  # in this thread, and not in a pool
+            return content.getvalue()
+
+        if self._is_paused:
+            return None
+        try:
+            return self._bucket.within(max(LEAST_GET_S, within_s), download)
+        except FileNotPresent:
+            return None
+        except Exception as exc:
+            self._pause("downloaded", exc)
+            return None
+
+    def put_later(self, avatar_id: str, name: str, content: bytes) -> None:
+        """Upload a file in the background; leave it out if too many bytes wait already."""
+        with self._lock:
+            if self._is_paused or self._waiting_bytes + len(content) > WAITING_BYTES:
+                return
+            self._waiting_bytes += len(content)
+        self._uploads.put((avatar_id, name, content))
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Return whether no upload waits or runs, after waiting for that."""
+        with self._lock:
+            return self._is_idle.wait_for(lambda: self._waiting_bytes == 0, timeout_s)
+
+    def _upload_all(self) -> None:
+        while True:
+            avatar_id, name, content = self._uploads.get()
+            if not self._is_paused:
+                self._upload(self._key(avatar_id, name), content)
+            with self._lock:
+                self._waiting_bytes -= len(content)
+                self._is_idle.notify_all()
+
+    def _upload(self, key: str, content: bytes) -> None:
+        unfinished: set[str] = set()
+
+        def upload(bucket: Bucket) -> None:
+            bucket.api.session.unfinished = unfinished
+            bucket.upload_bytes(content, key, content_type="application/octet-stream")
+
+        try:
+            self._bucket.within(PUT_S, upload)
+        except Exception as exc:
+            self._pause("uploaded", exc)
+        finally:
+            if unfinished:
+                self._bucket.cancel(unfinished)
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._clock() < self._paused_until
+
+    def _pause(self, what: str, exc: Exception) -> None:
+        self._paused_until = self._clock() + PAUSE_S
+        # Without the message, because the SDK's can hold tokens.
+        extra = {"not": what, "fault": type(exc).__name__, "pause_s": PAUSE_S}
+        logger.warning("the shared avatars are left alone for a while", extra=extra)
+
+    def _key(self, avatar_id: str, name: str) -> str:
+        return self._bucket.key(f"{FOLDER}/{avatar_id}/{name}")
