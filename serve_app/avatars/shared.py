@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from b2sdk.v3 import Bucket
@@ -29,6 +29,7 @@ WAITING_BYTES = 256_000_000  # of uploads; further ones are left out
 MAX_FILE_BYTES = 1 << 30
 MAX_FILES = 10_000  # of one avatar that are listed
 FOLDER = "avatars"
+THREAD = "avatar-uploads"
 
 
 class SharedAvatars:
@@ -38,11 +39,9 @@ class SharedAvatars:
         self._bucket = bucket
         self._clock = clock
         self._paused_until = float("-inf")
-        self._uploads: queue.SimpleQueue[tuple[str, str, bytes]] = queue.SimpleQueue()
-        self._waiting_bytes = 0
         self._lock = threading.Lock()
-        self._is_idle = threading.Condition(self._lock)
-        threading.Thread(target=self._upload_all, name="avatar-uploads", daemon=True).start()
+        self._uploads: deque[tuple[str, bytes]] = deque()  # keys and contents; the first is running
+        self._is_uploading = False
 
     def names(self, avatar_id: str) -> frozenset[str]:
         """Return the names of an avatar's files; none if the service does not answer soon."""
@@ -88,24 +87,27 @@ class SharedAvatars:
     def put_later(self, avatar_id: str, name: str, content: bytes) -> None:
         """Upload a file in the background; leave it out if too many bytes wait already."""
         with self._lock:
-            if self._is_paused or self._waiting_bytes + len(content) > WAITING_BYTES:
+            waiting_bytes = sum(len(waiting) for _, waiting in self._uploads)
+            if self._is_paused or waiting_bytes + len(content) > WAITING_BYTES:
                 return
-            self._waiting_bytes += len(content)
-        self._uploads.put((avatar_id, name, content))
-
-    def wait_idle(self, timeout_s: float) -> bool:
-        """Return whether no upload waits or runs, after waiting for that."""
-        with self._lock:
-            return self._is_idle.wait_for(lambda: self._waiting_bytes == 0, timeout_s)
+            self._uploads.append((self._key(avatar_id, name), content))
+            if not self._is_uploading:
+                self._is_uploading = True
+                threading.Thread(target=self._upload_all, name=THREAD, daemon=True).start()
 
     def _upload_all(self) -> None:
+        """Upload what waits, one file after the other, until nothing does."""
         while True:
-            avatar_id, name, content = self._uploads.get()
-            if not self._is_paused:
-                self._upload(self._key(avatar_id, name), content)
             with self._lock:
-                self._waiting_bytes -= len(content)
-                self._is_idle.notify_all()
+                if self._is_paused:
+                    self._uploads.clear()
+                if not self._uploads:
+                    self._is_uploading = False
+                    return
+                key, content = self._uploads[0]
+            self._upload(key, content)
+            with self._lock:
+                self._uploads.popleft()
 
     def _upload(self, key: str, content: bytes) -> None:
         unfinished: set[str] = set()
