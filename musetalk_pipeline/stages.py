@@ -287,7 +287,7 @@ def compose_segment(
     """
     segment = drawn.segment
     rows = avatar.rows(segment)
-    next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
+    next_drawn, next_weight = iter(drawn.faces), iter(drawn.weights)
     if frames is None:
         frames = frames_in_order(job.source, job.picture, segment, check=check)
     with (
@@ -296,14 +296,14 @@ def compose_segment(
     ):
         for frame, source_frame, row in zip(ordered, segment.source_frames(), rows, strict=True):
             face = avatar.faces[source_frame - avatar.block.start]
-            if face is not None and row is not None:
-                pixels, weight = next(next_drawn)
+            weight = 0.0 if row is None else float(next(next_weight))
+            if face is not None and row is not None and weight > 0:
                 mask = unpack_mask(avatar.masks[row])
-                new = DrawnFace(pixels, mask, job.options.mask.blur, float(weight))
+                new = DrawnFace(next(next_drawn), mask, job.options.mask.blur, weight)
                 redraw(frame, job.picture, face, new)
             encoder.add(frame)
         data = encoder.finish()
-    return Piece(segment, data, len(drawn.faces))
+    return Piece(segment, data, len(drawn.weights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,8 +311,8 @@ class DrawnFace:
     """One drawn face and how it is blended in.
 
     `pixels`: (256, 256, 3) uint8 BGR, which fill the face box. `replace`: (512, 512) uint8 mask of
-    the face's crop box, 0 or 255. `blur`: of the mask, in crop widths. `weight`: 0 to 1, how much
-    of the drawn face replaces the source.
+    the face's crop box, 0 or 255. `blur`: of the mask, in crop widths. `weight`: above 0 and at
+    most 1, how much of the drawn face replaces the source.
     """
 
     pixels: NDArray[np.uint8]
@@ -326,7 +326,7 @@ def redraw(frame: NDArray[np.uint8], picture: Picture, face: Face, drawn: DrawnF
     mask = soft_mask(drawn.replace, face.box, drawn.blur)
     # With `edges: stretch` a box may leave the frame; what is drawn out there is lost.
     mask = mask and mask.clipped(picture.width, picture.height)
-    if mask is None or drawn.weight <= 0.0:
+    if mask is None:
         return
     region = _even(mask.box)
     before = to_bgr(frame, picture.width, picture.height, picture.colour, region)
