@@ -6,11 +6,9 @@ None of this uses the threads of the stage, so a slow disk or a download delays 
 import asyncio
 import logging
 from dataclasses import dataclass
-from functools import partial
 
 from musetalk_pipeline.artifacts import AvatarBlock
 from musetalk_pipeline.cost import Measured, StageCost, measure
-from musetalk_pipeline.errors import StageFailed
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block
 from musetalk_pipeline.stages import Digests, OpenJob
@@ -25,10 +23,6 @@ LOAD_THREADS = 2
 MAX_STORING = 4  # blocks that wait for the disk; further ones are not kept
 FRAME_S = 0.02  # to prepare a frame, until it has been measured (guess)
 NEW_SHARE = 0.2  # of the newest measurement in the moving average (guess)
-
-
-class AvatarGone(StageFailed):
-    """A block that was there when the job was opened cannot be loaded now."""
 
 
 class NodeAvatars:
@@ -56,24 +50,19 @@ class NodeAvatars:
         frame_s = cost.seconds / max(1, cost.frames)
         self._frame_s += NEW_SHARE * (frame_s - self._frame_s)
 
-    async def load(self, opened: Opened, block: Block) -> Measured[AvatarBlock]:
-        """Return a kept block.
-
-        Raises:
-            AvatarGone: there is none that can be used.
-        """
+    async def load(self, opened: Opened, block: Block) -> Measured[AvatarBlock] | None:
+        """Return a kept block; None if there is none that can be used."""
         cache, avatar = self._cache, opened.avatar
         if cache is None or avatar is None:
-            raise AvatarGone("This replica keeps no avatars.")
+            return None
         within_s = self._frame_s * len(block)
-
-        def load() -> AvatarBlock:
-            found = cache.load(avatar.avatar_id, opened.job, block, within_s)
-            if found is None:
-                raise AvatarGone("A kept block of the avatar is gone. It is made again.")
-            return found
-
-        return await self._loading.run(partial(measure, "load", len(block), load))
+        loaded = await self._loading.run(
+            measure,
+            "load",
+            len(block),
+            lambda: cache.load(avatar.avatar_id, opened.job, block, within_s),
+        )
+        return None if loaded.value is None else Measured(loaded.value, loaded.costs)
 
     async def store(self, opened: Opened, made: AvatarBlock) -> bool:
         """Keep a block that was made; return whether it is kept."""

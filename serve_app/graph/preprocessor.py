@@ -7,6 +7,10 @@ import asyncio
 import logging
 import shutil
 from dataclasses import replace
+from typing import Any
+
+import ray
+from ray import ObjectRef
 
 from musetalk_pipeline.artifacts import AvatarBlock, PreparedBlock, Speech
 from musetalk_pipeline.cost import Measured, measure
@@ -93,15 +97,15 @@ class Preprocessor:
         self._avatars.took(prepared.own)
         return prepared.on(replica_id())
 
-    async def load_avatar(self, opened: Opened, block: Block) -> Measured[AvatarBlock]:
-        """Return a kept block, which then need not be prepared and encoded.
-
-        Raises:
-            AvatarGone: it cannot be loaded. Prepare and encode it.
+    async def load_avatar(self, opened: Opened, block: Block) -> "ObjectRef[Any] | None":
+        """Return a reference to a kept block, a `Measured[AvatarBlock]`, so that the caller learns
+        at once whether there is one. None: it has to be prepared and encoded.
         """
         loaded = await self._avatars.load(opened, block)
+        if loaded is None:
+            return None
         STAGE_SECONDS.observe(loaded.own.seconds, {"stage": "load"})
-        return loaded.on(replica_id())
+        return await asyncio.to_thread(ray.put, loaded.on(replica_id()))
 
     async def store_avatar(self, opened: Opened, avatar: Measured[AvatarBlock]) -> bool:
         """Keep a block for later jobs; return whether it is kept. This never raises."""

@@ -1,0 +1,136 @@
+"""Blocks of a job's avatar that need not be made: kept by an earlier job, or made by another one.
+
+    kept        ─► load
+    in making   ─► wait for the job that makes it, then load
+    neither     ─► make it, and keep it behind the job
+
+Jobs with the same new video that run at once thereby make each block once.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from musetalk_pipeline.avatar_identity import block_name
+from musetalk_pipeline.plan import Block
+from serve_app.graph.ray_errors import is_of_ray
+from serve_app.graph.transfers import Opened
+
+logger = logging.getLogger(__name__)
+
+LOAD_S = 30.0  # a load is a read, or a download that is limited to seconds
+STORE_S = 60.0  # of a store, after which nobody waits for it any more
+WAIT_S = 60.0  # for another job to make a block
+
+
+class BlocksInMaking:
+    """The blocks that the jobs of an ingress make and keep, by avatar and name."""
+
+    def __init__(self) -> None:
+        self._making: dict[tuple[str, str], asyncio.Future[bool]] = {}
+        self._storing: set[asyncio.Task[None]] = set()
+
+    def of(self, key: tuple[str, str]) -> "asyncio.Future[bool] | None":
+        """Return what becomes true when the block is kept, or false when it is not going to be;
+        None if nobody makes it.
+        """
+        return self._making.get(key)
+
+    def begin(self, key: tuple[str, str]) -> None:
+        """Announce that a block is made."""
+        self._making[key] = asyncio.get_running_loop().create_future()
+
+    def end(self, key: tuple[str, str], *, is_kept: bool) -> None:
+        """Tell those who wait whether they can load the block."""
+        self._making.pop(key).set_result(is_kept)
+
+    def end_after(self, key: tuple[str, str], storing: Awaitable[bool]) -> None:
+        """End the making when the block has been stored, in the background."""
+
+        async def store() -> None:
+            is_kept = False
+            try:
+                async with asyncio.timeout(STORE_S):
+                    is_kept = await storing
+            except BaseException as exc:  # Ray raises anything for a call that cannot be sent
+                if not isinstance(exc, Exception) and not is_of_ray(exc):
+                    raise
+                logger.warning("a block is not kept", extra={"error": type(exc).__name__})
+            finally:
+                self.end(key, is_kept=is_kept)
+
+        task = asyncio.create_task(store())
+        self._storing.add(task)
+        task.add_done_callback(self._storing.discard)
+
+
+class JobAvatar:
+    """The kept blocks of one job.
+
+    `load(block)` returns a reference to a kept block or None, and `store(avatar)` keeps a block.
+    """
+
+    def __init__(
+        self,
+        opened: Opened,
+        in_making: BlocksInMaking,
+        load: Callable[[Block], Awaitable[Any]],
+        store: Callable[[Any], Awaitable[bool]],
+    ) -> None:
+        self._opened, self._in_making = opened, in_making
+        self._load, self._store = load, store
+        self._stored = set(opened.avatar.stored if opened.avatar else ())
+
+    async def find(self, block: Block) -> Any | None:
+        """Return a reference to a kept block; None if this job has to make it."""
+        if self._opened.avatar is None:
+            return None
+        while True:
+            if block.index in self._stored:
+                found = await self._loaded(block)
+                if found is not None:
+                    return found
+                self._stored.discard(block.index)
+            making = self._in_making.of(self._key(block))
+            if making is None:
+                return None
+            done, _ = await asyncio.wait({making}, timeout=WAIT_S)
+            if not done:
+                return None
+            if making.result():
+                self._stored.add(block.index)
+
+    @asynccontextmanager
+    async def making(self, block: Block) -> AsyncIterator[Callable[[Any], None]]:
+        """Tell other jobs that this one makes a block. Yield what the result is passed to."""
+        key = self._key(block)
+        if self._opened.avatar is None or self._in_making.of(key) is not None:
+            yield lambda avatar: None
+            return
+        self._in_making.begin(key)
+        made: list[Any] = []
+        try:
+            yield made.append
+        finally:
+            if made:
+                self._stored.add(block.index)
+                self._in_making.end_after(key, self._store(made[0]))
+            else:
+                self._in_making.end(key, is_kept=False)
+
+    async def _loaded(self, block: Block) -> Any | None:
+        try:
+            async with asyncio.timeout(LOAD_S):
+                return await self._load(block)
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and not is_of_ray(exc):
+                raise
+            logger.warning("a kept block is not loaded", extra={"error": type(exc).__name__})
+            return None
+
+    def _key(self, block: Block) -> tuple[str, str]:
+        avatar, job = self._opened.avatar, self._opened.job
+        name = block_name(block, job.plan, job.picture, job.options)
+        return ("" if avatar is None else avatar.avatar_id, name)
