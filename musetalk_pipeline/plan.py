@@ -7,7 +7,7 @@ Pure arithmetic; imports neither torch nor av.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from musetalk_pipeline.options import FrameRate
@@ -35,7 +35,8 @@ class Segment:
     backwards.
 
     Output frame `start + j` shows source frame `first_source + j * step`. If the whole source is
-    one block of `turns` frames, a segment goes back and forth in it instead.
+    one block of `turns` frames, a segment goes back and forth in it instead. `index`: its place in
+    the plan, which the parts of a segment that is cut share.
     """
 
     index: int
@@ -127,6 +128,18 @@ def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BL
     else:
         segments = _segments(n_source, n_output, blocks)
     return FramePlan(n_output, fps, blocks, tuple(segments))
+
+
+def cut_segment(segment: Segment, frames: int) -> tuple[Segment, Segment]:
+    """Cut a segment after so many of its frames. Both parts show what they showed before."""
+    if not 0 < frames < len(segment):
+        raise ValueError(f"{frames} frames of a segment of {len(segment)} are not a part of it")
+    at = segment.start + frames
+    if segment.turns is None:
+        first_source = segment.first_source + frames * segment.step
+    else:
+        first_source = source_of(at, segment.turns)
+    return replace(segment, end=at), replace(segment, start=at, first_source=first_source)
 
 
 def _turning_segments(n_source: int, n_output: int, size: int) -> list[Segment]:

@@ -18,14 +18,16 @@ from serve_app.graph.builders import resolve
 from serve_app.graph.finisher import Finisher
 from serve_app.graph.generator import Generator
 from serve_app.graph.preprocessor import Preprocessor
+from serve_app.graph.replicas import pool_deployment
 from serve_app.launcher.environment_checks import environment_faults
+from serve_app.scheduling.pool_state import CALLS_PER_REPLICA
 
 logger = logging.getLogger("ray.serve")
 
 ARCH_LABEL = "musetalk/arch"  # the ray.io/ prefix is reserved
 ANY_NODE = "any"  # this value of `pools[].arch` needs no label
 MAX_HTTP = 1000  # open requests at the ingress, waiting callers and event streams included
-CALLS_AHEAD = 2  # calls that a replica accepts early, so that their arguments are there in time
+CALLS_AHEAD = 2  # calls that a CPU stage accepts early, so that their arguments are there in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +110,8 @@ def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
         options["label_selector"] = {ARCH_LABEL: pool.arch}
     return serve.deployment(
         kind,
-        name=f"Generator-{pool.name}",
-        max_ongoing_requests=1 + CALLS_AHEAD,
+        name=pool_deployment(pool.name),
+        max_ongoing_requests=CALLS_PER_REPLICA,
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=options,
         **_scaling(pool.replicas, pool.max_replicas, 1),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
+from musetalk_pipeline.engines.warp import version as warp_version
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Speedup, Version
@@ -102,11 +103,7 @@ def decide_engine(
 
 def engine_version(name: EngineName, version: Version) -> str:
     """Return the `model_version` of the engine `name` without loading it. `version`: MuseTalk's."""
-    if name == "musetalk":
-        return version
-    from musetalk_pipeline.engines.warp.engine import WarpEngine
-
-    return WarpEngine().model_version
+    return version if name == "musetalk" else warp_version.MODEL_VERSION
 
 
 def make_engine(

@@ -12,16 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Services
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
-from serve_app.config.settings import AppArgs, jobs_at_a_time
+from serve_app.config.settings import AppArgs, configured_jobs, jobs_at_a_time, reported_jobs
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
-from serve_app.graph.builders import build_store
+from serve_app.graph.builders import build_scratch, build_store, configured_description
+from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
+from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph
 from serve_app.graph.readiness import Readiness
+from serve_app.graph.replicas import ReplicaWatch
+from serve_app.graph.serve_controller import ServeController
+from serve_app.graph.stage_calls import StageCalls
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -41,15 +47,22 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     Raises:
         FolderRefused: a working folder cannot be trusted or created.
     """
-    readiness = Readiness(graph, app_name)
+    watch = ReplicaWatch(ServeController(app_name).replica_counts)
+    readiness = Readiness(graph, watch, configured_description(args, env))
+    capacity = SharedCapacity(args)
+    watch.subscribe(capacity.follow)
+    scratch = build_scratch(args, env)
+    scratch.start_janitor()
+    makers = SegmentMakers(
+        graph, args.driver, capacity, StageCalls(args.driver), PieceFiles(scratch)
+    )
     driver = JobDriver(
-        graph,
-        args.driver,
+        makers,
         args.inputs.download_timeout_s,
         readiness.description,
         jobs_at_a_time(args, env),
     )
-    return assemble(args, env, driver, readiness)
+    return assemble(args, env, driver, readiness, generators=lambda: capacity.scheduler.running)
 
 
 def assemble(
@@ -58,8 +71,13 @@ def assemble(
     driver: JobDriver,
     readiness: ReadinessCheck,
     timing: JobTiming = DEFAULT_TIMING,
+    *,
+    generators: Callable[[], int] = lambda: 1,
 ) -> Services:
-    """Build the services around a driver and a readiness check; see `compose`."""
+    """Build the services around a driver and a readiness check; see `compose`.
+
+    `generators`: returns how many Generator replicas run.
+    """
     folders = make_folders(args, env)
     links = LinkMaker.of(args, env, folders.state)
     jobs = JobService(
@@ -82,6 +100,8 @@ def assemble(
         links=links,
         files=LocalStore(folders.results),
         capacity=capacity,
+        reported_capacity=reported_jobs(args, env),
+        most_claimed=lambda: configured_jobs(args, env) or min(capacity, generators() + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
         webhooks=_webhooks(args, env, folders),
@@ -125,7 +145,7 @@ def _polling(
         folders.state,
         service=jobs,
         can_run=availability.may_begin,
-        capacity=jobs_at_a_time(args, env),
+        capacity=reported_jobs(args, env),
         batch_size=_batch_size(env, availability),
     )
 

@@ -27,7 +27,8 @@ class Ingress:
     ) -> None:
         env = read_environment()
         set_up_replica(env)
-        graph = Graph(preprocessor, _pools(args, generators), finisher)
+        pools = tuple(Pool(name, handle) for name, handle in generators.items())
+        graph = Graph(preprocessor, pools, finisher)
         self._services = compose(args, env, graph, app_name)
         handle = serve.get_deployment_handle("Ingress", app_name)
         self._runner = JobRunner(
@@ -48,15 +49,3 @@ class Ingress:
     async def drain(self) -> None:
         """Begin no more jobs; return when the running ones have ended and were answered."""
         await self._runner.drain()
-
-
-def _pools(args: AppArgs, generators: dict[str, Any]) -> tuple[Pool, ...]:
-    return tuple(
-        Pool(
-            name=pool.name,
-            handle=generators[pool.name],
-            capacity=2 * (pool.max_replicas or pool.replicas),
-            usd_per_frame=pool.usd_per_hour / 3600 / pool.frames_per_s,
-        )
-        for pool in args.pools
-    )

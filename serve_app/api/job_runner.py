@@ -91,8 +91,8 @@ class JobRunner:
         runner = None if services.reports is None else services.reports.run_reported
         if await services.availability.may_begin() and await services.jobs.run_next(runner):
             return True
-        # A job that would wait for a place here should rather be claimed by another worker.
-        has_place = slot < services.capacity and services.jobs.active_jobs < services.capacity
+        # A job that would wait here should rather be claimed by another worker.
+        has_place = slot < services.capacity and services.jobs.active_jobs < services.most_claimed()
         if services.availability.is_stopping or not has_place or services.polling is None:
             return False
         return await services.polling.claim_and_run()

@@ -105,8 +105,9 @@ class Services:
     """Everything that the routes and the job runner of one ingress use.
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
-    for previews. `webhooks`, `polling` and `reports` are None if the environment does not enable
-    them.
+    for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
+    while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
+    environment does not enable them.
     """
 
     jobs: JobService
@@ -115,6 +116,8 @@ class Services:
     links: LinkMaker
     files: LocalStore
     capacity: int
+    reported_capacity: int
+    most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
     options: ApiOptions = field(default_factory=ApiOptions)
     webhooks: WebhookSender | None = None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from musetalk_pipeline.options import MediaLimits, Speedup
 from serve_app.inputs.download_body import DownloadLimits
 from serve_app.net.addresses import AddressPolicy
+from serve_app.scheduling.pool_state import Policy
 
 
 class Section(BaseModel):
@@ -175,25 +176,39 @@ class InputSettings(Section):
 class DriverSettings(Section):
     """How one job is driven through the graph."""
 
-    window_segments: int = Field(
-        3, ge=1, le=64, description="How many segments of a job are in flight."
+    policy: Policy = Field(
+        "soonest",
+        description="`soonest`: the pool that finishes a segment first draws it, and of pools that "
+        "are about as soon the cheapest. `cheapest`: the cheapest pool with a free replica.",
+    )
+    max_mb_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="The memory for segments in flight, of all jobs. Without it, a tenth of the "
+        "machine's. 1 MB is 10^6 bytes.",
+    )
+    no_replica_timeout_s: float = Field(
+        900.0,
+        gt=0,
+        description="A job fails after no pool has had a running replica for this time.",
     )
     block_s: float = Field(
         2.0, gt=0, le=30, description="The longest block, in seconds of the source."
     )
     kept_blocks: int = Field(
-        64, ge=1, description="How many prepared blocks are kept for the way back."
+        64, ge=1, description="How many encoded blocks of a job are kept for the way back."
     )
     tries: int = Field(
         3, ge=1, le=10, description="How often a segment is tried before the job fails."
     )
     call_timeout_s: float = Field(
-        120.0, gt=0, description="The deadline of a call, in addition to the time for its frames."
+        120.0, gt=0, description="The least deadline of a call, from the start of its work."
     )
     seconds_per_frame: float = Field(
         20.0,
         gt=0,
-        description="Added to a segment's deadline for each frame. The default suits a slow CPU.",
+        description="Added to the deadline of a call for each frame, until the speed of such calls "
+        "has been measured. The default suits a slow CPU.",
     )
     finish_timeout_s: float = Field(
         1200.0, gt=0, description="The deadline of stitching and upload."
@@ -203,7 +218,13 @@ class DriverSettings(Section):
 class QueueSettings(Section):
     """Jobs at this ingress."""
 
-    max_concurrent_jobs: int = Field(2, ge=1, le=64, description="How many jobs run concurrently.")
+    max_concurrent_jobs: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="How many jobs run concurrently. Without it, one for each 2 GB of the "
+        "machine's memory, 2 to 16.",
+    )
     downloads_ahead: int = Field(
         4, ge=0, le=64, description="How many further jobs' inputs are fetched while they wait."
     )

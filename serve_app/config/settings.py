@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from musetalk_pipeline.options import JobOptions, defaults_for
 from serve_app.config.environment import Environment
+from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import (
     AvatarSettings,
     DriverSettings,
@@ -42,12 +43,17 @@ __all__ = [
     "ResultSettings",
     "Section",
     "StageSettings",
+    "configured_jobs",
     "jobs_at_a_time",
+    "jobs_for",
+    "reported_jobs",
 ]
 
 SERVICE_NAME = "lipsync-serve"
 APP_NAME = "lipsync"  # of the application in Ray Serve
 API_VERSION = "0.1.0"
+BYTES_A_JOB = 2e9
+LEAST_JOBS, MOST_JOBS = 2, 16
 
 
 class AppArgs(Section):
@@ -134,14 +140,16 @@ class AppArgs(Section):
     def longest_silence_s(self, jobs: int) -> float:
         """Return how long a live attempt may go without a call to a node, when `jobs` run at once.
 
-        Every call to a stage shows that its attempt lives, and ends by its deadline (driver.py). A
-        call may have been made `tries` times before one of them reaches this node.
+        Every call to a stage shows that its attempt lives, and ends by its deadline
+        (graph/stage_calls.py). A call may have been made `tries` times before one of them reaches
+        this node, and before each of them every other job may have had its turn.
         """
-        frames = math.ceil(self.driver.block_s * self.inputs.max_fps)
-        drawing_s = frames * self.driver.seconds_per_frame * self.driver.window_segments * jobs
-        calls_s = self.driver.tries * (self.driver.call_timeout_s + drawing_s)
-        opening_s = self.driver.tries * self.inputs.download_timeout_s
-        return opening_s + calls_s + self.driver.tries * self.driver.finish_timeout_s
+        driver = self.driver
+        frames = math.ceil(driver.block_s * self.inputs.max_fps)
+        turns_s = (driver.call_timeout_s + frames * driver.seconds_per_frame) * jobs
+        opening_s = driver.tries * self.inputs.download_timeout_s
+        drawing_s = driver.tries * (turns_s + driver.no_replica_timeout_s)
+        return opening_s + drawing_s + driver.tries * driver.finish_timeout_s
 
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
@@ -151,6 +159,29 @@ class AppArgs(Section):
 
 def jobs_at_a_time(args: AppArgs, env: Environment) -> int:
     """Return how many jobs are drawn concurrently here. Those that are only fetched are extra."""
+    return configured_jobs(args, env) or jobs_for(machine_memory_bytes())
+
+
+def configured_jobs(args: AppArgs, env: Environment) -> int | None:
+    """Return how many jobs are to be drawn concurrently; None if the memory decides."""
     if env.is_buffer:
         return env.buffer_capacity
     return env.max_concurrent_jobs or args.queue.max_concurrent_jobs
+
+
+def reported_jobs(args: AppArgs, env: Environment) -> int:
+    """Return how many jobs orchestrators are told to expect here at once.
+
+    If the memory decides, more jobs than replicas would only wait for each other here, while
+    another worker may be idle. One more than replicas keeps them busy between two jobs.
+    """
+    replicas = sum(pool.max_replicas or pool.replicas for pool in args.pools)
+    return configured_jobs(args, env) or min(jobs_at_a_time(args, env), replicas + 1)
+
+
+def jobs_for(memory_bytes: int) -> int:
+    """Return for how many jobs a machine has memory.
+
+    A job keeps up to 64 encoded blocks (200 MB), and its media are decoded while it is opened.
+    """
+    return min(MOST_JOBS, max(LEAST_JOBS, round(memory_bytes / BYTES_A_JOB)))

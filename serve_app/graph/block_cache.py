@@ -1,31 +1,59 @@
 """The encoded blocks of one job, by reference, for as long as its segments need them."""
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_pipeline.plan import Block, FramePlan
-from serve_app.config.settings import DriverSettings
-from serve_app.graph.pools import Pool
-from serve_app.graph.ray_errors import cancel_calls
 
 
 @dataclass(slots=True)
-class CachedBlock:
-    """One block that is being encoded, or has been, and how many segments use it now.
+class EncodedBlock:
+    """A block that a Generator, or an earlier job, has encoded.
 
-    `pool`: the one that encodes it and draws its segments. `prepared` and `avatar`: the responses
-    that hold its PreparedBlock and its AvatarBlock.
+    `avatar`: the response, or reference, that holds its AvatarBlock. `pool`: the one that encoded
+    it; None if it was not encoded for this job. `is_counted`: whether its costs have been.
     """
 
-    index: int
-    pool: Pool
-    prepared: Any
     avatar: Any
+    pool: str | None
+    is_counted: bool = False
+
+
+@dataclass(slots=True)
+class BlockRequest:
+    """A block to encode.
+
+    `is_first`: the job's first segment draws on it. `avoid`: pools that failed. `pool`: the one
+    that was given it.
+    """
+
+    block: Block
+    is_first: bool = False
+    avoid: frozenset[str] = frozenset()
+    pool: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class CachedBlock:
+    """One block that is being encoded, or has been, and how many segments use it now."""
+
+    request: BlockRequest
+    encoding: "asyncio.Task[EncodedBlock]"
     uses: int = 0
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def index(self) -> int:
+        """The block's index in the plan."""
+        return self.request.block.index
+
+    async def encoded(self) -> EncodedBlock:
+        """Wait for the encoding, which goes on if this is cancelled."""
+        return await asyncio.shield(self.encoding)
 
 
 class BlockCache:
@@ -34,50 +62,58 @@ class BlockCache:
     def __init__(
         self,
         plan: FramePlan,
-        encode: Callable[[Block], CachedBlock],
-        settings: DriverSettings,
+        encode: Callable[[BlockRequest], Coroutine[Any, Any, EncodedBlock]],
+        max_blocks: int,
     ) -> None:
-        """`encode` submits the calls that encode a block."""
+        """`encode` encodes a block, or finds one that was encoded before."""
         self._blocks = plan.blocks
         self._encode = encode
-        self._max_blocks = settings.kept_blocks
+        self._max_blocks = max_blocks
         self._uses_left = Counter(segment.block for segment in plan.segments)
         self._cached: dict[int, CachedBlock] = {}
 
-    def acquire(self, index: int) -> CachedBlock:
-        """Return a block for one segment; submit its encoding unless it is cached."""
+    def acquire(
+        self, index: int, *, is_first: bool = False, avoid: frozenset[str] = frozenset()
+    ) -> CachedBlock:
+        """Return a block for one segment; begin to encode it unless it is cached."""
         block = self._cached.get(index)
         if block is None:
-            block = self._encode(self._blocks[index])
-            self._cached[index] = block
+            request = BlockRequest(self._blocks[index], is_first, avoid)
+            encoding = asyncio.create_task(self._encode(request))
+            encoding.add_done_callback(_note_error)
+            block = self._cached[index] = CachedBlock(request, encoding)
             self._evict()
         block.uses += 1
-        block.pool.in_flight += 1
         block.last_used = time.monotonic()
         return block
 
+    def expect_another(self, index: int) -> None:
+        """Count one more segment that draws on a block, because a segment has been cut."""
+        self._uses_left[index] += 1
+
     def release(self, block: CachedBlock) -> None:
         """End the use of a block by a segment that is done; the last use frees the block."""
-        self._end_use(block)
+        block.uses -= 1
         self._uses_left[block.index] -= 1
         if self._uses_left[block.index] <= 0:
             self._cached.pop(block.index, None)
 
     def discard(self, block: CachedBlock) -> None:
         """End the use of a block that may be broken; the next `acquire` encodes it again."""
-        self._end_use(block)
+        block.uses -= 1
         if self._cached.get(block.index) is block:
             del self._cached[block.index]
+        if not block.uses:
+            block.encoding.cancel()
 
-    def close(self) -> None:
-        """Cancel the encodings that are still running."""
-        for block in self._cached.values():
-            cancel_calls([block.prepared, block.avatar])
+    async def close(self) -> None:
+        """End the encodings that are still running."""
+        encodings = [block.encoding for block in self._cached.values()]
         self._cached.clear()
-
-    def _end_use(self, block: CachedBlock) -> None:
-        block.uses -= 1
-        block.pool.in_flight -= 1
+        for encoding in encodings:
+            encoding.cancel()
+        if encodings:
+            await asyncio.wait(encodings)
 
     def _evict(self) -> None:
         idle = sorted(
@@ -86,3 +122,9 @@ class BlockCache:
         )
         for block in idle[: max(0, len(self._cached) - self._max_blocks)]:
             del self._cached[block.index]
+
+
+def _note_error(encoding: "asyncio.Task[EncodedBlock]") -> None:
+    """Mark the error as seen, in case no segment waits for it any more."""
+    if not encoding.cancelled():
+        encoding.exception()

@@ -12,6 +12,7 @@ from musetalk_pipeline.engines import (
     Engine,
     EngineName,
     choose_engine,
+    engine_version,
     make_audio_encoder,
     make_engine,
 )
@@ -22,7 +23,10 @@ from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import SharedAvatars
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
+from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
+from serve_app.graph.scratch import Scratch
+from serve_app.graph.transfers import Description
 from serve_app.outputs.b2 import B2Store
 from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
 from serve_app.outputs.local import LocalStore
@@ -30,6 +34,8 @@ from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
 
 logger = logging.getLogger(__name__)
+
+KEPT_AFTER_S = 1800.0  # scratch, beyond what the deadlines allow: clocks and queues are not exact
 
 
 def resolve(args: AppArgs, env: Environment) -> AppArgs:
@@ -144,6 +150,29 @@ def _b2_settings(env: Environment) -> B2Settings | None:
         return None
     key = (env.b2_key_id.get_secret_value(), env.b2_app_key.get_secret_value())
     return B2Settings(*key, env.b2_bucket, env.b2_prefix)
+
+
+def configured_description(args: AppArgs, env: Environment) -> Description:
+    """Return what `args` and `env` say about the engines, before one has been loaded.
+
+    The class of a GPU is only found where it is, so the architecture of the first pool stands in.
+    """
+    pool = args.pools[0]
+    engine = _engine_of(args)
+    return Description(
+        engine=engine,
+        model_version=engine_version(engine, args.version),
+        landmarks=args.landmarks,
+        device=device_of(pool),
+        gpu_class=gpu_class(env, detected=pool.arch if pool.num_gpus else None),
+        batch_size=pool.batch_size or env.batch_size or 1,
+    )
+
+
+def build_scratch(args: AppArgs, env: Environment) -> Scratch:
+    """Return the scratch root of this node."""
+    silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
+    return Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
 
 
 def device_of(pool: PoolSettings) -> str:

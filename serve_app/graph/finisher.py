@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
@@ -67,13 +70,16 @@ class Finisher:
         return piece.on(replica_id())
 
     async def finish(
-        self, opened: Opened, facts: RunFacts, about: Description, *pieces: Measured[Piece]
+        self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
     ) -> Finished:
-        """Stitch the pieces, add the sound, store the video and its sidecar."""
+        """Stitch the pieces, add the sound, store the video and its sidecar.
+
+        `pieces`: references to the (size,) uint8 bytes of each, which are fetched one by one.
+        """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
-        data: list[NDArray[np.uint8]] = [piece.value.data for piece in pieces]
+        data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
         stitched = time.monotonic()
         seconds = {**facts.stage_seconds, "stitch": stitched - started}

@@ -52,8 +52,7 @@ class BlocksInMaking:
         async def store() -> None:
             is_kept = False
             try:
-                async with asyncio.timeout(STORE_S):
-                    is_kept = await storing
+                is_kept = await storing
             except BaseException as exc:  # Ray raises anything for a call that cannot be sent
                 if not isinstance(exc, Exception) and not is_of_ray(exc):
                     raise
@@ -70,6 +69,7 @@ class JobAvatar:
     """The kept blocks of one job.
 
     `load(block)` returns a reference to a kept block or None, and `store(avatar)` keeps a block.
+    Both have deadlines, `LOAD_S` and `STORE_S`.
     """
 
     def __init__(
@@ -83,12 +83,16 @@ class JobAvatar:
         self._load, self._store = load, store
         self._stored = set(opened.avatar.stored if opened.avatar else ())
 
+    def has(self, block: Block) -> bool:
+        """Return whether a block was kept when the job was opened, or has been since."""
+        return block.index in self._stored
+
     async def find(self, block: Block) -> Any | None:
         """Return a reference to a kept block; None if this job has to make it."""
         if self._opened.avatar is None:
             return None
         while True:
-            if block.index in self._stored:
+            if self.has(block):
                 found = await self._loaded(block)
                 if found is not None:
                     return found
@@ -122,8 +126,7 @@ class JobAvatar:
 
     async def _loaded(self, block: Block) -> Any | None:
         try:
-            async with asyncio.timeout(LOAD_S):
-                return await self._load(block)
+            return await self._load(block)
         except BaseException as exc:
             if not isinstance(exc, Exception) and not is_of_ray(exc):
                 raise

@@ -33,9 +33,8 @@ from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
-from serve_app.config.folders import make_folders
-from serve_app.config.settings import AppArgs, jobs_at_a_time
-from serve_app.graph.scratch import Scratch
+from serve_app.config.settings import AppArgs
+from serve_app.graph.builders import build_scratch
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened, Sources
 from serve_app.inputs.downloads import download
@@ -46,7 +45,6 @@ logger = logging.getLogger(__name__)
 VIDEO, AUDIO, DIGESTS, CHECKED, LOCK = "video", "audio", "digests.json", "checked.pickle", "lock"
 LOCK_POLL_S = 0.05
 MAX_CHECKED = 64  # attempts of other nodes whose media a replica keeps in mind
-KEPT_AFTER_S = 1800.0  # beyond what the deadlines allow, because clocks and queues are not exact
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,8 +62,7 @@ class NodeMedia:
     """
 
     def __init__(self, args: AppArgs, env: Environment, node_id: str | None = None) -> None:
-        silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
-        self.scratch = Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
+        self.scratch = build_scratch(args, env)
         self.node_id = node_id or ray.get_runtime_context().get_node_id()
         max_mb = env.max_file_mb or args.inputs.max_file_mb
         inputs = args.inputs.model_copy(update={"max_file_mb": max_mb})

@@ -4,15 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Pool:
-    """The Generator deployment of one GPU architecture, and how busy it is."""
+    """The Generator deployment of one GPU architecture."""
 
     name: str
     handle: Any
-    capacity: int  # calls that its replicas work on or prefetch
-    usd_per_frame: float
-    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +20,6 @@ class Graph:
     pools: tuple[Pool, ...]
     finisher: Any
 
-    def pick_pool(self) -> Pool:
-        """Return the cheapest pool with free capacity, else the one least loaded."""
-        free = [pool for pool in self.pools if pool.in_flight < pool.capacity]
-        if free:
-            return min(free, key=lambda pool: pool.usd_per_frame)
-        return min(self.pools, key=lambda pool: pool.in_flight / max(1, pool.capacity))
+    def generator(self, pool: str) -> Any:
+        """Return the handle of a pool's deployment."""
+        return next(one.handle for one in self.pools if one.name == pool)

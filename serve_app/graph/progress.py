@@ -132,30 +132,31 @@ class ProgressMeter:
 
 
 class _Frames:
-    """Which frames of a plan have come how far. Counting something twice counts once."""
+    """Which frames of a plan have come how far. Counting something twice counts once.
+
+    Segments are known by their first frames, because those at the end of a job are cut into parts.
+    """
 
     def __init__(self, plan: FramePlan) -> None:
         self.total = plan.n_output
         self._blocks = {block.index: len(block) for block in plan.blocks}
-        self._segments = {segment.index: len(segment) for segment in plan.segments}
         self._prepared: set[int] = set()
-        self._drawn: set[int] = set()
-        self._encoded: set[int] = set()
+        self._drawn: dict[int, int] = {}  # frames by the first
+        self._encoded: dict[int, int] = {}
 
     @property
     def drawn(self) -> int:
         """How many output frames are drawn."""
-        return sum(self._segments[index] for index in self._drawn)
+        return sum(self._drawn.values())
 
     @property
     def share(self) -> float:
         """How much of the work on frames is done, 0 to 1."""
         prepared = sum(self._blocks[index] for index in self._prepared)
-        encoded = sum(self._segments[index] for index in self._encoded)
         return (
             PREPARED_WEIGHT * prepared / sum(self._blocks.values())
             + DRAWN_WEIGHT * self.drawn / self.total
-            + ENCODED_WEIGHT * encoded / self.total
+            + ENCODED_WEIGHT * sum(self._encoded.values()) / self.total
         )
 
     def prepare(self, block: int) -> None:
@@ -163,12 +164,12 @@ class _Frames:
 
     def draw(self, segment: Segment) -> None:
         self._prepared.add(segment.block)
-        self._drawn.add(segment.index)
+        self._drawn[segment.start] = len(segment)
 
     def encode(self, segment: Segment) -> None:
         self.draw(segment)
-        self._encoded.add(segment.index)
+        self._encoded[segment.start] = len(segment)
 
     def lose(self, segment: Segment) -> None:
-        self._drawn.discard(segment.index)
-        self._encoded.discard(segment.index)
+        self._drawn.pop(segment.start, None)
+        self._encoded.pop(segment.start, None)

@@ -1,34 +1,32 @@
-"""Whether every stage can take a job, and what it uses for it; the result is kept for a moment."""
+"""Whether every stage can take a job, and what it uses for it."""
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ServeStatus
 
-from serve_app.graph.pools import Graph
+from serve_app.graph.pools import Graph, Pool
+from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch
 from serve_app.graph.transfers import Description
 
 logger = logging.getLogger(__name__)
 
 PREFLIGHT_TIMEOUT_S = 60.0
+STAGES = ("Preprocessor", "Finisher")
 _UNANSWERED = (TimeoutError, RayError, RayServeException)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadinessTimes:
-    """How long a result is kept, in seconds, and how long a call may take.
+    """How old the counts may be, in seconds, and how long a call may take.
 
-    `ready_s`: while ready; a query of the controller costs about 10 ms. `unready_s`: while
-    something is missing, because clients that wait for the start poll often.
+    `ready_s`: while ready. `unready_s`: while something is missing, because clients that wait for
+    the start poll often.
     """
 
     ready_s: float = 2.0
@@ -40,123 +38,110 @@ DEFAULT_TIMES = ReadinessTimes()
 
 
 class Readiness:
-    """Finds out from Serve's controller which deployments have a running replica.
+    """Decides from the running replicas whether a job can run here.
 
-    `serve_status`: the query of the controller.
+    Args:
+        watch: counts the replicas.
+        can_start: whether a pool of that name without replicas is started when work waits for it.
+        configured: what the configuration says about the engines; it stands in for the description
+            of a pool until one has run.
     """
 
     def __init__(
         self,
         graph: Graph,
-        app_name: str,
+        watch: ReplicaWatch,
+        configured: Description,
         *,
+        can_start: Callable[[str, ReplicaCounts], bool] = lambda pool, counts: False,
         times: ReadinessTimes = DEFAULT_TIMES,
-        serve_status: Callable[[], ServeStatus] = serve.status,
     ) -> None:
-        self._times = times
-        self._serve_status = serve_status
         self._graph = graph
-        self._app_name = app_name
-        self._refreshed_at = float("-inf")
-        self._ready = False
+        self._watch = watch
+        self._configured = configured
+        self._can_start = can_start
+        self._times = times
+        self._is_ready = False
         self._description: Description | None = None
-        self._refreshing: asyncio.Task[None] | None = None
-        self._query: asyncio.Future[set[str]] | None = None
-        # A thread of its own, because slow name servers and disks can fill the loop's common ones,
-        # and `/hc` must be answered in any case.
-        self._thread = ThreadPoolExecutor(1, "readiness")
+        self._describing: asyncio.Task[None] | None = None
 
     async def is_ready(self) -> bool:
-        """Return whether a Preprocessor, a Finisher and a Generator of some pool are running.
-
-        The refresh runs outside the context of the request that triggers it. Ray would otherwise
-        cancel its calls when that request's client goes away, and from another thread than that of
-        their event loop.
-        """
+        """Return whether a Preprocessor and a Finisher run, and a pool runs or can be started."""
         times = self._times
-        kept_s = times.ready_s if self._ready else times.unready_s
-        if time.monotonic() - self._refreshed_at > kept_s:
-            if self._refreshing is None:
-                self._refreshing = asyncio.create_task(self._refresh(), context=Context())
-            await asyncio.wait({self._refreshing})
-        return self._ready
+        counts = await self._watch.counts(times.ready_s if self._is_ready else times.unready_s)
+        self._is_ready = await self._can_run(counts)
+        return self._is_ready
+
+    async def _can_run(self, counts: ReplicaCounts) -> bool:
+        if not all(counts.running.get(stage) for stage in STAGES):
+            return False
+        running = [pool for pool in self._graph.pools if counts.in_pool(pool.name)]
+        asking = self._describe_one_of(running)
+        if any(self._can_start(pool.name, counts) for pool in self._graph.pools):
+            return True
+        if running and asking is not None:
+            # An engine that does not answer cannot draw either.
+            await asyncio.wait({asking})
+        return bool(running) and self._description is not None
 
     def facts(self) -> dict[str, Any]:
-        """Return engine, model version, landmarks and device; empty before the first readiness."""
-        return {} if self._description is None else asdict(self._description)
+        """Return engine, model version, landmarks and device.
+
+        Until a pool has run, these are the configured ones, and nothing is said about the GPU.
+        """
+        if self._description is not None:
+            return asdict(self._description)
+        named = ("engine", "model_version", "landmarks", "device")
+        return {name: getattr(self._configured, name) for name in named}
 
     def description(self) -> Description:
-        """Return what draws here. Call this only after `is_ready` has been true."""
-        assert self._description is not None, "no job starts before readiness"
-        return self._description
+        """Return what draws here; what is configured until a pool has run."""
+        return self._description or self._configured
 
     async def preflight(self) -> dict[str, str]:
         """Make one replica of each stage try everything that it depends on."""
-        calls = {
-            "preprocessor": self._graph.preprocessor,
-            "finisher": self._graph.finisher,
-            **{f"generator-{pool.name}": pool.handle for pool in self._graph.pools},
+        counts = await self._watch.counts(self._times.ready_s)
+        checks = {
+            **await self._checks_of("preprocessor", self._graph.preprocessor),
+            **await self._checks_of("finisher", self._graph.finisher),
         }
-        checks: dict[str, str] = {}
-        for stage, handle in calls.items():
-            try:
-                async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
-                    found: dict[str, str] = await handle.preflight.remote()
-            except _UNANSWERED as exc:
-                found = {"replica": f"no answer ({type(exc).__name__})"}
-            checks |= {f"{stage}/{name}": result for name, result in found.items()}
+        for pool in self._graph.pools:
+            stage = f"generator-{pool.name}"
+            if not counts.in_pool(pool.name) and self._can_start(pool.name, counts):
+                checks[f"{stage}/replica"] = "ok, but none runs until work waits"
+            else:
+                checks |= await self._checks_of(stage, pool.handle)
         return checks
 
-    async def _refresh(self) -> None:
+    async def _checks_of(self, stage: str, handle: Any) -> dict[str, str]:
         try:
-            self._ready = await self._are_all_running()
-        except Exception:
-            logger.exception("readiness cannot be determined")
-            self._ready = False
-        finally:
-            self._refreshed_at = time.monotonic()
-            self._refreshing = None
+            async with asyncio.timeout(PREFLIGHT_TIMEOUT_S):
+                found: dict[str, str] = await handle.preflight.remote()
+        except _UNANSWERED as exc:
+            found = {"replica": f"no answer ({type(exc).__name__})"}
+        return {f"{stage}/{name}": result for name, result in found.items()}
 
-    async def _are_all_running(self) -> bool:
-        running = await self._running()
-        pools = [pool for pool in self._graph.pools if f"Generator-{pool.name}" in running]
-        if not {"Preprocessor", "Finisher"} <= running or not pools:
-            return False
-        if self._description is None:
-            try:
-                async with asyncio.timeout(self._times.call_timeout_s):
-                    self._description = await pools[0].handle.describe.remote()
-            except (*_UNANSWERED, asyncio.CancelledError) as exc:  # only Ray cancels it
-                logger.warning("generator does not answer", extra={"error": type(exc).__name__})
-                return False
-        return True
+    def _describe_one_of(self, running: list[Pool]) -> "asyncio.Task[None] | None":
+        """Return the task that asks a running pool what it is; None if that is known.
 
-    async def _running(self) -> set[str]:
-        """Return the deployments that run; none while the controller does not answer.
-
-        However often this is called, at most one thread waits for the controller.
+        It is outside the context of the request that begins it. Ray would otherwise cancel its call
+        when that request's client goes away, and from another thread than the loop's.
         """
-        if self._query is None:
-            loop = asyncio.get_running_loop()
-            self._query = loop.run_in_executor(self._thread, self._query_controller)
-        done, _ = await asyncio.wait({self._query}, timeout=self._times.call_timeout_s)
-        if not done:
-            logger.warning("Serve's controller does not answer")
-            return set()
-        query, self._query = self._query, None
-        try:
-            return query.result()
-        except Exception:
-            # Serve raises all kinds of errors while its controller is away or restarts.
-            logger.exception("Serve's controller cannot be queried")
-            return set()
+        if self._description is not None or not running:
+            return None
+        if self._describing is None:
+            asking: Coroutine[Any, Any, None] = self._describe(running[0])
+            self._describing = asyncio.create_task(asking, context=Context())
+        return self._describing
 
-    def _query_controller(self) -> set[str]:
-        application = self._serve_status().applications.get(self._app_name)
-        if application is None:
-            return set()
-        return {
-            name
-            for name, deployment in application.deployments.items()
-            if deployment.replica_states.get("RUNNING", 0) > 0
-        }
+    async def _describe(self, pool: Pool) -> None:
+        try:
+            async with asyncio.timeout(self._times.call_timeout_s):
+                self._description = await pool.handle.describe.remote()
+        except (Exception, asyncio.CancelledError) as exc:  # only Ray cancels it
+            logger.warning(
+                "generator does not answer",
+                extra={"pool": pool.name, "error": type(exc).__name__},
+            )
+        finally:
+            self._describing = None

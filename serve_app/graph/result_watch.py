@@ -1,66 +1,43 @@
-"""Detects that results of calls exist, without fetching them.
+"""Waits until the result of a call exists, without fetching it.
 
-Results are large, and they are needed elsewhere.
-
-Serve reports a result to its caller only by delivering it. Ray reports whether the object exists.
+Results are large, and they are needed elsewhere. Serve reports a result to its caller only by
+delivering it. Ray reports whether the object exists, by an event.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
-import ray
 
-POLL_S = 0.25
+async def until_result_exists(response: Any) -> None:
+    """Return when the result of a Serve call exists.
 
-Callback = Callable[[], None]
-
-
-class ResultWatch:
-    """Calls back when results exist.
-
-    A call that failed counts as well, so the caller that awaits it has to take that back.
+    The result of a call that failed exists as well; whoever fetches it, or passes it on, gets the
+    error. A call that could not be sent raises here.
     """
-
-    def __init__(self) -> None:
-        self._sent: set[asyncio.Task[Any]] = set()  # calls on their way to a replica
-        self._refs: dict[ray.ObjectRef[Any], Callback] = {}
-
-    def watch(self, response: Any, callback: Callback) -> None:
-        """Call `callback`, once, when the result of that call exists."""
-        sending = asyncio.ensure_future(response._to_object_ref())
-        # It is never cancelled, because that would cancel the call itself.
-        self._sent.add(sending)
-        sending.add_done_callback(lambda done: self._assigned(done, callback))
-
-    def poll(self) -> None:
-        """Call back for the results that exist by now."""
-        if not self._refs:
-            return
-        refs = list(self._refs)
-        existing, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-        for ref in existing:
-            self._refs.pop(ref)()
-
-    def _assigned(self, sending: "asyncio.Task[Any]", callback: Callback) -> None:
-        self._sent.discard(sending)
-        if not sending.cancelled() and sending.exception() is None:
-            self._refs[sending.result()] = callback
-
-
-@asynccontextmanager
-async def watch_results() -> AsyncIterator[ResultWatch]:
-    """Poll for results as long as the context lasts."""
-    watch = ResultWatch()
-
-    async def poll_forever() -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            watch.poll()
-
-    polling = asyncio.create_task(poll_forever())
+    sending = asyncio.ensure_future(response._to_object_ref())
     try:
-        yield watch
-    finally:
-        polling.cancel()
+        # Cancelling it would cancel the call itself, from another thread than its event loop's.
+        ref = await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        sending.add_done_callback(_forget)
+        raise
+    loop = asyncio.get_running_loop()
+    exists: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not exists.done():
+            exists.set_result(None)
+
+    # Ray calls back in a thread of its own, without pulling the object to this node.
+    stop_waiting = ref._on_ready(lambda _: loop.call_soon_threadsafe(wake))
+    try:
+        await exists
+    except asyncio.CancelledError:
+        stop_waiting()
+        raise
+
+
+def _forget(sending: "asyncio.Future[Any]") -> None:
+    """Take note of an error that nobody waits for any more."""
+    if not sending.cancelled():
+        sending.exception()

@@ -1,85 +1,125 @@
-"""Readiness is answered in time, whatever has become of Serve's controller."""
+"""Readiness follows the running replicas, and is answered whatever becomes of the controller."""
 
 import asyncio
-import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
 from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.readiness import Readiness, ReadinessTimes
+from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch
 from serve_app.graph.transfers import Description
 from tests.threads import threads_taken
 
-ABOUT = Description("warp", "1", "mesh", "cpu", "cpu", 1)
-
-
-class Describing:
-    """A Generator's handle."""
-
-    @property
-    def describe(self):
-        async def remote() -> Description:
-            return ABOUT
-
-        return SimpleNamespace(remote=remote)
-
-
-SHORT = ReadinessTimes(ready_s=0.0, unready_s=0.0, call_timeout_s=0.05)
+ABOUT = Description("warp", "1", "mesh", "cuda:0", "RTX-4090-24GB", 16)
+CONFIGURED = Description("warp", "1", "mesh", "cuda:0", "ada", 1)
 ALWAYS_FRESH = ReadinessTimes(ready_s=0.0, unready_s=0.0)
 STAGES = ("Preprocessor", "Finisher", "Generator-cpu")
 
 
+class Stage:
+    """A stage's handle; what describes it is `answer`."""
+
+    def __init__(self, answer: Callable[[], Awaitable[Description]]) -> None:
+        self.describe = SimpleNamespace(remote=answer)
+        self.preflight = SimpleNamespace(remote=self._preflight)
+
+    async def _preflight(self) -> dict[str, str]:
+        return {"av": "ok"}
+
+
+async def about() -> Description:
+    return ABOUT
+
+
+def counts(*names: str, **numbers: int) -> ReplicaCounts:
+    return ReplicaCounts(dict.fromkeys(names, 1) | numbers, {}, {}, {})
+
+
 def readiness_of(
-    controller: Callable[[], Any],
+    controller: Callable[[], ReplicaCounts],
     *,
-    generator: Any = None,
-    times: ReadinessTimes = ALWAYS_FRESH,
+    answer: Callable[[], Awaitable[Description]] = about,
+    startable: tuple[str, ...] = (),
 ) -> Readiness:
     """Return the readiness of an application whose controller answers with `controller()`."""
-    pool = Pool("cpu", generator or Describing(), capacity=1, usd_per_frame=0.0)
-    graph = Graph(None, (pool,), None)
-    return Readiness(graph, "lipsync", times=times, serve_status=controller)
+
+    async def ask() -> ReplicaCounts:
+        return controller()
+
+    stage = Stage(answer)
+    pools = (Pool("cpu", stage, capacity=1, usd_per_frame=0.0),)
+    graph = Graph(stage, pools, stage)
+    return Readiness(
+        graph,
+        ReplicaWatch(ask),
+        CONFIGURED,
+        can_start=lambda pool, counts: pool in startable,
+        times=ALWAYS_FRESH,
+    )
 
 
-def status(*names: str):
-    deployments = {name: SimpleNamespace(replica_states={"RUNNING": 1}) for name in names}
-    return SimpleNamespace(applications={"lipsync": SimpleNamespace(deployments=deployments)})
-
-
-def all_running():
-    return status(*STAGES)
+def all_running() -> ReplicaCounts:
+    return counts(*STAGES)
 
 
 async def test_every_stage_has_to_run():
     running: list[str] = []
-    readiness = readiness_of(lambda: status(*running))
+    readiness = readiness_of(lambda: counts(*running))
     for missing in STAGES:
         running[:] = [name for name in STAGES if name != missing]
         assert not await readiness.is_ready()
     running[:] = STAGES
     assert await readiness.is_ready()
-    assert readiness.facts()["engine"] == "warp"
+    assert readiness.facts()["gpu_class"] == "RTX-4090-24GB"
 
 
-async def test_a_controller_that_hangs_is_asked_by_one_thread_only():
-    answer, asked = threading.Event(), 0
+async def test_one_replica_of_each_stage_is_enough():
+    numbers = {"Preprocessor": 4, "Finisher": 2, "Generator-cpu": 8}
+    readiness = readiness_of(lambda: counts(**numbers))
+    assert await readiness.is_ready()
+    for stage in STAGES:
+        numbers[stage] = 1
+        assert await readiness.is_ready()
 
-    def hangs():
-        nonlocal asked
-        asked += 1
-        assert answer.wait(30)
-        return all_running()
 
-    readiness = readiness_of(hangs, times=SHORT)
-    for _ in range(5):
-        assert not await readiness.is_ready()
-    assert asked == 1
-    answer.set()
-    async with asyncio.timeout(30):
-        while not await readiness.is_ready():  # each waits for the thread, at most SHORT's timeout
-            pass
+async def test_a_pool_that_starts_when_work_waits_is_enough():
+    """Else nothing starts it: a job begins only where this is ready."""
+    running = ["Preprocessor", "Finisher"]
+    readiness = readiness_of(lambda: counts(*running), startable=("cpu",))
+    assert await readiness.is_ready()
+    assert (await readiness.preflight())["generator-cpu/replica"].startswith("ok, but ")
+    running.remove("Finisher")
+    assert not await readiness.is_ready()
+
+
+async def test_the_configuration_speaks_for_an_engine_until_one_has_run():
+    running = ["Preprocessor", "Finisher"]
+    readiness = readiness_of(lambda: counts(*running), startable=("cpu",))
+    assert await readiness.is_ready()
+    assert readiness.description() == CONFIGURED
+    assert "gpu_class" not in readiness.facts() and readiness.facts()["engine"] == "warp"
+    running.append("Generator-cpu")
+    assert await readiness.is_ready()
+    async with asyncio.timeout(10):
+        while readiness.description() != ABOUT:
+            await asyncio.sleep(0)
+    running.remove("Generator-cpu")
+    assert await readiness.is_ready()
+    assert readiness.facts()["gpu_class"] == "RTX-4090-24GB"
+
+
+async def test_an_engine_that_is_busy_does_not_delay_readiness_where_others_can_start():
+    answered = asyncio.Event()
+
+    async def busy() -> Description:
+        await answered.wait()
+        return ABOUT
+
+    readiness = readiness_of(all_running, answer=busy, startable=("cpu",))
+    assert await asyncio.wait_for(readiness.is_ready(), 5.0)
+    answered.set()
 
 
 async def test_threads_that_are_all_taken_do_not_make_a_worker_unready():
@@ -88,8 +128,8 @@ async def test_threads_that_are_all_taken_do_not_make_a_worker_unready():
         assert await asyncio.wait_for(readiness_of(all_running).is_ready(), 5.0)
 
 
-async def test_a_controller_that_is_away_is_not_ready():
-    def away():
+async def test_a_controller_that_is_away_from_the_start_is_not_ready():
+    def away() -> ReplicaCounts:
         raise RuntimeError("The controller is not running.")
 
     assert not await readiness_of(away).is_ready()
@@ -100,18 +140,17 @@ async def test_a_client_that_goes_away_takes_no_call_with_it():
     request: ContextVar[str] = ContextVar("request", default="none")
     asked, answered, seen = asyncio.Event(), asyncio.Event(), []
 
-    class Slow:
-        @property
-        def describe(self):
-            async def remote() -> Description:
-                seen.append(request.get())
-                asked.set()
-                await answered.wait()
-                return ABOUT
+    async def slow() -> Description:
+        seen.append(request.get())
+        asked.set()
+        await answered.wait()
+        return ABOUT
 
-            return SimpleNamespace(remote=remote)
+    def controller() -> ReplicaCounts:
+        seen.append(request.get())
+        return all_running()
 
-    readiness = readiness_of(all_running, generator=Slow())
+    readiness = readiness_of(controller, answer=slow)
 
     async def client() -> None:
         request.set("a client's")
@@ -122,23 +161,18 @@ async def test_a_client_that_goes_away_takes_no_call_with_it():
     leaving.cancel()
     asyncio.get_running_loop().call_soon(answered.set)
     assert await readiness.is_ready()
-    assert seen == ["none"]
+    assert set(seen) == {"none"}
 
 
-async def test_a_call_that_ray_cancels_is_not_ready_and_asked_again():
-    answers = [asyncio.CancelledError(), ABOUT]
+async def test_a_call_that_ray_cancels_is_not_ready_and_made_again():
+    answers: list[Any] = [asyncio.CancelledError(), ABOUT]
 
-    class Cancelled:
-        @property
-        def describe(self):
-            async def remote() -> Description:
-                answer = answers.pop(0)
-                if isinstance(answer, BaseException):
-                    raise answer
-                return answer
+    async def cancelled() -> Description:
+        answer = answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
 
-            return SimpleNamespace(remote=remote)
-
-    readiness = readiness_of(all_running, generator=Cancelled())
+    readiness = readiness_of(all_running, answer=cancelled)
     assert not await readiness.is_ready()
     assert await readiness.is_ready()

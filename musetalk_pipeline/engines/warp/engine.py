@@ -25,6 +25,7 @@ from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
 from musetalk_pipeline.engines.warp.mouth_drawing import MouthShape, draw_mouth
 from musetalk_pipeline.engines.warp.mouth_map import MouthMap, map_mouth, moving_region
+from musetalk_pipeline.engines.warp.version import MODEL_VERSION
 from musetalk_pipeline.options import MaskOptions, SpeechOptions
 from musetalk_pipeline.pixels.blend import MASK_SIDE
 from musetalk_pipeline.pixels.crops import FACE_SIDE
@@ -44,8 +45,8 @@ class WarpEngine:
 
     @property
     def model_version(self) -> str:
-        """Return the version of the drawing; raised whenever its pictures change."""
-        return "2"
+        """Return the version of the drawing."""
+        return MODEL_VERSION
 
     @property
     def needs_parse_inputs(self) -> bool:

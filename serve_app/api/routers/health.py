@@ -41,7 +41,7 @@ def _answer(body: dict[str, Any]) -> JSONResponse:
 @router.get("/v1/ping", summary="Version and load", dependencies=[Depends(require_ping_access)])
 async def ping(services: ServicesDep) -> JSONResponse:
     """Return version, build and load, for the fleet's own checks."""
-    options, capacity = services.options, services.capacity
+    options, capacity = services.options, services.reported_capacity
     device = str(services.availability.facts().get("device", "cpu"))
     body = {
         "status": "ok",

@@ -1,0 +1,65 @@
+"""What the jobs of an ingress share: the scheduler of Generator calls, and places at the stages.
+
+All of it follows the replicas that run. The bounds keep calls here rather than in the queues of
+replicas, and what has been prepared, and not been encoded yet, from filling the object store.
+"""
+
+from __future__ import annotations
+
+from serve_app.config.memory import machine_memory_bytes
+from serve_app.config.settings import AppArgs
+from serve_app.graph.replicas import ReplicaCounts, pool_deployment
+from serve_app.scheduling.fair_gate import FairGate
+from serve_app.scheduling.pool_state import Pace, PoolRates
+from serve_app.scheduling.scheduler import SegmentScheduler
+
+# What one frame of a segment takes between the stages at most: its crop and the drawn face
+# (256 x 256), the parser's input (512 x 512), Whisper's features, latents and mask.
+FRAME_BYTES = 2 * 256 * 256 * 3 + 512 * 512 * 3 + 50 * 384 * 4 + 32 * 1024 * 2
+MEMORY_SHARE = 0.1  # of the machine, for segments in flight; Ray's object store has 0.3
+CALLS_AHEAD = 1  # calls at a CPU stage beyond its threads, so that their arguments are there
+
+
+class SharedCapacity:
+    """The scheduler, and who may use the CPU stages.
+
+    `segments`: the segments in flight, of all jobs. `prepare` and `compose`: calls of the
+    Preprocessor and the Finisher. The paces are those of one call.
+    """
+
+    def __init__(self, args: AppArgs) -> None:
+        driver = args.driver
+        self.scheduler = SegmentScheduler(
+            [PoolRates(pool.name, pool.frames_per_s, pool.usd_per_hour) for pool in args.pools],
+            policy=driver.policy,
+            no_replica_s=driver.no_replica_timeout_s,
+        )
+        self._preprocessor_threads = args.preprocessor.threads
+        self._finisher_threads = args.finisher.threads
+        self._pools = [pool.name for pool in args.pools]
+        frames = budget_bytes(driver.max_mb_in_flight) / FRAME_BYTES
+        self.segments = FairGate(1, frames=frames, always_one=True)
+        self.prepare, self.compose = FairGate(1), FairGate(1)
+        self.prepare_pace, self.listen_pace, self.compose_pace = Pace(), Pace(), Pace()
+
+    def follow(self, counts: ReplicaCounts) -> None:
+        """Take the replicas that run now as what there is."""
+        for pool in self._pools:
+            reason = counts.messages.get(pool_deployment(pool), "")
+            self.scheduler.set_running(pool, counts.in_pool(pool), reason)
+        preparing = max(1, counts.running.get("Preprocessor", 0)) * self._preprocessor_threads
+        composing = max(1, counts.running.get("Finisher", 0)) * self._finisher_threads
+        self.prepare.set_places(preparing + CALLS_AHEAD)
+        self.compose.set_places(composing + CALLS_AHEAD)
+        # One segment in each replica and one that is ready for it, and what the CPUs work on.
+        self.segments.set_places(2 * self.scheduler.running + preparing + composing)
+
+    def forget(self, job_id: str) -> None:
+        """Drop what is kept about a job that has ended."""
+        for gate in (self.segments, self.prepare, self.compose):
+            gate.forget(job_id)
+
+
+def budget_bytes(max_mb: int | None) -> float:
+    """Return how much memory segments in flight may take."""
+    return MEMORY_SHARE * machine_memory_bytes() if max_mb is None else max_mb * 1e6

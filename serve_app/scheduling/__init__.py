@@ -1,0 +1,1 @@
+"""Which call is sent next, and to which pool: fair queues and the scheduler, without Ray."""
