@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from musetalk_pipeline.avatar_identity import AvatarTools
+from musetalk_pipeline.avatars.identity import AvatarTools
 from musetalk_pipeline.engines import EngineName, Precision, engine_version
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import DetectorName, PersonBox, Presence

@@ -10,7 +10,6 @@ be written.
 from __future__ import annotations
 
 import sys
-import textwrap
 import tomllib
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- rooms -->\n", "<!-- /rooms -->"
-LABEL_CHARS = 80  # in one line of a box
 ROOMY = ("serve_app", "musetalk_pipeline")  # drawn with their rooms; other packages are one box
 
 Arrows = dict[str, set[str]]
@@ -96,8 +94,7 @@ def label(name: str, box: dict[str, str]) -> str:
     if room not in ("above", "below"):
         return room
     files = sorted(module.rpartition(".")[2] for module, at in box.items() if at == name)
-    text = ", ".join(file for file in files if file != "__main__")
-    return "<br>".join(textwrap.wrap(text, LABEL_CHARS))
+    return ", ".join(file for file in files if file != "__main__")
 
 
 def drawn(found: Arrows, box: dict[str, str]) -> str:

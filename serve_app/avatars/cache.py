@@ -14,8 +14,8 @@ import logging
 from dataclasses import asdict, dataclass
 
 from musetalk_pipeline.artifacts import AvatarBlock
-from musetalk_pipeline.avatar_file import DamagedFileError, pack_block, unpack_block
-from musetalk_pipeline.avatar_identity import AvatarTools, avatar_id, block_name
+from musetalk_pipeline.avatars.block_file import DamagedFileError, pack_block, unpack_block
+from musetalk_pipeline.avatars.identity import AvatarTools, avatar_id, block_name
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block
 from musetalk_pipeline.stages import OpenJob

@@ -1,6 +1,6 @@
 """Avatars in a folder of this machine, shared by all of its replicas and jobs.
 
-    <folder>/<avatar id>/<name>      each file sealed by its digest (musetalk_pipeline.avatar_file)
+    <folder>/<avatar id>/<name>      each file sealed by its digest (musetalk_pipeline.avatars.block_file)
 
 A file appears when it is complete, and is verified whenever it is read; a damaged one is removed,
 so that it is made again. The time of its last use is its modification time. What was not used for
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from musetalk_pipeline.avatar_file import DamagedFileError, seal, unseal
+from musetalk_pipeline.avatars.block_file import DamagedFileError, seal, unseal
 from musetalk_pipeline.files import create_private, part_name
 from serve_app.outputs.local import folder_lock
 from serve_app.private_folders import FOLDER_MODE, FolderRefused, private_folder

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from musetalk_pipeline.avatar_identity import block_name
+from musetalk_pipeline.avatars.identity import block_name
 from musetalk_pipeline.plan import Block
 from serve_app.graph.ray_errors import is_of_ray
 from serve_app.graph.transfers import Opened

@@ -22,7 +22,7 @@ from musetalk_pipeline.artifacts import (
     SourceVideo,
     SpeechAudio,
 )
-from musetalk_pipeline.avatar_identity import AvatarTools
+from musetalk_pipeline.avatars.identity import AvatarTools
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import plan_frames

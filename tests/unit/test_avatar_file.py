@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from musetalk_pipeline.artifacts import AvatarBlock, ColourTags, Face, Picture
-from musetalk_pipeline.avatar_file import (
+from musetalk_pipeline.avatars.block_file import (
     DIGEST_BYTES,
     LOOKS,
     MAGIC,
@@ -22,7 +22,7 @@ from musetalk_pipeline.avatar_file import (
     unpack_block,
     unseal,
 )
-from musetalk_pipeline.avatar_identity import (
+from musetalk_pipeline.avatars.identity import (
     IN_IDENTITY,
     NOT_IN_IDENTITY,
     AvatarTools,
