@@ -1,6 +1,6 @@
 """Avatars in a folder of this machine, shared by all of its replicas and jobs.
 
-    <folder>/<avatar id>/<name>      each file sealed by its digest (musetalk_pipeline.avatars.block_file)
+    <folder>/<avatar id>/<name>      each file sealed by its digest, as block_file.py does
 
 A file appears when it is complete, and is verified whenever it is read; a damaged one is removed,
 so that it is made again. The time of its last use is its modification time. What was not used for
