@@ -122,9 +122,9 @@ class SegmentScheduler:
         """Say how many replicas of a pool run now, and if none does, why."""
         state = self._pools[pool]
         state.running, state.reason = running, reason
-        if not running and self.runs_elsewhere({pool}):
+        if self.running:
             for grant in self._grants:
-                if grant.pool == pool:
+                if not self._pools[grant.pool].running:
                     grant.lost.set()
         self._dispatch()
 

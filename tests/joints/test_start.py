@@ -123,7 +123,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
             "http_options:": "http_option:",
             "route_prefix:": "route_prefx:",
             "landmarks: auto": "landmarks: mosh",
-            "max_concurrent_jobs: 2": "max_concurrent_jobs: many",
+            "allowed_folders: []": "max_file_mb: many",
             "arch: any": "archh: any",
         },
     )
@@ -133,7 +133,7 @@ def test_every_fault_of_a_file_is_said_at_once_each_with_its_line(tmp_path: Path
         ("route_prefx", "unknown key `route_prefx`; did you mean `route_prefix`?"),
         ("archh", "unknown key `archh`; did you mean `arch`?"),
         ("mosh", "`landmarks: 'mosh'` is not accepted; it must be 'auto', 'mesh', 'onnx'"),
-        ("many", "`max_concurrent_jobs: 'many'` is not accepted; it must be a valid integer"),
+        ("many", "`max_file_mb: 'many'` is not accepted; it must be a valid integer"),
     ):
         [found] = [one for one in said if sentence in one]
         assert found.startswith(f"{path}:{line_of(path, text)}: "), found

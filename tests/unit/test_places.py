@@ -1,7 +1,8 @@
 """More jobs are fetched than drawn: slow downloads hold no place. Mend 4.5."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,36 +11,24 @@ from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InvalidVideo
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import Digests
-from serve_app.config.settings import DriverSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.driver import DEFAULT_PAUSES, DriverPauses, JobDriver
 from serve_app.graph.pools import Graph
+from serve_app.graph.stage_calls import DEFAULT_PAUSES, DriverPauses
 from serve_app.graph.transfers import Assignment, Attempt
+from tests.unit.stage_rig import Handle, driver_of, settle, until
 
-Method = Callable[..., Awaitable[Any]]
 
-
-class Handle:
-    """A deployment as the driver calls it, `handle.method.remote(...)`, run by functions here."""
-
-    def __init__(self, **methods: Method) -> None:
-        self._methods = methods
-
-    def __getattr__(self, name: str) -> Any:
-        method = self._methods[name]
-
-        class Remote:
-            def remote(self, *args: Any) -> Any:
-                return asyncio.ensure_future(method(*args))
-
-        return Remote()
+def attempt_id(job_id: str) -> str:
+    """Return what the scratch of that job is called."""
+    return job_id.encode().hex().zfill(32)
 
 
 class Site:
     """Fetches end when their event is set; opening waits for an event, then refuses the video."""
 
-    def __init__(self, places: int, pauses: DriverPauses = DEFAULT_PAUSES) -> None:
+    def __init__(self, folder: Path, places: int, pauses: DriverPauses = DEFAULT_PAUSES) -> None:
+        self.folder = folder
         self.arrives: dict[str, asyncio.Event] = {}
         self.goes_on = asyncio.Event()
         self.fetching: list[str] = []
@@ -48,7 +37,7 @@ class Site:
         self.told: list[tuple[str, str]] = []
         stage = Handle(fetch=self.fetch, open=self.open, release=self.release, keep=self.keep)
         graph = Graph(stage, (), stage)
-        self.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, places, pauses=pauses)
+        self.driver, _ = driver_of(graph, folder, places=places, pauses=pauses)
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
         self.fetching.append(attempt.job_id)
@@ -73,7 +62,7 @@ class Site:
 
     def start(self, job_id: str, report: Callable[[Progress], None] = lambda _: None) -> Any:
         request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
-        work = Assignment(f"attempt-{job_id}", None, job_id, 1, request, JobOptions())
+        work = Assignment(attempt_id(job_id), None, job_id, 1, request, JobOptions())
         self.arrives.setdefault(job_id, asyncio.Event())
         return asyncio.create_task(self.driver.run(work, report))
 
@@ -82,20 +71,8 @@ class Site:
             self.arrives[job_id].set()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def settle() -> None:
-    """Let everything that can go on go on."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def test_downloads_that_never_end_hold_no_place():
-    site = Site(places=1)
+async def test_downloads_that_never_end_hold_no_place(tmp_path):
+    site = Site(tmp_path, places=1)
     slow = [site.start("slow-1"), site.start("slow-2")]
     await until(lambda: len(site.fetching) == 2)
     good = site.start("good")
@@ -108,12 +85,12 @@ async def test_downloads_that_never_end_hold_no_place():
         job.cancel()
     await asyncio.wait(slow)
     assert {told for told in site.told if told[0] == "release"} == {
-        ("release", f"attempt-{name}") for name in ("slow-1", "slow-2", "good")
+        ("release", attempt_id(name)) for name in ("slow-1", "slow-2", "good")
     }
 
 
-async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arrival():
-    site = Site(places=2)
+async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arrival(tmp_path):
+    site = Site(tmp_path, places=2)
     jobs = [site.start(name) for name in "abcde"]
     await until(lambda: len(site.fetching) == 5)
     for name in "ecadb":
@@ -125,8 +102,8 @@ async def test_only_as_many_as_there_are_places_are_worked_on_in_order_of_arriva
     assert (site.opening, site.most_at_once) == (["e", "c", "a", "d", "b"], 2)
 
 
-async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
-    site = Site(places=1)
+async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line(tmp_path):
+    site = Site(tmp_path, places=1)
     jobs = {name: site.start(name) for name in "abc"}
     for name in "abc":
         site.arrive(name)
@@ -138,12 +115,12 @@ async def test_a_job_that_is_cancelled_while_it_waits_leaves_the_line():
     assert site.opening == ["a", "c"]
 
 
-async def test_a_job_that_waits_for_its_place_says_that_it_lives():
+async def test_a_job_that_waits_for_its_place_says_that_it_lives(tmp_path):
     """Mend 3.7: nothing of it is worked on, so nothing else would."""
-    site = Site(places=1, pauses=DriverPauses(keep_s=0.001))
+    site = Site(tmp_path, places=1, pauses=DriverPauses(keep_s=0.001))
     first, second = site.start("a"), site.start("b")
     site.arrive("a", "b")
-    await until(lambda: site.told.count(("keep", "attempt-b")) > 2)
+    await until(lambda: site.told.count(("keep", attempt_id("b"))) > 2)
     site.goes_on.set()
     await asyncio.wait([first, second])
     await settle()
@@ -152,9 +129,9 @@ async def test_a_job_that_waits_for_its_place_says_that_it_lives():
     assert len(site.told) == before  # nobody speaks for an attempt that has ended
 
 
-async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds():
+async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds(tmp_path):
     """An orchestrator knows no phase for it."""
-    site = Site(places=1)
+    site = Site(tmp_path, places=1)
     first = site.start("a")
     site.arrive("a")
     await until(lambda: site.opening == ["a"])
@@ -167,9 +144,9 @@ async def test_waiting_is_downloading_to_those_who_watch_and_keeps_the_seconds()
     await asyncio.wait([first, second])
 
 
-async def test_a_call_that_ray_cancels_is_made_again():
+async def test_a_call_that_ray_cancels_is_made_again(tmp_path):
     """Ray raises `CancelledError` for it, as it does for a cancellation of the job."""
-    site = Site(places=1)
+    site = Site(tmp_path, places=1)
     site.goes_on.set()
     fetch, cancelled = site.fetch, []
 
@@ -181,7 +158,7 @@ async def test_a_call_that_ray_cancels_is_made_again():
 
     stage = Handle(fetch=cancelled_once, open=site.open, release=site.release, keep=site.keep)
     pauses, graph = DriverPauses(retry_s=(0.0,)), Graph(stage, (), stage)
-    site.driver = JobDriver(graph, DriverSettings(), 60.0, lambda: None, 1, pauses=pauses)
+    site.driver, _ = driver_of(graph, tmp_path, pauses=pauses)
     job = site.start("a")
     site.arrive("a")
     with pytest.raises(InvalidVideo):
@@ -190,15 +167,15 @@ async def test_a_call_that_ray_cancels_is_made_again():
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError, AttributeError])
-async def test_a_release_that_fails_does_not_become_the_jobs_end(error):
-    site = Site(places=1)
+async def test_a_release_that_fails_does_not_become_the_jobs_end(error, tmp_path):
+    site = Site(tmp_path, places=1)
     site.goes_on.set()
 
     async def fails(attempt_id: str) -> None:
         raise error
 
     stage = Handle(fetch=site.fetch, open=site.open, release=fails, keep=site.keep)
-    site.driver = JobDriver(Graph(stage, (), stage), DriverSettings(), 60.0, lambda: None, 1)
+    site.driver, _ = driver_of(Graph(stage, (), stage), tmp_path)
     job = site.start("a")
     site.arrive("a")
     with pytest.raises(InvalidVideo):

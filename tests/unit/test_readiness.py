@@ -49,7 +49,7 @@ def readiness_of(
         return controller()
 
     stage = Stage(answer)
-    pools = (Pool("cpu", stage, capacity=1, usd_per_frame=0.0),)
+    pools = (Pool("cpu", stage),)
     graph = Graph(stage, pools, stage)
     return Readiness(
         graph,

@@ -1,0 +1,206 @@
+"""Stages as the driver calls them, without Ray: handles whose calls are coroutines here.
+
+`Stages` answers every call of a whole job. A test holds calls by name, or makes them fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from musetalk_pipeline.artifacts import Piece
+from musetalk_pipeline.cost import Measured, StageCost
+from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.plan import Block, Segment, plan_frames
+from musetalk_pipeline.stages import Digests
+from serve_app.config.settings import AppArgs, DriverSettings
+from serve_app.contract.requests import JobRequest
+from serve_app.graph.capacity import SharedCapacity
+from serve_app.graph.driver import JobDriver
+from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.pieces import PieceFiles
+from serve_app.graph.pools import Graph, Pool
+from serve_app.graph.scratch import Scratch
+from serve_app.graph.serve_controller import ReplicaCounts
+from serve_app.graph.stage_calls import DEFAULT_PAUSES, DriverPauses, StageCalls
+from serve_app.graph.transfers import Assignment, Attempt, Finished, Opened
+
+Method = Callable[..., Awaitable[Any]]
+FPS = Fraction(25)
+AT_ONCE = DriverPauses(retry_s=(0.0,))
+
+
+class Handle:
+    """A deployment as the driver calls it, `handle.method.remote(...)`, run by functions here."""
+
+    def __init__(self, **methods: Method) -> None:
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> Any:
+        method = self._methods[name]
+
+        class Remote:
+            def remote(self, *args: Any) -> Any:
+                return asyncio.ensure_future(method(*args))
+
+        return Remote()
+
+
+async def exists(response: Any) -> None:
+    """Wait for a call of a `Handle`; one that failed has a result as well."""
+    await asyncio.wait({response})
+
+
+def driver_of(
+    graph: Graph,
+    folder: Path,
+    *,
+    args: AppArgs | None = None,
+    places: int = 1,
+    pauses: DriverPauses = DEFAULT_PAUSES,
+) -> tuple[JobDriver, SharedCapacity]:
+    """Return a driver over `graph`, and what its jobs share."""
+    args = args or AppArgs.model_validate({"pools": [{"name": "cpu"}]})
+    capacity = SharedCapacity(args)
+    pieces = PieceFiles(Scratch(folder / "scratch", 3600.0), share=lambda data: data)
+    calls = StageCalls(args.driver, pauses, exists)
+    makers = SegmentMakers(graph, args.driver, capacity, calls, pieces)
+    return JobDriver(makers, 60.0, lambda: None, places), capacity  # type: ignore[arg-type, return-value]
+
+
+def running(**replicas: int) -> ReplicaCounts:
+    """Return counts with these replicas of pools, and one of each other stage."""
+    counts = {f"Generator-{pool}": number for pool, number in replicas.items()}
+    return ReplicaCounts({"Preprocessor": 1, "Finisher": 1, **counts}, {}, {}, {})
+
+
+class Stages:
+    """All stages of a job of `frames` frames, at 25 frames a second in blocks of 2 s.
+
+    `holds`: names of calls that wait until `go_on` is set. `trouble`: raises for a call, if it is
+    to fail, given its name and its pool. `made`: the calls that were begun, in order: name, pool,
+    first frame.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        pools: tuple[str, ...] = ("cpu",),
+        frames: int = 500,
+        source: int = 1000,
+        driver: DriverSettings | None = None,
+    ) -> None:
+        self.frames, self.source = frames, source
+        self.holds: set[str] = set()
+        self.go_on = asyncio.Event()
+        self.trouble: Callable[[str, str], None] = lambda name, pool: None
+        self.made: list[tuple[str, str, int]] = []
+        self.at_once: Counter[str] = Counter()
+        self.most_at_once: Counter[str] = Counter()
+        self.seconds_per_frame = dict.fromkeys(pools, 0.01)
+        self.finished: list[tuple[int, int]] = []  # the frames of each piece that was joined
+        cpu = Handle(
+            fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,
+            encode_audio=self.encode_audio, compose=self.compose, finish=self.finish,
+        )  # fmt: skip
+        self.graph = Graph(cpu, tuple(Pool(name, self.generator(name)) for name in pools), cpu)
+        args = AppArgs(
+            pools=[{"name": name} for name in pools],  # type: ignore[list-item]
+            driver=driver or DriverSettings(),
+        )
+        self.driver, self.capacity = driver_of(
+            self.graph, folder, args=args, places=8, pauses=AT_ONCE
+        )
+
+    def start(self, job_id: str = "a", report: Callable[..., None] = lambda _: None) -> Any:
+        """Begin a job."""
+        request = JobRequest(musetalk_job_id=job_id, video_url="https://h/v", audio_url="h")
+        attempt_id = job_id.encode().hex().zfill(32)
+        work = Assignment(attempt_id, None, job_id, 1, request, JobOptions())
+        return asyncio.create_task(self.driver.run(work, report))
+
+    def of(self, name: str) -> list[tuple[str, int]]:
+        """Return the pools and first frames of the calls with that name."""
+        return [(pool, frame) for call, pool, frame in self.made if call == name]
+
+    async def fetch(self, attempt: Attempt) -> Measured[Digests]:
+        return Measured(Digests("a", "b"), (StageCost("download", 1.0, 0),))
+
+    async def open(self, attempt: Attempt, fetched: Any) -> Measured[Opened]:
+        plan = plan_frames(self.source, self.frames, FPS)
+        job: Any = SimpleNamespace(plan=plan, options=attempt.options)
+        return Measured(Opened(attempt, "node", job), (StageCost("validation", 0.1, 0),))
+
+    async def prepare(self, opened: Opened, block: Block) -> Any:
+        await self._call("prepare", "", block.start)
+        return (StageCost("prepare", 0.1, len(block)),)
+
+    async def encode_audio(self, opened: Opened, segment: Segment) -> Any:
+        await self._call("encode_audio", "", segment.start)
+        return (StageCost("listen", 0.1, len(segment)),)
+
+    async def compose(self, opened: Opened, avatar: Any, drawn: Any) -> Measured[Piece]:
+        segment, costs = await drawn
+        await self._call("compose", "", segment.start)
+        data = np.frombuffer(f"{segment.start}-{segment.end}".encode(), np.uint8)
+        piece = Piece(segment, data, len(segment))
+        own = StageCost("compose", 0.1, len(segment))
+        return Measured(piece, (*await avatar, *costs, own))
+
+    async def finish(self, opened: Opened, facts: Any, about: Any, pieces: list[Any]) -> Finished:
+        texts = [piece.tobytes().decode().split("-") for piece in pieces]
+        self.finished = [(int(start), int(end)) for start, end in texts]
+        return Finished("there", {"stage_times": facts.stage_seconds})
+
+    async def release(self, attempt_id: str) -> None:
+        return None
+
+    def generator(self, pool: str) -> Handle:
+        async def encode(prepared: Any, options: Any) -> Any:
+            costs = await prepared
+            frames = costs[0].frames
+            await self._call("encode", pool, 0)
+            return (*costs, StageCost("encode", frames * self.seconds_per_frame[pool], frames))
+
+        async def generate(avatar: Any, speech: Any, segment: Segment, options: Any) -> Any:
+            await avatar
+            costs = await speech
+            await self._call("generate", pool, segment.start)
+            frames = len(segment)
+            own = StageCost("generate", frames * self.seconds_per_frame[pool], frames)
+            return segment, (*costs, own)
+
+        return Handle(encode=encode, generate=generate)
+
+    async def _call(self, name: str, pool: str, frame: int) -> None:
+        self.made.append((name, pool, frame))
+        self.at_once[name] += 1
+        self.most_at_once[name] = max(self.most_at_once[name], self.at_once[name])
+        try:
+            self.trouble(name, pool)
+            await asyncio.sleep(0)
+            if name in self.holds:
+                await self.go_on.wait()
+        finally:
+            self.at_once[name] -= 1
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def settle() -> None:
+    """Let everything that can go on go on."""
+    for _ in range(200):
+        await asyncio.sleep(0)
