@@ -109,8 +109,7 @@ class JobAvatar:
     @asynccontextmanager
     async def making(self, block: Block) -> AsyncIterator[Callable[[Any], None]]:
         """Tell other jobs that this one makes a block. Yield what the result is passed to."""
-        key = self._key(block)
-        if self._opened.avatar is None or self._in_making.of(key) is not None:
+        if self._opened.avatar is None or self._in_making.of(key := self._key(block)) is not None:
             yield lambda avatar: None
             return
         self._in_making.begin(key)
