@@ -66,6 +66,14 @@ class FramePlan:
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
 
+    def played_once(self) -> FramePlan:
+        """Return the plan of a job that shows the reached frames once, forwards."""
+        segments = tuple(
+            Segment(block.index, block.start, block.end, block.index, block.start, 1)
+            for block in self.blocks
+        )
+        return FramePlan(self.blocks[-1].end, self.fps, self.blocks, segments)
+
     def seen(self, block: Block, reach: int) -> tuple[int, int]:
         """Return the source frames `[start, end)` that the faces of a block depend on, if each box
         is averaged over `reach` neighbours on each side.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 
+from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.fleet.polling import Polling
@@ -106,8 +107,8 @@ class Services:
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
-    while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
-    environment does not enable them.
+    while fewer than `most_claimed()` run. `avatars` is None if none are kept, and `webhooks`,
+    `polling` and `reports` are None if the environment does not enable them.
     """
 
     jobs: JobService
@@ -120,6 +121,7 @@ class Services:
     most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
     options: ApiOptions = field(default_factory=ApiOptions)
+    avatars: AvatarShelf | None = None
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None

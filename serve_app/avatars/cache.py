@@ -9,9 +9,8 @@ Every method blocks, so call it in a thread.
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from musetalk_pipeline.artifacts import AvatarBlock
 from musetalk_pipeline.avatars.block_file import DamagedFileError, pack_block, unpack_block
@@ -19,29 +18,12 @@ from musetalk_pipeline.avatars.identity import AvatarTools, avatar_id, block_nam
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block
 from musetalk_pipeline.stages import OpenJob
+from serve_app.avatars.about import BLOCK_SUFFIX, VIDEO, About, write_about
 from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import SharedAvatars
 from serve_app.avatars.surveys import StoredSurveys
 
 logger = logging.getLogger(__name__)
-
-BLOCK_SUFFIX = ".block"
-ABOUT = "about"
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What an avatar was made of, for those who list avatars. `frames`: of the whole video."""
-
-    video_sha256: str
-    engine: str
-    model_version: str
-    landmarks: str
-    width: int
-    height: int
-    fps: float
-    frames: int
-    duration_s: float
 
 
 class AvatarCache:
@@ -110,24 +92,14 @@ class AvatarCache:
             self._shared.put_later(avatar, name, content)
         return is_kept
 
-    def _keep_content(self, avatar: str, job: OpenJob, name: str, content: bytes) -> bool:
-        if ABOUT not in self._local.names(avatar):
-            self._local.write(avatar, ABOUT, json.dumps(asdict(self._about(job))).encode())
-        return self._local.write_sealed(avatar, name, content)
+    def keep_video(self, avatar: str, job: OpenJob) -> bool:
+        """Keep a copy of the video, so that jobs can name the avatar in place of an address."""
+        write_about(self._local, avatar, About.of(job, self._tools))
+        return self._local.write_copy(avatar, VIDEO, Path(job.source.path))
 
-    def _about(self, job: OpenJob) -> About:
-        source, picture, tools = job.source, job.picture, self._tools
-        return About(
-            video_sha256=source.sha256,
-            engine=tools.engine,
-            model_version=tools.model_version,
-            landmarks=tools.landmarks,
-            width=picture.width,
-            height=picture.height,
-            fps=round(float(source.fps), 3),
-            frames=source.n_frames,
-            duration_s=source.duration_s,
-        )
+    def _keep_content(self, avatar: str, job: OpenJob, name: str, content: bytes) -> bool:
+        write_about(self._local, avatar, About.of(job, self._tools))
+        return self._local.write_sealed(avatar, name, content)
 
 
 def _file_name(job: OpenJob, block: Block) -> str:

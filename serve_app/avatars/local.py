@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from musetalk_pipeline.avatars.block_file import DamagedFileError, seal, unseal
-from musetalk_pipeline.files import create_private, part_name
+from musetalk_pipeline.files import FILE_MODE, create_private, part_name
 from serve_app.outputs.local import folder_lock
 from serve_app.private_folders import FOLDER_MODE, FolderRefused, private_folder
 
@@ -87,11 +87,12 @@ class LocalAvatars:
             )
         return frozenset()
 
-    def read(self, avatar_id: str, name: str) -> bytes | None:
-        """Return the payload of a file, and mark it as used. None if there is none, or a damaged
-        one, which is removed.
+    def read(self, avatar_id: str, name: str, *, is_use: bool = True) -> bytes | None:
+        """Return the payload of a file. None if there is none, or a damaged one, which is removed.
+
+        `is_use`: whether this marks the file as used.
         """
-        content = self.read_sealed(avatar_id, name)
+        content = self.read_sealed(avatar_id, name, is_use=is_use)
         if content is None:
             return None
         try:
@@ -100,14 +101,14 @@ class LocalAvatars:
             self.remove_damaged(avatar_id, name, exc)
             return None
 
-    def read_sealed(self, avatar_id: str, name: str) -> bytes | None:
-        """Return a file as it is, for whoever verifies it, and mark it as used."""
+    def read_sealed(self, avatar_id: str, name: str, *, is_use: bool = True) -> bytes | None:
+        """Return a file as it is, for whoever verifies it."""
         path = self._of(avatar_id) / _checked(name)
         try:
             with folder_lock(self._folder, fcntl.LOCK_SH):
                 content = path.read_bytes()
-                now = self._clock()
-                os.utime(path, (now, now))
+                if is_use:
+                    self._mark_used(path)
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -128,19 +129,58 @@ class LocalAvatars:
 
     def write_sealed(self, avatar_id: str, name: str, content: bytes) -> bool:
         """Keep a file under its name; return False if that is not possible."""
-        if len(content) > self._max_bytes:
+
+        def fill(part: Path) -> None:
+            with create_private(part) as file:
+                file.write(content)
+
+        return self._put(avatar_id, name, len(content), fill)
+
+    def write_copy(self, avatar_id: str, name: str, source: Path) -> bool:
+        """Keep a copy of a whole file, which is not sealed; return False if that is not possible.
+        On the same disk no bytes are copied.
+        """
+
+        def fill(part: Path) -> None:
+            _link_or_copy(source, part)
+            part.chmod(FILE_MODE)
+
+        try:
+            size_bytes = source.stat().st_size
+        except OSError as exc:
+            _warn("an avatar is not kept", avatar_id, exc)
+            return False
+        return self._put(avatar_id, name, size_bytes, fill)
+
+    def copy_out(self, avatar_id: str, name: str, target: Path) -> bool:
+        """Copy a file that `write_copy` has kept, and mark it as used; False if there is none.
+
+        Raises:
+            OSError: it cannot be copied.
+        """
+        path = self._of(avatar_id) / _checked(name)
+        with folder_lock(self._folder, fcntl.LOCK_SH):
+            try:
+                _link_or_copy(path, target)
+            except FileNotFoundError:
+                return False
+            self._mark_used(path)
+        return True
+
+    def _put(
+        self, avatar_id: str, name: str, size_bytes: int, fill: Callable[[Path], None]
+    ) -> bool:
+        if size_bytes > self._max_bytes:
             return False
         path = self._of(avatar_id) / _checked(name)
         part = part_name(path)
         try:
             self._make(avatar_id)
-            if shutil.disk_usage(self._folder).free < FREE_BYTES + len(content):
+            if shutil.disk_usage(self._folder).free < FREE_BYTES + size_bytes:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with create_private(part) as file:
-                file.write(content)
+            fill(part)
             with folder_lock(self._folder, fcntl.LOCK_SH):
-                now = self._clock()
-                os.utime(part, (now, now))
+                self._mark_used(part)
                 part.replace(path)
         except (OSError, FolderRefused) as exc:
             _warn("an avatar is not kept", avatar_id, exc)
@@ -148,7 +188,7 @@ class LocalAvatars:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-        self._written_bytes += len(content)
+        self._written_bytes += size_bytes
         if self._written_bytes > SWEEP_SHARE * self._max_bytes:
             self.sweep()
         return True
@@ -242,6 +282,10 @@ class LocalAvatars:
                 if _AVATAR_ID.fullmatch(name):
                     yield self._folder / name
 
+    def _mark_used(self, path: Path) -> None:
+        now = self._clock()
+        os.utime(path, (now, now))
+
     def _make(self, avatar_id: str) -> None:
         private_folder(self._folder, SETTING)  # a cleaner may have removed it
         self._of(avatar_id).mkdir(mode=FOLDER_MODE, exist_ok=True)
@@ -256,6 +300,16 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("a file of an avatar has a plain name")
     return name
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Give `target` the content of `source`; nobody writes into either afterwards."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(source, target)
 
 
 def _warn(message: str, avatar_id: str, exc: Exception) -> None:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 LIST_S = 3.0
 LEAST_GET_S = 1.0  # a new connection and its login take some 0.5 s
 PUT_S = 120.0
+DELETE_S = 30.0
 PAUSE_S = 300.0  # after a failure
 WAITING_BYTES = 256_000_000  # of uploads; further ones are left out
 MAX_FILE_BYTES = 1 << 30
@@ -83,6 +84,19 @@ class SharedAvatars:
         except Exception as exc:
             self._pause("downloaded", exc)
             return None
+
+    def delete(self, avatar_id: str) -> None:
+        """Remove an avatar, as far as the key allows it."""
+
+        def delete(bucket: Bucket) -> None:
+            for version, _ in bucket.ls(self._key(avatar_id, ""), latest_only=False):
+                bucket.api.delete_file_version(version.id_, version.file_name)
+
+        try:
+            self._bucket.within(DELETE_S, delete)
+        except Exception as exc:
+            extra = {"avatar": avatar_id, "fault": type(exc).__name__}
+            logger.warning("a shared avatar is not deleted", extra=extra)
 
     def put_later(self, avatar_id: str, name: str, content: bytes) -> None:
         """Upload a file in the background; leave it out if too many bytes wait already."""

@@ -78,6 +78,12 @@ class NodeAvatars:
         finally:
             self._n_storing -= 1
 
+    async def keep_video(self, opened: Opened, job: OpenJob) -> bool:
+        """Keep the video of a job with its avatar; return whether it is kept."""
+        if self._cache is None or opened.avatar is None:
+            return False
+        return await self._storing.run(self._cache.keep_video, opened.avatar.avatar_id, job)
+
 
 @dataclass(frozen=True, slots=True)
 class LookUp:

@@ -18,9 +18,11 @@ from musetalk_pipeline.engines import (
 )
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
-from serve_app.avatars.cache import BLOCK_SUFFIX, AvatarCache
+from serve_app.avatars.about import BLOCK_SUFFIX
+from serve_app.avatars.cache import AvatarCache
 from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import SharedAvatars
+from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.gpu_class import gpu_class
@@ -130,13 +132,27 @@ def build_avatars(args: AppArgs, env: Environment) -> AvatarCache | None:
     except ModelLoadFailed as exc:
         logger.warning("avatars are not kept", extra={"error": exc.message})
         return None
-    folder = make_folders(args, env).avatars
-    local = LocalAvatars(
-        folder, rules.max_gb * 1e9, rules.keep_days * DAY_S, first_to_go=BLOCK_SUFFIX
-    )
+    local = _local_avatars(args, env)
     local.start_janitor()
+    return AvatarCache(local, tools, _shared_avatars(env))
+
+
+def build_shelf(args: AppArgs, env: Environment) -> AvatarShelf | None:
+    """Return the avatars as callers see them; None if they are not kept here."""
+    if args.avatars.max_gb == 0:
+        return None
+    return AvatarShelf(_local_avatars(args, env), _shared_avatars(env))
+
+
+def _local_avatars(args: AppArgs, env: Environment) -> LocalAvatars:
+    rules = args.avatars
+    folder, max_bytes = make_folders(args, env).avatars, rules.max_gb * 1e9
+    return LocalAvatars(folder, max_bytes, rules.keep_days * DAY_S, first_to_go=BLOCK_SUFFIX)
+
+
+def _shared_avatars(env: Environment) -> SharedAvatars | None:
     b2 = _b2_settings(env)
-    return AvatarCache(local, tools, SharedAvatars(B2Bucket(b2)) if b2 else None)
+    return SharedAvatars(B2Bucket(b2)) if b2 else None
 
 
 def build_store(args: AppArgs, env: Environment) -> OutputStore:

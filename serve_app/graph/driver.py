@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from musetalk_pipeline.cost import Measured
-from musetalk_pipeline.errors import Stage
+from musetalk_pipeline.errors import Stage, UploadFailed
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
@@ -78,6 +78,9 @@ class JobDriver:
                         opened = await self._open(attempt, fetched)
                     meter.opened(opened)
                     segments = JobSegments(self._makers, opened.value, meter)
+                    if attempt.is_avatar:
+                        kept = await segments.make_avatar()
+                        return await self._finish_avatar(opened.value, kept, meter)
                     pieces = await segments.make_all()
                     meter.uploading()
                     return await self._finish(opened.value, pieces, meter)
@@ -168,6 +171,32 @@ class JobDriver:
             Stage.UPLOAD,
         )
         return finished
+
+    async def _finish_avatar(self, opened: Opened, kept: int, meter: ProgressMeter) -> Finished:
+        """Keep the video too, and return what jobs can name the avatar by."""
+        avatar, facts, blocks = opened.avatar, meter.facts(), len(opened.job.plan.blocks)
+        if avatar is None or kept < blocks:
+            raise UploadFailed(
+                f"Only {kept} of {blocks} parts of the avatar could be kept.",
+                hint="Look at the free space of avatars.folder, and at avatars.max_gb.",
+            )
+        is_kept = await self._calls.repeated(
+            lambda: self._calls.result(
+                self._graph.preprocessor.keep_video.remote(opened), self._settings.finish_timeout_s
+            ),
+            Stage.UPLOAD,
+        )
+        if not is_kept:
+            raise UploadFailed(
+                "The video of the avatar could not be kept.",
+                hint="Look at the free space of avatars.folder, and at avatars.max_gb.",
+            )
+        metrics = {
+            "avatar_id": avatar.avatar_id,
+            "stage_times": facts.stage_seconds,
+            "total_time": round(facts.elapsed_s, 3),
+        }
+        return Finished(f"/v1/avatars/{avatar.avatar_id}", metrics, opened.job.warnings)
 
     async def _release(self, attempt_id: str) -> None:
         """Remove the attempt's scratch. The janitors of the stages remove what this misses."""

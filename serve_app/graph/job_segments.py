@@ -101,6 +101,50 @@ class JobSegments:
         require_face(self._faces, plan)
         return [path for _, path in sorted(self._pieces.items())]
 
+    async def make_avatar(self) -> int:
+        """Make all blocks of a job that has no sound; return how many of them are kept.
+
+        Raises:
+            PipelineError: a block cannot be made.
+        """
+        plan, kept = self._plan, 0
+
+        async def one(segment: Segment) -> None:
+            nonlocal kept
+            kept += await self._calls.repeated(
+                lambda: self._kept_block(segment), Stage.PREPROCESSING
+            )
+
+        to_encode = sum(len(block) for block in plan.blocks if not self._avatar.has(block))
+        try:
+            with self._scheduler.working_on(self._job_id, to_encode, 0):
+                async with asyncio.TaskGroup() as tasks:
+                    for segment in plan.segments:
+                        await self._capacity.segments.enter(self._job_id, len(segment))
+                        making = tasks.create_task(one(segment))
+                        making.add_done_callback(partial(self._leave, segment))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            await self._blocks.close()
+            self._capacity.forget(self._job_id)
+        return kept
+
+    async def _kept_block(self, segment: Segment) -> bool:
+        """Make the block of a segment, unless it is kept; return whether it is kept then."""
+        block = self._blocks.acquire(segment.block)
+        try:
+            encoded = await block.encoded()
+            is_kept = await self._avatar.settled(block.request.block)
+            if not is_kept:  # if it could not be made, this raises the reason
+                await self._calls.result(encoded.avatar, LOAD_S)
+        except BaseException:
+            self._blocks.discard(block)
+            raise
+        self._blocks.release(block)
+        self._meter.drawn(segment)
+        return is_kept
+
     async def _admitted(self) -> AsyncIterator[Segment]:
         """Yield segments, cut finer towards the end, when each has its place."""
         gate, rest = self._capacity.segments, deque(self._plan.segments)

@@ -123,6 +123,11 @@ class JobAvatar:
             else:
                 self._in_making.end(key, is_kept=False)
 
+    async def settled(self, block: Block) -> bool:
+        """Wait until a block that was made has been stored; return whether it is kept."""
+        storing = None if self._opened.avatar is None else self._in_making.of(self._key(block))
+        return self.has(block) if storing is None else await asyncio.shield(storing)
+
     async def _loaded(self, block: Block) -> Any | None:
         try:
             return await self._load(block)

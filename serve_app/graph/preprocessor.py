@@ -124,6 +124,13 @@ class Preprocessor:
         STAGE_SECONDS.observe(speech.own.seconds, {"stage": "listen"})
         return speech.on(replica_id())
 
+    async def keep_video(self, opened: Opened) -> bool:
+        """Keep the video with its avatar, so that jobs can name the avatar; return whether it is
+        kept.
+        """
+        job = await self._media.here(opened, self._threads)
+        return await self._avatars.keep_video(opened, job)
+
     async def pick_preview_frame(self, opened: Opened) -> PreviewFrame:
         """Find and prepare one frame for a preview."""
         job = await self._media.here(opened, self._threads)

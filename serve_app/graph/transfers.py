@@ -43,7 +43,8 @@ class Sources:
 class Attempt:
     """What the stages are given of an attempt.
 
-    `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar.
+    `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar. `is_avatar`: only the
+    avatar is made, because there is no sound.
     """
 
     attempt_id: str
@@ -53,6 +54,7 @@ class Attempt:
     aspect_ratio: str | None
     resolution: str | None
     queue_job_id: str | None
+    is_avatar: bool = False
 
     @classmethod
     def of(cls, assignment: Assignment) -> "Attempt":
@@ -67,6 +69,7 @@ class Attempt:
             request.aspect_ratio,
             request.resolution,
             assignment.queue_job_id,
+            request.is_avatar,
         )
 
 

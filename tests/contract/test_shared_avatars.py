@@ -27,7 +27,8 @@ from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import plan_frames
 from musetalk_pipeline.stages import OpenJob
-from serve_app.avatars.cache import BLOCK_SUFFIX, AvatarCache
+from serve_app.avatars.about import BLOCK_SUFFIX
+from serve_app.avatars.cache import AvatarCache
 from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import PAUSE_S, THREAD, SharedAvatars
 from serve_app.outputs.b2_bucket import B2Bucket, B2Settings

@@ -1,7 +1,7 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import files, health, jobs, synchronous
+from serve_app.api.routers import avatars, files, health, jobs, synchronous
 
-ROUTERS = (health.router, jobs.router, synchronous.router, files.router)
+ROUTERS = (health.router, jobs.router, avatars.router, synchronous.router, files.router)
 
 __all__ = ["ROUTERS"]
