@@ -60,15 +60,18 @@ def measure_rounds(folder: Path, args: argparse.Namespace) -> list[dict[str, Cos
     maker = [sys.executable, str(ROOT / "benchmarks" / "random_weights.py"), str(models)]
     subprocess.run([*maker, "--size", "small"], check=True, stdout=subprocess.DEVNULL)
     videos, sounds = make_media(folder, args)
+    warming = folder / "short.mp4", folder / "short.wav"
+    make_clip(warming[0], 320, 240, 25)
+    make_speech(warming[1], 1.0)
     settings = {"engine": "musetalk", "models_dir": str(models), "landmarks": "mesh"}
     rounds = []
     with running_app(folder / "app", **settings) as app:
         floor = Floor(models, folder)
-        do_served(app, videos[0], sounds[0])  # everything warm
-        floor.prepare(videos[0], sounds[0])
+        do_served(app, *warming)  # everything warm
+        floor.prepare(*warming)
         floor.run()
         processes = [p for p in psutil.process_iter() if in_session(p, app)]
-        for video in videos[1:]:
+        for video in videos:
             first = measure(lambda v=video: do_served(app, v, sounds[0]), processes)
             second = measure(lambda v=video: do_served(app, v, sounds[1]), processes)
             floor.prepare(video, sounds[1])
@@ -78,13 +81,11 @@ def measure_rounds(folder: Path, args: argparse.Namespace) -> list[dict[str, Cos
 
 
 def make_media(folder: Path, args: argparse.Namespace) -> tuple[list[Path], list[Path]]:
-    """Return a video for each round and one to warm up with, all alike but for their bytes, and two
-    sounds.
-    """
+    """Return a video for each round, all alike but for their bytes, and two sounds."""
     width, height = map(int, args.size.split("x"))
     clip = folder / "clip.mp4"
     make_clip(clip, width, height, round(args.seconds * 25))
-    videos = [folder / f"video{number}.mp4" for number in range(args.rounds + 1)]
+    videos = [folder / f"video{number}.mp4" for number in range(args.rounds)]
     for number, video in enumerate(videos):
         copy = ["-i", str(clip), "-c", "copy", "-metadata", f"comment={number}", str(video)]
         subprocess.run(["ffmpeg", "-v", "error", *copy], check=True)

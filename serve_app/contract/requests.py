@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    StringConstraints,
     create_model,
     field_validator,
 )
@@ -79,7 +80,7 @@ def _from_outside(url: str) -> str:
 
 Url = Annotated[
     str,
-    Field(min_length=1, max_length=MAX_URL_CHARS, repr=False),
+    StringConstraints(min_length=1, max_length=MAX_URL_CHARS),
     AfterValidator(_from_outside),
 ]
 
@@ -121,8 +122,8 @@ class PreviewRequest(JobRequest):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
-    video_url: Url
-    audio_url: Url
+    video_url: Url = Field(repr=False)
+    audio_url: Url = Field(repr=False)
 
 
 class JobCreate(BaseModel):
@@ -130,11 +131,11 @@ class JobCreate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    video_url: Url | None = Field(None, description="Required without avatar_id.")
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
     avatar_id: str | None = Field(
         None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
     )
-    audio_url: Url
+    audio_url: Url = Field(repr=False)
     aspect_ratio: str | None = Field(None, max_length=32)
     resolution: str | None = Field(None, max_length=32)
     params: Params = Params()
@@ -167,7 +168,7 @@ class AvatarCreate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    video_url: Url
+    video_url: Url = Field(repr=False)
     duration_s: FiniteFloat | None = Field(
         None, gt=0, description="Only the beginning of the video is prepared. Default: all of it."
     )

@@ -90,3 +90,30 @@ def test_other_sounds_and_encodings_use_the_avatar_and_other_boxes_do_not(
     assert "prepare" not in stages(longer)
     other = job(app, "options-other", video, speech(0.92), extra_margin=20)
     assert "prepare" in stages(other)
+
+
+def test_an_avatar_is_prepared_ahead_and_named_in_a_job(
+    app: RunningApp, clip: ClipFactory, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    video, audio = clip(frames=64), speech(1.2)
+    answer = app.client.post("/v1/avatars", json={"video_url": video.as_uri()})
+    assert answer.status_code == 202, answer.text
+    job_id = answer.json()["id"]
+    ended = app.wait_for(job_id, "succeeded", "failed")
+    assert ended["status"] == "succeeded", ended
+    assert (ended["progress"]["frames_done"], ended["progress"]["frames_total"]) == (64, 64)
+    avatar_id = ended["metrics"]["avatar_id"]
+    assert ended["output_url"] == f"/v1/avatars/{avatar_id}"
+    avatar = app.client.get(ended["output_url"]).json()
+    assert (avatar["prepared_frames"], avatar["frames"], avatar["has_video"]) == (64, 64, True)
+
+    body = {"avatar_id": avatar_id, "audio_url": audio.as_uri(), "params": LOSSLESS}
+    response = app.generate(musetalk_job_id="names-avatar", **body)
+    assert response.status_code == 200, response.text
+    assert "prepare" not in stages(response.json())
+    named = frames(app, response.json(), tmp_path / "1")
+    other = job(app, "names-video", video, audio)
+    np.testing.assert_array_equal(named, frames(app, other, tmp_path / "2"))
+
+    assert app.client.delete(f"/v1/avatars/{avatar_id}").status_code == 200
+    assert app.generate(musetalk_job_id="names-nothing", **body).status_code == 404
