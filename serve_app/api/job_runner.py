@@ -39,6 +39,7 @@ class JobRunner:
     ) -> None:
         self._services = services
         self._slots = Slots(call, self.do_next)
+        services.jobs.on_work = self._slots.wake
         self._n_slots = services.capacity + fetch_ahead
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -132,6 +132,7 @@ class JobDriver:
         async def keep() -> None:
             while True:
                 await asyncio.sleep(self._pauses.keep_s)
+                await self._makers.pieces.touch(attempt_id)
                 await self._tell_stages("keep", attempt_id)
 
         keeper = asyncio.create_task(keep())

@@ -165,7 +165,8 @@ class JobSegments:
         if segment.start == 0 or self._capacity.segments.others_wait(self._job_id):
             return len(segment)
         left = self._plan.n_output - segment.start
-        return part_frames(len(segment), left, self._scheduler.running)
+        scheduler = self._scheduler
+        return part_frames(len(segment), left, scheduler.running, scheduler.mean_speed())
 
     def _leave(self, segment: Segment, _: "asyncio.Task[None]") -> None:
         self._capacity.segments.leave(self._job_id, len(segment))

@@ -6,6 +6,7 @@ not grow with the length of the job.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,11 @@ import ray
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Piece
+from musetalk_pipeline.errors import StageFailed
 from serve_app.graph.scratch import Scratch
+from serve_app.private_folders import FOLDER_MODE
+
+logger = logging.getLogger(__name__)
 
 PIECES = "pieces"  # the folder in the attempt's scratch
 
@@ -48,15 +53,23 @@ class PieceFiles:
         """Return a reference to each piece. They are valid as long as somebody holds them."""
         return await self._run(self._share_all, paths)
 
+    async def touch(self, attempt_id: str) -> None:
+        """Keep the pieces of a live attempt that does nothing here at the moment."""
+        await self._run(self._scratch.touch, attempt_id)
+
     async def release(self, attempt_id: str) -> None:
         """Remove the attempt's scratch on this node."""
         await self._run(self._scratch.release, attempt_id)
 
     def _write(self, attempt_id: str, piece: Piece) -> Path:
         folder = self._scratch.folder(attempt_id) / PIECES
-        folder.mkdir(exist_ok=True, mode=0o700)
         path = folder / f"{piece.segment.start}-{piece.segment.end}"
-        path.write_bytes(piece.data.data)
+        try:
+            folder.mkdir(exist_ok=True, mode=FOLDER_MODE)
+            path.write_bytes(piece.data.data)
+        except OSError as exc:  # the disk is full, for example
+            logger.error("a piece cannot be kept", extra={"error": str(exc)})
+            raise StageFailed("This worker cannot write to its scratch folder.") from exc
         return path
 
     def _share_all(self, paths: Sequence[Path]) -> list[Any]:

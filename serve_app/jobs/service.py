@@ -80,6 +80,8 @@ class JobService:
         self._timing = timing
         # Turns the location of a stored output into a link, for reports to an orchestrator.
         self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
+        # Called when there may be a job to take.
+        self.on_work: Callable[[], None] = lambda: None
         self._has_output = has_output
         self._active: set[str] = set()  # jobs with an attempt in this process
         self._log_unavailable = UnavailableLog("the job registry cannot be used now")
@@ -290,7 +292,7 @@ class JobService:
             self._queue.lease_s,
             on_progress=on_progress,
             has_client=lambda: self._keep_alive.has_client(job.id),
-            on_stored=lambda: self._announce(job.id),
+            on_stored=lambda: self._changes.announce(job.id),
             beat_s=self._timing.beat_s,
         )
         self._active.add(job.id)
@@ -298,10 +300,11 @@ class JobService:
             return await attempt.run(self._driver.run(assignment, attempt.update))
         finally:
             self._active.discard(job.id)
+            self._announce(job.id)  # it may be in the queue again
 
     async def _take_next(self) -> Job | None:
-        """Start the next job. The slots call this many times a second. An empty queue is read again
-        only if something changed here, and now and then, as other processes add jobs too.
+        """Start the next job. All slots are woken at a change. An empty queue is read again only if
+        something changed here, and now and then, as other processes add jobs too.
         """
         now = time.monotonic()
         if not self._may_have_queued and now - self._had_none_at < self._timing.idle_poll_s:
@@ -320,8 +323,10 @@ class JobService:
 
     def _announce(self, *job_ids: str) -> None:
         """Wake the followers of changed jobs, and the slots, which may find a queued job now."""
-        self._may_have_queued = self._may_have_queued or bool(job_ids)
         self._changes.announce(*job_ids)
+        if job_ids:
+            self._may_have_queued = True
+            self.on_work()
 
     async def _take(self, only: str | None = None) -> Job | None:
         """Start a job. If this is cancelled half-way the job is put back, as it would otherwise

@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 class SlotTiming:
     """Waits in seconds.
 
-    A call without a job ends after `call_s`, so that draining is quick; it polls for one every
-    `poll_s`. A call that is neither answered nor running here for `lost_s` is made again, and so is
-    one that failed, after `failed_pause_s`.
+    A call without a job ends after `call_s`, so that draining is quick. It is woken when there may
+    be a job, and polls for those of other processes every `poll_s`. A call that is neither answered
+    nor running here for `lost_s` is made again, and so is one that failed, after `failed_pause_s`.
     """
 
     call_s: float = 5.0
-    poll_s: float = 0.1
+    poll_s: float = 1.0
     lost_s: float = 10.0
     failed_pause_s: float = 1.0
 
@@ -52,6 +52,7 @@ class Slots:
         self._idle = asyncio.Event()  # no slot is busy
         self._idle.set()
         self._stopping = asyncio.Event()
+        self._woken = asyncio.Event()  # a new one after each `wake`
         self._ended_at: dict[int, float] = {}  # when a call for that slot last ended here
 
     @property
@@ -59,9 +60,15 @@ class Slots:
         """Whether no further job is started here."""
         return self._stopping.is_set()
 
+    def wake(self) -> None:
+        """Let the calls that wait look for a job now."""
+        self._woken.set()
+        self._woken = asyncio.Event()
+
     async def stop(self) -> None:
         """Start no further job, and return when the running calls have ended."""
         self._stopping.set()
+        self.wake()
         await self._idle.wait()
 
     async def keep(self, slot: int) -> None:
@@ -81,14 +88,16 @@ class Slots:
         if slot in self._busy:
             # A draining replica calls for slots of the same numbers, and Serve sends its calls
             # here.
-            await self._until_stopping(self._timing.call_s)
+            await _until(self._stopping, self._timing.call_s)
             return
         self._set_busy(slot)
         try:
             while loop.time() < until and not self.is_stopping:
+                woken = self._woken  # before the search, so that nothing is missed during it
                 if await self._run_job(slot):
+                    self.wake()  # there is room for another job now
                     return
-                await self._until_stopping(self._timing.poll_s)
+                await _until(woken, self._timing.poll_s)
         finally:
             self._set_free(slot)
             self._ended_at[slot] = loop.time()
@@ -101,10 +110,6 @@ class Slots:
         self._busy.discard(slot)
         if not self._busy:
             self._idle.set()
-
-    async def _until_stopping(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), timeout_s)
 
     async def _call_safely(self, slot: int) -> None:
         try:
@@ -131,3 +136,9 @@ class Slots:
                     "slot's call was lost, calling again", extra={"slot": slot, "ran": ran}
                 )
                 return
+
+
+async def _until(event: asyncio.Event, timeout_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

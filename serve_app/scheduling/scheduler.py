@@ -232,6 +232,11 @@ class SegmentScheduler:
         """Return the drawn frames a second of one replica of a pool, measured if possible."""
         return self._pools[pool].speed(Kind.GENERATE, calibration_of(self._pools.values()))
 
+    def mean_speed(self) -> float:
+        """Return the drawn frames a second of one running replica; 0 if none runs."""
+        speeds = sum(pool.running * self.speed(name) for name, pool in self._pools.items())
+        return speeds / self.running if self.running else 0.0
+
     def is_idle(self, pool: str) -> bool:
         """Return whether no call of a pool is in flight."""
         return not self._pools[pool].in_flight

@@ -2,10 +2,14 @@
 
 import math
 
-SHORTEST_PART = 8  # frames; a shorter part costs more in calls and key frames than it saves (guess)
+# A shorter part costs more in calls and key frames than it saves (guess; a call costs 20 ms).
+SHORTEST_S = 0.25
+SHORTEST_FRAMES = 4
 
 
-def part_frames(segment_frames: int, frames_left: int, replicas: int) -> int:
+def part_frames(
+    segment_frames: int, frames_left: int, replicas: int, frames_per_s: float = 0.0
+) -> int:
     """Return how many frames of the next segment to hand out as one call.
 
     That is the whole segment as long as every replica can have another one. After that each part
@@ -13,7 +17,9 @@ def part_frames(segment_frames: int, frames_left: int, replicas: int) -> int:
     are done within about one shortest part of each other (guided self-scheduling).
 
     `frames_left`: of the job, those of this segment included. `replicas`: that may draw it now.
+    `frames_per_s`: of one of them.
     """
-    share = max(SHORTEST_PART, math.ceil(frames_left / max(1, replicas)))
+    shortest = max(SHORTEST_FRAMES, math.ceil(SHORTEST_S * frames_per_s))
+    share = max(shortest, math.ceil(frames_left / max(1, replicas)))
     # A remainder that is shorter than the shortest part stays with its segment.
-    return share if share + SHORTEST_PART <= segment_frames else segment_frames
+    return share if share + shortest <= segment_frames else segment_frames

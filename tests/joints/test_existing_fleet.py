@@ -12,7 +12,7 @@ import pytest
 
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import read_environment
-from serve_app.config.settings import QueueSettings, jobs_at_a_time
+from serve_app.config.settings import QueueSettings, reported_jobs
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService
@@ -45,7 +45,7 @@ async def polling(fake: FakeOrchestrator, folder: Path, **variables: str) -> Asy
     async def can_run() -> bool:
         return True
 
-    jobs = jobs_at_a_time(AppArgs(pools=[PoolSettings(name="cpu")]), env)
+    jobs = reported_jobs(AppArgs(pools=[PoolSettings(name="cpu")]), env)
     worker = Polling(
         rules,
         env,

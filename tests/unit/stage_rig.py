@@ -105,7 +105,7 @@ class Stages:
         self.made: list[tuple[str, str, int]] = []
         self.at_once: Counter[str] = Counter()
         self.most_at_once: Counter[str] = Counter()
-        self.seconds_per_frame = dict.fromkeys(pools, 0.01)
+        self.seconds_per_frame = dict.fromkeys(pools, 0.1)
         self.finished: list[tuple[int, int]] = []  # the frames of each piece that was joined
         cpu = Handle(
             fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,

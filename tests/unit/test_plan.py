@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from musetalk_pipeline.plan import (
     SAMPLE_RATE,
     count_output_frames,
+    cut_segment,
     plan_frames,
     playing_fps,
     source_of,
@@ -113,3 +114,23 @@ def test_a_short_source_makes_long_segments():
     plan = plan_frames(3, 100, Fraction(25), 2.0)
     assert plan.segments[0].source_frames()[:8] == [0, 1, 2, 2, 1, 0, 0, 1]
     assert len(plan.segments) == 2
+
+
+@given(n_source=st.integers(1, 300), n_output=st.integers(2, 900), share=st.floats(0.01, 0.99))
+def test_the_parts_of_a_segment_show_what_it_showed(n_source, n_output, share):
+    """Segments are cut at the end of a job; every frame is still there, in its block."""
+    for segment in plan_frames(n_source, n_output, Fraction(25)).segments:
+        frames = round(len(segment) * share)
+        if not 0 < frames < len(segment):
+            continue
+        first, second = cut_segment(segment, frames)
+        assert (first.start, first.end, second.end) == (segment.start, second.start, segment.end)
+        assert first.source_frames() + second.source_frames() == segment.source_frames()
+        assert first.block == second.block == segment.block
+
+
+@pytest.mark.parametrize("frames", [0, 50, -1])
+def test_a_segment_is_not_cut_at_its_ends(frames):
+    [segment, *_] = plan_frames(100, 100, Fraction(25)).segments
+    with pytest.raises(ValueError, match="not a part"):
+        cut_segment(segment, frames)

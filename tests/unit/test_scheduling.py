@@ -13,7 +13,7 @@ from serve_app.scheduling.fair_gate import FairGate
 from serve_app.scheduling.fair_queue import FairQueue, Item
 from serve_app.scheduling.pool_state import Kind, Pace, PoolRates
 from serve_app.scheduling.scheduler import Grant, NoReplicaRuns, SegmentScheduler
-from serve_app.scheduling.tail import SHORTEST_PART, part_frames
+from serve_app.scheduling.tail import SHORTEST_FRAMES, part_frames
 from tests.unit.stage_rig import settle
 
 LONGEST = 60
@@ -446,7 +446,7 @@ def test_parts_cover_a_job_and_are_never_shorter_than_it_pays(total, replicas, l
         while segment:
             part = part_frames(segment, left, replicas)
             assert 0 < part <= segment
-            assert part == segment or part >= SHORTEST_PART
+            assert part == segment or part >= SHORTEST_FRAMES
             parts.append(part)
             segment -= part
             left -= part
@@ -465,4 +465,4 @@ def test_replicas_end_together(replicas):
             free_at[soonest] += part
             segment -= part
             left -= part
-    assert max(free_at) <= 1500 / replicas * 1.05 + SHORTEST_PART
+    assert max(free_at) <= 1500 / replicas * 1.05 + SHORTEST_FRAMES

@@ -10,8 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config.environment import Environment, EnvironmentInvalid, read_environment
+from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import PoolSettings, StageSettings
-from serve_app.config.settings import AppArgs, Section
+from serve_app.config.settings import AppArgs, Section, jobs_at_a_time, jobs_for, reported_jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 POOLS = [{"name": "cpu"}]
@@ -196,3 +197,32 @@ def test_replicas_fit_into_the_most_of_them(kind: type) -> None:
     name = {"name": "gpu"} if kind is PoolSettings else {}
     with pytest.raises(ValueError, match="max_replicas is smaller than replicas"):
         kind(**name, replicas=4, max_replicas=2)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "jobs"), [(1, 2), (4, 2), (8, 4), (16, 8), (32, 16), (512, 16)]
+)
+def test_the_number_of_jobs_follows_from_the_memory(gigabytes, jobs):
+    assert jobs_for(gigabytes * 1_000_000_000) == jobs
+
+
+def test_without_a_number_as_many_jobs_are_reported_as_replicas_and_one():
+    """More would wait for each other here, while another worker may be idle."""
+    env, pools = read_environment({}), [{"name": "a", "replicas": 0}, {"name": "b"}]
+    args = AppArgs.model_validate({"pools": pools})
+    assert jobs_at_a_time(args, env) == jobs_for(machine_memory_bytes())
+    assert reported_jobs(args, env) == 2
+
+
+@pytest.mark.parametrize(
+    ("variables", "queue", "jobs"),
+    [
+        ({}, {"max_concurrent_jobs": 9}, 9),
+        ({"WORKER_MAX_CONCURRENT_JOBS": "7"}, {"max_concurrent_jobs": 9}, 7),
+        ({"WORKER_MODE": "buffer", "BUFFER_CAPACITY": "5"}, {}, 5),
+    ],
+)
+def test_a_number_that_is_given_decides(variables, queue, jobs):
+    args = AppArgs.model_validate({"pools": POOLS, "queue": queue})
+    env = read_environment(variables)
+    assert (jobs_at_a_time(args, env), reported_jobs(args, env)) == (jobs, jobs)

@@ -141,3 +141,31 @@ async def test_a_stop_of_an_idle_slot_does_not_wait_for_its_call():
     async with asyncio.timeout(10):
         await site.slots.stop()
         await keeping
+
+
+async def test_a_slot_that_waits_is_woken_by_a_job():
+    """Polling is for the jobs of other processes; a job of this one starts at once."""
+    site = Site(timing=replace(QUICK, call_s=1e6, poll_s=1e6))
+    call = asyncio.create_task(site.slots.run_next(0))
+    await asyncio.wait({call}, timeout=0)
+    await site.change(waiting=1)
+    site.slots.wake()
+    async with asyncio.timeout(10):
+        await call
+    assert site.done == 1
+
+
+async def test_a_job_that_comes_while_a_slot_looks_is_not_missed():
+    site = Site(timing=replace(QUICK, call_s=1e6, poll_s=1e6))
+
+    async def look(slot: int) -> bool:
+        found = site.waiting > 0
+        if not found and not site.calls:
+            site.calls, site.waiting = 1, 1  # after it has looked, and before it waits
+            site.slots.wake()
+        return found
+
+    site.slots = Slots(site.call, look, replace(QUICK, call_s=1e6, poll_s=1e6))
+    async with asyncio.timeout(10):
+        await site.slots.run_next(0)
+    assert site.calls == 1

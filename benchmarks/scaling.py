@@ -1,0 +1,413 @@
+"""How jobs share replicas: an engine of fixed latency behind the real application and real Ray.
+
+    python benchmarks/scaling.py [--segment-s 4] [--replicas 1 2 4 8] [--only long short pools]
+
+The engine sleeps, so that replicas cost no CPU and two cores are enough for eight of them. A
+picture is small and has 10 frames a second, a segment has 20 frames, and the landmarks are known.
+All else is what jobs go through. Every figure is a ratio of times of the same run:
+
+- `one_job_N_of_linear`: a job of 60 s on N replicas against N times the speed on one.
+- `short_jobs_8_of_ideal`: 16 jobs of one segment at once, against their work divided by 8.
+- `short_beside_long_of_alone`: a job of one segment beside two of 60 s, against the same alone.
+- `pool_shares_error`: three pools of speeds 1:2:4 draw a job of 60 s; the largest deviation of
+  a pool's frames from its share of the speed, as a part of that share.
+- `first_piece_segments`: from the request to the first encoded piece, in times of a segment.
+- `overhead_s`: what a segment takes in addition to the engine's time, if nothing else runs.
+
+CPU seconds are of all processes of the application. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from media import make_clip, make_speech
+from project import RESULTS
+from serve_overhead import cpu_seconds
+
+FPS, SIZE, BLOCK_FRAMES = 10, (128, 128), 20
+LONG_S, SHORT_S = 60, 2
+ENCODE_SHARE = 0.1  # of the time for drawing a frame
+START_S, JOB_S = 120.0, 600.0
+DRAWING = ("encode", "generate")  # the calls that occupy a replica
+JOURNAL = "SCALING_JOURNAL"  # the file that replicas append their calls to
+OPTIONS = {"preset": "ultrafast"}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a replica, times in Unix seconds. `pool`: empty for the Finisher."""
+
+    kind: str
+    pool: str
+    frames: int
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job, or several at once."""
+
+    began: float
+    wall_s: float
+    cpu_s: float
+    calls: tuple[Call, ...]
+
+    @property
+    def engine_s(self) -> float:
+        """How long the engines worked, together."""
+        return sum(call.ended - call.began for call in self.calls if call.kind in DRAWING)
+
+
+class Site:
+    """The application as it is deployed now, and files to send."""
+
+    def __init__(self, folder: Path, segment_s: float) -> None:
+        self.folder, self.journal = folder, folder / "calls"
+        self.frames_per_s = BLOCK_FRAMES / segment_s
+        self.port = _free_port()
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=JOB_S, trust_env=False,
+            limits=httpx.Limits(max_connections=64),
+        )  # fmt: skip
+        os.environ[JOURNAL] = str(self.journal)
+        width, height = SIZE
+        self.video = folder / "video.mp4"
+        make_clip(self.video, width, height, LONG_S * FPS, FPS)
+        self.long, self.short = folder / "long.wav", folder / "short.wav"
+        make_speech(self.long, LONG_S + 0.01)
+        make_speech(self.short, SHORT_S + 0.01)
+
+    def deploy(self, *pools: dict[str, Any]) -> None:
+        """Run the application with these pools, and wait until all their replicas run."""
+        from ray import serve
+
+        from serve_app.app import StageKinds, bind_app
+        from serve_app.config.settings import APP_NAME, AppArgs
+
+        pool_rows = [{"num_cpus": 0.01, **pool} for pool in pools]
+        args = AppArgs.model_validate(
+            {
+                "engine": "warp",
+                "landmarks": "mesh",
+                "pools": pool_rows,
+                "ingress_cpus": 0.1,
+                "preprocessor": {"num_cpus": 0.1},
+                "finisher": {"num_cpus": 0.1},
+                "work_dir": str(self.folder / "work"),
+                "result_dir": str(self.folder / "results"),
+                "state_dir": str(self.folder / "state"),
+                "queue": {"max_concurrent_jobs": 16, "max_queued_jobs": 100},
+                "inputs": {"allowed_folders": [str(self.folder)]},
+            }
+        )
+        kinds = StageKinds(*stage_kinds())
+        serve.run(bind_app(args, kinds), name=APP_NAME, route_prefix="/")
+        self._until_running(sum(pool["replicas"] for pool in pools))
+
+    def generate(self, sound: Path) -> float:
+        """Do one job; return when it was asked for."""
+        began = time.time()
+        body = {
+            "musetalk_job_id": uuid.uuid4().hex,
+            "video_url": self.video.as_uri(),
+            "audio_url": sound.as_uri(),
+            "params": OPTIONS,
+        }
+        answer = self.client.post("/generate", json=body)
+        if answer.status_code != 200:
+            raise RuntimeError(answer.text)
+        return began
+
+    def run(self, work: Callable[[], object]) -> Run:
+        """Do some work and return what it took."""
+        self.journal.write_text("")
+        processes = _processes()
+        cpu_before, began = cpu_seconds(processes), time.time()
+        work()
+        wall_s, cpu_s = time.time() - began, cpu_seconds(processes) - cpu_before
+        return Run(began, wall_s, cpu_s, tuple(self._calls()))
+
+    def _calls(self) -> Iterator[Call]:
+        for line in self.journal.read_text().splitlines():
+            yield Call(**json.loads(line))
+
+    def _until_running(self, generators: int) -> None:
+        from ray import serve
+
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                [app] = serve.status().applications.values()
+                running = sum(
+                    deployment.replica_states.get("RUNNING", 0)
+                    for name, deployment in app.deployments.items()
+                    if name.startswith("Generator")
+                )
+                stopping = any(d.replica_states.get("STOPPING") for d in app.deployments.values())
+                ready = self.client.get("/hc", timeout=5.0).status_code == 200
+                if ready and running == generators and not stopping:
+                    return
+            time.sleep(0.2)
+        raise RuntimeError("the application does not become ready")
+
+
+def stage_kinds() -> tuple[type, type, type]:
+    """Return the stages with an engine and a detector that take no time but what is wanted."""
+    import numpy as np
+
+    from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces
+    from musetalk_pipeline.engines.warp.engine import WarpEngine
+    from musetalk_pipeline.faces.detector import Landmarks
+    from serve_app.graph.finisher import Finisher
+    from serve_app.graph.generator import Generator
+    from serve_app.graph.preprocessor import Preprocessor
+
+    def note(kind: str, pool: str, frames: int, began: float) -> None:
+        call = {"kind": kind, "pool": pool, "frames": frames, "began": began, "ended": time.time()}
+        with Path(os.environ[JOURNAL]).open("a") as journal:
+            journal.write(json.dumps(call) + "\n")
+
+    class SleepingEngine(WarpEngine):
+        def __init__(self, pool: Any) -> None:
+            self._pool = pool
+
+        def encode(self, prepared: Any, options: Any, check: Any = None) -> Any:
+            began, frames = time.time(), len(prepared.block)
+            time.sleep(ENCODE_SHARE * frames / self._pool.frames_per_s)
+            note("encode", self._pool.name, frames, began)
+            masks = np.zeros((len(prepared.crops), 32768), np.uint8)
+            return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks)
+
+        def generate(
+            self, avatar: Any, speech: Any, segment: Any, options: Any, check: Any = None
+        ) -> Any:
+            began, frames = time.time(), len(segment)
+            time.sleep(frames / self._pool.frames_per_s)
+            rows = [row for row in avatar.rows(segment) if row is not None]
+            note("generate", self._pool.name, frames, began)
+            return DrawnFaces(segment, avatar.look[rows], np.ones(len(rows), np.float32))
+
+    class SleepingGenerator(Generator):
+        def __init__(self, args: Any, pool: Any) -> None:
+            super().__init__(args, pool)
+            self._engine = SleepingEngine(pool)
+
+    class KnownFaces:
+        name = "mesh"
+
+        def detect(self, frames: Any) -> list[Any]:
+            points = np.random.default_rng(0).uniform(40, 88, (68, 2)).astype(np.float32)
+            return [Landmarks(points, 1.0) for _ in frames]
+
+    class QuickPreprocessor(Preprocessor):
+        def __init__(self, args: Any) -> None:
+            super().__init__(args)
+            self._detector = KnownFaces()
+
+    class NotingFinisher(Finisher):
+        async def compose(self, opened: Any, avatar: Any, drawn: Any) -> Any:
+            began = time.time()
+            piece = await super().compose(opened, avatar, drawn)
+            note("compose", "", len(piece.value.segment), began)
+            return piece
+
+    return QuickPreprocessor, SleepingGenerator, NotingFinisher
+
+
+def one_job(site: Site, replicas: int) -> Run:
+    """Return a long job on so many replicas."""
+    site.deploy({"name": "gpu", "replicas": replicas, "frames_per_s": site.frames_per_s})
+    return site.run(lambda: site.generate(site.long))
+
+
+def at_once(site: Site, sounds: Sequence[Path]) -> None:
+    """Do jobs at the same time."""
+    with ThreadPoolExecutor(len(sounds)) as threads:
+        list(threads.map(site.generate, sounds))
+
+
+def beside_long_jobs(site: Site, replicas: int) -> tuple[float, Run]:
+    """Return the seconds of a short job beside two long ones, and the run of all three."""
+    seconds: list[float] = []
+
+    def work() -> None:
+        with ThreadPoolExecutor(2) as threads:
+            long: list[Future[float]] = [threads.submit(site.generate, site.long) for _ in "ab"]
+            wait_for_drawn(site, replicas)
+            began = time.monotonic()
+            site.generate(site.short)
+            seconds.append(time.monotonic() - began)
+            for job in long:
+                job.result()
+
+    run = site.run(work)
+    return seconds[0], run
+
+
+def wait_for_drawn(site: Site, calls: int) -> None:
+    """Wait until so many calls have drawn, so that all replicas are busy."""
+    while site.journal.read_text().count("generate") < calls:
+        time.sleep(0.05)
+
+
+def shares_error(run: Run, speeds: dict[str, float]) -> float:
+    """Return the largest deviation of a pool's share of frames from its share of the speed."""
+    frames: Counter[str] = Counter()
+    for call in run.calls:
+        if call.kind == "generate":
+            frames[call.pool] += call.frames
+    print("frames by pool:", dict(frames), flush=True)
+    drawn, speed = frames.total(), sum(speeds.values())
+    return max(abs(frames[pool] / drawn / (speeds[pool] / speed) - 1) for pool in speeds)
+
+
+def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
+    """Do all runs that were asked for; return the figures."""
+    figures: dict[str, Any] = {}
+    if "long" in options.only:
+        figures |= measure_long(site, options)
+    if "short" in options.only:
+        figures |= measure_short(site, options)
+    if "pools" in options.only:
+        figures |= measure_pools(site)
+    return figures
+
+
+def measure_long(site: Site, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how much faster a long job is on more replicas."""
+    figures: dict[str, Any] = {}
+    first: tuple[int, float] | None = None  # replicas and their seconds
+    for replicas in options.replicas:
+        run = one_job(site, replicas)
+        first = first or (replicas, run.wall_s)
+        linear = first[1] * first[0] / replicas / run.wall_s
+        figures[f"one_job_{replicas}_of_linear"] = round(linear, 3)
+        busy = run.engine_s / replicas / run.wall_s
+        show(f"one job on {replicas}", run, of_linear=linear, busy=busy)
+    return figures
+
+
+def measure_short(site: Site, options: argparse.Namespace) -> dict[str, Any]:
+    """Return how short jobs fare alone, beside each other and beside long ones."""
+    replicas = max(options.replicas)
+    if "long" not in options.only:  # else they run already
+        site.deploy({"name": "gpu", "replicas": replicas, "frames_per_s": site.frames_per_s})
+    site.run(lambda: site.generate(site.short))  # the first one loads what later ones find
+    alone = site.run(lambda: site.generate(site.short))
+    composed = min(call.ended for call in alone.calls if call.kind == "compose")
+    figures = {
+        "first_piece_segments": round((composed - alone.began) / options.segment_s, 2),
+        "overhead_s": round(composed - alone.began - alone.engine_s, 3),
+    }
+    show("a short job alone", alone, **figures)
+    run = site.run(lambda: at_once(site, [site.short] * 2 * replicas))
+    of_ideal = run.wall_s / (run.engine_s / replicas)
+    show(f"{2 * replicas} short jobs", run, of_ideal=of_ideal)
+    beside_s, run = beside_long_jobs(site, replicas)
+    show("two long jobs and a short one", run, short_s=beside_s, alone_s=alone.wall_s)
+    return figures | {
+        f"short_jobs_{replicas}_of_ideal": round(of_ideal, 3),
+        "short_beside_long_of_alone": round(beside_s / alone.wall_s, 3),
+    }
+
+
+def measure_pools(site: Site) -> dict[str, Any]:
+    """Return how far the shares of three pools are from their speeds."""
+    speeds = {"slow": 1.25, "middle": 2.5, "fast": 5.0}
+    site.deploy(
+        *(
+            {"name": name, "replicas": 1, "frames_per_s": speed * site.frames_per_s}
+            for name, speed in speeds.items()
+        )
+    )
+    run = site.run(lambda: site.generate(site.long))
+    error = shares_error(run, speeds)
+    busy = run.engine_s / len(speeds) / run.wall_s
+    show("one job in three pools", run, error=error, busy=busy)
+    return {"pool_shares_error": round(error, 3)}
+
+
+def show(name: str, run: Run, **more: float) -> None:
+    """Print one line about a run."""
+    calls = Counter(call.kind for call in run.calls)
+    facts = ", ".join(f"{key} {value:.3g}" for key, value in more.items())
+    print(
+        f"{name}: {run.wall_s:.2f} s wall, {run.cpu_s:.2f} s CPU, {calls['generate']} segments"
+        + (f", {facts}" if facts else ""),
+        flush=True,
+    )
+
+
+def _processes() -> list[psutil.Process]:
+    """Return all processes of this run's Ray."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("RAY_TMPDIR") == os.environ["RAY_TMPDIR"]:
+                found.append(process)
+    return found
+
+
+def _free_port() -> int:
+    from demo.application import free_port
+
+    return free_port("127.0.0.1")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--segment-s", type=float, default=4.0, help="for drawing one segment")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8])
+    parts = ("long", "short", "pools")
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
+    parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
+    options = parser.parse_args(arguments)
+    ray_folder = tempfile.mkdtemp(prefix="ray")  # Ray's sockets lie below: a short path
+    os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"ALLOW_ANONYMOUS": "1"}
+    import ray
+    from ray import serve
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench") as name:
+            site = Site(Path(name), options.segment_s)
+            ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+            serve.start(http_options={"host": "127.0.0.1", "port": site.port})
+            figures = measure(site, options)
+            serve.shutdown()
+            ray.shutdown()
+    finally:
+        shutil.rmtree(ray_folder, ignore_errors=True)
+    document = {
+        "measured": datetime.now(UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "segment_s": options.segment_s,
+        **figures,
+    }
+    options.out.write_text(json.dumps(document, indent=2) + "\n")
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
