@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from musetalk_pipeline.errors import InvalidOptions
 from musetalk_pipeline.options import FrameOptions
 from musetalk_pipeline.pixels.picture import target_size
-from serve_app.contract.requests import KEPT_VIDEO, JobRequest, Params, is_inside
+from serve_app.contract.requests import AVATAR_ID, KEPT_VIDEO, JobRequest, Params, is_inside
 
 MAX_SHOWN_CHARS = 32  # of a value or a name in a warning, and of a size that is read at all
 MAX_SHOWN_NAMES = 8
@@ -72,8 +72,9 @@ def read_leniently(
         if is_inside(fields[name]):
             fields[name] = None
     avatar_id = payload.get("avatar_id")
-    if not fields["video_url"] and isinstance(avatar_id, str):
-        fields["video_url"] = KEPT_VIDEO + avatar_id
+    is_id = isinstance(avatar_id, str) and re.fullmatch(AVATAR_ID, avatar_id)
+    if is_id and not fields["video_url"]:
+        fields["video_url"] = f"{KEPT_VIDEO}{avatar_id}"
     job_id = fields["musetalk_job_id"]
     if isinstance(job_id, int) and _is_number(job_id):
         fields["musetalk_job_id"] = str(job_id)
