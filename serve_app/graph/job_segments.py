@@ -111,9 +111,10 @@ class JobSegments:
 
         async def one(segment: Segment) -> None:
             nonlocal kept
-            kept += await self._calls.repeated(
+            is_kept = await self._calls.repeated(
                 lambda: self._kept_block(segment), Stage.PREPROCESSING
             )
+            kept += is_kept
 
         to_encode = sum(len(block) for block in plan.blocks if not self._avatar.has(block))
         try:

@@ -9,6 +9,7 @@ Jobs with the same new video that run at once thereby make each block once.
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 LOAD_S = 30.0  # a load is a read, or a download that is limited to seconds
 STORE_S = 60.0  # of a store, after which nobody waits for it any more
 WAIT_S = 60.0  # for another job to make a block
+MOST_KNOWN = 10_000  # blocks that were kept since the ingress started
 
 
 class BlocksInMaking:
@@ -30,6 +32,7 @@ class BlocksInMaking:
 
     def __init__(self) -> None:
         self._making: dict[tuple[str, str], asyncio.Future[bool]] = {}
+        self._kept: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._storing: set[asyncio.Task[None]] = set()
 
     def of(self, key: tuple[str, str]) -> "asyncio.Future[bool] | None":
@@ -38,6 +41,14 @@ class BlocksInMaking:
         """
         return self._making.get(key)
 
+    def was_kept(self, key: tuple[str, str]) -> bool:
+        """Return whether a job has kept the block, maybe after others were opened."""
+        return key in self._kept
+
+    def forget(self, key: tuple[str, str]) -> None:
+        """Note that a block is gone."""
+        self._kept.pop(key, None)
+
     def begin(self, key: tuple[str, str]) -> None:
         """Announce that a block is made."""
         self._making[key] = asyncio.get_running_loop().create_future()
@@ -45,6 +56,10 @@ class BlocksInMaking:
     def end(self, key: tuple[str, str], *, is_kept: bool) -> None:
         """Tell those who wait whether they can load the block."""
         self._making.pop(key).set_result(is_kept)
+        if is_kept:
+            self._kept[key] = None
+        while len(self._kept) > MOST_KNOWN:
+            self._kept.popitem(last=False)
 
     def end_after(self, key: tuple[str, str], storing: Awaitable[bool]) -> None:
         """End the making when the block has been stored, in the background."""
@@ -91,20 +106,21 @@ class JobAvatar:
         """Return a reference to a kept block; None if this job has to make it."""
         if self._opened.avatar is None:
             return None
+        key = self._key(block)
         while True:
-            if self.has(block):
+            if self.has(block) or self._in_making.was_kept(key):
                 found = await self._loaded(block)
                 if found is not None:
+                    self._stored.add(block.index)
                     return found
                 self._stored.discard(block.index)
-            making = self._in_making.of(self._key(block))
+                self._in_making.forget(key)
+            making = self._in_making.of(key)
             if making is None:
                 return None
             done, _ = await asyncio.wait({making}, timeout=WAIT_S)
             if not done:
                 return None
-            if making.result():
-                self._stored.add(block.index)
 
     @asynccontextmanager
     async def making(self, block: Block) -> AsyncIterator[Callable[[Any], None]]:
@@ -118,15 +134,18 @@ class JobAvatar:
             yield made.append
         finally:
             if made:
-                self._stored.add(block.index)
                 self._in_making.end_after(key, self._store(made[0]))
             else:
                 self._in_making.end(key, is_kept=False)
 
     async def settled(self, block: Block) -> bool:
         """Wait until a block that was made has been stored; return whether it is kept."""
-        storing = None if self._opened.avatar is None else self._in_making.of(self._key(block))
-        return self.has(block) if storing is None else await asyncio.shield(storing)
+        if self._opened.avatar is None:
+            return False
+        storing = self._in_making.of(key := self._key(block))
+        if storing is not None:
+            return await asyncio.shield(storing)
+        return self.has(block) or self._in_making.was_kept(key)
 
     async def _loaded(self, block: Block) -> Any | None:
         try:
