@@ -147,6 +147,12 @@ class AvatarBlock:
     look: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
 
+    def first(self, block: Block) -> AvatarBlock:
+        """Return the first frames of this block, as the block that has only those."""
+        faces = self.faces[: len(block)]
+        count = sum(face is not None for face in faces)
+        return AvatarBlock(block, faces, self.look[:count], self.masks[:count])
+
     def rows(self, segment: Segment) -> list[int | None]:
         """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
         face.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,6 +103,34 @@ def block_name(block: Block, plan: FramePlan, picture: Picture, options: JobOpti
     first, end = plan.seen(block, options.face.box_smoothing)
     digest = _digest(asdict(picture))[:_PICTURE_CHARS]
     return f"{block.start}-{block.end}-{first}-{end}-{digest}"
+
+
+def longer_block(
+    names: Iterable[str],
+    block: Block,
+    plan: FramePlan,
+    picture: Picture,
+    options: JobOptions,
+    tools: AvatarTools,
+) -> tuple[str, Block] | None:
+    """Return, of the blocks with these names, one that begins with all frames of `block`, and its
+    name; None if there is none.
+
+    The sound may end inside the last block of a job. The faces of its frames are then the same as
+    in the whole block, unless they depend on frames that follow.
+    """
+    if options.face.box_smoothing or tools.face_presence != "landmarks":
+        return None
+    found = []
+    for name in names:
+        end = name.split("-")[1] if name.startswith(f"{block.start}-") else ""
+        if end.isdecimal() and int(end) > block.end:
+            longer = Block(block.index, block.start, int(end))
+            # With itself as the last block, because no frame beyond its end counts.
+            own = FramePlan(plan.n_output, plan.fps, (*plan.blocks, longer), plan.segments)
+            if name == block_name(longer, own, picture, options):
+                found.append((longer.end, name, longer))
+    return min(found)[1:] if found else None
 
 
 def _digest(facts: Any) -> str:

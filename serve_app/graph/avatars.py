@@ -60,7 +60,9 @@ class NodeAvatars:
             measure,
             "load",
             len(block),
-            lambda: cache.load(avatar.avatar_id, opened.job, block, within_s),
+            lambda: cache.load(
+                avatar.avatar_id, opened.job, block, avatar.stored.get(block.index), within_s
+            ),
         )
         return None if loaded.value is None else Measured(loaded.value, loaded.costs)
 

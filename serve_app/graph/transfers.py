@@ -1,5 +1,6 @@
 """The values that travel between the deployments, in addition to those of the pipeline itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,10 +76,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class KnownAvatar:
-    """The avatar of a job: its identity, and the blocks that could be loaded when it was opened."""
+    """The avatar of a job: its identity, and the files of the blocks that could be loaded when it
+    was opened, by the index of the block.
+    """
 
     avatar_id: str
-    stored: frozenset[int]
+    stored: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)

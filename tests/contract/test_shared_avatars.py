@@ -55,11 +55,11 @@ def cache(folder: Path, copy: SharedAvatars | None) -> AvatarCache:
     return AvatarCache(LocalAvatars(folder, 1e8, 1e6, first_to_go=BLOCK_SUFFIX), TOOLS, copy)
 
 
-def opened() -> OpenJob:
+def opened(n_output: int = 80) -> OpenJob:
     size = Path("v"), "aa", 1000, 640, 480, Fraction(25), 80, 3.2, ColourTags()
     audio = SpeechAudio(Path("p"), Path("t"), "bb", 1000, 51_200, 3.2)
     picture = Picture(640, 480, 640, 480, 0, 0, None, ColourTags())
-    plan = plan_frames(80, 80, Fraction(25), 0.2)
+    plan = plan_frames(80, n_output, Fraction(25), 0.2)
     return OpenJob(SourceVideo(*size), audio, picture, plan, JobOptions())
 
 
@@ -84,17 +84,34 @@ def test_what_one_machine_makes_is_loaded_by_another(b2: FakeB2, tmp_path: Path)
         assert one.keep(AVATAR, job, made(job, index))
     uploads_are_done()
     assert {name.rpartition("/")[0] for name in b2.files} == {f"avatar/outputs/avatars/{AVATAR}"}
-    assert other.find(AVATAR, job, frozenset()) == frozenset()
-    assert other.find(AVATAR, job, other.shared_names(AVATAR)) == {0, 3}
-    found = other.load(AVATAR, job, job.plan.blocks[3], within_s=20)
+    assert other.find(AVATAR, job, frozenset()) == {}
+    assert set(other.find(AVATAR, job, other.shared_names(AVATAR))) == {0, 3}
+    found = other.load(AVATAR, job, job.plan.blocks[3], None, within_s=20)
     assert found is not None
     np.testing.assert_array_equal(found.look, made(job, 3).look)
     # It is on the other machine now, so it is loaded without a request.
     calls = len(b2.calls)
-    assert other.find(AVATAR, job, frozenset()) == {3}
-    assert other.load(AVATAR, job, job.plan.blocks[3], within_s=20) is not None
+    assert set(other.find(AVATAR, job, frozenset())) == {3}
+    assert other.load(AVATAR, job, job.plan.blocks[3], None, within_s=20) is not None
     assert len(b2.calls) == calls
-    assert other.load(AVATAR, job, job.plan.blocks[1], within_s=20) is None
+    assert other.load(AVATAR, job, job.plan.blocks[1], None, within_s=20) is None
+
+
+def test_a_job_with_shorter_sound_loads_the_beginning_of_a_block(
+    b2: FakeB2, tmp_path: Path
+) -> None:
+    job, shorter = opened(), opened(28)
+    one, other = cache(tmp_path / "one", shared(b2)), cache(tmp_path / "other", shared(b2))
+    last = shorter.plan.blocks[-1]
+    assert (last.start, last.end) == (25, 28)
+    one.keep(AVATAR, job, made(job, last.index))
+    uploads_are_done()
+    for machine in (one, other):
+        files = machine.find(AVATAR, shorter, machine.shared_names(AVATAR))
+        assert set(files) == {last.index}
+        found = machine.load(AVATAR, shorter, last, files[last.index], within_s=20)
+        assert found is not None
+        assert (found.block, len(found.faces), len(found.look)) == (last, 3, 3)
 
 
 def test_a_block_that_is_kept_already_is_not_uploaded_again(b2: FakeB2, tmp_path: Path) -> None:
@@ -115,8 +132,8 @@ def test_a_damaged_shared_file_is_ignored(b2: FakeB2, tmp_path: Path) -> None:
     stored = b2.files[name]
     b2.files[name] = replace(stored, content=stored.content[:-1] + b"\xff")
     other = cache(tmp_path / "other", shared(b2))
-    assert other.load(AVATAR, job, job.plan.blocks[0], within_s=20) is None
-    assert other.find(AVATAR, job, frozenset()) == frozenset()
+    assert other.load(AVATAR, job, job.plan.blocks[0], None, within_s=20) is None
+    assert other.find(AVATAR, job, frozenset()) == {}
 
 
 def test_a_damaged_local_file_is_replaced_by_the_shared_one(b2: FakeB2, tmp_path: Path) -> None:
@@ -125,7 +142,7 @@ def test_a_damaged_local_file_is_replaced_by_the_shared_one(b2: FakeB2, tmp_path
     uploads_are_done()
     [path] = (tmp_path / "one").rglob("*.block")
     path.write_bytes(path.read_bytes()[:-1])
-    found = one.load(AVATAR, job, job.plan.blocks[0], within_s=20)
+    found = one.load(AVATAR, job, job.plan.blocks[0], None, within_s=20)
     assert found is not None
     np.testing.assert_array_equal(found.look, made(job, 0).look)
 
@@ -164,7 +181,7 @@ def test_a_key_that_may_not_list_costs_nothing_but_the_shared_copy(
     job, one = opened(), cache(tmp_path / "one", shared(b2))
     assert one.shared_names(AVATAR) == frozenset()
     assert one.keep(AVATAR, job, made(job, 0))
-    assert one.load(AVATAR, job, job.plan.blocks[0], within_s=20) is not None
+    assert one.load(AVATAR, job, job.plan.blocks[0], None, within_s=20) is not None
 
 
 def test_an_upload_that_fails_leaves_nothing_half_done(b2: FakeB2, tmp_path: Path) -> None:
@@ -173,7 +190,7 @@ def test_an_upload_that_fails_leaves_nothing_half_done(b2: FakeB2, tmp_path: Pat
     assert one.keep(AVATAR, job, made(job, 0))
     uploads_are_done()
     assert b2.files == {} and b2.unfinished == {}
-    assert one.find(AVATAR, job, frozenset()) == {0}
+    assert set(one.find(AVATAR, job, frozenset())) == {0}
 
 
 def test_secrets_are_in_no_log(

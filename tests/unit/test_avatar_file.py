@@ -28,6 +28,7 @@ from musetalk_pipeline.avatars.identity import (
     AvatarTools,
     avatar_id,
     block_name,
+    longer_block,
 )
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.options import JOB_PARTS, JobOptions, options_of
@@ -183,3 +184,46 @@ def test_a_block_has_one_name_however_long_the_sound_is_unless_its_faces_depend_
     assert len(names) == 2  # two frames beyond its end are averaged in one of them only
     cropped = replace(PICTURE, crop=Box(2, 0, 1280, 720))
     assert block_name(PLAN.blocks[1], PLAN, cropped, JobOptions()) != same[0]
+
+
+def names_of(n_output: int, options: JobOptions = JobOptions()) -> list[str]:
+    """Return the names of the blocks of a job of so many frames."""
+    plan = plan_frames(250, n_output, Fraction(25))
+    return [block_name(block, plan, PICTURE, options) for block in plan.blocks]
+
+
+def test_a_block_that_the_sound_cuts_begins_a_longer_one() -> None:
+    plan = plan_frames(250, 130, Fraction(25))
+    last = plan.blocks[-1]
+    names = [*names_of(250), *names_of(140), *names_of(110)]
+    assert longer_block(names, last, plan, PICTURE, JobOptions(), TOOLS) == (
+        names_of(140)[-1],
+        Block(2, 100, 140),
+    )
+    assert longer_block(names_of(110), last, plan, PICTURE, JobOptions(), TOOLS) is None
+    other = replace(PICTURE, width=640)
+    assert longer_block(names, last, plan, other, JobOptions(), TOOLS) is None
+
+
+def test_a_block_whose_faces_depend_on_later_frames_begins_no_longer_one() -> None:
+    plan = plan_frames(250, 130, Fraction(25))
+    smooth = JobOptions().with_choices({"box_smoothing": 2})
+    names = names_of(250, smooth)
+    assert longer_block(names, plan.blocks[-1], plan, PICTURE, smooth, TOOLS) is None
+    by_s3fd = replace(TOOLS, face_presence="s3fd", presence_interval=12)
+    names = names_of(250)
+    assert longer_block(names, plan.blocks[-1], plan, PICTURE, JobOptions(), by_s3fd) is None
+
+
+@given(present=st.lists(st.booleans(), min_size=2, max_size=8).map(tuple), data=st.data())
+def test_the_beginning_of_a_block_has_its_rows(
+    present: tuple[bool, ...], data: st.DataObject
+) -> None:
+    whole = made_block(10, present, "float32")
+    count = data.draw(st.integers(1, len(present)))
+    cut = whole.first(Block(3, 10, 10 + count))
+    faces = sum(present[:count])
+    assert cut.faces == whole.faces[:count]
+    np.testing.assert_array_equal(cut.look, whole.look[:faces])
+    np.testing.assert_array_equal(cut.masks, whole.masks[:faces])
+    assert len(cut.look) == faces

@@ -48,7 +48,7 @@ class KeepingStages(Stages):
         if attempt.is_avatar:
             plan = plan.played_once()
         job = OpenJob(SOURCE, AUDIO, PICTURE, plan, attempt.options)
-        stored = frozenset(block.index for block in plan.blocks if block.start in self.kept)
+        stored = {block.index: "a file" for block in plan.blocks if block.start in self.kept}
         opened = Opened(attempt, "node", job, KnownAvatar(AVATAR_ID, stored))
         return Measured(opened, (StageCost("validation", 0.1, 0),))
 

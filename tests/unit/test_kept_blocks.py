@@ -28,7 +28,7 @@ FIRST, SECOND = PLAN.blocks[:2]
 def opened(*stored: int, avatar_id: str | None = "a" * 32) -> Opened:
     attempt = Attempt("0" * 32, "job", JobOptions(), Sources("v", "a"), None, None, None)
     job = OpenJob(SOURCE, AUDIO, PICTURE, PLAN, JobOptions())
-    avatar = None if avatar_id is None else KnownAvatar(avatar_id, frozenset(stored))
+    avatar = None if avatar_id is None else KnownAvatar(avatar_id, dict.fromkeys(stored, "a file"))
     return Opened(attempt, "node", job, avatar)
 
 
