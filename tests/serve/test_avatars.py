@@ -112,7 +112,7 @@ def test_an_avatar_is_prepared_ahead_and_named_in_a_job(
     assert response.status_code == 200, response.text
     assert "prepare" not in stages(response.json())
     named = frames(app, response.json(), tmp_path / "1")
-    # An option that this engine ignores gives the same picture of another avatar, made for 30 frames.
+    # An option that this engine ignores: the same picture of another avatar, made for 30 frames.
     other = job(app, "names-video", video, audio, left_cheek_width=91)
     assert "prepare" in stages(other)
     np.testing.assert_array_equal(named, frames(app, other, tmp_path / "2"))

@@ -186,8 +186,9 @@ def test_a_block_has_one_name_however_long_the_sound_is_unless_its_faces_depend_
     assert block_name(PLAN.blocks[1], PLAN, cropped, JobOptions()) != same[0]
 
 
-def names_of(n_output: int, options: JobOptions = JobOptions()) -> list[str]:
+def names_of(n_output: int, options: JobOptions | None = None) -> list[str]:
     """Return the names of the blocks of a job of so many frames."""
+    options = options or JobOptions()
     plan = plan_frames(250, n_output, Fraction(25))
     return [block_name(block, plan, PICTURE, options) for block in plan.blocks]
 
