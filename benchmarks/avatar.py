@@ -66,7 +66,7 @@ def measure_rounds(folder: Path, args: argparse.Namespace) -> list[dict[str, Cos
     settings = {"engine": "musetalk", "models_dir": str(models), "landmarks": "mesh"}
     rounds = []
     with running_app(folder / "app", **settings) as app:
-        floor = Floor(models, folder)
+        floor = Floor(models, folder, folder / "app" / "state" / "avatars")
         do_served(app, *warming)  # everything warm
         floor.prepare(*warming)
         floor.run()
@@ -109,32 +109,36 @@ def do_served(app: RunningApp, video: Path, audio: Path) -> None:
 
 
 class Floor:
-    """Decode, generate and encode in this process. `prepare` makes everything else."""
+    """Decode, generate and encode in this process. `prepare` makes everything else.
 
-    def __init__(self, models: Path, folder: Path) -> None:
+    `kept`: the avatars of the application, which has done the same job.
+    """
+
+    def __init__(self, models: Path, folder: Path, kept: Path) -> None:
         from musetalk_pipeline.engines import make_audio_encoder, make_engine
         from musetalk_pipeline.faces.mesh import MeshDetector
 
-        self._folder = folder
+        self._folder, self._kept = folder, kept
         self._detector = MeshDetector()
         self._engine = make_engine("musetalk", models, device="cpu", threads=1)
         self._audio_encoder = make_audio_encoder("musetalk", models)
         self._segments: list[tuple[Any, Any, Any]] = []
 
     def prepare(self, video: Path, audio: Path) -> None:
-        """Open the job; make its avatar and what is spoken."""
+        """Open the job; read its avatar and make what is spoken."""
+        from musetalk_pipeline.avatars.block_file import unpack_block
+        from musetalk_pipeline.avatars.identity import block_name
         from musetalk_pipeline.options import JobOptions, MediaLimits
-        from musetalk_pipeline.stages import JobFiles, open_job, prepare_block
+        from musetalk_pipeline.stages import JobFiles, open_job
 
         work = Path(tempfile.mkdtemp(dir=self._folder))
         files, options = JobFiles(video, audio), JobOptions()
         self._job = job = open_job(files, work, options, MediaLimits(), self._detector)
-        avatars = [
-            self._engine.encode(
-                prepare_block(job, block, self._detector, needs_parse_inputs=True), options.mask
-            )
-            for block in job.plan.blocks
-        ]
+        kept = self._kept_for(job.source.sha256)
+        avatars = []
+        for block in job.plan.blocks:
+            name = block_name(block, job.plan, job.picture, options)
+            avatars.append(unpack_block((kept / f"{name}.block").read_bytes(), block))
         self._segments = [
             (
                 segment,
@@ -143,6 +147,15 @@ class Floor:
             )
             for segment in job.plan.segments
         ]
+
+    def _kept_for(self, video_sha256: str) -> Path:
+        """Return the folder of the kept avatar of a video."""
+        from serve_app.avatars.local import LocalAvatars
+        from serve_app.avatars.shelf import AvatarShelf
+
+        shelf = AvatarShelf(LocalAvatars(self._kept, 1e12, 1e9))
+        [avatar] = [one for one in shelf.list() if one.about.video_sha256 == video_sha256]
+        return self._kept / avatar.avatar_id
 
     def run(self) -> None:
         """Do the rest, the stages at the same time."""
