@@ -63,7 +63,12 @@ def measure_rounds(folder: Path, args: argparse.Namespace) -> list[dict[str, Cos
     warming = folder / "short.mp4", folder / "short.wav"
     make_clip(warming[0], 320, 240, 25)
     make_speech(warming[1], 1.0)
-    settings = {"engine": "musetalk", "models_dir": str(models), "landmarks": "mesh"}
+    settings: dict[str, Any] = {
+        "engine": "musetalk",
+        "models_dir": str(models),
+        "landmarks": "mesh",
+        "avatars": {"max_gb": 10},
+    }
     rounds = []
     with running_app(folder / "app", **settings) as app:
         floor = Floor(models, folder, folder / "app" / "state" / "avatars")

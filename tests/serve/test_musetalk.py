@@ -11,6 +11,7 @@ from tests.serve.running import LOSSLESS, running_app
 def app(seeded_weights, tmp_path_factory, private_temp):
     """`engine: auto` where weights are."""
     args = {"engine": "auto", "models_dir": str(seeded_weights), "landmarks": "mesh"}
+    args["avatars"] = {"max_gb": 1}
     with running_app(tmp_path_factory.mktemp("musetalk"), **args) as app:
         yield app
 
