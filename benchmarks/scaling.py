@@ -118,6 +118,7 @@ class Site:
                 "state_dir": str(self.folder / "state"),
                 "queue": {"max_concurrent_jobs": 16, "max_queued_jobs": 100},
                 "inputs": {"allowed_folders": [str(self.folder)]},
+                "avatars": {"max_gb": 0},  # all jobs have the same video
             }
         )
         kinds = StageKinds(*stage_kinds())

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.options import Surround
+from musetalk_pipeline.options import SpeechOptions, Surround
 from musetalk_pipeline.plan import Block, Segment
 
 
@@ -147,6 +147,12 @@ class AvatarBlock:
     look: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
 
+    def first(self, block: Block) -> AvatarBlock:
+        """Return the first frames of this block, as the block that has only those."""
+        faces = self.faces[: len(block)]
+        count = sum(face is not None for face in faces)
+        return AvatarBlock(block, faces, self.look[:count], self.masks[:count])
+
     def rows(self, segment: Segment) -> list[int | None]:
         """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
         face.
@@ -173,12 +179,35 @@ class Speech:
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnFaces:
-    """The generated faces of one segment: (m, 256, 256, 3) uint8 BGR, one for each output frame
-    with a face, in order.
+class FacesToDraw:
+    """Which faces of a segment are drawn: `rows` of the AvatarBlock, and `places` of their output
+    frames in the segment. `weights`: as in DrawnFaces.
+    """
 
-    `weights`: (m,) float32 in 0..1, how much of the drawn face replaces the source; all 1 unless
-    `rest_in_silence`.
+    rows: list[int]
+    places: list[int]
+    weights: NDArray[np.float32]
+
+    @classmethod
+    def of(
+        cls, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
+    ) -> FacesToDraw:
+        """Choose them: with `rest_in_silence`, those at which somebody speaks."""
+        present = [(row, at) for at, row in enumerate(avatar.rows(segment)) if row is not None]
+        weights = np.ones(len(present), np.float32)
+        if options.rest_in_silence:
+            weights = speech.loudness[[at for _, at in present]].astype(np.float32)
+        drawn = [each for each, weight in zip(present, weights, strict=True) if weight > 0]
+        return cls([row for row, _ in drawn], [at for _, at in drawn], weights)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnFaces:
+    """The generated faces of one segment.
+
+    `weights`: (m,) float32 in 0..1, one for each output frame with a face, in order: how much of
+    the drawn face replaces the source; all 1 unless `rest_in_silence`. `faces`: (d, 256, 256, 3)
+    uint8 BGR, one for each weight above 0. The others would not show, so they are not drawn.
     """
 
     segment: Segment
@@ -192,7 +221,7 @@ class Piece:
     `stitch` reads.
 
     `data`: (size,) uint8, a view of bytes, so that it travels out of band. `frames_with_face`: how
-    many of its frames show a drawn face.
+    many of its frames have a face.
     """
 
     segment: Segment

@@ -66,6 +66,20 @@ class FramePlan:
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
 
+    def played_once(self) -> FramePlan:
+        """Return the plan of a job that shows the reached frames once, forwards."""
+        segments = tuple(
+            Segment(block.index, block.start, block.end, block.index, block.start, 1)
+            for block in self.blocks
+        )
+        return FramePlan(self.blocks[-1].end, self.fps, self.blocks, segments)
+
+    def seen(self, block: Block, reach: int) -> tuple[int, int]:
+        """Return the source frames `[start, end)` that the faces of a block depend on, if each box
+        is averaged over `reach` neighbours on each side.
+        """
+        return max(0, block.start - reach), min(self.blocks[-1].end, block.end + reach)
+
 
 def playing_fps(source_fps: Fraction, wanted: float | None) -> Fraction:
     """Return the rate that the source's frames are played at: `wanted` if it is given.

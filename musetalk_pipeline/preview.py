@@ -147,12 +147,14 @@ def draw_preview(frame: PreviewFrame, engine: Engine, options: JobOptions) -> Dr
 def compose_preview(frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions) -> Preview:
     """Paste the drawn face into the frame."""
     picture, pixels = frame.picture, frame.pixels.copy()
-    face = DrawnFace(
-        pixels=drawn.drawn.faces[0],
-        replace=unpack_mask(drawn.avatar.masks[0]),
-        blur=options.mask.blur,
-        weight=float(drawn.drawn.weights[0]),
-    )
-    redraw(pixels, picture, frame.face, face)
+    [weight] = drawn.drawn.weights
+    for face_pixels in drawn.drawn.faces:  # one, or none if the mouth rests
+        face = DrawnFace(
+            pixels=face_pixels,
+            replace=unpack_mask(drawn.avatar.masks[0]),
+            blur=options.mask.blur,
+            weight=float(weight),
+        )
+        redraw(pixels, picture, frame.face, face)
     bgr = to_bgr(pixels, picture.width, picture.height, picture.colour)
     return Preview(bgr, frame.face, frame.prepared.block.start)

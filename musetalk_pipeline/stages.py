@@ -63,7 +63,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import FaceCounter, survey
+from musetalk_pipeline.survey import FaceCounter, KnownSurveys, Survey, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
@@ -121,10 +121,12 @@ def open_job(
     detector: LandmarkDetector,
     *,
     block_size: BlockSize = DEFAULT_BLOCKS,
+    known_surveys: KnownSurveys | None = None,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
+    `known_surveys`: of the same video and options, which save that search.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
@@ -138,7 +140,28 @@ def open_job(
             f"with {float(fps):.3g} frames a second. Send longer audio.",
             duration_s=audio.duration_s,
         )
-    reached, is_cropped = min(source.n_frames, n_output), options.frame.fit == "crop"
+    reached = min(source.n_frames, n_output)
+    found = _find_faces(source, options, detector, known_surveys, reached=reached, fps=fps)
+    picture = fit_picture(source, options.frame, found.faces)
+    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
+    warnings = (*size_warnings(source, options.frame), *found.warnings)
+    return OpenJob(source, audio, picture, plan, options, warnings)
+
+
+def _find_faces(
+    source: SourceVideo,
+    options: JobOptions,
+    detector: LandmarkDetector,
+    known: KnownSurveys | None,
+    *,
+    reached: int,
+    fps: Fraction,
+) -> Survey:
+    """Return a known survey of the frames that the sound reaches, or make one."""
+    is_cropped = options.frame.fit == "crop"
+    found = known and known.find(reached, fps, is_cropped=is_cropped)
+    if found:
+        return found
     # The frames as the run will decode them, unless the crop depends on the face: then whole.
     searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
     found = survey(
@@ -150,10 +173,9 @@ def open_job(
         counter=_face_counter(),
         is_cropped=is_cropped,
     )
-    picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
-    warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, audio, picture, plan, options, warnings)
+    if known:
+        known.keep(reached, fps, found)
+    return found
 
 
 def _face_counter() -> FaceCounter | None:
@@ -227,8 +249,8 @@ def prepare_block(
         NoFaceFound: a frame of the block has no face, and `faceless` is `refuse`.
     """
     options = job.options.face
-    reach, last = options.box_smoothing, job.plan.blocks[-1].end
-    first_seen, end_seen = max(0, block.start - reach), min(last, block.end + reach)
+    reach = options.box_smoothing
+    first_seen, end_seen = job.plan.seen(block, reach)
     read = read or partial(read_frames, job.source, job.picture)
     frames = list(checked(read(first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)
@@ -265,7 +287,7 @@ def compose_segment(
     """
     segment = drawn.segment
     rows = avatar.rows(segment)
-    next_drawn = iter(zip(drawn.faces, drawn.weights, strict=True))
+    next_drawn, next_weight = iter(drawn.faces), iter(drawn.weights)
     if frames is None:
         frames = frames_in_order(job.source, job.picture, segment, check=check)
     with (
@@ -274,14 +296,14 @@ def compose_segment(
     ):
         for frame, source_frame, row in zip(ordered, segment.source_frames(), rows, strict=True):
             face = avatar.faces[source_frame - avatar.block.start]
-            if face is not None and row is not None:
-                pixels, weight = next(next_drawn)
+            weight = 0.0 if row is None else float(next(next_weight))
+            if face is not None and row is not None and weight > 0:
                 mask = unpack_mask(avatar.masks[row])
-                new = DrawnFace(pixels, mask, job.options.mask.blur, float(weight))
+                new = DrawnFace(next(next_drawn), mask, job.options.mask.blur, weight)
                 redraw(frame, job.picture, face, new)
             encoder.add(frame)
         data = encoder.finish()
-    return Piece(segment, data, len(drawn.faces))
+    return Piece(segment, data, len(drawn.weights))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +311,8 @@ class DrawnFace:
     """One drawn face and how it is blended in.
 
     `pixels`: (256, 256, 3) uint8 BGR, which fill the face box. `replace`: (512, 512) uint8 mask of
-    the face's crop box, 0 or 255. `blur`: of the mask, in crop widths. `weight`: 0 to 1, how much
-    of the drawn face replaces the source.
+    the face's crop box, 0 or 255. `blur`: of the mask, in crop widths. `weight`: above 0 and at
+    most 1, how much of the drawn face replaces the source.
     """
 
     pixels: NDArray[np.uint8]
@@ -304,7 +326,7 @@ def redraw(frame: NDArray[np.uint8], picture: Picture, face: Face, drawn: DrawnF
     mask = soft_mask(drawn.replace, face.box, drawn.blur)
     # With `edges: stretch` a box may leave the frame; what is drawn out there is lost.
     mask = mask and mask.clipped(picture.width, picture.height)
-    if mask is None or drawn.weight <= 0.0:
+    if mask is None:
         return
     region = _even(mask.box)
     before = to_bgr(frame, picture.width, picture.height, picture.colour, region)

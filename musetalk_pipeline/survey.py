@@ -52,6 +52,22 @@ class Survey:
     warnings: tuple[str, ...]
 
 
+class KnownSurveys(Protocol):
+    """The surveys of a video by earlier jobs with the same options, and by this one."""
+
+    def find(self, reached: int, fps: Fraction, *, is_cropped: bool) -> Survey | None:
+        """Return one that is valid for this job too; None if there is none.
+
+        That of a cropped picture must be of the same frames. Any other is valid if it reached no
+        further, because a face that it found is among this job's frames.
+        """
+        ...
+
+    def keep(self, reached: int, fps: Fraction, found: Survey) -> None:
+        """Keep the survey of this job's frames for later jobs."""
+        ...
+
+
 def survey(
     source: SourceVideo,
     picture: Picture,

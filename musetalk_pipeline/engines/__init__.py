@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
+from musetalk_pipeline.engines.warp import version as warp_version
 from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.networks.files import missing_files
 from musetalk_pipeline.options import Precision, Speedup, Version
@@ -21,8 +22,10 @@ __all__ = [
     "EngineChoice",
     "EngineDecision",
     "EngineName",
+    "Precision",
     "choose_engine",
     "decide_engine",
+    "engine_version",
     "make_audio_encoder",
     "make_engine",
 ]
@@ -95,6 +98,11 @@ def decide_engine(
         are = "is" if len(missing) == 1 else "are"
         return EngineDecision("warp", f"{', '.join(missing)} {are} missing in {models_dir}")
     return EngineDecision("warp", f"none of MuseTalk's files is in {models_dir}")
+
+
+def engine_version(name: EngineName, version: Version) -> str:
+    """Return the `model_version` of the engine `name` without loading it. `version`: MuseTalk's."""
+    return version if name == "musetalk" else warp_version.MODEL_VERSION
 
 
 def make_engine(

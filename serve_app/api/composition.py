@@ -18,7 +18,7 @@ from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
-from serve_app.graph.builders import build_scratch, build_store, configured_description
+from serve_app.graph.builders import build_scratch, build_shelf, build_store, configured_description
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
@@ -112,6 +112,7 @@ def assemble(
         most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
+        avatars=build_shelf(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),

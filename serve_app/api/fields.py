@@ -53,7 +53,9 @@ def unknown_field(parts: Sequence[object]) -> str:
     """Return a sentence about the unknown field at `parts`, with the one that may be meant."""
     meant = _meant(str(parts[-1]), inside_params=len(parts) > 1)
     sentence = f"`{shown_path(parts)}` is not a field of this request"
-    return f"{sentence}; did you mean `{meant}`?" if meant else f"{sentence}."
+    # A field of another request is not what was meant.
+    is_other = meant is not None and meant != shown_path(parts)
+    return f"{sentence}; did you mean `{meant}`?" if is_other else f"{sentence}."
 
 
 def _meant(name: str, *, inside_params: bool) -> str | None:

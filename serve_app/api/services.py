@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends, FastAPI, Request
 
 from serve_app.api.draining import Draining
+from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.fleet.polling import Polling
@@ -108,8 +109,9 @@ class Services:
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
-    while fewer than `most_claimed()` run. `webhooks`, `polling` and `reports` are None if the
-    environment does not enable them. `scaling` is None without Ray.
+    while fewer than `most_claimed()` run. `avatars` is None if none are kept, and `webhooks`,
+    `polling` and `reports` are None if the environment does not enable them. `scaling` is None
+    without Ray.
     """
 
     jobs: JobService
@@ -122,6 +124,7 @@ class Services:
     most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
     options: ApiOptions = field(default_factory=ApiOptions)
+    avatars: AvatarShelf | None = None
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None

@@ -22,6 +22,7 @@ class Folders:
     scratch: Path
     results: Path
     state: Path
+    avatars: Path
 
 
 def check_folders(args: AppArgs, env: Environment) -> None:
@@ -37,6 +38,9 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     if env.b2_bucket is None:
         require_makeable(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
     require_makeable(folders.state, "state_dir")
+    if args.avatars.max_gb:
+        require_own(folders.avatars, "avatars.folder")
+        require_makeable(folders.avatars, "avatars.folder")
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:
@@ -53,13 +57,16 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     make_folder(folders.state.parent, "state_dir")
     # The registry holds signed addresses. A link that the operator made is followed.
     private_folder(folders.state.resolve(), "state_dir")
+    make_folder(folders.avatars.parent, "avatars.folder")
     return folders
 
 
 def _folders(args: AppArgs, env: Environment) -> Folders:
     work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
-    return Folders(*(path.absolute() for path in (work / "jobs", results, args.state_dir)))
+    avatars = args.avatars.folder or args.state_dir / "avatars"
+    paths = (work / "jobs", results, args.state_dir, avatars)
+    return Folders(*(path.absolute() for path in paths))
 
 
 SETTING = "work_dir (MUSETALK_WORKDIR)"

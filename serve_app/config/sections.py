@@ -304,6 +304,23 @@ class LinkSettings(Section):
         return texts
 
 
+class AvatarSettings(Section):
+    """Avatars that are kept for later jobs with the same video."""
+
+    max_gb: float = Field(
+        10.0,
+        ge=0,
+        description="Beyond this size the least recently used are removed. With 0 none are kept. "
+        "1 GB is 10^9 bytes.",
+    )
+    keep_days: float = Field(
+        30.0, gt=0, le=36500, description="Those that were not used for so long are removed."
+    )
+    folder: Path | None = Field(
+        None, description="The folder. Without it, `avatars` in the folder of the state."
+    )
+
+
 class ResultSettings(Section):
     """How long finished videos are kept in the local folder."""
 

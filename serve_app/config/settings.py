@@ -18,6 +18,7 @@ from musetalk_pipeline.options import JobOptions, Version, defaults_for, options
 from serve_app.config.environment import Environment
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import (
+    AvatarSettings,
     DriverSettings,
     InputSettings,
     LinkSettings,
@@ -36,6 +37,7 @@ __all__ = [
     "APP_NAME",
     "SERVICE_NAME",
     "AppArgs",
+    "AvatarSettings",
     "DriverSettings",
     "InputSettings",
     "LinkSettings",
@@ -91,6 +93,7 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    avatars: AvatarSettings = AvatarSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."

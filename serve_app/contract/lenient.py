@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from musetalk_pipeline.errors import InvalidOptions
 from musetalk_pipeline.options import FrameOptions
 from musetalk_pipeline.pixels.picture import target_size
-from serve_app.contract.requests import JobRequest, Params
+from serve_app.contract.requests import AVATAR_ID, KEPT_VIDEO, JobRequest, Params, is_inside
 
 MAX_SHOWN_CHARS = 32  # of a value or a name in a warning, and of a size that is read at all
 MAX_SHOWN_NAMES = 8
@@ -60,13 +60,21 @@ def read_leniently(
     """Return the job in `payload`, and a sentence for every value that was changed or ignored.
 
     `legacy_size_source`: ignore `aspect_ratio` and `resolution`, as the predecessor did, and keep
-    the picture of the source. Unknown fields are ignored without a sentence.
+    the picture of the source. Unknown fields are ignored without a sentence. `avatar_id` counts if
+    there is no `video_url`.
 
     Raises:
         ValidationError: the id or a URL is missing, or cannot be used.
     """
     warnings: list[str] = []
     fields = {name: payload.get(name) for name in ("musetalk_job_id", "video_url", "audio_url")}
+    for name in ("video_url", "audio_url"):
+        if is_inside(fields[name]):
+            fields[name] = None
+    avatar_id = payload.get("avatar_id")
+    is_id = isinstance(avatar_id, str) and re.fullmatch(AVATAR_ID, avatar_id)
+    if is_id and not fields["video_url"]:
+        fields["video_url"] = f"{KEPT_VIDEO}{avatar_id}"
     job_id = fields["musetalk_job_id"]
     if isinstance(job_id, int) and _is_number(job_id):
         fields["musetalk_job_id"] = str(job_id)

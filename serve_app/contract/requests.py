@@ -9,7 +9,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StringConstraints,
+    create_model,
+    field_validator,
+)
 
 from musetalk_pipeline.options import JobOptions, Option, job_options
 
@@ -56,6 +65,30 @@ def _help(name: str) -> str:
     return next(option.spec.help for option in job_options() if option.name == name)
 
 
+# Addresses that stand for something inside this worker. Callers cannot send them.
+KEPT_VIDEO, SILENCE = "avatar:", "silence:"
+_INSIDE = (KEPT_VIDEO, SILENCE)
+AVATAR_ID = r"[0-9a-f]{32}"
+
+
+def is_inside(url: object) -> bool:
+    """Return whether an address stands for something inside this worker."""
+    return isinstance(url, str) and url.startswith(_INSIDE)
+
+
+def _from_outside(url: str) -> str:
+    if is_inside(url):
+        raise ValueError("use an http, https or file address")
+    return url
+
+
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_URL_CHARS),
+    AfterValidator(_from_outside),
+]
+
+
 class JobRequest(BaseModel):
     """One job, as `POST /generate` and the orchestrator's claims send it. Fields unknown to us are
     ignored.
@@ -70,6 +103,17 @@ class JobRequest(BaseModel):
     resolution: str | None = Field(None, max_length=32, description=_help("resolution"))
     params: Params = Params()
 
+    @property
+    def is_avatar(self) -> bool:
+        """Whether only the avatar is made, because there is no sound."""
+        return self.audio_url.startswith(SILENCE)
+
+    @property
+    def avatar_id(self) -> str | None:
+        """The avatar whose kept video is used; None if the video has an address."""
+        is_kept = self.video_url.startswith(KEPT_VIDEO)
+        return self.video_url.removeprefix(KEPT_VIDEO) if is_kept else None
+
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
@@ -82,6 +126,8 @@ class PreviewRequest(JobRequest):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
+    video_url: Url = Field(repr=False)
+    audio_url: Url = Field(repr=False)
 
 
 class JobCreate(BaseModel):
@@ -89,8 +135,11 @@ class JobCreate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    video_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
-    audio_url: str = Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: str | None = Field(
+        None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
+    )
+    audio_url: Url = Field(repr=False)
     aspect_ratio: str | None = Field(None, max_length=32)
     resolution: str | None = Field(None, max_length=32)
     params: Params = Params()
@@ -116,3 +165,29 @@ class JobCreate(BaseModel):
         if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
             raise ValueError(f"at most {MAX_METADATA_BYTES} bytes are kept, as JSON and in all")
         return value
+
+
+class AvatarCreate(BaseModel):
+    """`POST /v1/avatars`. A field that is not here is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video_url: Url = Field(repr=False)
+    duration_s: FiniteFloat | None = Field(
+        None, gt=0, description="Only the beginning of the video is prepared. Default: all of it."
+    )
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
+    musetalk_job_id: str | None = Field(
+        None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
+    )
+
+    def request(self, job_id: str) -> JobRequest:
+        """Return the job that prepares the avatar."""
+        length = "" if self.duration_s is None else f"{self.duration_s:g}"
+        return JobRequest(
+            musetalk_job_id=job_id,
+            audio_url=SILENCE + length,
+            **self.model_dump(exclude={"musetalk_job_id", "duration_s"}),
+        )

@@ -3,27 +3,39 @@
 Each is chosen once, from the configuration and from the files on this machine.
 """
 
+import logging
 from collections.abc import Callable
 
+from musetalk_pipeline.avatar_tools import describe_tools
 from musetalk_pipeline.engines import (
     AudioEncoder,
     Engine,
     EngineName,
     choose_engine,
+    engine_version,
     make_audio_encoder,
     make_engine,
 )
-from musetalk_pipeline.engines.warp import version as warp_version
+from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.faces import LandmarkDetector, best_landmarks, make_detector
+from serve_app.avatars.about import BLOCK_SUFFIX
+from serve_app.avatars.cache import AvatarCache
+from serve_app.avatars.local import LocalAvatars
+from serve_app.avatars.shared import SharedAvatars
+from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
 from serve_app.config.folders import make_folders
 from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.graph.scratch import Scratch
 from serve_app.graph.transfers import Description
-from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.b2 import B2Store
+from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
 from serve_app.outputs.local import LocalStore
+from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
+
+logger = logging.getLogger(__name__)
 
 KEPT_AFTER_S = 1800.0  # scratch, beyond what the deadlines allow: clocks and queues are not exact
 
@@ -96,6 +108,53 @@ def needs_parse_inputs(args: AppArgs) -> bool:
     return args.engine == "musetalk"
 
 
+def build_avatars(args: AppArgs, env: Environment) -> AvatarCache | None:
+    """Return the cache of avatars; None if it is turned off or this machine lacks a weight file.
+
+    Call it once in a process, because it starts threads.
+    """
+    assert args.engine != "auto" and args.landmarks != "auto", "resolve() comes first"
+    rules = args.avatars
+    if rules.max_gb == 0:
+        return None
+    try:
+        tools = describe_tools(
+            args.engine,
+            args.landmarks,
+            args.models_dir,
+            version=args.version,
+            presence=args.face_presence,
+            presence_interval=args.presence_interval,
+            person_box=args.person_box,
+            seed=args.seed,
+            precisions=[pool.dtype for pool in args.pools],
+        )
+    except ModelLoadFailed as exc:
+        logger.warning("avatars are not kept", extra={"error": exc.message})
+        return None
+    local = _local_avatars(args, env)
+    local.start_janitor()
+    return AvatarCache(local, tools, _shared_avatars(env))
+
+
+def build_shelf(args: AppArgs, env: Environment) -> AvatarShelf | None:
+    """Return the avatars as callers see them; None if they are not kept here."""
+    if args.avatars.max_gb == 0:
+        return None
+    return AvatarShelf(_local_avatars(args, env), _shared_avatars(env))
+
+
+def _local_avatars(args: AppArgs, env: Environment) -> LocalAvatars:
+    rules = args.avatars
+    folder, max_bytes = make_folders(args, env).avatars, rules.max_gb * 1e9
+    return LocalAvatars(folder, max_bytes, rules.keep_days * DAY_S, first_to_go=BLOCK_SUFFIX)
+
+
+def _shared_avatars(env: Environment) -> SharedAvatars | None:
+    b2 = _b2_settings(env)
+    return SharedAvatars(B2Bucket(b2)) if b2 else None
+
+
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
     """Return the B2 store if its key is set, else the local folder that the ingress serves."""
     settings = _b2_settings(env)
@@ -123,7 +182,7 @@ def configured_description(args: AppArgs, env: Environment) -> Description:
     engine = _engine_of(args)
     return Description(
         engine=engine,
-        model_version=args.version if engine == "musetalk" else warp_version.MODEL_VERSION,
+        model_version=engine_version(engine, args.version),
         landmarks=args.landmarks,
         device=device_of(pool),
         gpu_class=gpu_class(env, detected=pool.arch if pool.num_gpus else None),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from musetalk_pipeline.cost import Measured
-from musetalk_pipeline.errors import Stage
+from musetalk_pipeline.errors import Stage, UploadFailed
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import Digests
@@ -85,6 +85,9 @@ class JobDriver:
                         opened = await self._open(attempt, fetched)
                     meter.opened(opened)
                     segments = JobSegments(self._makers, opened.value, meter)
+                    if attempt.is_avatar:
+                        kept = await segments.make_avatar()
+                        return await self._finish_avatar(opened.value, kept, meter)
                     pieces = await segments.make_all()
                     meter.uploading()
                     return await self._finish(opened.value, pieces, meter)
@@ -176,6 +179,32 @@ class JobDriver:
             Stage.UPLOAD,
         )
         return finished
+
+    async def _finish_avatar(self, opened: Opened, kept: int, meter: ProgressMeter) -> Finished:
+        """Keep the video too, and return what jobs can name the avatar by."""
+        avatar, facts, blocks = opened.avatar, meter.facts(), len(opened.job.plan.blocks)
+        if avatar is None or kept < blocks:
+            raise UploadFailed(
+                f"Only {kept} of {blocks} parts of the avatar could be kept.",
+                hint="Look at the free space of avatars.folder, and at avatars.max_gb.",
+            )
+        is_kept = await self._calls.repeated(
+            lambda: self._calls.result(
+                self._graph.preprocessor.keep_video.remote(opened), self._settings.finish_timeout_s
+            ),
+            Stage.UPLOAD,
+        )
+        if not is_kept:
+            raise UploadFailed(
+                "The video of the avatar could not be kept.",
+                hint="Look at the free space of avatars.folder, and at avatars.max_gb.",
+            )
+        metrics = {
+            "avatar_id": avatar.avatar_id,
+            "stage_times": dict(facts.work.stage_seconds),
+            "total_time": round(facts.elapsed_s, 3),
+        }
+        return Finished(f"/v1/avatars/{avatar.avatar_id}", metrics, opened.job.warnings)
 
     async def _release(self, attempt_id: str) -> None:
         """Remove the attempt's scratch. The janitors of the stages remove what this misses."""

@@ -1,7 +1,7 @@
 """The segments of one job, from prepared blocks to encoded pieces.
 
     a place among the segments in flight
-      prepare ─► turn ─► encode ─┐  once for each block
+      prepare ─► turn ─► encode ─┐  once for each block, unless it is kept (kept_blocks.py)
       encode_audio ──────────────┴► turn ─► generate ─► compose ─► a file at the ingress
 
 A call is sent when its inputs exist, and to a Generator when the scheduler has a free replica for
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from typing import Any
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import Stage
-from musetalk_pipeline.plan import Segment, cut_segment
+from musetalk_pipeline.plan import Block, Segment, cut_segment
 from musetalk_pipeline.stages import require_face
 from serve_app.config.settings import DriverSettings
 from serve_app.graph.block_cache import BlockCache, BlockRequest, CachedBlock, EncodedBlock
 from serve_app.graph.capacity import SharedCapacity
+from serve_app.graph.kept_blocks import LOAD_S, STORE_S, BlocksInMaking, JobAvatar
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph
 from serve_app.graph.progress import ProgressMeter
@@ -49,6 +50,7 @@ class SegmentMakers:
     capacity: SharedCapacity
     calls: StageCalls
     pieces: PieceFiles
+    in_making: BlocksInMaking = field(default_factory=BlocksInMaking)
 
 
 @dataclass(slots=True)
@@ -88,6 +90,7 @@ class JobSegments:
         self._opened, self._meter = opened, meter
         self._plan = opened.job.plan
         self._job_id = opened.attempt.attempt_id  # two attempts at a job may overlap
+        self._avatar = JobAvatar(opened, makers.in_making, self._load_block, self._store_block)
         self._blocks = BlockCache(self._plan, self._encode_block, makers.settings.kept_blocks)
         self._pieces: dict[int, Path] = {}  # by their first frame
         self._faces = 0
@@ -99,7 +102,7 @@ class JobSegments:
             PipelineError: a segment cannot be made, or no frame has a face.
         """
         plan = self._plan
-        to_encode = sum(map(len, plan.blocks))
+        to_encode = sum(len(block) for block in plan.blocks if not self._avatar.has(block))
         weight = self._capacity.weight_of(self._opened.attempt.origin)
         try:
             frames = to_encode, plan.n_output
@@ -117,6 +120,51 @@ class JobSegments:
             self._capacity.forget(self._job_id)
         require_face(self._faces, plan)
         return [path for _, path in sorted(self._pieces.items())]
+
+    async def make_avatar(self) -> int:
+        """Make all blocks of a job that has no sound; return how many of them are kept.
+
+        Raises:
+            PipelineError: a block cannot be made.
+        """
+        plan, kept = self._plan, 0
+
+        async def one(segment: Segment) -> None:
+            nonlocal kept
+            is_kept = await self._calls.repeated(
+                lambda: self._kept_block(segment), Stage.PREPROCESSING
+            )
+            kept += is_kept
+
+        to_encode = sum(len(block) for block in plan.blocks if not self._avatar.has(block))
+        try:
+            with self._scheduler.working_on(self._job_id, to_encode, 0):
+                async with asyncio.TaskGroup() as tasks:
+                    for segment in plan.segments:
+                        await self._capacity.segments.enter(self._job_id, len(segment))
+                        making = tasks.create_task(one(segment))
+                        making.add_done_callback(partial(self._leave, segment))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:
+            await self._blocks.close()
+            self._capacity.forget(self._job_id)
+        return kept
+
+    async def _kept_block(self, segment: Segment) -> bool:
+        """Make the block of a segment, unless it is kept; return whether it is kept then."""
+        block = self._blocks.acquire(segment.block)
+        try:
+            encoded = await block.encoded()
+            is_kept = await self._avatar.settled(block.request.block)
+            if not is_kept:  # if it could not be made, this raises the reason
+                await self._calls.result(encoded.avatar, LOAD_S)
+        except BaseException:
+            self._blocks.discard(block)
+            raise
+        self._blocks.release(block)
+        self._meter.drawn(segment)
+        return is_kept
 
     async def _admitted(self) -> AsyncIterator[Segment]:
         """Yield segments, cut finer towards the end, when each has its place."""
@@ -195,6 +243,27 @@ class JobSegments:
         logger.debug("segment composed", extra=extra)
 
     async def _encode_block(self, request: BlockRequest) -> EncodedBlock:
+        """Load a block that is kept, or make it and keep it."""
+        block = request.block
+        kept = await self._avatar.find(block)
+        if kept is not None:
+            self._meter.prepared(block.index)
+            return EncodedBlock(kept, None)
+        async with self._avatar.making(block) as keep:
+            encoded = await self._make_block(request)
+            keep(encoded.avatar)
+            return encoded
+
+    async def _load_block(self, block: Block) -> Any:
+        loading = self._graph.preprocessor.load_avatar.remote(self._opened, block)
+        return await self._calls.result(loading, LOAD_S)
+
+    async def _store_block(self, avatar: Any) -> bool:
+        storing = self._graph.preprocessor.store_avatar.remote(self._opened, avatar)
+        is_kept: bool = await self._calls.result(storing, STORE_S)
+        return is_kept
+
+    async def _make_block(self, request: BlockRequest) -> EncodedBlock:
         """Prepare and encode a block."""
         block, calls, capacity = request.block, self._calls, self._capacity
         frames = len(block)

@@ -31,11 +31,14 @@ from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
+from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph.builders import build_scratch
+from serve_app.contract.requests import KEPT_VIDEO
+from serve_app.graph.builders import build_scratch, build_shelf
+from serve_app.graph.inside_media import fetch_kept_video, make_silence
 from serve_app.graph.stage_threads import StageThreads
-from serve_app.graph.transfers import Attempt, Opened, Sources
+from serve_app.graph.transfers import Attempt, Opened
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
 
@@ -71,6 +74,7 @@ class NodeMedia:
         self._folders = [*inputs.allowed_folders, *env.allowed_folders]
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
+        self._shelf = build_shelf(args, env)
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
@@ -81,7 +85,7 @@ class NodeMedia:
         """
         folder, started = self.scratch.folder(attempt.attempt_id), time.monotonic()
         with _spending("download"):
-            digests = await self._files(attempt.sources, folder)
+            digests = await self._files(attempt, folder)
         cost = StageCost("download", time.monotonic() - started, frames=0)
         return Measured(digests, (cost,))
 
@@ -91,6 +95,7 @@ class NodeMedia:
         fetched: Measured[Digests],
         detector: LandmarkDetector,
         threads: StageThreads,
+        known_surveys: KnownSurveys | None = None,
     ) -> Measured[Opened]:
         """Check a job's media and plan its frames.
 
@@ -99,7 +104,7 @@ class NodeMedia:
         """
         folder = self.scratch.folder(attempt.attempt_id)
         digests = fetched.value
-        _require_same(await self._files(attempt.sources, folder), digests)
+        _require_same(await self._files(attempt, folder), digests)
         started = time.monotonic()
         with _spending("validation", fetched.costs):
             job = await threads.run(
@@ -110,7 +115,10 @@ class NodeMedia:
                 self._limits,
                 detector,
                 block_size=self._block_size,
+                known_surveys=known_surveys,
             )
+        if attempt.is_avatar:
+            job = dataclasses.replace(job, plan=job.plan.played_once())
         cost = StageCost("validation", time.monotonic() - started, frames=0)
         return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))
 
@@ -139,7 +147,7 @@ class NodeMedia:
         attempt, job = opened.attempt, opened.job
         folder = self.scratch.folder(attempt.attempt_id)
         digests = Digests(job.source.sha256, job.audio.sha256)
-        _require_same(await self._files(attempt.sources, folder), digests)
+        _require_same(await self._files(attempt, folder), digests)
         async with _locked(folder / LOCK, self._wait_s):
             checked = await asyncio.to_thread(_read_checked, folder / CHECKED)
             if checked is None:
@@ -155,16 +163,28 @@ class NodeMedia:
             open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256),
         )
 
-    async def _files(self, sources: Sources, folder: Path) -> Digests:
+    async def _files(self, attempt: Attempt, folder: Path) -> Digests:
         """Return the digests of the files in `folder`, which are fetched now unless they exist."""
         async with _locked(folder / LOCK, self._wait_s):
             kept = _read_digests(folder / DIGESTS)
             if kept is None:
-                kept = await self._fetch_both(sources, folder)
+                kept = await self._fetch_both(attempt, folder)
                 _write_digests(folder / DIGESTS, kept)
             return kept
 
-    async def _fetch_both(self, sources: Sources, folder: Path) -> Digests:
+    async def _fetch_both(self, attempt: Attempt, folder: Path) -> Digests:
+        sources = attempt.sources
+        if attempt.is_avatar:
+            digest = await self._fetch("video", sources.video_url, folder / VIDEO)
+            silence = await asyncio.to_thread(
+                make_silence,
+                sources.audio_url,
+                folder / VIDEO,
+                folder / AUDIO,
+                attempt.options,
+                self._limits,
+            )
+            return Digests(digest, silence)
         try:
             async with asyncio.TaskGroup() as tasks:
                 video = tasks.create_task(self._fetch("video", sources.video_url, folder / VIDEO))
@@ -176,6 +196,8 @@ class NodeMedia:
 
     async def _fetch(self, name: InputName, url: str, target: Path) -> str:
         with at_fault(name):
+            if url.startswith(KEPT_VIDEO):
+                return await asyncio.to_thread(fetch_kept_video, self._shelf, url, target)
             downloaded = await download(
                 url,
                 target,

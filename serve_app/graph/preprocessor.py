@@ -6,8 +6,13 @@ It runs on the CPU. Only `mmpose` and S3FD use a GPU, if the deployment has a sh
 import asyncio
 import logging
 import shutil
+from dataclasses import replace
+from typing import Any
 
-from musetalk_pipeline.artifacts import PreparedBlock, Speech
+import ray
+from ray import ObjectRef
+
+from musetalk_pipeline.artifacts import AvatarBlock, PreparedBlock, Speech
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
@@ -17,7 +22,13 @@ from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
 from musetalk_pipeline.stages import Digests, prepare_block
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
-from serve_app.graph.builders import build_audio_encoder, build_detector, needs_parse_inputs
+from serve_app.graph.avatars import NodeAvatars
+from serve_app.graph.builders import (
+    build_audio_encoder,
+    build_avatars,
+    build_detector,
+    needs_parse_inputs,
+)
 from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
@@ -41,6 +52,7 @@ class Preprocessor:
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
+        self._avatars = NodeAvatars(build_avatars(args, env))
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
@@ -50,7 +62,17 @@ class Preprocessor:
 
     async def open(self, attempt: Attempt, fetched: Measured[Digests]) -> Measured[Opened]:
         """Check a job's media and plan its frames."""
-        opened = await self._media.open(attempt, fetched, self._detector, self._threads)
+        looked_up = self._avatars.look_up(attempt.options, fetched.value)
+        opened = await self._media.open(
+            attempt,
+            fetched,
+            self._detector,
+            self._threads,
+            known_surveys=None if looked_up is None else looked_up.surveys,
+        )
+        if looked_up is not None:
+            known = await looked_up.known(opened.value.job)
+            opened = replace(opened, value=replace(opened.value, avatar=known))
         return recorded(opened.on(replica_id()))
 
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
@@ -67,7 +89,21 @@ class Preprocessor:
                 check=check,
             ),
         )
+        self._avatars.took(prepared.own)
         return recorded(prepared.on(replica_id()))
+
+    async def load_avatar(self, opened: Opened, block: Block) -> "ObjectRef[Any] | None":
+        """Return a reference to a kept block, a `Measured[AvatarBlock]`, so that the caller learns
+        at once whether there is one. None: it has to be prepared and encoded.
+        """
+        loaded = await self._avatars.load(opened, block)
+        if loaded is None:
+            return None
+        return await asyncio.to_thread(ray.put, recorded(loaded.on(replica_id())))
+
+    async def store_avatar(self, opened: Opened, avatar: Measured[AvatarBlock]) -> bool:
+        """Keep a block for later jobs; return whether it is kept. This never raises."""
+        return await self._avatars.store(opened, avatar.value)
 
     async def encode_audio(self, opened: Opened, segment: Segment) -> Measured[Speech]:
         """Encode what is spoken during a segment."""
@@ -79,6 +115,13 @@ class Preprocessor:
             lambda check: encoder.encode(job.audio, job.plan.fps, segment, options),
         )
         return recorded(speech.on(replica_id()))
+
+    async def keep_video(self, opened: Opened) -> bool:
+        """Keep the video with its avatar, so that jobs can name the avatar; return whether it is
+        kept.
+        """
+        job = await self._media.here(opened, self._threads)
+        return await self._avatars.keep_video(opened, job)
 
     async def pick_preview_frame(self, opened: Opened) -> PreviewFrame:
         """Find and prepare one frame for a preview."""

@@ -8,7 +8,7 @@ from musetalk_pipeline.receipts.receipt import Prices
 from serve_app.config.settings import AppArgs, StageSettings
 
 # What the threads of each stage do, by published stage. A download needs no thread.
-PREPROCESSED = ("validation", "prepare", "listen")
+PREPROCESSED = ("validation", "load", "prepare", "listen")
 FINISHED = ("compose", "stitch", "upload")
 
 

@@ -1,5 +1,6 @@
 """The values that travel between the deployments, in addition to those of the pipeline itself."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,7 +48,8 @@ class Sources:
 class Attempt:
     """What the stages are given of an attempt.
 
-    `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar.
+    `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar. `is_avatar`: only the
+    avatar is made, because there is no sound.
     """
 
     attempt_id: str
@@ -58,6 +60,7 @@ class Attempt:
     resolution: str | None
     queue_job_id: str | None
     origin: str = "sync"
+    is_avatar: bool = False
 
     @classmethod
     def of(cls, assignment: Assignment) -> "Attempt":
@@ -73,16 +76,31 @@ class Attempt:
             request.resolution,
             assignment.queue_job_id,
             assignment.origin,
+            request.is_avatar,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class KnownAvatar:
+    """The avatar of a job: its identity, and the files of the blocks that could be loaded when it
+    was opened, by the index of the block.
+    """
+
+    avatar_id: str
+    stored: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
-    """A job whose checked media are in the attempt's scratch folder on the node `node_id`."""
+    """A job whose checked media are in the attempt's scratch folder on the node `node_id`.
+
+    `avatar`: None if avatars are not kept here.
+    """
 
     attempt: Attempt
     node_id: str
     job: OpenJob
+    avatar: KnownAvatar | None = None
 
 
 @dataclass(frozen=True, slots=True)

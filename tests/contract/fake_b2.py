@@ -142,6 +142,36 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
 
+    def do_GET(self) -> None:
+        """Send a file by its name, below the download address."""
+        name = unquote(self.path).removeprefix(f"/file/{BUCKET}/")
+        with self.server.lock:
+            self.server.calls.append("download_file")
+            faults = self.server.faults["download_file"]
+            fault = faults.pop(0) if faults else None
+            stored = self.server.files.get(name)
+            is_known = self.headers["Authorization"] in self.server.tokens
+        if fault is not None:
+            fault(self, b"")
+        elif not is_known:
+            self.refuse(RefusedError(401, "unauthorized"))
+        elif stored is None:
+            self.refuse(RefusedError(404, "not_found"))
+        else:
+            self._send_file(name, stored)
+
+    def _send_file(self, name: str, stored: Stored) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", stored.content_type)
+        self.send_header("Content-Length", str(len(stored.content)))
+        self.send_header("X-Bz-File-Id", "id-of-" + name)
+        self.send_header("X-Bz-File-Name", quote(name))
+        sha1 = "none" if stored.is_large else hashlib.sha1(stored.content).hexdigest()
+        self.send_header("X-Bz-Content-Sha1", sha1)
+        self.send_header("X-Bz-Upload-Timestamp", "1700000000000")
+        self.end_headers()
+        self.wfile.write(stored.content)
+
     def refuse(self, refused: RefusedError) -> None:
         document = {
             "status": refused.status,
@@ -208,6 +238,27 @@ class Handler(BaseHTTPRequestHandler):
             "fileLockConfiguration": {"isClientAuthorizedToRead": False, "value": None},
         }
         return {"buckets": [bucket]}
+
+    def b2_list_file_names(self, body: bytes) -> dict[str, Any]:
+        request = self._authorised(body)
+        if "listFiles" not in self.server.capabilities:
+            raise RefusedError(401, "unauthorized")
+        prefix, most = request.get("prefix") or "", request.get("maxFileCount") or 100
+        start = request.get("startFileName") or ""
+        names = sorted(n for n in self.server.files if n.startswith(prefix) and n >= start)
+        files = [
+            self._file("id-of-" + name, name, len(self.server.files[name].content), "none")
+            for name in names[:most]
+        ]
+        return {"files": files, "nextFileName": names[most] if len(names) > most else None}
+
+    def b2_delete_file_version(self, body: bytes) -> dict[str, Any]:
+        request = self._authorised(body)
+        if "deleteFiles" not in self.server.capabilities:
+            raise RefusedError(401, "unauthorized")
+        if self.server.files.pop(request["fileName"], None) is None:
+            raise RefusedError(400, "file_not_present")
+        return {"fileId": request["fileId"], "fileName": request["fileName"]}
 
     def b2_get_upload_url(self, body: bytes) -> dict[str, Any]:
         self._authorised(body)

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage, UploadFailed
 from serve_app.net.addresses import AddressPolicy
-from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.b2 import B2Store
+from serve_app.outputs.b2_bucket import B2Settings
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.put import PutLimits, PutStore
 from serve_app.outputs.store import OutputStore, SidecarFacts, object_name, sidecar

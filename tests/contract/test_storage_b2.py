@@ -23,7 +23,8 @@ from b2sdk.v3.exception import ServiceError
 from fake_b2 import FakeB2, refuse
 
 from musetalk_pipeline.errors import Stage, UploadFailed
-from serve_app.outputs.b2 import B2Settings, B2Store
+from serve_app.outputs.b2 import B2Store
+from serve_app.outputs.b2_bucket import B2Settings
 from serve_app.outputs.store import object_name
 from serve_app.telemetry.redact import RedactingFilter
 from tests.waiting import until

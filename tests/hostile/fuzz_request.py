@@ -64,7 +64,8 @@ def fuzz_one(data: bytes) -> bool:
 
 
 def _check(request: JobRequest | JobCreate) -> None:
-    for url in (request.video_url, request.audio_url):
+    # The route refuses a job that names neither an address of a video nor an avatar.
+    for url in filter(None, (request.video_url, request.audio_url)):
         assert 1 <= len(url) <= MAX_URL_CHARS
         url.encode("utf-8")
         try:

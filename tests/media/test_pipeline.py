@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import (
@@ -300,6 +301,24 @@ def test_a_mouth_at_rest_in_silence_is_the_source(job, clip, speech):
     options = replace(LOSSLESS, speech=SpeechOptions(rest_in_silence=True))
     _, decoded = job(video, speech(0.6, silence=True), options, 0.6)
     np.testing.assert_array_equal(decoded.frames, frames_of(video))
+
+
+def test_a_mouth_that_rests_first_speaks_as_it_would_without(job, clip, speech, tmp_path_factory):
+    """Silent frames are not drawn at all; those that follow must get their own faces."""
+    video, (voice, rate) = clip(frames=15), soundfile.read(speech(1.0), dtype="float32")
+    audio = tmp_path_factory.mktemp("late") / "late.wav"
+    soundfile.write(audio, np.concatenate([np.zeros(rate), voice]), rate, subtype="PCM_16")
+    resting = replace(LOSSLESS, speech=SpeechOptions(rest_in_silence=True))
+    (_, rested), (_, plain) = job(video, audio, resting, 2.0), job(video, audio, LOSSLESS, 2.0)
+    sources = [frames_of(video)[source_of(k, 15)] for k in range(len(plain.frames))]
+    for rested_frame, source in zip(rested.frames[:20], sources, strict=False):
+        np.testing.assert_array_equal(rested_frame, source)
+    spoken = [
+        k
+        for k, frame in enumerate(plain.frames)
+        if np.array_equal(rested.frames[k], frame) and not np.array_equal(frame, sources[k])
+    ]
+    assert len(spoken) >= 10 and spoken[0] >= 20
 
 
 def blocks_of(frames: int, **more: int) -> FrameMemory:

@@ -23,6 +23,7 @@ from musetalk_pipeline.stages import JobFiles, OpenJob, open_job
 from musetalk_pipeline.survey import (
     MAX_SAMPLES,
     MIN_SAMPLES,
+    Survey,
     evenly_spaced,
     sample_count,
     spread_out,
@@ -153,3 +154,42 @@ def test_looks_are_spread_and_few(reached: int, fps: Fraction) -> None:
 def test_spreading_out_loses_nothing(wanted: list[int]) -> None:
     order = list(spread_out(wanted))
     assert sorted(order) == sorted(wanted) and order[0] == wanted[0]
+
+
+class OneSurvey:
+    """A survey that an earlier job has made, once there was one."""
+
+    def __init__(self) -> None:
+        self.known: Survey | None = None
+
+    def find(self, reached: int, fps: Fraction, *, is_cropped: bool) -> Survey | None:
+        return self.known
+
+    def keep(self, reached: int, fps: Fraction, found: Survey) -> None:
+        assert (reached, fps) == (10, 25)
+        self.known = found
+
+
+class Blind:
+    """A detector that must not be used."""
+
+    name = "mesh"
+
+    def detect(self, frames: object) -> list[Landmarks | None]:
+        raise AssertionError("the video is searched again")
+
+
+@pytest.mark.parametrize("fit", ["pad", "crop"])
+def test_a_video_that_was_surveyed_is_not_searched_again(clip, speech, tools, tmp_path, fit):
+    files = JobFiles(clip(frames=10), speech(1.0))
+    options = JobOptions(frame=FrameOptions(aspect_ratio="1:1", fit=fit))
+    surveys, opened = OneSurvey(), []
+    for number, detector in enumerate((tools.detector, Blind())):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        opened.append(
+            open_job(files, folder, options, MediaLimits(), detector, known_surveys=surveys)
+        )
+    assert surveys.known is not None
+    assert opened[0].picture == opened[1].picture
+    assert opened[0].warnings == opened[1].warnings

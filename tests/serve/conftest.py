@@ -17,7 +17,8 @@ def shared_app(
     tmp_path_factory: pytest.TempPathFactory, private_temp: Path
 ) -> Iterator[RunningApp]:
     env = {"WEBHOOK_SECRET": WEBHOOK_SECRET}
-    with running_app(tmp_path_factory.mktemp("app"), env=env) as app:
+    avatars = {"max_gb": 1}
+    with running_app(tmp_path_factory.mktemp("app"), env=env, avatars=avatars) as app:
         yield app
 
 

@@ -247,6 +247,8 @@ def config_document(folder: Path, port: int, args: dict[str, Any]) -> dict[str, 
         "state_dir": str(folder / "state"),
         "metrics_port": 0,
         "inputs": inputs,
+        # A job makes all of its avatar, also if another one had the same video.
+        "avatars": {"max_gb": 0},
         **args,
     }
     return document

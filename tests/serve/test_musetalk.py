@@ -11,6 +11,7 @@ from tests.serve.running import LOSSLESS, running_app
 def app(seeded_weights, tmp_path_factory, private_temp):
     """`engine: auto` where weights are."""
     args = {"engine": "auto", "models_dir": str(seeded_weights), "landmarks": "mesh"}
+    args["avatars"] = {"max_gb": 1}
     with running_app(tmp_path_factory.mktemp("musetalk"), **args) as app:
         yield app
 
@@ -43,6 +44,29 @@ def test_a_served_job_equals_the_one_process_pipeline(app, seeded_weights, clip,
     served = frames_of(app.output(answer.json(), tmp_path))
     assert len(served) == 10
     assert np.array_equal(served, frames_of(alone))
+
+
+def test_a_second_job_loads_latents_and_masks(app, clip, speech, tmp_path):
+    """A job of another length, so that the video is also shown backwards."""
+    video = clip(frames=9, faceless=frozenset({4}))
+    made = []
+    for name, seconds in (("first", 0.6), ("second", 0.6), ("longer", 0.8)):
+        answer = app.generate(
+            musetalk_job_id=f"avatar-{name}",
+            video_url=video.as_uri(),
+            audio_url=speech(seconds).as_uri(),
+            params=LOSSLESS,
+        )
+        assert answer.status_code == 200, answer.text
+        stages = answer.json()["metrics"]["stage_times"]
+        assert ("prepare" in stages, "load" in stages) == (name == "first", name != "first")
+        (tmp_path / name).mkdir()
+        made.append(frames_of(app.output(answer.json(), tmp_path / name)))
+    assert len(made[0]) == 15
+    assert np.array_equal(made[0], made[1])
+    assert len(made[2]) == 20
+    # The first frame without a face is what the video itself shows.
+    assert np.array_equal(made[0][4], made[2][4])
 
 
 def test_options_of_the_request_reach_the_engine(app, clip, speech, tmp_path):

@@ -147,3 +147,28 @@ def test_numbers_too_long_to_be_written_out_are_no_surprise() -> None:
     assert read(resolution=10**5000)[:2] == (None, None)
     with pytest.raises(ValidationError):
         read_leniently({**JOB, "musetalk_job_id": 10**5000})
+
+
+def test_an_avatar_may_stand_for_the_video() -> None:
+    avatar_id = "0a" * 16
+    payload = {"musetalk_job_id": "a", "audio_url": "https://h/a.wav", "avatar_id": avatar_id}
+    request, warnings = read_leniently(payload)
+    assert (request.avatar_id, request.is_avatar, warnings) == (avatar_id, False, ())
+    request, _ = read_leniently({**payload, "video_url": "https://h/v.mp4"})
+    assert (request.avatar_id, request.video_url) == (None, "https://h/v.mp4")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"avatar_id": value} for value in ("../../etc", "0A" * 16, 7, "", None)),
+        {"video_url": "avatar:" + "0a" * 16},
+        {"video_url": "https://h/v.mp4", "audio_url": "silence:3"},
+    ],
+)
+def test_what_stands_for_something_inside_is_not_taken_from_outside(
+    change: dict[str, object],
+) -> None:
+    payload = {"musetalk_job_id": "a", "audio_url": "https://h/a.wav", **change}
+    with pytest.raises(ValidationError):
+        read_leniently(payload)

@@ -20,7 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, PreparedBlock, Speech
+from musetalk_pipeline.artifacts import (
+    AvatarBlock,
+    DrawnFaces,
+    FacesToDraw,
+    PreparedBlock,
+    Speech,
+)
 from musetalk_pipeline.networks.files import PARSER_FOLDER, VAE_FOLDER
 from musetalk_pipeline.networks.parser import PARSE_PX, load_parser, to_labels
 from musetalk_pipeline.networks.precision import (
@@ -179,14 +185,10 @@ class MuseTalkEngine:
         Raises:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.
         """
-        drawn = [(row, at) for at, row in enumerate(avatar.rows(segment)) if row is not None]
-        rows, spoken = [row for row, _ in drawn], [at for _, at in drawn]
-        loudness = speech.loudness[spoken]
-        return DrawnFaces(
-            segment=segment,
-            faces=self._draw(avatar.look[rows].astype(np.float32), speech.features[spoken], check),
-            weights=loudness if options.rest_in_silence else np.ones_like(loudness),
-        )
+        chosen = FacesToDraw.of(avatar, speech, segment, options)
+        look = avatar.look[chosen.rows].astype(np.float32)
+        faces = self._draw(look, speech.features[chosen.places], check)
+        return DrawnFaces(segment, faces, chosen.weights)
 
     def peak_memory_mib(self) -> float | None:
         """Return the peak of GPU memory held by tensors since the last call; None on a CPU."""

@@ -13,7 +13,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Face, PreparedBlock, Speech
+from musetalk_pipeline.artifacts import (
+    AvatarBlock,
+    DrawnFaces,
+    Face,
+    FacesToDraw,
+    PreparedBlock,
+    Speech,
+)
 from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
 from musetalk_pipeline.engines.warp.mouth_drawing import MouthShape, draw_mouth
@@ -88,18 +95,14 @@ class WarpEngine:
         teeth.
         """
         faces = [face for face in avatar.faces if face is not None]
-        rows = avatar.rows(segment)
-        spoken = [(row, frame) for frame, row in enumerate(rows) if row is not None]
-        drawn = np.empty((len(spoken), FACE_SIDE, FACE_SIDE, 3), np.uint8)
-        for place, (row, frame) in enumerate(spoken):
+        chosen = FacesToDraw.of(avatar, speech, segment, options)
+        drawn = np.empty((len(chosen.rows), FACE_SIDE, FACE_SIDE, 3), np.uint8)
+        for place, (row, frame) in enumerate(zip(chosen.rows, chosen.places, strict=True)):
             check()
             shape = MouthShape(*(float(value) for value in speech.features[frame]))
             crop = np.asarray(avatar.look[row], np.uint8)
             drawn[place] = draw_mouth(crop, map_mouth(faces[row]), shape)
-        weights = np.ones(len(spoken), np.float32)
-        if options.rest_in_silence:
-            weights = speech.loudness[[frame for _, frame in spoken]].astype(np.float32)
-        return DrawnFaces(segment, drawn, weights)
+        return DrawnFaces(segment, drawn, chosen.weights)
 
     def peak_memory_mib(self) -> float | None:
         """Return None, because this engine does not use a GPU."""

@@ -1,7 +1,14 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import admin, files, health, jobs, synchronous
+from serve_app.api.routers import admin, avatars, files, health, jobs, synchronous
 
-ROUTERS = (health.router, jobs.router, synchronous.router, files.router, admin.router)
+ROUTERS = (
+    health.router,
+    jobs.router,
+    avatars.router,
+    synchronous.router,
+    files.router,
+    admin.router,
+)
 
 __all__ = ["ROUTERS"]

@@ -12,10 +12,11 @@ from serve_app.api.answers import failure_answer, job_body
 from serve_app.api.errors import BadField, RequestRejected, reject_if_stopping
 from serve_app.api.event_stream import EventStreamResponse, event_stream
 from serve_app.api.fields import check_size
+from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
 from serve_app.contract.outcomes import job_ended, rejected
-from serve_app.contract.requests import JobCreate, JobRequest
+from serve_app.contract.requests import KEPT_VIDEO, JobCreate, JobRequest
 from serve_app.jobs.job import Job, Origin, SubmissionOptions
 
 router = APIRouter(prefix="/v1/avatar/jobs", tags=["jobs"], dependencies=[Depends(require_key)])
@@ -29,6 +30,9 @@ async def _found_job(job_id: str, services: ServicesDep) -> Job:
 
 
 FoundJob = Annotated[Job, Depends(_found_job)]
+
+
+_NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url", "metadata"}
 
 
 @router.post("", summary="Submit a job")
@@ -45,8 +49,10 @@ async def create_job(
         await _check_webhook(services, create.webhook_url)
     request = JobRequest(
         musetalk_job_id=create.musetalk_job_id or uuid.uuid4().hex,
-        **create.model_dump(exclude={"musetalk_job_id", "webhook_url", "metadata"}),
+        video_url=_video_url(create),
+        **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
     )
+    await check_avatar(services, request)
     submission = SubmissionOptions(create.webhook_url, create.metadata, idempotency_key, warnings)
     job = await services.jobs.submit(request, Origin.ASYNC, submission)
     location = {"Location": f"{http.scope['path']}/{quote(job.id, safe='')}"}
@@ -106,6 +112,15 @@ async def cancel_job(job_id: str, services: ServicesDep) -> JSONResponse:
     if not was_live:
         return failure_answer(job_ended(job.status), job.id)
     return JSONResponse({"detail": "Cancellation requested"})
+
+
+def _video_url(create: JobCreate) -> str:
+    """Return where the video of a job comes from."""
+    if create.avatar_id is None and create.video_url is None:
+        raise BadField("video_url", "Field required")
+    if create.avatar_id is not None and create.video_url is not None:
+        raise BadField("avatar_id", "send it or video_url, not both")
+    return create.video_url or f"{KEPT_VIDEO}{create.avatar_id}"
 
 
 def _no_job() -> RequestRejected:

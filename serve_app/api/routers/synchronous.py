@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
 from serve_app.api.fields import check_size, odd_size
+from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
 from serve_app.contract.lenient import read_leniently
@@ -38,6 +39,7 @@ async def generate(
     """
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
+    await check_avatar(services, request)
     submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
     job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:

@@ -156,7 +156,9 @@ def test_the_mouth_rests_in_silence_only_if_asked(engine: MuseTalkEngine) -> Non
     )
     assert always.weights.tolist() == [1, 1, 1]
     assert resting.weights.tolist() == [0, 0.5, 1]
-    assert np.array_equal(always.faces, resting.faces)
+    # The first frame would not show its face, which is therefore not drawn.
+    assert len(resting.faces) == 2
+    assert worst(always.faces[1:], resting.faces) <= 1
 
 
 def test_parsing_mode_decides_the_mask(engine: MuseTalkEngine) -> None:

@@ -1,0 +1,1 @@
+"""What an avatar depends on, and its blocks in files."""

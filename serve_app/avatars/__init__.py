@@ -1,0 +1,1 @@
+"""Avatars that are kept for later jobs with the same video."""
