@@ -9,7 +9,8 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ from demo.application import free_port
 from demo.application import stop as stop_session
 from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
 from tests.cluster.names import NODE
-from tests.serve.running import NOT_FOR_TESTS, ROOT, RunningApp, config_document
+from tests.serve.running import JOB_S, NOT_FOR_TESTS, ROOT, RunningApp, config_document
 
 IMPORT_PATH = "tests.cluster.stages:build_app"
 STATE = {"lipsync_state": 1}
 QUICK_CHECKS = {"health_check_period_s": 1.0, "health_check_timeout_s": 3.0}
+
+
+def wait_until(is_true: Callable[[], bool], what: str) -> None:
+    """Wait until something is so; `what` says what is wrong if it never is."""
+    deadline = time.monotonic() + JOB_S
+    while not is_true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
 
 
 class Machines(RunningApp):
@@ -99,6 +108,15 @@ class Machines(RunningApp):
                 return job
         return {}
 
+    def wait_running(self, *deployments: str) -> None:
+        """Wait until each of these has a replica that runs, and no other."""
+
+        def run() -> bool:
+            found = self.command("status")["deployments"]
+            return all(found.get(name) == {"RUNNING": 1} for name in deployments)
+
+        wait_until(run, f"{deployments} do not run")
+
     def node_of(self, deployment: str) -> str:
         """Return the name of the node that a deployment's only replica runs on."""
         [replica] = self.replicas(deployment)
@@ -117,6 +135,11 @@ class Machines(RunningApp):
                 jobs = (self.folder / node / "work" / "jobs").iterdir()
                 found += [f"{node}/{path.name}" for path in jobs]
         return found
+
+    def notes(self, node: str, file: str) -> list[str]:
+        """Return the lines that replicas have written into a file of their node."""
+        path = self.folder / node / "temp" / file
+        return path.read_text().splitlines() if path.exists() else []
 
     def results(self, node: str) -> list[str]:
         """Return the names of the files in a node's folder for results."""

@@ -27,10 +27,16 @@ from serve_app.graph.node_media import CheckedMedia, NodeMedia
 from serve_app.graph.preprocessor import Preprocessor
 from serve_app.outputs.b2 import B2Settings, B2Store
 from serve_app.outputs.store import OutputStore
-from tests.cluster.names import B2_ADDRESS, CHECKS
+from tests.cluster.names import B2_ADDRESS, CHECKS, DRAWN
 
 COMPOSE_S = 0.5  # more for each segment
 STEP_S = 0.05  # between two checks whether the call has been cancelled
+
+
+def _note(file: str, text: str) -> None:
+    """Add a line to a file of this node."""
+    with (Path(tempfile.gettempdir()) / file).open("a") as lines:
+        lines.write(f"{text}\n")
 
 
 class PacedEngine:
@@ -51,6 +57,7 @@ class PacedEngine:
         while (left := until - time.monotonic()) > 0:
             check()
             time.sleep(min(left, STEP_S))
+        _note(DRAWN, str(len(segment)))
         return drawn
 
 
@@ -63,11 +70,10 @@ class PacedGenerator(Generator):
 
 
 class CountedMedia(NodeMedia):
-    """Writes a line for each check of a job's media into the node's folder for temporary files."""
+    """Notes each check of a job's media."""
 
     def _check(self, job: OpenJob, folder: Path) -> CheckedMedia:
-        with (Path(tempfile.gettempdir()) / CHECKS).open("a") as lines:
-            lines.write(f"{folder.name}\n")
+        _note(CHECKS, folder.name)
         return super()._check(job, folder)
 
 

@@ -50,9 +50,8 @@ def test_a_node_checks_the_media_of_a_job_once(
     """Finding 1: every call on another node than the one that opened the job checked both files."""
     assert len(undisturbed) == 150
     assert {cluster.node_of("Preprocessor"), cluster.node_of("Finisher")} == {"ada", "head"}
-    checks = {node: cluster.folder / node / "temp" / CHECKS for node in ("ada", "head")}
-    assert not checks["ada"].exists()  # the job was opened there
-    assert len(checks["head"].read_text().splitlines()) == 1  # six calls of the Finisher
+    assert cluster.notes("ada", CHECKS) == []  # the job was opened there
+    assert len(cluster.notes("head", CHECKS)) == 1  # six calls of the Finisher
 
 
 def begin(cluster: Machines, media: Media, job_id: str) -> None:

@@ -17,11 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
-from tests.cluster.machines import STATE, Machines, machines
-from tests.cluster.names import B2_ADDRESS
+from tests.cluster.machines import STATE, Machines, machines, wait_until
+from tests.cluster.names import B2_ADDRESS, DRAWN
 from tests.contract import fake_b2
 from tests.decoding import frames_of
-from tests.serve.running import JOB_S
 
 pytestmark = pytest.mark.slow
 
@@ -96,13 +95,6 @@ def stored(b2: fake_b2.FakeB2, job_id: str, folders: pytest.TempPathFactory) -> 
     return frames_of(path)
 
 
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + JOB_S
-    while not is_true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def wait_phase(cluster: Machines, job_id: str, phase: str) -> None:
     """Wait until a job is in a phase, and fail if it ends before."""
 
@@ -131,12 +123,14 @@ def repair(cluster: Machines) -> None:
         labels = CPU_LABEL if is_cpu else {"musetalk/arch": name}
         fresh = f"{name}.{number}{time.monotonic_ns()}"
         cluster.add(fresh, num_gpus=0 if is_cpu else 1, labels=labels)
-    wait_until(lambda: all_run(cluster), "a stage did not come back")
+    cluster.wait_running("Preprocessor", "Finisher", "Generator-ada", "Generator-hopper")
 
 
-def all_run(cluster: Machines) -> bool:
-    deployments: dict[str, dict[str, int]] = cluster.command("status")["deployments"]
-    return all(states == {"RUNNING": 1} for states in deployments.values())
+def test_one_job_is_drawn_in_every_pool(cluster: Machines, undisturbed: NDArray[np.uint8]) -> None:
+    """Finding 7: all segments of a job went to one pool, and the others were idle."""
+    shares = [sum(map(int, cluster.notes(pool, DRAWN))) for pool in ("ada", "hopper")]
+    assert sum(shares) == len(undisturbed) == 150
+    assert min(shares) >= 50, shares  # both are equally fast
 
 
 @pytest.mark.parametrize(("stage", "fault", "phase"), CELLS)
