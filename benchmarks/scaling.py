@@ -333,7 +333,7 @@ def measure_short(site: Site, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_pools(site: Site) -> dict[str, Any]:
     """Return how far the shares of three pools are from their speeds."""
-    speeds = {"slow": 1.25, "middle": 2.5, "fast": 5.0}
+    speeds = {"slow": 0.5, "middle": 1.0, "fast": 2.0}
     site.deploy(
         *(
             {"name": name, "replicas": 1, "frames_per_s": speed * site.frames_per_s}

@@ -7,7 +7,7 @@ restarts nothing. The values of `args` apply to whatever is left out here.
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -15,6 +15,7 @@ from serve_app.config.sections import PoolSettings, Section
 from serve_app.config.settings import AppArgs
 from serve_app.scheduling.pool_state import Policy
 
+JobOrigin = Literal["sync", "async", "claimed"]
 INGRESS = "Ingress"  # the deployment whose `user_config` this is
 
 
@@ -40,6 +41,11 @@ class LiveSettings(Section):
     )
     pools: dict[str, LivePool] = Field(
         default_factory=dict, description="Changes of pools, by the name of the pool."
+    )
+    weights: dict[JobOrigin, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="The share of the replicas that a job gets beside others, by its origin: "
+        "`sync` (POST /generate), `async` or `claimed`. Without it, 1. Jobs that run keep theirs.",
     )
 
     def is_on(self, pool: str) -> bool:

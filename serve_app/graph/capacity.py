@@ -6,7 +6,7 @@ replicas, and what has been prepared, and not been encoded yet, from filling the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs
@@ -33,6 +33,7 @@ class SharedCapacity:
         """`why` returns why a deployment cannot run, or nothing."""
         driver = args.driver
         self._why = why
+        self.weights: Mapping[str, float] = {}  # of jobs, by their origin
         self.scheduler = SegmentScheduler(
             [PoolRates(pool.name, pool.frames_per_s, pool.usd_per_hour) for pool in args.pools],
             policy=driver.policy,
@@ -45,6 +46,10 @@ class SharedCapacity:
         self.segments = FairGate(1, frames=frames, always_one=True)
         self.prepare, self.compose = FairGate(1), FairGate(1)
         self.prepare_pace, self.listen_pace, self.compose_pace = Pace(), Pace(), Pace()
+
+    def weight_of(self, origin: str) -> float:
+        """Return the share of a job that was submitted in this way, beside others."""
+        return self.weights.get(origin, 1.0)
 
     def follow(self, counts: ReplicaCounts) -> None:
         """Take the replicas that run now as what there is."""

@@ -82,8 +82,10 @@ class JobSegments:
         """
         plan = self._plan
         to_encode = sum(map(len, plan.blocks))
+        weight = self._capacity.weight_of(self._opened.attempt.origin)
         try:
-            with self._scheduler.working_on(self._job_id, to_encode, plan.n_output):
+            frames = to_encode, plan.n_output
+            with self._scheduler.working_on(self._job_id, *frames, weight=weight):
                 async with asyncio.TaskGroup() as tasks:
                     async for segment in self._admitted():
                         # Not in the task, because one that is cancelled early never begins.

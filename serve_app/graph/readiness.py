@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from dataclasses import asdict, dataclass
@@ -26,12 +27,14 @@ class ReadinessTimes:
     """How old the counts may be, in seconds, and how long a call may take.
 
     `ready_s`: while ready. `unready_s`: while something is missing, because clients that wait for
-    the start poll often.
+    the start poll often. `first_answer_s`: how long readiness waits for the first description, so
+    that what is ready is also described. A replica that works for a job answers only after that.
     """
 
     ready_s: float = 2.0
     unready_s: float = 0.25
-    call_timeout_s: float = 10.0
+    first_answer_s: float = 3.0
+    call_timeout_s: float = 60.0
 
 
 DEFAULT_TIMES = ReadinessTimes()
@@ -63,6 +66,7 @@ class Readiness:
         self._times = times
         self._is_ready = False
         self._description: Description | None = None
+        self._first_asked_at: float | None = None
         self._describing: asyncio.Task[None] | None = None
 
     async def is_ready(self) -> bool:
@@ -76,13 +80,10 @@ class Readiness:
         if not all(counts.running.get(stage) for stage in STAGES):
             return False
         running = [pool for pool in self._graph.pools if counts.in_pool(pool.name)]
-        asking = self._describe_one_of(running)
-        if any(self._can_start(pool.name, counts) for pool in self._graph.pools):
+        if running:
+            await self._describe_one_of(running)
             return True
-        if running and asking is not None:
-            # An engine that does not answer cannot draw either.
-            await asyncio.wait({asking})
-        return bool(running) and self._description is not None
+        return any(self._can_start(pool.name, counts) for pool in self._graph.pools)
 
     def facts(self) -> dict[str, Any]:
         """Return engine, model version, landmarks and device.
@@ -121,18 +122,21 @@ class Readiness:
             found = {"replica": f"no answer ({type(exc).__name__})"}
         return {f"{stage}/{name}": result for name, result in found.items()}
 
-    def _describe_one_of(self, running: list[Pool]) -> "asyncio.Task[None] | None":
-        """Return the task that asks a running pool what it is; None if that is known.
+    async def _describe_one_of(self, running: list[Pool]) -> None:
+        """Have a running pool asked what it is, and wait a moment for the answer the first time.
 
-        It is outside the context of the request that begins it. Ray would otherwise cancel its call
+        The call is outside the context of the request that begins it. Ray would otherwise cancel it
         when that request's client goes away, and from another thread than the loop's.
         """
-        if self._description is not None or not running:
-            return None
+        if self._description is not None:
+            return
         if self._describing is None:
             asking: Coroutine[Any, Any, None] = self._describe(running[0])
             self._describing = asyncio.create_task(asking, context=Context())
-        return self._describing
+        self._first_asked_at = self._first_asked_at or time.monotonic()
+        left_s = self._first_asked_at + self._times.first_answer_s - time.monotonic()
+        if left_s > 0:
+            await asyncio.wait({self._describing}, timeout=left_s)
 
     async def _describe(self, pool: Pool) -> None:
         try:

@@ -33,11 +33,12 @@ AWAITED_S = 600.0  # a node that has not come after this is not waited for any m
 
 @dataclass(frozen=True, slots=True)
 class PoolWork:
-    """What a pool does now. `frames_per_s`: of one replica."""
+    """What a pool does now. `frames_per_s`: of one replica, measured if `is_measured`."""
 
     frames_per_s: float
     frames_in_flight: int = 0
     replicas_at_work: int = 0
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ class Scaler:
             starting=self._counts.starting_in_pool(name),
             replicas_at_work=work.replicas_at_work,
             is_stuck=self._is_stuck(pool),
+            is_speed_known=work.is_measured or "frames_per_s" in settings.model_fields_set,
         )
 
     def _stage_load(self, name: str, stage: _Stage, work: StageWork) -> StageLoad:

@@ -15,10 +15,10 @@ from serve_app.config.live_settings import LiveSettings, changed, read_live_sett
 from serve_app.config.settings import AppArgs
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.placement_watch import PlacementWatch
-from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch
+from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch, pool_deployment
 from serve_app.graph.scaler import PoolReport, PoolWork, Scaler, StageWork, Work
 from serve_app.scheduling.fair_gate import FairGate
-from serve_app.scheduling.pool_state import PoolRates
+from serve_app.scheduling.pool_state import Kind, PoolRates
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class Scaling:
         self._scaler = Scaler(args, self._work, placement, push)
         self._unfinished: int | None = None
         self._changed = asyncio.Event()
+        self._lacks_policy = False
+        self._reasons: list[str] = []  # why each pool cannot run
         self.live_fault = ""  # why `user_config` was refused
         self.record = self._scaler.record
         self.can_start = self._scaler.can_start
@@ -98,6 +100,10 @@ class Scaling:
         return self._capacity.scheduler.frames_waiting()
 
     def _follow(self, counts: ReplicaCounts) -> None:
+        lacks_policy = self._args.is_scaled and bool(counts.running) and not counts.has_policy
+        if lacks_policy and not self._lacks_policy:
+            logger.error("max_replicas has no effect: autoscaling_policy is missing beside args")
+        self._lacks_policy = lacks_policy
         self._scaler.set_counts(counts)
         self._changed.set()
 
@@ -109,6 +115,10 @@ class Scaling:
             except Exception as exc:  # the last number stands in; the registry's owner logs more
                 logger.debug("jobs cannot be counted", extra={"error": type(exc).__name__})
         await self._placement.look(counts.starting)
+        reasons = [self._placement.reason(pool_deployment(pool.name)) for pool in self._args.pools]
+        if reasons != self._reasons:
+            self._reasons = reasons
+            self._capacity.follow(counts)  # the scheduler names them when calls are given up
         await self._scaler.follow_work()
 
     def _work(self) -> Work:
@@ -118,7 +128,12 @@ class Scaling:
         if self._unfinished is not None:
             unopened = max(0, self._unfinished - scheduler.jobs_opened)
         pools = {
-            name: PoolWork(pool.frames_per_s, pool.frames_in_flight, pool.calls_in_flight)
+            name: PoolWork(
+                pool.frames_per_s,
+                pool.frames_in_flight,
+                pool.calls_in_flight,
+                scheduler.expected_s(name, Kind.GENERATE, 1) is not None,
+            )
             for name, pool in facts.pools.items()
         }
         stages = {
@@ -128,6 +143,7 @@ class Scaling:
         return Work(facts.waiting_frames, pools, stages, unopened)
 
     def _change_scheduler(self, live: LiveSettings) -> None:
+        self._capacity.weights = {str(origin): share for origin, share in live.weights.items()}
         scheduler = self._capacity.scheduler
         scheduler.set_policy(live.policy or self._args.driver.policy)
         for pool in self._args.pools:

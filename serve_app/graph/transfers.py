@@ -15,7 +15,8 @@ class Assignment:
 
     `attempt_id` names its scratch folder; it is made here and never comes from a caller.
     `lost_attempt_id`: the attempt before, if its lease expired; its scratch may still exist.
-    `queue_job_id`: the id of the job in Salad's queue, for the sidecar.
+    `queue_job_id`: the id of the job in Salad's queue, for the sidecar. `origin`: how the job was
+    submitted, `sync`, `async` or `claimed`; it decides the job's share of the replicas.
     """
 
     attempt_id: str
@@ -25,6 +26,7 @@ class Assignment:
     request: JobRequest
     options: JobOptions
     queue_job_id: str | None = None
+    origin: str = "sync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Attempt:
     aspect_ratio: str | None
     resolution: str | None
     queue_job_id: str | None
+    origin: str = "sync"
 
     @classmethod
     def of(cls, assignment: Assignment) -> "Attempt":
@@ -67,6 +70,7 @@ class Attempt:
             request.aspect_ratio,
             request.resolution,
             assignment.queue_job_id,
+            assignment.origin,
         )
 
 

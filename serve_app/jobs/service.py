@@ -302,6 +302,7 @@ class JobService:
             job.request,
             job.request.options(self._defaults),
             job.queue_job_id,
+            job.origin,
         )
         attempt = RunningAttempt(
             job,

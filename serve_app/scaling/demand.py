@@ -21,6 +21,8 @@ class PoolLoad:
 
     `frames_per_s` and `load_s` are those of one replica, and `usd_per_frame` its price.
     `replicas_at_work`: those that something is handed to. `is_stuck`: those that start cannot.
+    `is_speed_known`: the speed was measured or configured. A wild guess starts one replica only,
+    because many might be started for a job that one draws in seconds.
     """
 
     name: str
@@ -32,6 +34,12 @@ class PoolLoad:
     starting: int = 0
     replicas_at_work: int = 0
     is_stuck: bool = False
+    is_speed_known: bool = True
+
+    @property
+    def most(self) -> int:
+        """The replicas that may be started for what waits."""
+        return self.bounds.at_most if self.is_speed_known else min(1, self.bounds.at_most)
 
     @property
     def present(self) -> int:
@@ -73,11 +81,11 @@ def needs(pools: Sequence[PoolLoad], frames: float, pace: Pace) -> dict[str, int
         left = frames - added - _drawn_by(pools, pace.drain_s + pool.load_s, pace.drain_s)
         if left <= 0:
             break
-        room = max(0, pool.bounds.at_most - pool.present)
+        room = max(0, pool.most - pool.present)
         further = math.ceil(left / (pool.frames_per_s * pace.drain_s))
         if room:
-            needed[pool.name] = pool.bounds.applied(pool.present + further)
-        if further <= room:
+            needed[pool.name] = pool.bounds.applied(pool.present + min(further, room))
+        if further <= room or not pool.is_speed_known:
             break
         added += room * pool.frames_per_s * pace.drain_s
     return needed

@@ -42,6 +42,8 @@ def obstacle(place: Place, nodes: Sequence[Node], *, now: bool) -> Obstacle | No
 
     `now`: what is taken by others counts. Otherwise a node is enough that could if it were empty.
     """
+    if not nodes:
+        return Obstacle("Ray lists no live node", "see `ray status`")
     fitting = [node for node in nodes if _matches(node.labels, place.labels)]
     if not fitting:
         wanted = [f"{label}={value}" for label, value in place.labels.items()]

@@ -299,24 +299,19 @@ class SegmentScheduler:
         """
         now, later = self._clock(), float("inf")
         forecasts = self._forecasts(now)
-        if forecasts:
-            for call in list(self._queue.in_order()):
-                if not any(forecast.is_open for forecast in forecasts.values()):
-                    break
-                if call.granted.done():  # it is being cancelled
-                    continue
-                chosen = choose(
-                    self._allowed(forecasts, call.avoid),
-                    call.kind,
-                    call.frames,
-                    self._policy,
-                    call.prefer,
-                )
-                starts_s = chosen.book(call.kind, call.frames)
-                if starts_s <= 0.0:
-                    self._hand_out(call, chosen.name, now)
-                else:
-                    later = min(later, starts_s)
+        waiting = list(self._queue.in_order()) if _has_room(forecasts) else []
+        for call in waiting:
+            if not _has_room(forecasts):
+                break
+            if call.granted.done():  # it is being cancelled
+                continue
+            allowed = self._allowed(forecasts, call.avoid)
+            chosen = choose(allowed, call.kind, call.frames, self._policy, call.prefer)
+            starts_s = chosen.book(call.kind, call.frames)
+            if starts_s <= 0.0:
+                self._hand_out(call, chosen.name, now)
+            else:
+                later = min(later, starts_s)
         self._look_again_in(later)
         self._give_up_if_nothing_runs()
         self._tell()
@@ -384,6 +379,10 @@ class SegmentScheduler:
     def _tell(self) -> None:
         for listener in self._listeners:
             listener()
+
+
+def _has_room(forecasts: Mapping[str, Forecast]) -> bool:
+    return any(forecast.is_open for forecast in forecasts.values())
 
 
 def _work_of(call: _Call) -> float:

@@ -23,7 +23,7 @@ from tests.serve.running import ROOT, RunningApp, running_app
 
 pytestmark = pytest.mark.slow
 
-POOL = {"name": "cpu", "replicas": 0, "max_replicas": 3, "num_cpus": 0.1}
+POOL = {"name": "cpu", "replicas": 0, "max_replicas": 3, "num_cpus": 0.1, "frames_per_s": 10.0}
 # Would be the better one, and no node has its label.
 GHOST = POOL | {"name": "ghost", "arch": "hopper", "frames_per_s": 1000.0}
 NO_NODE = "no live node has the label musetalk/arch=hopper"

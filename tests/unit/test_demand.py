@@ -32,6 +32,7 @@ def loads(draw: st.DrawFn, name: str = "a") -> PoolLoad:
         starting=draw(counts),
         replicas_at_work=draw(st.integers(0, running)),
         is_stuck=draw(st.booleans()),
+        is_speed_known=draw(st.booleans()),
     )
 
 
@@ -69,6 +70,12 @@ def test_from_zero_the_cheapest_pool_gets_what_drains_the_work_in_time():
     assert needs([ADA, HOPPER], 1501.0, PACE) == {"ada": 2, "hopper": 0}
     assert needs([ADA, HOPPER], 8 * 1500 + 1.0, PACE) == {"ada": 8, "hopper": 1}
     assert needs([ADA, HOPPER], 1e9, PACE) == {"ada": 8, "hopper": 4}
+
+
+def test_a_pool_of_unknown_speed_starts_one_replica():
+    unknown = replace(ADA, frames_per_s=1.0, is_speed_known=False)
+    assert needs([unknown, HOPPER], 1e6, PACE) == {"ada": 1, "hopper": 0}
+    assert needs([replace(unknown, running=1), HOPPER], 1e6, PACE) == {"ada": 0, "hopper": 0}
 
 
 def test_what_runs_goes_on_drawing_while_another_replica_would_load():

@@ -29,6 +29,11 @@ def test_a_pool_is_switched_off():
     assert not live.is_on("ada") and live.is_on("hopper")
 
 
+def test_claimed_jobs_may_get_a_larger_share():
+    live = read_live_settings({"weights": {"claimed": 3}}, ARGS)
+    assert live.weights == {"claimed": 3.0}
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -38,6 +43,8 @@ def test_a_pool_is_switched_off():
         ({"polcy": "cheapest"}, "user_config: `polcy`: Extra inputs are not permitted"),
         ({"policy": "best"}, "user_config: `policy`: Input should be"),
         ({"pools": {"ada": {"usd_per_hour": -1}}}, "`pools.ada.usd_per_hour`"),
+        ({"weights": {"sync": 0}}, "`weights.sync`: Input should be greater than 0"),
+        ({"weights": {"other": 1}}, "`weights.other.[key]`"),
         (["ada"], "user_config: `user_config`: Input should be"),
     ],
 )  # fmt: skip

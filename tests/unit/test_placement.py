@@ -24,6 +24,10 @@ def test_a_label_that_no_node_has_is_named_with_the_command_that_gives_it():
     assert "--labels musetalk/arch=hopper" in found.remedy
 
 
+def test_a_cluster_without_nodes_is_no_place():
+    assert reason(place(None, CPU=1.0)) == "Ray lists no live node"
+
+
 def test_a_node_that_is_too_small_is_no_place():
     assert reason(place(None, GPU=1.0), PLAIN) == "no live node has 1 GPUs"
     assert reason(place(GPU=2.0), ADA) == "no live node with musetalk/arch=ada has 2 GPUs"

@@ -7,6 +7,7 @@ import pytest
 from serve_app.graph.placement_watch import EAGER_S, PlacementWatch
 from serve_app.scaling.placement import Node, Place
 
+PLAIN = Node({}, {"CPU": 4.0}, {"CPU": 4.0})
 ADA = Node({"musetalk/arch": "ada"}, {"GPU": 1.0}, {"GPU": 1.0})
 PLACES = {"Generator-ada": Place({"musetalk/arch": "ada"}, {"GPU": 1.0})}
 
@@ -15,7 +16,7 @@ class Cluster:
     """The nodes of a cluster, and its clock."""
 
     def __init__(self, *nodes: Node) -> None:
-        self.nodes = list(nodes)
+        self.nodes = [PLAIN, *nodes]
         self.now_s = 0.0
 
     def watch(self, *, awaits_nodes: bool = False) -> PlacementWatch:

@@ -23,7 +23,7 @@ ARGS = AppArgs(
     finisher=StageSettings(threads=8, max_replicas=4),
     scaling=ScalingSettings(drain_s=60.0, load_s=30.0, job_frames=250),
 )
-IDLE = PoolWork(25.0)
+IDLE = PoolWork(25.0, is_measured=True)
 NOTHING = Work(
     0.0, {"ada": IDLE, "hopper": IDLE}, {"Preprocessor": StageWork(), "Finisher": StageWork()}, 0
 )
