@@ -13,6 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class JobDriver:
         self._describe = describe
         self._prices = prices
         self._places = asyncio.Semaphore(places)  # first come, first served
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         """Do one job and return what became of it.
@@ -207,16 +209,34 @@ class JobDriver:
         return Finished(f"/v1/avatars/{avatar.avatar_id}", metrics, opened.job.warnings)
 
     async def _release(self, attempt_id: str) -> None:
-        """Remove the attempt's scratch. The janitors of the stages remove what this misses."""
+        """Remove the attempt's scratch, later where a replica does not answer now. The janitors of
+        the stages remove what this misses.
+        """
         await self._makers.pieces.release(attempt_id)
-        await self._tell_stages("release", attempt_id)
+        if not await self._tell_stages("release", attempt_id):
+            # Outside the context of the request that runs the job, which ends before.
+            later = self._release_later(attempt_id)
+            releasing = asyncio.create_task(later, context=Context())
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
 
-    async def _tell_stages(self, method: str, attempt_id: str) -> None:
-        """Call a method of every replica that keeps scratch, since each node has its own."""
+    async def _release_later(self, attempt_id: str) -> None:
+        """Remove the attempt's scratch when lost replicas have been replaced."""
+        for pause_s in self._pauses.release_s:
+            await asyncio.sleep(pause_s)
+            if await self._tell_stages("release", attempt_id):
+                return
+
+    async def _tell_stages(self, method: str, attempt_id: str) -> bool:
+        """Call a method of every replica that keeps scratch, since each node has its own.
+
+        Return whether all of them have answered.
+        """
         stages = (self._graph.preprocessor, self._graph.finisher)
-        await asyncio.gather(*(self._tell(stage, method, attempt_id) for stage in stages))
+        told = await asyncio.gather(*(self._tell(stage, method, attempt_id) for stage in stages))
+        return all(told)
 
-    async def _tell(self, stage: Any, method: str, attempt_id: str) -> None:
+    async def _tell(self, stage: Any, method: str, attempt_id: str) -> bool:
         """Call a method of all replicas of a stage. Calls that fail are only logged."""
         failed: list[object]
         try:
@@ -231,3 +251,4 @@ class JobDriver:
         for error in failed:
             extra = {"attempt": attempt_id, "call": method, "error": type(error).__name__}
             logger.warning("a call about an attempt's scratch failed", extra=extra)
+        return not failed

@@ -31,11 +31,13 @@ class DriverPauses:
     replacement serves after 4.4 s on a quiet machine (measured); other replicas of the stage may
     take the call after the first pause already. `keep_s`: between two calls that keep an attempt's
     scratch. `tell_s`: at most for a stage to answer such a call, or one that removes the scratch.
+    `release_s`: before the removal is tried again, where a replica did not answer.
     """
 
     retry_s: tuple[float, ...] = (0.5, 4.0, 10.0)
     keep_s: float = 60.0
     tell_s: float = 10.0
+    release_s: tuple[float, ...] = (10.0, 30.0, 60.0)
 
     def before(self, failures: int) -> float:
         """Return the pause after so many failures."""

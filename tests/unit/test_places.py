@@ -180,3 +180,27 @@ async def test_a_release_that_fails_does_not_become_the_jobs_end(error, tmp_path
     site.arrive("a")
     with pytest.raises(InvalidVideo):
         await job
+
+
+async def test_scratch_that_a_lost_replica_keeps_is_removed_later(tmp_path):
+    site = Site(tmp_path, places=1)
+    site.goes_on.set()
+    removed = asyncio.Event()
+    calls = 0
+
+    async def lost_at_first(attempt_id: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 2:  # one call of each stage
+            raise ConnectionError
+        removed.set()
+
+    stage = Handle(fetch=site.fetch, open=site.open, release=lost_at_first, keep=site.keep)
+    pauses = DriverPauses(release_s=(0.0,))
+    site.driver, _ = driver_of(Graph(stage, (), stage), tmp_path, pauses=pauses)
+    job = site.start("a")
+    site.arrive("a")
+    with pytest.raises(InvalidVideo):
+        await job
+    async with asyncio.timeout(30):
+        await removed.wait()
