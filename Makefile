@@ -8,13 +8,13 @@ PY := .venv/bin/python
 # The tests that `make test` runs. TESTS=tests/unit selects fewer.
 MARKS := not slow and not gpu
 TESTS :=
-# The files of tests that run concurrently. Those in tests/serve take turns, because each of their
-# applications uses the whole machine.
+# The files of tests that run concurrently. Those in tests/serve and tests/cluster take turns,
+# because each of their applications uses the whole machine.
 WORKERS := 2
 BENCH := warp nonmodel memory serve_overhead networks
 # The options of each, so that none takes more than some minutes on two cores.
 BENCH_nonmodel := --rounds 2
-BENCH_memory := --preset ultrafast
+BENCH_memory := --preset ultrafast --store-seconds 15 60 --short-jobs 20
 BENCH_serve_overhead := --rounds 2
 BENCH_networks := --seconds 1 --variant eager channels_last cuda_graphs --out out/networks.json
 
@@ -44,8 +44,8 @@ drain:  ## let what `make serve` started take no more jobs, and wait until none 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev
 ifeq ($(TESTS),)
-	$(PY) -m pytest -m "$(MARKS)" -n $(WORKERS) --dist loadfile --ignore tests/serve
-	$(PY) -m pytest -m "$(MARKS)" tests/serve
+	$(PY) -m pytest -m "$(MARKS)" -n $(WORKERS) --dist loadfile --ignore tests/serve --ignore tests/cluster
+	$(PY) -m pytest -m "$(MARKS)" tests/serve tests/cluster
 else
 	$(PY) -m pytest -m "$(MARKS)" $(TESTS)
 endif
