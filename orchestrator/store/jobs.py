@@ -71,11 +71,9 @@ def page(tx: Transaction, which: JobFilter, limit: int, cursor: tuple[float, str
     """Return at most `limit` jobs, newest first, those after `cursor`."""
     order = sa.tuple_(jobs.c.created_at, jobs.c.id)
     statement = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
-    for column, wanted in (
-        (jobs.c.client, which.client),
-        (jobs.c.state, which.state),
-        (jobs.c.worker_id, which.worker_id),
-    ):
+    if which.states:
+        statement = statement.where(jobs.c.state.in_(which.states))
+    for column, wanted in ((jobs.c.client, which.client), (jobs.c.worker_id, which.worker_id)):
         if wanted is not None:
             statement = statement.where(column == wanted)
     if cursor is not None:
@@ -139,6 +137,12 @@ def events_after(tx: Transaction, job_id: str, number: int) -> tuple[Event, ...]
     return tuple(Event(**{name: row[name] for name in fields}) for row in rows)
 
 
+def count_queued(tx: Transaction, at_most: int) -> int:
+    """Return how many jobs wait, counted no further than `at_most`."""
+    waiting = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(at_most)
+    return tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar() or 0
+
+
 def job_of(row: Row) -> Job:
     """Return a row of `jobs`."""
     values = {name: row[name] for name in _JOB_FIELDS}
@@ -188,10 +192,8 @@ def _remember_key(tx: Transaction, new: NewJob, job_id: str) -> None:
 
 
 def _refuse_if_full(tx: Transaction, rules: Rules) -> None:
-    waiting = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(rules.max_queued)
-    count = tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar() or 0
-    if count >= rules.max_queued:
-        raise QueueFull(f"{count} jobs wait")
+    if count_queued(tx, rules.max_queued) >= rules.max_queued:
+        raise QueueFull(f"{rules.max_queued} jobs wait")
 
 
 def _content(tx: Transaction, new: NewJob) -> dict[str, Any]:

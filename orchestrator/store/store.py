@@ -176,7 +176,7 @@ class JobStore:
         with self._database.read() as tx:
             return keys.find(tx, key_id)
 
-    def keys(self) -> tuple[StoredKey, ...]:
+    def all_keys(self) -> tuple[StoredKey, ...]:
         """See `keys.listed`."""
         with self._database.read() as tx:
             return keys.listed(tx)
@@ -208,7 +208,22 @@ class JobStore:
 
     def count(self) -> dict[JobState, int]:
         """Return how many jobs are in each state."""
-        statement = sa.select(t.jobs.c.state, sa.func.count()).group_by(t.jobs.c.state)
+        statement = sa.select(t.jobs.c.state, sa.func.count().label("jobs"))
         with self._database.read() as tx:
-            found = {str(state): int(count) for state, count in tx.execute(statement)}
+            rows = tx.execute(statement.group_by(t.jobs.c.state)).mappings()
+            found = {row["state"]: row["jobs"] for row in rows}
         return {state: found.get(state, 0) for state in JobState}
+
+    def count_queued(self, at_most: int) -> int:
+        """Return how many jobs wait, counted no further than `at_most`."""
+        with self._database.read() as tx:
+            return jobs.count_queued(tx, at_most)
+
+    def check(self) -> None:
+        """Return if the database answers.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        with self._database.read():
+            pass

@@ -147,10 +147,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list has. None stands for all."""
+    """Which jobs a list has. None, and no states, stand for all."""
 
     client: str | None = None
-    state: JobState | None = None
+    states: tuple[JobState, ...] = ()
     worker_id: str | None = None
 
 

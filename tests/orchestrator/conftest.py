@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.store.values import Rules
 from tests.orchestrator.databases import (
+    RULES,
     Bench,
     PostgresServer,
     open_bench,
     postgres_server,
     why_no_postgres,
 )
+from tests.orchestrator.running import Running, running_service
 
-RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5)
 _numbers = itertools.count(1)
 
 
@@ -48,3 +48,11 @@ def bench(database_url: str) -> Iterator[Bench]:
     opened = open_bench(database_url, RULES)
     yield opened
     opened.store.close()
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Running]:
+    """A running service on a SQLite file of its own."""
+    opened = open_bench(f"sqlite:///{tmp_path}/orchestrator.db", RULES)
+    with running_service(opened) as running:
+        yield running

@@ -23,6 +23,7 @@ from orchestrator.store.values import NewJob, Rules, WorkerFacts
 
 INSTANTS = ("_at", "_until", "deadline")
 START_S = 60.0
+RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def test_a_list_has_pages_and_filters(bench: Bench) -> None:
     assert [job.id for job in bench.store.page(JobFilter(client="b"), 9).jobs] == ["job-3", "job-1"]
     claimed(bench)
     assert [job.id for job in bench.store.page(JobFilter(worker_id="w1"), 9).jobs] == ["job-0"]
-    running = bench.store.page(JobFilter(state=JobState.RUNNING, client="b"), 9)
+    running = bench.store.page(JobFilter(states=(JobState.RUNNING,), client="b"), 9)
     assert running.jobs == ()
 
 
