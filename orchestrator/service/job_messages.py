@@ -108,6 +108,7 @@ def job_body(job: Job) -> dict[str, Any]:
         "state": job.state,
         "output_url": job.output_url,
         "metrics": job.metrics,
+        "receipt": job.receipt,
         "error": job.error,
         "failure": job.failure,
         "input": {

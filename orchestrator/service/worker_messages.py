@@ -22,7 +22,7 @@ Url = Annotated[str, Field(max_length=8192), clipped(8193)]
 MainType = Literal["main", "transient", "expensive"]
 
 # Failures that say nothing about the job or about the machine.
-INTERRUPTIONS = frozenset({"interrupted", "abandoned", "cancelled", "stopping"})
+INTERRUPTIONS = frozenset({"interrupted", "cancelled"})
 
 
 class _FromWorker(BaseModel):
@@ -137,6 +137,7 @@ class FailureFacts(_FromWorker):
 
 class _Report(_FromWorker):
     metrics: JsonObject | None = None
+    receipt: JsonObject | None = None
     error: Sentence | None = None
     output_url: Url | None = None
     attempt: int | None = None

@@ -203,7 +203,8 @@ async def _end(services: Services, name: AttemptName, said: Report | BufferRepor
     """Store how an attempt ended. A success without its result is a failure of that machine."""
     store = services.store
     if said.status == "succeeded" and said.output_url and said.metrics:
-        is_news = await services.run(store.finish, name, Completion(said.output_url, said.metrics))
+        result = Completion(said.output_url, said.metrics, said.receipt)
+        is_news = await services.run(store.finish, name, result)
         kind = None
     else:
         failure, kind = said.failed()

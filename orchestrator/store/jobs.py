@@ -24,6 +24,7 @@ FRESH: dict[str, Any] = {
     "counts": None,
     "output_url": None,
     "metrics": None,
+    "receipt": None,
     "error": None,
     "failure": None,
 }

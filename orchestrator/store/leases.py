@@ -114,6 +114,7 @@ def finish(tx: Transaction, name: AttemptName, result: Completion) -> bool:
     columns = {
         "output_url": result.output_url,
         "metrics": dict(result.metrics),
+        "receipt": dict(result.receipt) if result.receipt else None,
         "progress": 1.0,
         "phase": "completed",
         "error": None,

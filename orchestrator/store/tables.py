@@ -52,6 +52,7 @@ jobs = sa.Table(
     # How it ended.
     sa.Column("output_url", sa.Text),
     sa.Column("metrics", Json),
+    sa.Column("receipt", Json),  # seconds, frames and dollars, as the worker counted them
     sa.Column("error", sa.Text),
     sa.Column("failure", Json),
     sa.Column("created_at", Instant, nullable=False),

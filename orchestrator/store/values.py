@@ -102,6 +102,7 @@ class Job:
     counts: JsonObject | None
     output_url: str | None = field(repr=False)
     metrics: JsonObject | None
+    receipt: JsonObject | None
     error: str | None
     failure: JsonObject | None
     created_at: float
@@ -254,6 +255,7 @@ class Completion:
 
     output_url: str = field(repr=False)
     metrics: JsonObject
+    receipt: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,9 +288,10 @@ class FleetWorker:
                 payload, legacy_size_source=self._options.legacy_size_source
             )
         except ValidationError as exc:
-            return FailureReport(_invalid_job(exc))
+            facts = {"error_type": "media_error", "code": "invalid_request", "retryable": False}
+            return FailureReport(_invalid_job(exc), facts=facts)
         if held.starts > MAX_STARTS:
-            return FailureReport(_gave_up(held))
+            return FailureReport(_gave_up(held), facts={"code": "abandoned"})
         if warnings:
             facts = {"job_id": held.job.job_id, "warnings": warnings}
             logger.warning("values of a claimed job were replaced by defaults", extra=facts)

@@ -114,6 +114,7 @@ class Progress(_Strict):
     config_label: Text = "absent"
     batch_size: Annotated[int, Field(ge=1)] = 1
     attempt: int = 0  # docs/protocol.md §9, where the claim had one
+    failure: dict[str, Any] = {}  # docs/protocol.md §9, where the claim had an attempt
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""
@@ -155,6 +156,7 @@ class BufferStatus(_Strict):
     output_url: str | None
     metrics: dict[str, Any] | None
     attempt: int = 0
+    failure: dict[str, Any] = {}
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +10,26 @@ import pytest
 from tests.orchestrator.databases import (
     RULES,
     Bench,
-    PostgresServer,
+    Databases,
+    SqliteFiles,
     open_bench,
     postgres_server,
     why_no_postgres,
 )
 from tests.orchestrator.running import Running, running_service
 
-_numbers = itertools.count(1)
+
+@pytest.fixture(scope="session")
+def sqlite_files(tmp_path_factory: pytest.TempPathFactory) -> SqliteFiles:
+    """SQLite files with the newest tables."""
+    return SqliteFiles(tmp_path_factory.mktemp("sqlite") / "template.db")
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer | None]:
-    """A PostgreSQL server for the whole session; None for SQLite, which needs none."""
+def databases(request: pytest.FixtureRequest, sqlite_files: SqliteFiles) -> Iterator[Databases]:
+    """Databases of each kind. One PostgreSQL server serves the whole session."""
     if request.param == "sqlite":
-        yield None
+        yield sqlite_files
         return
     reason = why_no_postgres()
     if reason is not None:
@@ -35,24 +39,31 @@ def server(request: pytest.FixtureRequest) -> Iterator[PostgresServer | None]:
 
 
 @pytest.fixture
-def database_url(server: PostgresServer | None, tmp_path: Path) -> str:
-    """The address of an empty database, of each kind."""
-    if server is None:
-        return f"sqlite:///{tmp_path}/orchestrator.db"
-    return server.create(f"test_{next(_numbers)}")
+def database_url(databases: Databases, tmp_path: Path) -> str:
+    """The address of a database of each kind, with the newest tables and without rows."""
+    return databases.new(tmp_path)
 
 
 @pytest.fixture
 def bench(database_url: str) -> Iterator[Bench]:
-    """A store with the newest tables."""
+    """A store of each kind."""
     opened = open_bench(database_url, RULES)
     yield opened
     opened.store.close()
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Running]:
+def service(sqlite_files: SqliteFiles, tmp_path: Path) -> Iterator[Running]:
     """A running service on a SQLite file of its own."""
-    opened = open_bench(f"sqlite:///{tmp_path}/orchestrator.db", RULES)
-    with running_service(opened) as running:
+    with running_service(open_bench(sqlite_files.new(tmp_path), RULES)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_service(
+    sqlite_files: SqliteFiles, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A running service for tests that store nothing."""
+    file = sqlite_files.new(tmp_path_factory.mktemp("shared"))
+    with running_service(open_bench(file, RULES)) as running:
         yield running

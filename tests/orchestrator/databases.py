@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 
@@ -23,21 +24,49 @@ from orchestrator.store.values import NewJob, Rules, WorkerFacts
 
 INSTANTS = ("_at", "_until", "deadline")
 START_S = 60.0
+_numbers = itertools.count(1)
 RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5)
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresServer:
-    """A server that listens on a socket in `folder` only."""
+class Databases(Protocol):
+    """Makes databases of one kind, with the newest tables."""
 
-    folder: Path
-    user: str
+    def new(self, folder: Path) -> str:
+        """Return the address of a new one, in `folder` if it is a file."""
+
+
+class SqliteFiles:
+    """Copies of one migrated file, because migrating takes longer than most tests."""
+
+    def __init__(self, template: Path) -> None:
+        self._template = template
+        migrate_new(f"sqlite:///{template}")
+
+    def new(self, folder: Path) -> str:
+        """See `Databases`."""
+        file = folder / f"{next(_numbers)}.db"
+        shutil.copy(self._template, file)
+        return f"sqlite:///{file}"
+
+
+class PostgresServer:
+    """A server that listens on a socket in `folder` only. Its databases are copies of one."""
+
+    def __init__(self, folder: Path, user: str) -> None:
+        self._folder, self._user = folder, user
+        self.create("template")
+        migrate_new(self.url("template"))
 
     def url(self, database: str) -> str:
-        return f"postgresql://{self.user}@/{database}?host={self.folder}"
+        return f"postgresql://{self._user}@/{database}?host={self._folder}"
 
-    def create(self, database: str) -> str:
-        """Make an empty database and return its address."""
+    def new(self, folder: Path) -> str:
+        """See `Databases`."""
+        name = f"test_{next(_numbers)}"
+        self.create(f"{name} TEMPLATE template")
+        return self.url(name)
+
+    def create(self, database: str) -> None:
         engine = sa.create_engine(
             self.url("postgres").replace("postgresql:", "postgresql+psycopg:"),
             isolation_level="AUTOCOMMIT",
@@ -45,7 +74,13 @@ class PostgresServer:
         with engine.connect() as connection:
             connection.exec_driver_sql(f"CREATE DATABASE {database}")
         engine.dispose()
-        return self.url(database)
+
+
+def migrate_new(url: str) -> None:
+    """Make the tables of an empty database, and close it."""
+    database = Database(url)
+    migrate.upgrade(database.engine)
+    database.close()
 
 
 def why_no_postgres() -> str | None:
@@ -131,9 +166,8 @@ class Bench:
 
 
 def open_bench(url: str, rules: Rules) -> Bench:
-    """Open a database with the newest tables."""
+    """Open a database that has the newest tables."""
     database = Database(url)
-    migrate.upgrade(database.engine)
     return Bench(JobStore(database, rules), database)
 
 

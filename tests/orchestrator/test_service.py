@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from orchestrator.service.errors import HINTS
-from tests.orchestrator.databases import RULES, open_bench
+from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.running import ADMIN_KEY, DONE, INTERNAL_KEY, Running, running_service
 
 BODY = {"video_url": "https://media.example/v.mp4", "audio_url": "https://media.example/a.wav"}
@@ -274,13 +274,13 @@ def test_the_same_idempotency_key_gives_the_same_job(service: Running) -> None:
     ],
 )
 def test_a_request_that_is_not_valid_names_its_field(
-    service: Running, change: dict[str, Any]
+    shared_service: Running, change: dict[str, Any]
 ) -> None:
-    answer = service.admin.post("/v1/avatar/jobs", json=BODY | change)
+    answer = shared_service.admin.post("/v1/avatar/jobs", json=BODY | change)
     assert_error(answer, 422, "invalid_request")
     assert answer.json()["details"]["field"].startswith(next(iter(change)))
     assert "media.example" not in answer.text
-    assert service.admin.get("/v1/avatar/jobs").json()["jobs"] == []
+    assert shared_service.admin.get("/v1/avatar/jobs").json()["jobs"] == []
 
 
 def test_events_are_streamed_from_the_last_one_that_was_received(service: Running) -> None:
@@ -305,19 +305,19 @@ def test_events_are_streamed_from_the_last_one_that_was_received(service: Runnin
 # Who may call --------------------------------------------------------------------------------
 
 
-def test_routes_need_their_keys(service: Running) -> None:
-    assert service.nobody.get("/health").json()["status"] == "ok"
+def test_routes_need_their_keys(shared_service: Running) -> None:
+    assert shared_service.nobody.get("/health").json()["status"] == "ok"
     jobs = "/v1/avatar/jobs"
-    assert_error(service.nobody.get(jobs), 401, "key_missing")
-    assert_error(service.worker.get(jobs), 403, "key_of_another_kind")
+    assert_error(shared_service.nobody.get(jobs), 401, "key_missing")
+    assert_error(shared_service.worker.get(jobs), 403, "key_of_another_kind")
     claim = "/internal/main/jobs/claim"
-    assert_error(service.nobody.post(claim, json={"worker_id": "w"}), 401, "key_missing")
-    assert_error(service.admin.post(claim, json={"worker_id": "w"}), 403, "key_wrong")
+    assert_error(shared_service.nobody.post(claim, json={"worker_id": "w"}), 401, "key_missing")
+    assert_error(shared_service.admin.post(claim, json={"worker_id": "w"}), 403, "key_wrong")
     bearer = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    assert service.nobody.get(jobs, headers=bearer).status_code == 200
+    assert shared_service.nobody.get(jobs, headers=bearer).status_code == 200
     for wrong in ("nonsense", "a.b", f"{INTERNAL_KEY}x", "ü", "." * 300):
         headers = {"X-Internal-API-Key": wrong.encode()}
-        assert_error(service.nobody.get(jobs, headers=headers), 403, "key_wrong")
+        assert_error(shared_service.nobody.get(jobs, headers=headers), 403, "key_wrong")
 
 
 def test_a_client_sees_its_own_jobs_only(service: Running) -> None:
@@ -383,8 +383,10 @@ def test_wrong_secrets_of_a_key_are_limited(service: Running) -> None:
     assert int(answers[-1].headers["Retry-After"]) >= 1
 
 
-def test_a_client_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
-    bench = open_bench(f"sqlite:///{tmp_path}/o.db", RULES)
+def test_a_client_that_asks_too_often_is_told_when_to_come_back(
+    sqlite_files: SqliteFiles, tmp_path: Path
+) -> None:
+    bench = open_bench(sqlite_files.new(tmp_path), RULES)
     with running_service(bench, ORCHESTRATOR_REQUESTS_PER_MINUTE="3") as service:
         with service.caller(bench.store.add_key("client", "a")) as client:
             answers = [client.get("/v1/avatar/jobs") for _ in range(4)]
@@ -397,27 +399,29 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(tmp_path: Path) 
 # Bounds and faults ---------------------------------------------------------------------------
 
 
-def test_a_large_body_is_refused(service: Running) -> None:
+def test_a_large_body_is_refused(shared_service: Running) -> None:
     large = b'{"worker_id": "' + b"x" * (1 << 20) + b'"}'
     headers = {"Content-Type": "application/json"}
-    answer = service.worker.post("/internal/main/jobs/claim", content=large, headers=headers)
+    answer = shared_service.worker.post("/internal/main/jobs/claim", content=large, headers=headers)
     assert_error(answer, 413, "body_too_large")
 
     def pieces() -> Any:
         for _ in range(40):
             yield b" " * (1 << 15)
 
-    answer = service.worker.post("/internal/main/jobs/claim", content=pieces(), headers=headers)
+    answer = shared_service.worker.post(
+        "/internal/main/jobs/claim", content=pieces(), headers=headers
+    )
     assert_error(answer, 413, "body_too_large")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b'{"worker_id": "\\u0000"}'])
-def test_nonsense_is_refused_in_the_one_shape(service: Running, body: bytes) -> None:
+def test_nonsense_is_refused_in_the_one_shape(shared_service: Running, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    answer = service.worker.post("/internal/main/jobs/claim", content=body, headers=headers)
+    answer = shared_service.worker.post("/internal/main/jobs/claim", content=body, headers=headers)
     assert_error(answer, 422, "invalid_request")
-    assert_error(service.admin.get("/v1/nothing"), 404, "not_found")
-    assert_error(service.admin.put("/v1/avatar/jobs"), 405, "method_not_allowed")
+    assert_error(shared_service.admin.get("/v1/nothing"), 404, "not_found")
+    assert_error(shared_service.admin.put("/v1/avatar/jobs"), 405, "method_not_allowed")
 
 
 def test_metrics_that_are_no_json_are_kept_without_what_is_not(service: Running) -> None:
@@ -433,9 +437,11 @@ def test_metrics_that_are_no_json_are_kept_without_what_is_not(service: Running)
     assert shown["metrics"] == {"a": None, "b": None, "c": "\0"}
 
 
-def test_stopping_answers_the_claims_that_are_held(tmp_path: Path) -> None:
+def test_stopping_answers_the_claims_that_are_held(
+    sqlite_files: SqliteFiles, tmp_path: Path
+) -> None:
     with ThreadPoolExecutor(1) as pool:
-        bench = open_bench(f"sqlite:///{tmp_path}/o.db", RULES)
+        bench = open_bench(sqlite_files.new(tmp_path), RULES)
         with running_service(bench) as service:
             held = pool.submit(service.claim, wait_s=30)
             service.wait_for_held_claims(1)

@@ -47,6 +47,7 @@ def _create_jobs() -> None:
         sa.Column("counts", JSON),
         sa.Column("output_url", sa.Text),
         sa.Column("metrics", JSON),
+        sa.Column("receipt", JSON),
         sa.Column("error", sa.Text),
         sa.Column("failure", JSON),
         sa.Column("created_at", sa.Double, nullable=False),
