@@ -1,7 +1,7 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
+.PHONY: help run serve orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
 
@@ -27,7 +27,7 @@ export VIDEO AUDIO RESOLUTION ASPECT_RATIO CONFIG PYTHON
 
 help:  ## this list
 	@echo "make run [VIDEO=file-or-url] [AUDIO=file-or-url] [RESOLUTION=720p] [ASPECT_RATIO=9:16]"
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 run:  ## set up, start the application, do one job, print where the result is, stop
 	@scripts/setup.sh base
@@ -36,6 +36,10 @@ run:  ## set up, start the application, do one job, print where the result is, s
 serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_config.gpu.yaml for a GPU
 	@scripts/setup.sh base
 	@exec $(PY) -m lipsync serve "$$CONFIG"
+
+orchestrator:  ## set up and run the job queue that workers poll (docs/orchestrator.md)
+	@scripts/setup.sh base
+	@exec $(PY) -m orchestrator
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev

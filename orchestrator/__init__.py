@@ -1,5 +1,5 @@
-"""The job queue that workers poll: its client (`orchestrator.client`) and its errors
-(`orchestrator.errors`). The service itself is not part of this package yet.
+"""The job queue that workers poll: the service (`orchestrator.service`, `orchestrator.store`), and
+the worker's half of its protocol (`orchestrator.client`).
 """
 
 __all__: list[str] = []

@@ -18,7 +18,7 @@ from orchestrator.store.values import Rules
 
 API_VERSION = "0.1.0"
 MIN_KEY_CHARS = 16
-DEFAULT_DATABASE = "sqlite:///state/orchestrator/orchestrator.db"
+DEFAULT_DATABASE = "sqlite:///.state/orchestrator/orchestrator.db"
 # Variables that begin so are this service's; an unknown one is a misspelt one.
 PREFIX = "ORCHESTRATOR_"
 OF_WORKERS = frozenset({"ORCHESTRATOR_BASE_URL"})

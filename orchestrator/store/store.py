@@ -1,6 +1,6 @@
 """The job store: every operation as one transaction.
 
-    with JobStore.open("sqlite:///state/orchestrator.db", Rules()) as store:
+    with JobStore.open("sqlite:///orchestrator.db", Rules()) as store:
         job, is_new = store.submit(NewJob("job-1", "admin", video_url, audio_url))
         lease = store.claim(WorkerFacts("machine-7", "main"))
         store.finish(AttemptName("job-1", "machine-7", lease.attempt), Completion(url, metrics))
