@@ -18,7 +18,8 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- rooms -->\n", "<!-- /rooms -->"
-ROOMY = ("serve_app", "musetalk_pipeline", "orchestrator")  # drawn with their rooms; other packages are one box
+# Drawn with their rooms. Other packages are one box.
+ROOMY = ("serve_app", "musetalk_pipeline", "orchestrator")
 
 Arrows = dict[str, set[str]]
 
