@@ -1,5 +1,6 @@
-"""The job queue that workers poll: the service (`orchestrator.service`, `orchestrator.store`), and
-the worker's half of its protocol (`orchestrator.client`).
+"""The job queue that workers poll: the service (`orchestrator.service`, `orchestrator.store`), its
+decisions (`orchestrator.routing`, `orchestrator.scaling`), and the worker's half of its protocol
+(`orchestrator.client`).
 """
 
 __all__: list[str] = []
