@@ -42,7 +42,7 @@ def _keys(settings: Settings, options: argparse.Namespace) -> None:
         if options.act == "add":
             if options.kind == "client" and options.name == ADMIN:
                 raise SettingsError((f"A client cannot be called {ADMIN}: the operator is.",))
-            print(store.add_key(options.kind, options.name))
+            print(store.add_key(options.kind, options.name, weight=options.weight))
         elif options.act == "revoke":
             store.revoke_key(options.key_id)
         else:
@@ -61,10 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     add = acts.add_parser("add", help="make a key and print it; it cannot be read again")
     add.add_argument("kind", choices=("client", "worker"))
     add.add_argument("name", help="the client's name, or the worker's identity")
+    help_text = "a client's share while several have jobs, compared with 1 by default"
+    add.add_argument("--weight", type=_weight, help=help_text)
     acts.add_parser("list", help="list all keys, without their secrets")
     revoke = acts.add_parser("revoke", help="let a key no longer be accepted")
     revoke.add_argument("key_id", help="the part of the key before the dot")
     return parser
+
+
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not 0.001 <= weight <= 1000:
+        raise ValueError("a weight is 0.001 to 1000")
+    return weight
 
 
 def _refuse(sentence: str) -> int:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+NUDGE = -1  # the number of no ring
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Waiter:
@@ -34,6 +36,14 @@ class Bell:
             self.number += 1
             if not self._wake(self.number):
                 return
+
+    def nudge(self, count: int) -> None:
+        """Wake `count` claims, those that have waited for longest, which do not pass it on.
+
+        Whether a job is for a worker may change with time alone, when the job overflows.
+        """
+        for _ in range(min(count, len(self._waiters))):
+            self._waiters.popleft().woken.set_result(NUDGE)
 
     def pass_on(self, number: int) -> None:
         """Wake the next claim that has not had this ring."""

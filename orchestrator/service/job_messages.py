@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
 from orchestrator.store.states import JobState
 from orchestrator.store.values import Attempt, Event, Job, NewJob, Worker, without_query
@@ -40,7 +41,17 @@ Address = Annotated[
 ]
 Size = Annotated[Text, Field(min_length=1, max_length=32)]
 MetadataValue = Annotated[Text, Field(max_length=4096)] | int | FiniteFloat | bool | None
+Architecture = Literal["turing", "ampere", "ada", "hopper", "blackwell"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
+
+
+class RequiresBody(BaseModel):
+    """The cards that a job may run on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_vram_gb: float = Field(0.0, ge=0, le=10_000)
+    architectures: frozenset[Architecture] = frozenset()
 
 
 class JobCreate(BaseModel):
@@ -60,6 +71,9 @@ class JobCreate(BaseModel):
         Annotated[dict[Text, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] | None
     ) = Field(None, description="Given back with the job; at most 64 entries and 16 KiB.")
     priority: int = Field(5, ge=0, le=9, description="9 goes first.")
+    requires: RequiresBody = Field(
+        RequiresBody(), description="The cards that it may run on; all of them by default."
+    )
     deadline: AwareDatetime | None = Field(
         None, description="When the result is needed, with its time zone. The worker is told."
     )
@@ -84,6 +98,7 @@ class JobCreate(BaseModel):
             metadata=self.metadata,
             priority=self.priority,
             deadline=None if self.deadline is None else self.deadline.timestamp(),
+            requires=Requirements(self.requires.min_vram_gb, self.requires.architectures),
             idempotency_key=idempotency_key,
         )
 
@@ -130,6 +145,10 @@ def job_body(job: Job) -> dict[str, Any]:
         "interruptions": job.interruptions,
         "priority": job.priority,
         "deadline": instant(job.deadline),
+        "requires": {
+            "min_vram_gb": job.requires.min_vram_gb,
+            "architectures": sorted(job.requires.architectures),
+        },
         "metadata": job.metadata,
         "created_at": instant(job.created_at),
         "updated_at": instant(job.updated_at),

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 STORE_THREADS = 16  # the connections that the pool has
 SWEEP_S = 1.0
+NUDGED = 8  # held claims that a sweep wakes while jobs wait
 FORGET_S = 60.0
 
 
@@ -81,10 +82,10 @@ class Services:
         count = await self.run(self.store.expire)
         if count:
             logger.warning("leases expired", extra={"jobs": count})
-        if len(self.bell):
-            # Jobs that another process has queued, or that a worker's silence has returned.
-            waiting = await self.run(self.store.count_queued, len(self.bell))
-            self.bell.ring(waiting)
+        if len(self.bell) and await self.run(self.store.count_queued, 1):
+            # A job that another process has queued, that a silent worker has lost, or that has
+            # waited for long enough to overflow.
+            self.bell.nudge(NUDGED)
 
     async def _find_key(self, key_id: str) -> StoredKey | None:
         return await self.run(self.store.find_key, key_id)

@@ -10,11 +10,12 @@ from orchestrator.store import statements
 from orchestrator.store.changes import FREE, Row, add_event, change_state, end_attempt
 from orchestrator.store.database import Transaction
 from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull, WrongState
+from orchestrator.store.queue import order_columns, requirements_of
 from orchestrator.store.states import AttemptEnd, Change, JobState
 from orchestrator.store.tables import attempts, events, idempotency_keys, jobs
 from orchestrator.store.values import Attempt, Event, Job, JobFilter, NewJob, Page, Rules
 
-_JOB_FIELDS = tuple(Job.__dataclass_fields__)
+_JOB_FIELDS = tuple(name for name in Job.__dataclass_fields__ if name != "requires")
 FRESH: dict[str, Any] = {
     "failures": 0,
     "interruptions": 0,
@@ -46,7 +47,7 @@ def submit(tx: Transaction, new: NewJob, rules: Rules) -> tuple[Job, bool]:
     row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one_or_none()
     if row is None:
         _refuse_if_full(tx, rules)
-        if not _insert(tx, job_id, new):
+        if not _insert(tx, job_id, new, rules):
             # Another transaction has just committed the same id.
             row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one()
     is_new = row is None
@@ -147,7 +148,7 @@ def count_queued(tx: Transaction, at_most: int) -> int:
 def job_of(row: Row) -> Job:
     """Return a row of `jobs`."""
     values = {name: row[name] for name in _JOB_FIELDS}
-    return Job(**{**values, "state": JobState(row["state"])})
+    return Job(**{**values, "state": JobState(row["state"]), "requires": requirements_of(row)})
 
 
 # Reading -------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def _refuse_if_full(tx: Transaction, rules: Rules) -> None:
         raise QueueFull(f"{rules.max_queued} jobs wait")
 
 
-def _content(tx: Transaction, new: NewJob) -> dict[str, Any]:
+def _content(tx: Transaction, new: NewJob, rules: Rules) -> dict[str, Any]:
     return {
         "video_url": new.video_url,
         "audio_url": new.audio_url,
@@ -208,12 +209,13 @@ def _content(tx: Transaction, new: NewJob) -> dict[str, Any]:
         "metadata": dict(new.metadata) if new.metadata else None,
         "priority": new.priority,
         "deadline": new.deadline,
+        **order_columns(tx, new, rules.routing),
         "queued_at": tx.now,
         "updated_at": tx.now,
     }
 
 
-def _insert(tx: Transaction, job_id: str, new: NewJob) -> bool:
+def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
     values = {
         "id": job_id,
         "client": new.client,
@@ -222,7 +224,7 @@ def _insert(tx: Transaction, job_id: str, new: NewJob) -> bool:
         "attempt": 0,
         "created_at": tx.now,
         **FRESH,
-        **_content(tx, new),
+        **_content(tx, new, rules),
     }
     statement = tx.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
     return tx.execute(statement).one_or_none() is not None
@@ -235,7 +237,7 @@ def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules) -> bool:
     state = JobState(row["state"])
     if state in (JobState.FAILED, JobState.CANCELLED, JobState.DEAD):
         _refuse_if_full(tx, rules)
-        _queue_again(tx, row, _content(tx, new))
+        _queue_again(tx, row, _content(tx, new, rules))
         return True
     if row["content_key"] != new.content_key:
         raise JobConflict("the job has different content")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from orchestrator.store.database import Transaction
 from orchestrator.store.errors import UnknownKey
-from orchestrator.store.tables import keys
+from orchestrator.store.tables import accounts, keys
 from orchestrator.store.values import KeyKind, StoredKey
 
 MAX_KEY_CHARS = 200
@@ -22,8 +22,16 @@ MAX_KEY_CHARS = 200
 _N, _R, _P = 2**14, 8, 1
 
 
-def add(tx: Transaction, kind: KeyKind, name: str) -> str:
-    """Store a new key and return it. It cannot be read again."""
+def add(tx: Transaction, kind: KeyKind, name: str, *, weight: float | None = None) -> str:
+    """Store a new key and return it. It cannot be read again.
+
+    A client with `weight` 2 gets twice the service of one with weight 1, which is the default,
+    while both have jobs. None leaves the weight of a client that has keys as it is.
+    """
+    if weight is not None:
+        account = tx.insert(accounts).values(client=name, weight=weight, used=0.0)
+        changed = {"weight": weight}
+        tx.execute(account.on_conflict_do_update(index_elements=["client"], set_=changed))
     key_id, secret, salt = secrets.token_hex(8), secrets.token_urlsafe(32), secrets.token_bytes(16)
     tx.execute(
         keys.insert().values(

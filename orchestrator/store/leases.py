@@ -8,8 +8,7 @@ that has been accepted may be sent again, because its answer may have been lost.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
 from orchestrator.store import statements
@@ -17,11 +16,11 @@ from orchestrator.store.changes import FREE, Row, add_event, change_state, end_a
 from orchestrator.store.database import Transaction
 from orchestrator.store.errors import AttemptGone, JobNotFound, WorkerDrained
 from orchestrator.store.jobs import job_of
+from orchestrator.store.queue import charge_client, ranked
 from orchestrator.store.states import AttemptEnd, Change, JobState
 from orchestrator.store.tables import attempts
 from orchestrator.store.values import (
     AttemptName,
-    Candidate,
     Completion,
     Failure,
     Lease,
@@ -31,8 +30,7 @@ from orchestrator.store.values import (
 )
 from orchestrator.store.workers import touch
 
-MAX_TRIES = 50  # candidates that others may be claiming at the same moment
-_CANDIDATE_FIELDS = tuple(Candidate.__dataclass_fields__)
+MAX_TRIES = 50  # jobs that others may be claiming at the same moment
 
 
 class FailureKind(StrEnum):
@@ -43,39 +41,22 @@ class FailureKind(StrEnum):
     INTERRUPTION = "interruption"  # nothing is wrong with it
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What there is to choose from: queued jobs for one worker. `now` is the database's time."""
-
-    worker: WorkerFacts
-    candidates: Sequence[Candidate]
-    now: float
-
-
-Choose = Callable[[Choice], Iterable[str]]
-"""Returns ids of candidates that the worker may have, the best one first."""
-
-
-def oldest_of_highest_priority(choice: Choice) -> list[str]:
-    """Choose by priority and then by age, which is the order that the candidates come in."""
-    return [candidate.id for candidate in choice.candidates]
-
-
-def claim(tx: Transaction, worker: WorkerFacts, choose: Choose, rules: Rules) -> Lease | None:
+def claim(tx: Transaction, worker: WorkerFacts, rules: Rules) -> Lease | None:
     """Lease the best queued job to a worker; None if there is none for it.
 
     Raises:
         WorkerDrained: the worker may claim nothing more.
     """
-    if touch(tx, worker).is_drained:
+    known = touch(tx, worker)
+    if known["is_drained"]:
         raise WorkerDrained(worker.id)
-    rows = tx.execute(statements.CANDIDATES_FOR, worker_id=worker.id).mappings()
-    found = [Candidate(**{name: row[name] for name in _CANDIDATE_FIELDS}) for row in rows]
-    chosen = choose(Choice(worker, found, tx.now)) if found else ()
-    for _, job_id in zip(range(MAX_TRIES), chosen, strict=False):
-        row = tx.execute(statements.LOCK_QUEUED_JOB, job_id=job_id).mappings().one_or_none()
+    best, accounts = ranked(tx, known, rules)
+    for job in best[:MAX_TRIES]:
+        row = tx.execute(statements.LOCK_QUEUED_JOB, job_id=job.job_id).mappings().one_or_none()
         if row is not None:
-            return _lease(tx, row, worker, rules)
+            lease = _lease(tx, row, known, rules)
+            charge_client(tx, job, accounts)
+            return lease
     return None
 
 
@@ -168,12 +149,12 @@ def _told(failure: Failure) -> dict[str, object]:
     }
 
 
-def _lease(tx: Transaction, row: Row, worker: WorkerFacts, rules: Rules) -> Lease:
+def _lease(tx: Transaction, row: Row, known: Row, rules: Rules) -> Lease:
     number = row["attempt"] + 1
-    buffer_job_id = uuid.uuid4().hex if worker.worker_type == "buffer" else None
+    buffer_job_id = uuid.uuid4().hex if known["worker_type"] == "buffer" else None
     held = {
         "attempt": number,
-        "worker_id": worker.id,
+        "worker_id": known["id"],
         "leased_at": tx.now,
         "lease_until": tx.now + rules.lease_s,
         "unlisted": 0,
@@ -185,14 +166,14 @@ def _lease(tx: Transaction, row: Row, worker: WorkerFacts, rules: Rules) -> Leas
             number=number,
             run=row["run"],
             buffer_job_id=buffer_job_id,
-            worker_id=worker.id,
-            worker_type=worker.worker_type,
-            gpu_class=worker.gpu_class,
+            worker_id=known["id"],
+            worker_type=known["worker_type"],
+            gpu_class=known["gpu_class"],
             started_at=tx.now,
         )
     )
-    add_event(tx, row, "claimed", attempt=number, worker_id=worker.id)
-    job = replace(job_of(row), state=state, attempt=number, worker_id=worker.id, phase="claimed")
+    add_event(tx, row, "claimed", attempt=number, worker_id=known["id"])
+    job = replace(job_of(row), state=state, attempt=number, worker_id=known["id"], phase="claimed")
     return Lease(job, number, rules.lease_s, buffer_job_id)
 
 

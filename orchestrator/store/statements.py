@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from orchestrator.store.states import AttemptEnd, JobState
+from orchestrator.store.states import JobState
 from orchestrator.store.tables import attempts, events, jobs, workers
-
-# Of each client, so that one client's thousand jobs do not hide another's two.
-CANDIDATES_OF_A_CLIENT = 20
-CANDIDATES = 500
 
 # -- lock_job -- A job, held until the transaction ends. Every change of a job begins with it.
 LOCK_JOB = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id")).with_for_update()
@@ -24,41 +20,6 @@ LOCK_QUEUED_JOB = (
     sa.select(jobs)
     .where(jobs.c.id == sa.bindparam("job_id"), jobs.c.state == JobState.QUEUED)
     .with_for_update(skip_locked=True)
-)
-
-# -- candidates -- The first queued jobs of each client that have not failed on this worker.
-_ranked = (
-    sa.select(
-        jobs.c.id,
-        jobs.c.client,
-        jobs.c.priority,
-        jobs.c.queued_at,
-        jobs.c.deadline,
-        jobs.c.failures,
-        jobs.c.interruptions,
-        sa.func.row_number()
-        .over(
-            partition_by=jobs.c.client,
-            order_by=(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id),
-        )
-        .label("place"),
-    )
-    .where(
-        jobs.c.state == JobState.QUEUED,
-        ~sa.exists().where(
-            attempts.c.job_id == jobs.c.id,
-            attempts.c.run == jobs.c.run,
-            attempts.c.worker_id == sa.bindparam("worker_id"),
-            attempts.c.ending == AttemptEnd.FAILED,
-        ),
-    )
-    .subquery()
-)
-CANDIDATES_FOR = (
-    sa.select(_ranked)
-    .where(_ranked.c.place <= CANDIDATES_OF_A_CLIENT)
-    .order_by(_ranked.c.priority.desc(), _ranked.c.queued_at, _ranked.c.id)
-    .limit(CANDIDATES)
 )
 
 # -- lock_held_jobs -- All jobs that a worker holds a lease of, in an order that all locks have.

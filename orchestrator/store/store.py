@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from orchestrator.store import jobs, keys, leases, migrate, workers
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
-from orchestrator.store.leases import Choose, FailureKind, oldest_of_highest_priority
+from orchestrator.store.leases import FailureKind
 from orchestrator.store.states import JobState
 from orchestrator.store.values import (
     Attempt,
@@ -46,21 +46,18 @@ FORGET_BATCH = 500
 
 
 class JobStore:
-    """See the module. `choose` picks among the queued jobs that a worker may claim."""
+    """See the module."""
 
-    def __init__(
-        self, database: Database, rules: Rules, choose: Choose = oldest_of_highest_priority
-    ) -> None:
+    def __init__(self, database: Database, rules: Rules) -> None:
         self._database = database
-        self._choose = choose
         self.rules = rules
 
     @classmethod
-    def open(cls, url: str, rules: Rules, choose: Choose = oldest_of_highest_priority) -> Self:
+    def open(cls, url: str, rules: Rules) -> Self:
         """Open a database and bring its tables up to date."""
         database = Database(url)
         migrate.upgrade(database.engine)
-        return cls(database, rules, choose)
+        return cls(database, rules)
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +124,7 @@ class JobStore:
     def claim(self, worker: WorkerFacts) -> Lease | None:
         """See `leases.claim`."""
         with self._database.write() as tx:
-            return leases.claim(tx, worker, self._choose, self.rules)
+            return leases.claim(tx, worker, self.rules)
 
     def beat(self, heard: Beat) -> BeatAnswer:
         """See `workers.beat`."""
@@ -166,10 +163,10 @@ class JobStore:
 
     # Keys ------------------------------------------------------------------------------------
 
-    def add_key(self, kind: KeyKind, name: str) -> str:
+    def add_key(self, kind: KeyKind, name: str, *, weight: float | None = None) -> str:
         """See `keys.add`."""
         with self._database.write() as tx:
-            return keys.add(tx, kind, name)
+            return keys.add(tx, kind, name, weight=weight)
 
     def find_key(self, key_id: str) -> StoredKey | None:
         """See `keys.find`."""

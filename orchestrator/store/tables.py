@@ -37,6 +37,9 @@ jobs = sa.Table(
     sa.Column("metadata", Json),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("deadline", Instant),
+    sa.Column("min_vram_gb", sa.Double, nullable=False),
+    sa.Column("architectures", sa.Text, nullable=False),  # each between commas; none: all
+    sa.Column("due_at", Instant, nullable=False),  # orders the jobs of one client
     # Where it stands.
     sa.Column("run", sa.Integer, nullable=False),  # counts submissions and retries
     sa.Column("attempt", sa.Integer, nullable=False),  # the last one's number; it never falls
@@ -69,7 +72,7 @@ jobs = sa.Table(
         " AND (worker_id IS NULL) = (leased_at IS NULL)",
         name="lease",
     ),
-    sa.Index("ix_jobs_queue", "state", "client", "priority", "queued_at", "id"),
+    sa.Index("ix_jobs_queue", "state", "client", "due_at", "id"),
     sa.Index("ix_jobs_newest", "created_at", "id"),
     sa.Index("ix_jobs_worker", "worker_id"),
     sa.Index("ix_jobs_ended", "ended_at"),
@@ -133,6 +136,18 @@ workers = sa.Table(
     sa.Column("left_at", Instant),  # it said goodbye
     sa.Column("left_because", sa.Text),
 )
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("client", sa.Text, primary_key=True),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.Column("used", sa.Double, nullable=False),  # seconds of service, divided by the weight
+    sa.CheckConstraint("weight > 0", name="weight"),
+)
+
+# One row: the virtual time at which the last job was given out.
+virtual_clock = sa.Table("virtual_clock", metadata, sa.Column("time", sa.Double, nullable=False))
 
 keys = sa.Table(
     "keys",

@@ -11,9 +11,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import JsonValue
 
+from orchestrator.routing import Requirements, RoutingRules
+from orchestrator.routing.values import ANY_GPU
 from orchestrator.store.states import AttemptEnd, JobState
 
 JsonObject = Mapping[str, JsonValue]
+DEFAULT_ROUTING = RoutingRules()
+
 KeyKind = Literal["client", "worker"]
 
 
@@ -31,6 +35,7 @@ class Rules:
         keep_ended_s: Age at which an ended job is deleted with its result and its errors.
         keep_workers_s: Silence after which a worker's row is deleted.
         max_queued: Jobs that may wait. More are refused.
+        routing: Which worker gets which job.
     """
 
     lease_s: float = 30.0
@@ -40,6 +45,7 @@ class Rules:
     keep_ended_s: float = 30 * 24 * 3600.0
     keep_workers_s: float = 7 * 24 * 3600.0
     max_queued: int = 100_000
+    routing: RoutingRules = DEFAULT_ROUTING
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class NewJob:
     metadata: JsonObject | None = None
     priority: int = 5
     deadline: float | None = None
+    requires: Requirements = ANY_GPU
     idempotency_key: str | None = None
 
     @property
@@ -92,6 +99,7 @@ class Job:
     metadata: JsonObject | None
     priority: int
     deadline: float | None
+    requires: Requirements
     run: int
     attempt: int
     failures: int
@@ -166,19 +174,6 @@ class WorkerFacts:
     capacity: int | None = None
     system_info: JsonObject | None = None
     capabilities: JsonObject | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A queued job that a worker may claim."""
-
-    id: str
-    client: str
-    priority: int
-    queued_at: float
-    deadline: float | None
-    failures: int
-    interruptions: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import sqlalchemy as sa
 
+from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.store import migrate
 from orchestrator.store.database import Database
 from orchestrator.store.store import JobStore
@@ -25,7 +26,9 @@ from orchestrator.store.values import NewJob, Rules, WorkerFacts
 INSTANTS = ("_at", "_until", "deadline")
 START_S = 60.0
 _numbers = itertools.count(1)
-RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5)
+# Every tier is open at once, so that a job's age and the other workers do not matter.
+OPEN = RoutingRules(overflow=(OverflowRule(0.0, 0),) * 3)
+RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5, routing=OPEN)
 
 
 class Databases(Protocol):

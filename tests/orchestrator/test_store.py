@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from orchestrator.routing import Requirements
 from orchestrator.store.errors import (
     AttemptGone,
     JobConflict,
@@ -27,6 +28,7 @@ from orchestrator.store.values import (
     ListedJob,
     Progress,
     Rules,
+    WorkerFacts,
 )
 from tests.orchestrator.databases import Bench, new_job, open_bench, worker
 
@@ -159,14 +161,42 @@ def test_many_workers_never_claim_the_same_job(bench: Bench) -> None:
 
 
 def test_a_client_with_many_jobs_does_not_hide_those_of_another(bench: Bench) -> None:
-    for number in range(60):
-        bench.store.submit(new_job(f"many-{number:02}", client="many"))
-    bench.store.submit(new_job("few", client="few"))
-    seen: list[str] = []
-    bench.store._choose = lambda choice: seen.extend(each.id for each in choice.candidates) or ()
-    assert bench.store.claim(worker("w1")) is None
-    assert "few" in seen
-    assert len(seen) < 60
+    for number in range(40):
+        bench.store.submit(new_job(f"many-{number:02}", client="many", priority=9))
+    bench.store.submit(new_job("few-1", client="few"))
+    bench.store.submit(new_job("few-2", client="few"))
+    claimed_by = [claimed(bench).job.client for _ in range(4)]
+    assert sorted(claimed_by) == ["few", "few", "many", "many"]
+
+
+def test_a_client_with_twice_the_weight_gets_twice_the_service(bench: Bench) -> None:
+    bench.store.add_key("client", "heavy", weight=2.0)
+    for number in range(9):
+        for client in ("heavy", "light"):
+            bench.store.submit(new_job(f"{client}-{number}", client=client))
+    claimed_by = [claimed(bench).job.client for _ in range(9)]
+    assert (claimed_by.count("heavy"), claimed_by.count("light")) == (6, 3)
+
+
+def test_a_job_runs_only_on_cards_that_meet_its_requirements(bench: Bench) -> None:
+    needs = Requirements(12.0, frozenset({"ada", "blackwell"}))
+    bench.store.submit(new_job("job-1", requires=needs))
+    for gpu_class in ("RTX-3090-24GB", "RTX-4060-8GB", "cpu"):
+        assert bench.store.claim(WorkerFacts("w1", "main", "salad", gpu_class)) is None
+    lease = bench.store.claim(WorkerFacts("w1", "main", "salad", "RTX-4070-12GB"))
+    assert lease is not None
+    assert lease.job.requires == needs
+
+
+def test_a_job_overflows_into_the_next_tier_with_time(database_url: str) -> None:
+    bench = open_bench(database_url, Rules())
+    bench.store.beat(heartbeat("cheap"))
+    bench.store.submit(new_job("job-1"))
+    assert bench.store.claim(worker("dear", "expensive")) is None
+    bench.age(61.0)
+    bench.store.beat(heartbeat("cheap"))
+    assert bench.store.claim(worker("dear", "expensive")) is not None
+    bench.store.close()
 
 
 def test_a_drained_worker_claims_nothing_more(bench: Bench) -> None:

@@ -6,7 +6,7 @@ to hold what the model holds: no job is lost, none has two leases, and none two 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -34,11 +34,15 @@ from orchestrator.store.values import (
     Progress,
     Rules,
 )
-from tests.orchestrator.databases import Bench, Databases, new_job, open_bench, worker
+from tests.orchestrator.databases import OPEN, Bench, Databases, new_job, open_bench, worker
 
 # Time passes in steps of 10 s, so that the moments that the test itself takes decide nothing.
 STEP_S = 10.0
-RULES = Rules(lease_s=35.0, listing_grace_s=5.0, max_failures=2, max_interruptions=4)
+# So long a wait that no job of priority 3 becomes due before one of priority 7.
+ROUTING = replace(OPEN, max_wait_s=1e6)
+RULES = Rules(
+    lease_s=35.0, listing_grace_s=5.0, max_failures=2, max_interruptions=4, routing=ROUTING
+)
 JOBS = ("j0", "j1")
 WORKERS = {"w0": "main", "w1": "expensive", "b0": "buffer"}
 

@@ -17,6 +17,7 @@ def upgrade() -> None:
     _create_attempts()
     _create_events()
     _create_idempotency_keys()
+    _create_accounts()
 
 
 def _create_jobs() -> None:
@@ -34,6 +35,9 @@ def _create_jobs() -> None:
         sa.Column("metadata", JSON),
         sa.Column("priority", sa.Integer, nullable=False),
         sa.Column("deadline", sa.Double),
+        sa.Column("min_vram_gb", sa.Double, nullable=False),
+        sa.Column("architectures", sa.Text, nullable=False),
+        sa.Column("due_at", sa.Double, nullable=False),
         sa.Column("run", sa.Integer, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("failures", sa.Integer, nullable=False),
@@ -68,7 +72,7 @@ def _create_jobs() -> None:
     )
     op.create_index("ix_jobs_ended", "jobs", ["ended_at"])
     op.create_index("ix_jobs_newest", "jobs", ["created_at", "id"])
-    op.create_index("ix_jobs_queue", "jobs", ["state", "client", "priority", "queued_at", "id"])
+    op.create_index("ix_jobs_queue", "jobs", ["state", "client", "due_at", "id"])
     op.create_index("ix_jobs_worker", "jobs", ["worker_id"])
 
 
@@ -162,3 +166,16 @@ def _create_idempotency_keys() -> None:
         sa.PrimaryKeyConstraint("client", "key", name=op.f("pk_idempotency_keys")),
     )
     op.create_index("ix_idempotency_keys_job_id", "idempotency_keys", ["job_id"])
+
+
+def _create_accounts() -> None:
+    op.create_table(
+        "accounts",
+        sa.Column("client", sa.Text, nullable=False),
+        sa.Column("weight", sa.Double, nullable=False),
+        sa.Column("used", sa.Double, nullable=False),
+        sa.CheckConstraint("weight > 0", name=op.f("ck_accounts_weight")),
+        sa.PrimaryKeyConstraint("client", name=op.f("pk_accounts")),
+    )
+    clock = op.create_table("virtual_clock", sa.Column("time", sa.Double, nullable=False))
+    op.bulk_insert(clock, [{"time": 0.0}])
