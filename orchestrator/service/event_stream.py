@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 
+from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.types import Receive, Scope, Send
 
 from orchestrator.service.access import ClientCaller
 from orchestrator.service.job_messages import event_body, job_body
@@ -19,9 +21,25 @@ MAX_READERS = 200
 MAX_STREAM_S = 3600.0  # a reader then connects again, with Last-Event-ID
 
 
+class EventStream(StreamingResponse):
+    """Sends events until they end or the reader disconnects, and then closes them."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(events, headers=headers)
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A reader that disconnects while it is sent something would leave the generator suspended.
+        async with aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
 async def event_stream(
     services: Services, job_id: str, caller: ClientCaller, number: int
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield an event for each change after `number`, and one `end` event with the whole job."""
     loop = asyncio.get_running_loop()
     until, quiet_since = loop.time() + MAX_STREAM_S, loop.time()

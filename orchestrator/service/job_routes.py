@@ -7,10 +7,9 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Response
-from fastapi.responses import StreamingResponse
 
 from orchestrator.service.errors import Rejected
-from orchestrator.service.event_stream import MAX_READERS, event_stream
+from orchestrator.service.event_stream import MAX_READERS, EventStream, event_stream
 from orchestrator.service.job_messages import (
     JobCreate,
     Status,
@@ -63,13 +62,15 @@ async def list_jobs(
     return {"jobs": [job_body(job) for job in page.jobs], "next_cursor": more}
 
 
-@router.get("/{job_id:path}/events", summary="Follow a job (server-sent events)")
+@router.get(
+    "/{job_id:path}/events", summary="Follow a job (server-sent events)", response_class=EventStream
+)
 async def job_events(
     job_id: JobId,
     services: ServicesDep,
     caller: ClientDep,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
-) -> StreamingResponse:
+) -> EventStream:
     """Send a `progress` event for every change, then one `end` event."""
     await services.run(services.store.get, job_id, caller.sees)
     if len(services.news) >= MAX_READERS:
@@ -77,11 +78,7 @@ async def job_events(
         raise Rejected(503, "too_many_readers", text, retry_after_s=5)
     is_number = last_event_id is not None and last_event_id.isascii() and last_event_id.isdecimal()
     number = int(last_event_id[:9]) if is_number and last_event_id else 0
-    return StreamingResponse(
-        event_stream(services, job_id, caller, number),
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    return EventStream(event_stream(services, job_id, caller, number))
 
 
 @router.get("/{job_id:path}/attempts", summary="List the attempts at a job")

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.store.database import open_engine
 from orchestrator.store.values import Rules
 
@@ -23,7 +24,7 @@ DEFAULT_DATABASE = "sqlite:///.state/orchestrator/orchestrator.db"
 PREFIX = "ORCHESTRATOR_"
 OF_WORKERS = frozenset({"ORCHESTRATOR_BASE_URL"})
 
-Seconds = Annotated[float, Field(gt=0, le=366 * 24 * 3600)]
+Overflow = Annotated[str, Field(pattern=r"^\d{1,7}:\d{1,7}(,\d{1,7}:\d{1,7}){2}$")]
 
 
 class SettingsError(Exception):
@@ -99,6 +100,12 @@ class Settings(BaseSettings):
         validation_alias="ORCHESTRATOR_MAX_QUEUED",
         description="Jobs that may wait. More are answered 429.",
     )
+    overflow: Overflow = Field(
+        "60:20,300:100,600:200",
+        validation_alias="ORCHESTRATOR_OVERFLOW",
+        description="When jobs overflow into the second, third and fourth tier: an age in seconds, "
+        "a colon, and a number of waiting jobs.",
+    )
     requests_per_minute: int = Field(
         600,
         ge=1,
@@ -142,6 +149,7 @@ class Settings(BaseSettings):
             max_interruptions=self.max_interruptions,
             keep_ended_s=self.keep_days * 24 * 3600,
             max_queued=self.max_queued,
+            routing=RoutingRules(overflow=_overflow(self.overflow)),
         )
 
 
@@ -170,6 +178,12 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         text = "INTERNAL_API_KEY and ORCHESTRATOR_ADMIN_KEY must differ: workers have the first."
         raise SettingsError((text,))
     return settings
+
+
+def _overflow(text: str) -> tuple[OverflowRule, OverflowRule, OverflowRule]:
+    limits = [part.split(":") for part in text.split(",")]
+    second, third, fourth = (OverflowRule(float(age), int(count)) for age, count in limits)
+    return second, third, fourth
 
 
 def make_folder(database_url: str) -> None:

@@ -46,6 +46,7 @@ def test_settings_have_defaults_and_take_the_environment() -> None:
         ({"INTERNAL_API_KEY": "short-secret"}, "INTERNAL_API_KEY: use at least 16 characters."),
         ({"INTERNAL_API_KEY": "ü" * 20}, "INTERNAL_API_KEY: use visible ASCII characters only."),
         ({"DATABASE_URL": "mysql://u:secret@h/d"}, "DATABASE_URL: "),
+        ({"ORCHESTRATOR_OVERFLOW": "60:20"}, "ORCHESTRATOR_OVERFLOW: "),
         ({"INTERNAL_API_KEY": KEY, "ORCHESTRATOR_ADMIN_KEY": KEY}, "must differ"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The tables after all migrations, on both databases."""
+"""The tables after all migrations, and connections, on both databases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from orchestrator.store import migrate
 from orchestrator.store.database import open_engine
 from orchestrator.store.errors import SchemaTooNew, StoreUnavailable
 from orchestrator.store.tables import metadata
+from orchestrator.store.values import JobFilter
 from tests.orchestrator.databases import Bench, new_job
 
 
@@ -47,3 +48,29 @@ def test_a_database_that_cannot_be_opened_is_named_in_a_sentence() -> None:
 def test_an_address_of_another_kind_of_database_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="DATABASE_URL"):
         open_engine(url)
+
+
+def test_connections_that_the_server_ends_are_replaced(bench: Bench) -> None:
+    if bench.database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has no server that could end connections")
+    end_all = sa.text(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    bench.store.submit(new_job("job-1"))
+    other = sa.create_engine(bench.database.engine.url, poolclass=sa.NullPool)
+    with pytest.raises(StoreUnavailable), bench.database.write() as tx:
+        tx.execute(sa.text("UPDATE jobs SET priority = 9"))
+        with other.connect() as connection:
+            connection.execute(end_all)
+        tx.execute(sa.text("SELECT 1"))
+    assert bench.store.get("job-1").priority == 5  # nothing of the transaction was stored
+    with other.connect() as connection:
+        connection.execute(end_all)
+    assert bench.store.submit(new_job("job-2"))[1]
+
+
+def test_readers_do_not_wait_for_a_writer(bench: Bench) -> None:
+    with bench.database.write() as tx:
+        tx.execute(sa.text("UPDATE virtual_clock SET time = 1"))
+        assert bench.store.page(JobFilter(), 1).jobs == ()
