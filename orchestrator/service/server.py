@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from types import FrameType
 
@@ -28,9 +29,14 @@ class Server(uvicorn.Server):
         self._services = services
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end. Called by a signal, in the event loop's thread."""
+        """Begin to end. Called by a signal, in the event loop's thread.
+
+        uvicorn's own method would raise the signal again at the end, and a process that was asked
+        to end would not exit with status 0.
+        """
         self._services.stop()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def serve(settings: Settings) -> None:

@@ -26,6 +26,7 @@ from orchestrator.store.errors import StoreUnavailable
 
 WAIT_S = 5.0  # for a lock, a connection of the pool, or the server
 WRITES = "orchestrator_writes"
+NO_DATABASE = "the address must begin with sqlite:/// and name a file, or with postgresql://"
 
 
 class database_now(FunctionElement[float]):
@@ -126,13 +127,13 @@ def open_engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
     except exc.ArgumentError as error:
-        raise ValueError("DATABASE_URL cannot be read as the address of a database") from error
+        raise ValueError(NO_DATABASE) from error
     backend = parsed.get_backend_name()
     if backend in ("postgresql", "postgres"):
         return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
     if backend == "sqlite" and parsed.database and ":memory:" not in parsed.database:
         return _sqlite_engine(parsed)
-    raise ValueError("DATABASE_URL must start with sqlite:///, with a file, or with postgresql://")
+    raise ValueError(NO_DATABASE)
 
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:

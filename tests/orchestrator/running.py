@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from orchestrator.service.errors import HINTS
 from orchestrator.service.server import Server, new_server
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
@@ -124,3 +125,12 @@ def _run(loop: asyncio.AbstractEventLoop, server: Server, listener: socket.socke
 def _client(url: str, key: str | None) -> httpx.Client:
     headers = {} if key is None else {"X-Internal-API-Key": key}
     return httpx.Client(base_url=url, headers=headers, timeout=40)
+
+
+def assert_error(answer: httpx.Response, status: int, code: str) -> None:
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (status, code)
+    assert body["status"] == "failed"
+    assert body["hint"] == HINTS[code]
+    assert body["error_message"].endswith(".")
+    assert {"error_type", "stage", "details", "retryable", "stage_times", "input"} <= set(body)

@@ -131,8 +131,10 @@ def test_killing_the_service_in_the_middle_of_work_loses_nothing(tmp_path: Path)
                     service.send_signal(signal.SIGKILL)
                     service.wait()
                 check(known, stored(tmp_path))
-            with process(tmp_path, port):
+            with process(tmp_path, port) as service:
                 wait_until(lambda: len(known.finished) == JOBS, threads)
+                service.terminate()
+                assert service.wait(30) == 0
         finally:
             over.set()
         for thread in threads:

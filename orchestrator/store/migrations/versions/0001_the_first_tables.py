@@ -70,6 +70,10 @@ def _create_jobs() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
+    _index_jobs()
+
+
+def _index_jobs() -> None:
     op.create_index("ix_jobs_ended", "jobs", ["ended_at"])
     op.create_index("ix_jobs_newest", "jobs", ["created_at", "id"])
     op.create_index("ix_jobs_queue", "jobs", ["state", "client", "due_at", "id"])
