@@ -1,5 +1,5 @@
 """The job queue that workers poll: the service (`orchestrator.service`, `orchestrator.store`), its
-decisions (`orchestrator.routing`, `orchestrator.scaling`), and the worker's half of its protocol
+decisions (`orchestrator.routing`, `orchestrator.scaling`, `orchestrator.outputs`), and the worker's half of its protocol
 (`orchestrator.client`).
 """
 
