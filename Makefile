@@ -1,7 +1,8 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve drain test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
+.PHONY: help run serve drain orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock \
+  install image clean
 
 PY := .venv/bin/python
 
@@ -27,7 +28,7 @@ export VIDEO AUDIO RESOLUTION ASPECT_RATIO CONFIG PYTHON
 
 help:  ## this list
 	@echo "make run [VIDEO=file-or-url] [AUDIO=file-or-url] [RESOLUTION=720p] [ASPECT_RATIO=9:16]"
-	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | awk -F ':.*  ## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 run:  ## set up, start the application, do one job, print where the result is, stop
 	@scripts/setup.sh base
@@ -40,6 +41,10 @@ serve:  ## set up and keep serving (Ctrl-C drains and stops); CONFIG=serve_confi
 drain:  ## let what `make serve` started take no more jobs, and wait until none runs
 	@scripts/setup.sh base
 	@$(PY) -m lipsync drain "$$CONFIG"
+
+orchestrator:  ## set up and run the job queue that workers poll (docs/orchestrator.md)
+	@scripts/setup.sh base
+	@exec $(PY) -m orchestrator
 
 test:  ## set up and run the tests, without those marked slow
 	@scripts/setup.sh dev

@@ -1,7 +1,6 @@
-"""The job queue that workers poll: its client (`orchestrator.client`), its errors
-(`orchestrator.errors`), the decisions of the service (`orchestrator.routing`,
-`orchestrator.scaling`) and its bucket (`orchestrator.outputs`). The service itself is not part of
-this package yet.
+"""The job queue that workers poll: the service (`orchestrator.service`, `orchestrator.store`), what
+it decides and signs (`orchestrator.routing`, `orchestrator.scaling`, `orchestrator.outputs`), and
+the worker's half of its protocol (`orchestrator.client`).
 """
 
 __all__: list[str] = []

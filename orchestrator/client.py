@@ -226,6 +226,7 @@ class MainClient(_Client):
             receipt=dict(success.receipt) if success and success.receipt else None,
             config_label=config_label,
             batch_size=batch_size,
+            failure=_failure_facts(job, end),
         )
         return FinalReport(job.job_id, progress_path(job), body)
 
@@ -296,9 +297,21 @@ class BufferClient(_Client):
             body["receipt"] = dict(success.receipt)
         if job.attempt is not None:
             body["attempt"] = job.attempt
+        facts = _failure_facts(job, end)
+        if facts is not None:
+            body["failure"] = facts
         return FinalReport(
             job.job_id, f"/internal/buffer/jobs/{segment(job.job_id)}/status", encode(body)
         )
+
+
+def _failure_facts(
+    job: ClaimedJob, end: SuccessReport | FailureReport
+) -> dict[str, JsonValue] | None:
+    """Return the facts of a failure, for an orchestrator that understands docs/protocol.md §9."""
+    if job.attempt is None or not isinstance(end, FailureReport) or not end.facts:
+        return None
+    return dict(end.facts)
 
 
 def predecessor_report(report: ProgressReport) -> ProgressReport:

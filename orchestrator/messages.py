@@ -98,10 +98,15 @@ class SuccessReport:
 
 @dataclass(frozen=True, slots=True)
 class FailureReport:
-    """The end of a job that failed. `error` is its message, `fraction` how far it came."""
+    """The end of a job that failed. `error` is its message, `fraction` how far it came.
+
+    `facts` are `error_type`, `code`, `stage`, `input` and `retryable`, as far as they are known.
+    Orchestrators that count attempts are told them, and so need not guess who is at fault.
+    """
 
     error: str
     fraction: float = 0.0
+    facts: Mapping[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)

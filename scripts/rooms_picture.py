@@ -18,7 +18,8 @@ import grimp
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- rooms -->\n", "<!-- /rooms -->"
-ROOMY = ("serve_app", "musetalk_pipeline")  # drawn with their rooms; other packages are one box
+# Drawn with their rooms. Other packages are one box.
+ROOMY = ("serve_app", "musetalk_pipeline", "orchestrator")
 
 Arrows = dict[str, set[str]]
 
@@ -94,7 +95,7 @@ def label(name: str, box: dict[str, str]) -> str:
     if room not in ("above", "below"):
         return room
     files = sorted(module.rpartition(".")[2] for module, at in box.items() if at == name)
-    return ", ".join(file for file in files if file != "__main__")
+    return ", ".join(file for file in files if file != "__main__") or "__main__"
 
 
 def drawn(found: Arrows, box: dict[str, str]) -> str:

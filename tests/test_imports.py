@@ -43,8 +43,10 @@ RULES = {
     # What the gate in Serve's proxy and the command line load before they have done anything.
     "serve_app.config.settings": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
     "serve_app.telemetry.logs": (*SERVICE, *HEAVY),
-    "orchestrator": ("torch", "ray"),
-    "orchestrator.client": ("torch", "ray", "sqlalchemy", "psycopg"),
+    "orchestrator": ("torch", "ray", "fastapi", "sqlalchemy"),
+    "orchestrator.client": ("torch", "ray", "fastapi", "sqlalchemy", "psycopg"),
+    "orchestrator.store.store": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
+    "orchestrator.__main__": ("ray", *HEAVY),
     "cluster": ("torch",),
 }
 # One wrong import for each contract: the file that gets it, and what it imports.
@@ -61,6 +63,8 @@ PLANTED = {
     "vocabulary_without_media": ("musetalk_pipeline/plan.py", "av"),
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
     "scheduling_without_ray": ("serve_app/scaling/demand.py", "ray"),
+    "orchestrator_rooms": ("orchestrator/store/keys.py", "orchestrator.service.app"),
+    "store_without_http": ("orchestrator/store/keys.py", "fastapi"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
 }
 

@@ -38,6 +38,7 @@ BASIC_TOOLS = (
     "sort",
 )
 TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
+TARGETS += " orchestrator"
 HASHED = ("base.lock", "dev.lock", "mm-source.lock", "torch-cpu.lock", "torch-cu13.lock")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
 

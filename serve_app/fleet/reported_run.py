@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.client import ClaimedJob, FailureReport, SuccessReport, WorkerClient
-from serve_app.contract.outcomes import Failure, Outcome, Success
+from serve_app.contract.outcomes import Failure, Outcome, Success, failure_of
 from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.progress_reporter import ProgressReporter
 from serve_app.jobs.job import ProgressCallback
@@ -99,7 +99,10 @@ def report_of(outcome: Outcome, fraction: float) -> SuccessReport | FailureRepor
     message (known fault 7).
     """
     if isinstance(outcome, Failure):
-        return FailureReport(sendable(outcome.error_message), fraction)
+        named = ("error_type", "code", "stage", "input", "retryable")
+        facts = {name: getattr(outcome, name) for name in named}
+        known = {name: value for name, value in facts.items() if value is not None}
+        return FailureReport(sendable(outcome.error_message), fraction, known)
     return _report_of_success(outcome, fraction)
 
 
@@ -125,10 +128,10 @@ def _report_of_task(
     """Return what to report of a finished task. Its exception is not raised again."""
     if running.cancelled():
         text = "The job was interrupted before it was done. Send it again."
-        return FailureReport(text, fraction)
+        return FailureReport(text, fraction, {"code": "interrupted"})
     exc = running.exception()
     if isinstance(exc, PipelineError):
-        return FailureReport(sendable(exc.message), fraction)
+        return report_of(failure_of(exc, {}), fraction)
     if exc is not None:
         logger.error("job crashed", exc_info=exc)
         reason = f"The worker failed unexpectedly ({type(exc).__name__}). Send the job again."

@@ -21,10 +21,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from orchestrator.client import FailureReport, HeartbeatAnswer, SuccessReport, WorkerClient
 from orchestrator.errors import OrchestratorError
@@ -46,6 +46,11 @@ Runner = Callable[[JobRequest, ProgressCallback, SubmissionOptions], Awaitable[O
 Cancel = Callable[[str], Awaitable[None]]
 
 MAX_STARTS = 3
+INVALID_JOB: Mapping[str, JsonValue] = {
+    "error_type": "media_error",
+    "code": "invalid_request",
+    "retryable": False,
+}
 NOT_READY = "No replica can take a job."
 OUTBOX_FULL = "Too many final reports wait to be accepted."
 DRAINING = "The orchestrator asked this worker to claim nothing more."
@@ -288,9 +293,9 @@ class FleetWorker:
                 payload, legacy_size_source=self._options.legacy_size_source
             )
         except ValidationError as exc:
-            return FailureReport(_invalid_job(exc))
+            return FailureReport(_invalid_job(exc), facts=INVALID_JOB)
         if held.starts > MAX_STARTS:
-            return FailureReport(_gave_up(held))
+            return FailureReport(_gave_up(held), facts={"code": "abandoned"})
         if warnings:
             facts = {"job_id": held.job.job_id, "warnings": warnings}
             logger.warning("values of a claimed job were replaced by defaults", extra=facts)

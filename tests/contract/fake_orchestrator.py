@@ -115,6 +115,7 @@ class Progress(_Strict):
     batch_size: Annotated[int, Field(ge=1)] = 1
     attempt: int = 0  # docs/protocol.md §9, where the claim had one
     receipt: dict[str, Any] = Field(default_factory=dict)  # docs/protocol.md §9
+    failure: dict[str, Any] = {}  # docs/protocol.md §9, where the claim had an attempt
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""
@@ -157,6 +158,7 @@ class BufferStatus(_Strict):
     metrics: dict[str, Any] | None
     attempt: int = 0
     receipt: dict[str, Any] = Field(default_factory=dict)
+    failure: dict[str, Any] = {}
 
     def fault(self) -> str | None:
         """Say what contradicts the protocol across fields."""

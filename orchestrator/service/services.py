@@ -1,0 +1,119 @@
+"""What the routes share, built once at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+
+from orchestrator.service.access import Access, ClientCaller, WorkerCaller
+from orchestrator.service.bell import Bell, News
+from orchestrator.service.settings import Settings
+from orchestrator.store import keys
+from orchestrator.store.errors import StoreError
+from orchestrator.store.store import JobStore
+from orchestrator.store.values import StoredKey
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STORE_THREADS = 16  # the connections that the pool has
+SWEEP_S = 1.0
+NUDGED = 8  # held claims that a sweep wakes while jobs wait
+FORGET_S = 60.0
+
+
+class Services:
+    """The store, who may call, and who waits. `is_stopping` is set when the process has to end."""
+
+    def __init__(self, settings: Settings, store: JobStore) -> None:
+        self.settings = settings
+        self.store = store
+        self.bell = Bell()
+        self.news = News()
+        self.is_stopping = asyncio.Event()
+        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self.access = Access(settings, self._find_key, self._is_right)
+
+    async def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something that blocks, such as an operation of the store, in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(act, *args, **kwargs))
+
+    def stop(self) -> None:
+        """Let all calls that wait return."""
+        self.is_stopping.set()
+        self.bell.ring(len(self.bell))
+        self.news.tell_all()
+
+    async def sweep_forever(self) -> None:
+        """Return expired jobs to the queue, wake claims for waiting jobs, and forget old jobs."""
+        loop = asyncio.get_running_loop()
+        forget_at = loop.time()
+        while not self.is_stopping.is_set():
+            try:
+                await self._sweep()
+                if loop.time() >= forget_at:
+                    await self.run(self.store.forget)
+                    forget_at = loop.time() + FORGET_S
+            except StoreError as error:
+                logger.error("sweeping failed", extra={"error": str(error)})
+            except Exception:
+                # The boundary of a loop that no unexpected error may end: leases depend on it.
+                logger.exception("sweeping failed unexpectedly")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_S):
+                    await self.is_stopping.wait()
+
+    async def aclose(self) -> None:
+        """Wait for what still runs in threads, and close the store."""
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self.store.close)
+
+    async def _sweep(self) -> None:
+        count = await self.run(self.store.expire)
+        if count:
+            logger.warning("leases expired", extra={"jobs": count})
+        if len(self.bell) and await self.run(self.store.count_queued, 1):
+            # A job that another process has queued, that a silent worker has lost, or that has
+            # waited for long enough to overflow.
+            self.bell.nudge(NUDGED)
+
+    async def _find_key(self, key_id: str) -> StoredKey | None:
+        return await self.run(self.store.find_key, key_id)
+
+    async def _is_right(self, presented: str, stored: StoredKey) -> bool:
+        return await self.run(keys.is_right, presented, stored)
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _worker(request: Request, services: ServicesDep) -> WorkerCaller:
+    return await services.access.worker(request)
+
+
+async def _client(request: Request, services: ServicesDep) -> ClientCaller:
+    return await services.access.client(request)
+
+
+async def require_admin(request: Request, services: ServicesDep) -> None:
+    """Admit the operator only."""
+    await services.access.admin(request)
+
+
+WorkerDep = Annotated[WorkerCaller, Depends(_worker)]
+ClientDep = Annotated[ClientCaller, Depends(_client)]

@@ -1,0 +1,1 @@
+"""The durable job store: tables, statements and the operations that change them."""

@@ -1,0 +1,187 @@
+"""Connections and transactions, the same for SQLite and PostgreSQL.
+
+Every operation is one transaction, and takes the time once, from the database, so that the clocks
+of the machines that run the service do not count.
+
+SQLite has one writer at a time. Writing transactions begin with `BEGIN IMMEDIATE`, because one that
+reads first and then finds that another has written would fail. In this process they wait for a
+lock, which is fairer than SQLite's own waiting. PostgreSQL locks rows instead.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import exc
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from orchestrator.store.errors import StoreUnavailable
+
+WAIT_S = 5.0  # for a lock, a connection of the pool, or the server
+WRITES = "orchestrator_writes"
+NO_DATABASE = "the address must begin with sqlite:/// and name a file, or with postgresql://"
+
+
+class database_now(FunctionElement[float]):
+    """The database's clock: seconds since 1970, UTC."""
+
+    type = sa.Double()
+    inherit_cache = True
+    name = "database_now"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    # Not `now()`, which is when the transaction began, perhaps before it waited for a lock.
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A connection inside a transaction. `now` is when the transaction began to work."""
+
+    connection: sa.Connection
+    now: float
+
+    def execute(self, statement: sa.Executable, **values: object) -> sa.CursorResult[Any]:
+        """Execute a statement with its named values."""
+        return self.connection.execute(statement, values or None)
+
+    def insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        """Return an INSERT that may have an ON CONFLICT clause."""
+        if self.connection.dialect.name == "sqlite":
+            return sqlite.insert(table)
+        return postgresql.insert(table)
+
+
+class Database:
+    """An engine, and transactions on it. All methods may be called from any thread."""
+
+    def __init__(self, url: str) -> None:
+        self.engine = open_engine(url)
+        is_sqlite = self.engine.dialect.name == "sqlite"
+        self._writing = threading.Lock() if is_sqlite else None
+
+    @contextmanager
+    def write(self) -> Iterator[Transaction]:
+        """Open a transaction that writes. It is committed at the end, unless that raises.
+
+        Raises:
+            StoreUnavailable: the database does not answer, or cannot be written.
+        """
+        if self._writing is not None and not self._writing.acquire(timeout=WAIT_S):
+            raise StoreUnavailable("other writes have held the database for too long")
+        try:
+            with self._begin(writes=True) as transaction:
+                yield transaction
+        finally:
+            if self._writing is not None:
+                self._writing.release()
+
+    @contextmanager
+    def read(self) -> Iterator[Transaction]:
+        """Open a transaction that only reads, and waits for no writer.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+        with self._begin(writes=False) as transaction:
+            yield transaction
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _begin(self, *, writes: bool) -> Iterator[Transaction]:
+        try:
+            with (
+                self.engine.connect().execution_options(**{WRITES: writes}) as connection,
+                connection.begin(),
+            ):
+                yield Transaction(connection, connection.scalar(sa.select(database_now())) or 0.0)
+        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+            # A serialization failure or a deadlock of PostgreSQL is one of these too.
+            raise StoreUnavailable(_reason(error)) from error
+
+
+def open_engine(url: str) -> sa.Engine:
+    """Return an engine for a SQLite file or a PostgreSQL server.
+
+    Raises:
+        ValueError: the address is of neither. The message does not repeat it, as it may contain a
+            password.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except exc.ArgumentError as error:
+        raise ValueError(NO_DATABASE) from error
+    backend = parsed.get_backend_name()
+    if backend in ("postgresql", "postgres"):
+        return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
+    if backend == "sqlite" and parsed.database and ":memory:" not in parsed.database:
+        return _sqlite_engine(parsed)
+    raise ValueError(NO_DATABASE)
+
+
+def _postgresql_engine(url: sa.URL) -> sa.Engine:
+    timeouts = "-c statement_timeout=10000 -c lock_timeout=5000"
+    return sa.create_engine(
+        url,
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=WAIT_S,
+        pool_pre_ping=True,  # a connection that died with the server is replaced, not used
+        connect_args={
+            "connect_timeout": int(WAIT_S),
+            "options": f"{timeouts} -c idle_in_transaction_session_timeout=30000",
+        },
+    )
+
+
+def _sqlite_engine(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=8,
+        max_overflow=8,
+        pool_timeout=WAIT_S,
+        connect_args={"timeout": WAIT_S, "check_same_thread": False},
+    )
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver would begin transactions of its own
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode = WAL",
+        "synchronous = FULL",  # an accepted result survives a power cut too
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES, True)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _reason(error: Exception) -> str:
+    """Return what the driver said, without the statement and its values."""
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]

@@ -1,0 +1,59 @@
+"""Why the store does not do what it is asked to.
+
+StoreError
+├── StoreUnavailable   the database cannot be reached or is locked; try again
+├── JobNotFound        there is no such job, or it is another client's
+├── AttemptGone        the attempt has ended, or the job is another worker's
+├── JobConflict        the id or the idempotency key belongs to a job with other content
+├── WrongState         the job's state does not allow it
+├── QueueFull          too many jobs wait
+├── WorkerDrained      the worker may claim nothing more
+├── UnknownKey         there is no such key
+└── SchemaTooNew       the database is of a newer release
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """An operation of the store was not done. Nothing has changed."""
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer in time, or refused to be written. Try again later."""
+
+
+class JobNotFound(StoreError):
+    """There is no job with this id for this caller."""
+
+
+class AttemptGone(StoreError):
+    """The report is about an attempt that no longer holds the job. The worker has to stop it."""
+
+
+class JobConflict(StoreError):
+    """The id or the idempotency key belongs to a job with different content."""
+
+
+class WrongState(StoreError):
+    """The job's state does not allow the change. `state` is that state."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+class QueueFull(StoreError):
+    """As many jobs wait as may wait."""
+
+
+class WorkerDrained(StoreError):
+    """The worker was asked to claim nothing more."""
+
+
+class UnknownKey(StoreError):
+    """There is no key with this id."""
+
+
+class SchemaTooNew(StoreError):
+    """The database was written by a newer release, which this one cannot read."""

@@ -1,0 +1,81 @@
+"""The states of a job, and every change between them, in one table.
+
+    submit ─► queued ──claim──► running ──succeed──► succeeded
+                ▲  │               │ │ │
+                │  └──cancel──┐    │ │ └──reject───► failed      the input is at fault
+                │             ▼    │ └────bury─────► dead        too many failures
+                │         cancelled◄─cancel
+                └──────return──────┘   an interruption, or a failure that another machine may cure
+
+A job that has ended as failed, cancelled or dead can be queued again (`again`), as its next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class JobState(StrEnum):
+    """What a job is at present."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing happens to the job by itself any more."""
+        return self not in (JobState.QUEUED, JobState.RUNNING)
+
+
+class Change(StrEnum):
+    """What can happen to a job."""
+
+    CLAIM = "claim"
+    SUCCEED = "succeed"
+    REJECT = "reject"
+    BURY = "bury"
+    RETURN = "return"
+    CANCEL = "cancel"
+    AGAIN = "again"
+
+
+TRANSITIONS: Mapping[tuple[JobState, Change], JobState] = MappingProxyType(
+    {
+        (JobState.QUEUED, Change.CLAIM): JobState.RUNNING,
+        (JobState.QUEUED, Change.CANCEL): JobState.CANCELLED,
+        (JobState.RUNNING, Change.SUCCEED): JobState.SUCCEEDED,
+        (JobState.RUNNING, Change.REJECT): JobState.FAILED,
+        (JobState.RUNNING, Change.BURY): JobState.DEAD,
+        (JobState.RUNNING, Change.RETURN): JobState.QUEUED,
+        (JobState.RUNNING, Change.CANCEL): JobState.CANCELLED,
+        (JobState.FAILED, Change.AGAIN): JobState.QUEUED,
+        (JobState.CANCELLED, Change.AGAIN): JobState.QUEUED,
+        (JobState.DEAD, Change.AGAIN): JobState.QUEUED,
+    }
+)
+
+
+def after(state: JobState, change: Change) -> JobState | None:
+    """Return the state that `change` leads to; None if it is not allowed in `state`."""
+    return TRANSITIONS.get((state, change))
+
+
+class AttemptEnd(StrEnum):
+    """How one attempt at a job ended."""
+
+    SUCCEEDED = "succeeded"
+    REJECTED = "rejected"  # the input is at fault
+    FAILED = "failed"  # this machine, or the processing, is at fault
+    INTERRUPTED = "interrupted"  # the worker fell silent, was drained, or lost the claim's answer
+    CANCELLED = "cancelled"
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether the worker itself reported this end, and may report it again."""
+        return self in (AttemptEnd.SUCCEEDED, AttemptEnd.REJECTED, AttemptEnd.FAILED)

@@ -1,0 +1,226 @@
+"""The job store: every operation as one transaction.
+
+    with JobStore.open("sqlite:///orchestrator.db", Rules()) as store:
+        job, is_new = store.submit(NewJob("job-1", "admin", video_url, audio_url))
+        lease = store.claim(WorkerFacts("machine-7", "main"))
+        store.finish(AttemptName("job-1", "machine-7", lease.attempt), Completion(url, metrics))
+
+All methods block, and may be called from any thread. Each raises `StoreUnavailable` if the database
+does not answer in time; nothing has changed then, unless the answer to the commit itself was lost.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sa
+
+from orchestrator.store import jobs, keys, leases, migrate, workers
+from orchestrator.store import tables as t
+from orchestrator.store.database import Database
+from orchestrator.store.leases import FailureKind
+from orchestrator.store.states import JobState
+from orchestrator.store.values import (
+    Attempt,
+    AttemptName,
+    Beat,
+    BeatAnswer,
+    Completion,
+    Event,
+    Failure,
+    Job,
+    JobFilter,
+    KeyKind,
+    Lease,
+    NewJob,
+    Page,
+    Progress,
+    Rules,
+    StoredKey,
+    Worker,
+    WorkerFacts,
+)
+
+FORGET_BATCH = 500
+
+
+class JobStore:
+    """See the module."""
+
+    def __init__(self, database: Database, rules: Rules) -> None:
+        self._database = database
+        self.rules = rules
+
+    @classmethod
+    def open(cls, url: str, rules: Rules) -> Self:
+        """Open a database and bring its tables up to date."""
+        database = Database(url)
+        migrate.upgrade(database.engine)
+        return cls(database, rules)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._database.close()
+
+    # Clients ---------------------------------------------------------------------------------
+
+    def submit(self, new: NewJob) -> tuple[Job, bool]:
+        """See `jobs.submit`."""
+        with self._database.write() as tx:
+            return jobs.submit(tx, new, self.rules)
+
+    def get(self, job_id: str, client: str | None = None) -> Job:
+        """See `jobs.get`."""
+        with self._database.read() as tx:
+            return jobs.get(tx, job_id, client)
+
+    def page(self, which: JobFilter, limit: int, cursor: tuple[float, str] | None = None) -> Page:
+        """See `jobs.page`."""
+        with self._database.read() as tx:
+            return jobs.page(tx, which, limit, cursor)
+
+    def cancel(self, job_id: str, client: str | None = None) -> Job:
+        """See `jobs.cancel`."""
+        with self._database.write() as tx:
+            return jobs.cancel(tx, job_id, client)
+
+    def retry(self, job_id: str, client: str | None = None) -> Job:
+        """See `jobs.retry`."""
+        with self._database.write() as tx:
+            return jobs.retry(tx, job_id, client)
+
+    def attempts(self, job_id: str) -> tuple[Attempt, ...]:
+        """See `jobs.attempts_of`."""
+        with self._database.read() as tx:
+            return jobs.attempts_of(tx, job_id)
+
+    def follow(
+        self, job_id: str, number: int, client: str | None = None
+    ) -> tuple[Job, tuple[Event, ...]]:
+        """Return a job and its events after `number`. The events may be newer than the job.
+
+        Raises:
+            JobNotFound: there is none for this client.
+        """
+        with self._database.read() as tx:
+            return jobs.get(tx, job_id, client), jobs.events_after(tx, job_id, number)
+
+    # Workers ---------------------------------------------------------------------------------
+
+    def register(self, worker: WorkerFacts) -> None:
+        """See `workers.touch`."""
+        with self._database.write() as tx:
+            workers.touch(tx, worker)
+
+    def claim(self, worker: WorkerFacts) -> Lease | None:
+        """See `leases.claim`."""
+        with self._database.write() as tx:
+            return leases.claim(tx, worker, self.rules)
+
+    def beat(self, heard: Beat) -> BeatAnswer:
+        """See `workers.beat`."""
+        with self._database.write() as tx:
+            return workers.beat(tx, heard, self.rules)
+
+    def progress(self, name: AttemptName, report: Progress) -> None:
+        """See `leases.progress`."""
+        with self._database.write() as tx:
+            leases.progress(tx, name, report, self.rules)
+
+    def finish(self, name: AttemptName, result: Completion) -> bool:
+        """See `leases.finish`."""
+        with self._database.write() as tx:
+            return leases.finish(tx, name, result)
+
+    def fail(self, name: AttemptName, failure: Failure, kind: FailureKind) -> bool:
+        """See `leases.fail`."""
+        with self._database.write() as tx:
+            return leases.fail(tx, name, failure, kind, self.rules)
+
+    def goodbye(self, worker_id: str, reason: str) -> int:
+        """See `workers.goodbye`."""
+        with self._database.write() as tx:
+            return workers.goodbye(tx, worker_id, reason, self.rules)
+
+    def drain(self, worker_id: str, *, is_drained: bool = True) -> bool:
+        """See `workers.drain`."""
+        with self._database.write() as tx:
+            return workers.drain(tx, worker_id, is_drained=is_drained)
+
+    def workers(self, at_most: int = 1000) -> tuple[Worker, ...]:
+        """See `workers.listed`."""
+        with self._database.read() as tx:
+            return workers.listed(tx, self.rules, at_most=at_most)
+
+    # Keys ------------------------------------------------------------------------------------
+
+    def add_key(self, kind: KeyKind, name: str, *, weight: float | None = None) -> str:
+        """See `keys.add`."""
+        with self._database.write() as tx:
+            return keys.add(tx, kind, name, weight=weight)
+
+    def find_key(self, key_id: str) -> StoredKey | None:
+        """See `keys.find`."""
+        with self._database.read() as tx:
+            return keys.find(tx, key_id)
+
+    def all_keys(self) -> tuple[StoredKey, ...]:
+        """See `keys.listed`."""
+        with self._database.read() as tx:
+            return keys.listed(tx)
+
+    def revoke_key(self, key_id: str) -> None:
+        """See `keys.revoke`."""
+        with self._database.write() as tx:
+            keys.revoke(tx, key_id)
+
+    # Time ------------------------------------------------------------------------------------
+
+    def expire(self) -> int:
+        """See `workers.expire`."""
+        with self._database.write() as tx:
+            return workers.expire(tx, self.rules)
+
+    def forget(self) -> int:
+        """Delete what has been kept for long enough. Return how many jobs that were."""
+        with self._database.write() as tx:
+            old = (
+                sa.select(t.jobs.c.id)
+                .where(t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s)
+                .limit(FORGET_BATCH)
+            )
+            count = tx.execute(t.jobs.delete().where(t.jobs.c.id.in_(old))).rowcount
+            silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
+            tx.execute(t.workers.delete().where(silent))
+            return count
+
+    def count(self) -> dict[JobState, int]:
+        """Return how many jobs are in each state."""
+        statement = sa.select(t.jobs.c.state, sa.func.count().label("jobs"))
+        with self._database.read() as tx:
+            rows = tx.execute(statement.group_by(t.jobs.c.state)).mappings()
+            found = {row["state"]: row["jobs"] for row in rows}
+        return {state: found.get(state, 0) for state in JobState}
+
+    def count_queued(self, at_most: int) -> int:
+        """Return how many jobs wait, counted no further than `at_most`."""
+        with self._database.read() as tx:
+            return jobs.count_queued(tx, at_most)
+
+    def check(self) -> None:
+        """Return if the database answers.
+
+        Raises:
+            StoreUnavailable: it does not.
+        """
+        with self._database.read():
+            pass

@@ -1,0 +1,163 @@
+"""The tables, as SQLAlchemy describes them. Migrations (`migrations/`) create them.
+
+Instants are seconds since 1970 in UTC, by the database's clock. Texts that a client or a worker
+sent are data only.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Json = sa.JSON(none_as_null=True)
+Instant: sa.Double[float] = sa.Double()
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("client", sa.Text, nullable=False),  # the name of the key that submitted it
+    sa.Column("state", sa.Text, nullable=False),
+    # What is asked for. The addresses may be signed and are never shown whole.
+    sa.Column("video_url", sa.Text, nullable=False),
+    sa.Column("audio_url", sa.Text, nullable=False),
+    sa.Column("aspect_ratio", sa.Text),
+    sa.Column("resolution", sa.Text),
+    sa.Column("params", Json),
+    sa.Column("content_key", sa.Text, nullable=False),  # digest, without query strings
+    sa.Column("metadata", Json),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("deadline", Instant),
+    sa.Column("min_vram_gb", sa.Double, nullable=False),
+    sa.Column("architectures", sa.Text, nullable=False),  # each between commas; none: all
+    sa.Column("due_at", Instant, nullable=False),  # orders the jobs of one client
+    # Where it stands.
+    sa.Column("run", sa.Integer, nullable=False),  # counts submissions and retries
+    sa.Column("attempt", sa.Integer, nullable=False),  # the last one's number; it never falls
+    sa.Column("failures", sa.Integer, nullable=False),  # of this run
+    sa.Column("interruptions", sa.Integer, nullable=False),  # of this run
+    sa.Column("worker_id", sa.Text),
+    sa.Column("leased_at", Instant),
+    sa.Column("lease_until", Instant),
+    sa.Column("unlisted", sa.Integer, nullable=False),  # heartbeats in a row without this job
+    sa.Column("progress", sa.Double, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("counts", Json),  # frames done and in total, from the newest progress report
+    # How it ended.
+    sa.Column("output_url", sa.Text),
+    sa.Column("metrics", Json),
+    sa.Column("receipt", Json),  # seconds, frames and dollars, as the worker counted them
+    sa.Column("error", sa.Text),
+    sa.Column("failure", Json),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("queued_at", Instant, nullable=False),  # of this run
+    sa.Column("updated_at", Instant, nullable=False),
+    sa.Column("ended_at", Instant),
+    sa.CheckConstraint(
+        "state IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'dead')", name="state"
+    ),
+    # A lease without its worker, or a running job without a lease, would be lost for ever.
+    sa.CheckConstraint(
+        "(state = 'running') = (worker_id IS NOT NULL)"
+        " AND (worker_id IS NULL) = (lease_until IS NULL)"
+        " AND (worker_id IS NULL) = (leased_at IS NULL)",
+        name="lease",
+    ),
+    sa.Index("ix_jobs_queue", "state", "client", "due_at", "id"),
+    sa.Index("ix_jobs_newest", "created_at", "id"),
+    sa.Index("ix_jobs_worker", "worker_id"),
+    sa.Index("ix_jobs_ended", "ended_at"),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("run", sa.Integer, nullable=False),
+    sa.Column("buffer_job_id", sa.Text, unique=True),  # a buffer worker's name of this attempt
+    sa.Column("worker_id", sa.Text, nullable=False),
+    sa.Column("worker_type", sa.Text, nullable=False),
+    sa.Column("gpu_class", sa.Text),
+    sa.Column("started_at", Instant, nullable=False),
+    sa.Column("ended_at", Instant),
+    sa.Column("ending", sa.Text),  # an `AttemptEnd`; null while it runs
+    sa.Column("phase", sa.Text),  # the last that was reported
+    sa.Column("error", sa.Text),
+    sa.Column("failure", Json),
+    sa.Index("ix_attempts_worker", "worker_id", "job_id"),
+)
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("happened_at", Instant, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("facts", Json),
+)
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("client", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column(
+        "job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+)
+
+workers = sa.Table(
+    "workers",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("worker_type", sa.Text, nullable=False),  # main, transient, expensive or buffer
+    sa.Column("provider", sa.Text),
+    sa.Column("gpu_class", sa.Text),
+    sa.Column("capacity", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),  # idle or busy, as it says
+    sa.Column("error", sa.Text),  # why it cannot run jobs, as it says
+    sa.Column("system_info", Json),
+    sa.Column("capabilities", Json),
+    sa.Column("is_drained", sa.Boolean, nullable=False),
+    sa.Column("first_seen_at", Instant, nullable=False),
+    sa.Column("seen_at", Instant, nullable=False, index=True),
+    sa.Column("left_at", Instant),  # it said goodbye
+    sa.Column("left_because", sa.Text),
+)
+
+accounts = sa.Table(
+    "accounts",
+    metadata,
+    sa.Column("client", sa.Text, primary_key=True),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.Column("used", sa.Double, nullable=False),  # seconds of service, divided by the weight
+    sa.CheckConstraint("weight > 0", name="weight"),
+)
+
+# One row: the virtual time at which the last job was given out.
+virtual_clock = sa.Table("virtual_clock", metadata, sa.Column("time", sa.Double, nullable=False))
+
+keys = sa.Table(
+    "keys",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # the public part of the key
+    sa.Column("kind", sa.Text, nullable=False),  # client or worker
+    sa.Column("name", sa.Text, nullable=False),  # a client's name, or the worker's only identity
+    sa.Column("salt", sa.LargeBinary, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),  # scrypt of the secret part
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("revoked_at", Instant),
+    sa.CheckConstraint("kind IN ('client', 'worker')", name="kind"),
+)
