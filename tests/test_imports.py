@@ -60,6 +60,7 @@ PLANTED = {
     "library_without_service": ("musetalk_pipeline/options.py", "pydantic"),
     "vocabulary_without_media": ("musetalk_pipeline/plan.py", "av"),
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
+    "scheduling_without_ray": ("serve_app/scheduling/scheduler.py", "ray"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
 }
 
