@@ -24,6 +24,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -41,7 +42,6 @@ import httpx
 import psutil
 from media import make_clip, make_speech
 from project import RESULTS
-from serve_overhead import cpu_seconds
 
 FPS, SIZE, BLOCK_FRAMES = 10, (128, 128), 20
 LONG_S, SHORT_S = 60, 2
@@ -65,17 +65,28 @@ class Call:
 
 @dataclass(frozen=True)
 class Run:
-    """One job, or several at once."""
+    """One job, or several at once. `cpu_s`: by deployment; `Ray` is all else."""
 
     began: float
     wall_s: float
-    cpu_s: float
+    cpu_s: dict[str, float]
     calls: tuple[Call, ...]
 
     @property
     def engine_s(self) -> float:
         """How long the engines worked, together."""
         return sum(call.ended - call.began for call in self.calls if call.kind in DRAWING)
+
+    @property
+    def lead_s(self) -> float:
+        """How long no engine had work at the start."""
+        return min(call.began for call in self.calls if call.kind in DRAWING) - self.began
+
+    @property
+    def rest_s(self) -> float:
+        """How long it took after the engines had ended."""
+        ended = max(call.ended for call in self.calls if call.kind in DRAWING)
+        return self.began + self.wall_s - ended
 
 
 class Site:
@@ -91,11 +102,10 @@ class Site:
         )  # fmt: skip
         os.environ[JOURNAL] = str(self.journal)
         width, height = SIZE
-        self.video = folder / "video.mp4"
-        make_clip(self.video, width, height, LONG_S * FPS, FPS)
-        self.long, self.short = folder / "long.wav", folder / "short.wav"
-        make_speech(self.long, LONG_S + 0.01)
-        make_speech(self.short, SHORT_S + 0.01)
+        self.long, self.short = folder / "long", folder / "short"
+        for path, seconds in ((self.long, LONG_S), (self.short, SHORT_S)):
+            make_clip(path.with_suffix(".mp4"), width, height, seconds * FPS, FPS)
+            make_speech(path.with_suffix(".wav"), seconds + 0.01)
 
     def deploy(self, *pools: dict[str, Any]) -> None:
         """Run the application with these pools, and wait until all their replicas run."""
@@ -125,13 +135,13 @@ class Site:
         serve.run(bind_app(args, kinds), name=APP_NAME, route_prefix="/")
         self._until_running(sum(pool["replicas"] for pool in pools))
 
-    def generate(self, sound: Path) -> float:
-        """Do one job; return when it was asked for."""
+    def generate(self, media: Path) -> float:
+        """Do one job with files of that name; return when it was asked for."""
         began = time.time()
         body = {
             "musetalk_job_id": uuid.uuid4().hex,
-            "video_url": self.video.as_uri(),
-            "audio_url": sound.as_uri(),
+            "video_url": media.with_suffix(".mp4").as_uri(),
+            "audio_url": media.with_suffix(".wav").as_uri(),
             "params": OPTIONS,
         }
         answer = self.client.post("/generate", json=body)
@@ -142,10 +152,10 @@ class Site:
     def run(self, work: Callable[[], object]) -> Run:
         """Do some work and return what it took."""
         self.journal.write_text("")
-        processes = _processes()
-        cpu_before, began = cpu_seconds(processes), time.time()
+        before, began = cpu_by_deployment(), time.time()
         work()
-        wall_s, cpu_s = time.time() - began, cpu_seconds(processes) - cpu_before
+        wall_s, after = time.time() - began, cpu_by_deployment()
+        cpu_s = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
         return Run(began, wall_s, cpu_s, tuple(self._calls()))
 
     def _calls(self) -> Iterator[Call]:
@@ -241,10 +251,10 @@ def one_job(site: Site, replicas: int) -> Run:
     return site.run(lambda: site.generate(site.long))
 
 
-def at_once(site: Site, sounds: Sequence[Path]) -> None:
+def at_once(site: Site, media: Sequence[Path]) -> None:
     """Do jobs at the same time."""
-    with ThreadPoolExecutor(len(sounds)) as threads:
-        list(threads.map(site.generate, sounds))
+    with ThreadPoolExecutor(len(media)) as threads:
+        list(threads.map(site.generate, media))
 
 
 def beside_long_jobs(site: Site, replicas: int) -> tuple[float, Run]:
@@ -353,20 +363,28 @@ def show(name: str, run: Run, **more: float) -> None:
     calls = Counter(call.kind for call in run.calls)
     facts = ", ".join(f"{key} {value:.3g}" for key, value in more.items())
     print(
-        f"{name}: {run.wall_s:.2f} s wall, {run.cpu_s:.2f} s CPU, {calls['generate']} segments"
+        f"{name}: {run.wall_s:.2f} s wall, {sum(run.cpu_s.values()):.2f} s CPU, "
+        f"{calls['generate']} segments, lead {run.lead_s:.2f} s, rest {run.rest_s:.2f} s"
         + (f", {facts}" if facts else ""),
         flush=True,
     )
+    print("   CPU:", {key: round(seconds, 2) for key, seconds in run.cpu_s.items()}, flush=True)
 
 
-def _processes() -> list[psutil.Process]:
-    """Return all processes of this run's Ray."""
-    found = []
+def cpu_by_deployment() -> dict[str, float]:
+    """Return the CPU seconds of this run's Ray so far; pools count together."""
+    seconds: Counter[str] = Counter()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") == os.environ["RAY_TMPDIR"]:
-                found.append(process)
-    return found
+            if process.environ().get("RAY_TMPDIR") != os.environ["RAY_TMPDIR"]:
+                continue
+            title = " ".join(process.cmdline()).split(":lipsync:")
+            name = re.split(r"[-#: ]", title[1])[0] if len(title) > 1 else "Ray"
+            if process.pid != os.getpid():
+                times = process.cpu_times()
+                children = times.children_user + times.children_system
+                seconds[name] += times.user + times.system + children
+    return dict(seconds)
 
 
 def _free_port() -> int:
