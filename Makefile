@@ -12,11 +12,12 @@ TESTS :=
 # The files of tests that run concurrently. Those in tests/serve and tests/cluster take turns,
 # because each of their applications uses the whole machine.
 WORKERS := 2
-BENCH := warp nonmodel memory serve_overhead networks
+BENCH := warp nonmodel memory serve_overhead avatar networks
 # The options of each, so that none takes more than some minutes on two cores.
 BENCH_nonmodel := --rounds 2
 BENCH_memory := --preset ultrafast --store-seconds 15 60 --short-jobs 20
 BENCH_serve_overhead := --rounds 2
+BENCH_avatar := --rounds 1 --seconds 4
 BENCH_networks := --seconds 1 --variant eager channels_last cuda_graphs --out out/networks.json
 
 # `worker`, or `worker-with-weights`: the same with the published weights inside.
