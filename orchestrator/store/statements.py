@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from orchestrator.store.states import JobState
-from orchestrator.store.tables import attempts, events, jobs, workers
+from orchestrator.store.tables import attempts, events, jobs
 
 # -- lock_job -- A job, held until the transaction ends. Every change of a job begins with it.
 LOCK_JOB = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id")).with_for_update()
@@ -77,6 +77,3 @@ ATTEMPT_BY_BUFFER_ID = sa.select(attempts).where(
 LAST_EVENT_NUMBER = sa.select(sa.func.coalesce(sa.func.max(events.c.number), 0)).where(
     events.c.job_id == sa.bindparam("job_id")
 )
-
-# -- is_drained --
-IS_DRAINED = sa.select(workers.c.is_drained).where(workers.c.id == sa.bindparam("worker_id"))

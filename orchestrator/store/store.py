@@ -20,7 +20,6 @@ from orchestrator.store import jobs, keys, leases, migrate, workers
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
 from orchestrator.store.leases import FailureKind
-from orchestrator.store.states import JobState
 from orchestrator.store.values import (
     Attempt,
     AttemptName,
@@ -202,14 +201,6 @@ class JobStore:
             silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
             tx.execute(t.workers.delete().where(silent))
             return count
-
-    def count(self) -> dict[JobState, int]:
-        """Return how many jobs are in each state."""
-        statement = sa.select(t.jobs.c.state, sa.func.count().label("jobs"))
-        with self._database.read() as tx:
-            rows = tx.execute(statement.group_by(t.jobs.c.state)).mappings()
-            found = {row["state"]: row["jobs"] for row in rows}
-        return {state: found.get(state, 0) for state in JobState}
 
     def count_queued(self, at_most: int) -> int:
         """Return how many jobs wait, counted no further than `at_most`."""
