@@ -1,8 +1,7 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run serve drain orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock \
-  install image clean
+.PHONY: help run serve drain orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
 
 PY := .venv/bin/python
 

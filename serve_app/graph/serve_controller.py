@@ -3,7 +3,7 @@
 Serve's public interface, `serve.status()`, blocks its thread and takes 15 ms; the calls of the
 controller itself take 2 ms and can be awaited. They are private, so that this is the only module
 that makes them; tests/unit/test_serve_controller.py guards their names and
-tests/serve/test_scaling.py what they return.
+tests/serve/test_replica_scaling.py what they return.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from pathlib import Path
 from serve_app.api.job_runner import JobRunner
 from serve_app.jobs.job import Job, Origin
 from tests.joints.job_door import Rig, body, job_door, request
+from tests.waiting import until_async
 
 LONG_S = 600.0
 
@@ -97,7 +98,9 @@ async def test_who_waits_for_a_queued_job_is_sent_away_with_a_time(tmp_path: Pat
     async with at_work(tmp_path) as rig:
         waiting = asyncio.create_task(rig.client.post("/generate", json=body("c")))
         followed = asyncio.create_task(rig.client.get("/v1/avatar/jobs/b/events"))
-        await rig.until(lambda: rig.door.services.open_calls.count == 1)
+        await until_async(
+            lambda: rig.door.services.open_calls.count == 1, "the request has not been accepted"
+        )
         await rig.client.post("/admin/drain")
         answer = await waiting
         assert (answer.status_code, answer.json()["code"]) == (503, "stopping")

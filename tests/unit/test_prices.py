@@ -20,7 +20,7 @@ def test_a_pools_price_is_that_of_a_replica_and_a_stages_that_of_a_thread() -> N
     assert prices.are_known
     assert prices.pools == {"ada": 0.16, "own": 0.0}
     assert prices.stages == {
-        **dict.fromkeys(("validation", "prepare", "listen"), 0.01),
+        **dict.fromkeys(("validation", "load", "prepare", "listen"), 0.01),
         **dict.fromkeys(("compose", "stitch", "upload"), 0.01),
     }
 
