@@ -379,7 +379,7 @@ def cpu_by_deployment() -> dict[str, float]:
             if process.environ().get("RAY_TMPDIR") != os.environ["RAY_TMPDIR"]:
                 continue
             title = " ".join(process.cmdline()).split(":lipsync:")
-            name = re.split(r"[-#: ]", title[1])[0] if len(title) > 1 else "Ray"
+            name = re.split(r"[-#:. ]", title[1])[0] if len(title) > 1 else "Ray"
             if process.pid != os.getpid():
                 times = process.cpu_times()
                 children = times.children_user + times.children_system
