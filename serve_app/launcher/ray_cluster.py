@@ -37,6 +37,8 @@ def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",  # no report home
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY_MIDDLEWARES,
+        # A replica that hangs would keep its GPU, or the state, as long as a draining one may.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_DEDUP_LOGS": "0",  # or lines of different jobs are folded into one
     }
     if joined_cluster(environ) is None:

@@ -161,6 +161,7 @@ def machines(folder: Path, **env: str) -> Iterator[Machines]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes Ray take 127.0.0.1
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": PROXY_MIDDLEWARES,
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "PYTHONPATH": str(ROOT),
         "WORKER_PORT": str(port),
         **env,
