@@ -70,7 +70,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, b2: fake_b2.FakeB2) -> Ite
             pools=POOLS,
             preprocessor={"label_selector": CPU_LABEL},
             finisher={"label_selector": CPU_LABEL},
-            driver={"block_s": 1.0},
+            # A call whose result was on a lost node is noticed by its deadline only.
+            driver={"block_s": 1.0, "call_timeout_s": 15.0},
         )
         cluster.wait_ready()
         yield cluster
