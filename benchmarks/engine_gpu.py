@@ -203,7 +203,7 @@ def blocks(frames: int) -> tuple[PreparedBlock, AvatarBlock]:
     avatar = AvatarBlock(
         block=block,
         faces=faces,
-        look=random.standard_normal((frames, 8, 32, 32)).astype(np.float32),
+        appearance=random.standard_normal((frames, 8, 32, 32)).astype(np.float32),
         masks=np.zeros((frames, 512 * 512 // 8), np.uint8),
     )
     return prepared, avatar

@@ -41,7 +41,7 @@ def measure(clip: Path, seconds: list[int], short_jobs: int) -> Iterator[dict[st
         with application(ROOT / "serve_config.yaml", [clip.parent], log) as app:
             headers = {"X-Internal-API-Key": app.key}
             with httpx.Client(base_url=app.base_url, headers=headers, timeout=JOB_S) as client:
-                _wait_until_ready(client)
+                _wait_until_ready(client, app.log)
                 yield {"after": "the start", **_row(app)}
                 for length in seconds:
                     _run(client, clip, length, f"long-{length}")
@@ -91,12 +91,12 @@ def _held(app: Application) -> Held:
     return Held(int(sums["num_local_objects"]), sums["used_memory"] / 2**20)
 
 
-def _wait_until_ready(client: httpx.Client) -> None:
+def _wait_until_ready(client: httpx.Client, log: Path) -> None:
     until = time.monotonic() + START_S
     while time.monotonic() < until:
         try:
-            if client.get("/hc").status_code == 200:
-                return
+            if client.get("/hc").status_code == 200 and METRICS_URL.search(log.read_text()):
+                return  # the launcher says where the metrics are a moment after `/hc` does
         except httpx.TransportError:
             pass
         time.sleep(POLL_S)

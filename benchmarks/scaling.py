@@ -216,7 +216,7 @@ def stage_kinds() -> tuple[type, type, type]:
             time.sleep(frames / self._pool.frames_per_s)
             rows = [row for row in avatar.rows(segment) if row is not None]
             note("generate", self._pool.name, frames, began)
-            return DrawnFaces(segment, avatar.look[rows], np.ones(len(rows), np.float32))
+            return DrawnFaces(segment, avatar.appearance[rows], np.ones(len(rows), np.float32))
 
     class SleepingGenerator(Generator):
         def __init__(self, args: Any, pool: Any) -> None:

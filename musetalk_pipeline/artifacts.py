@@ -136,26 +136,26 @@ class AvatarBlock:
     """All that depends on the video alone, for one block: computed once, whatever the audio does
     with it.
 
-    `look`: (k, …) what the engine draws from: latents (k, 8, 32, 32) float32 for musetalk, crops
-    (k, 256, 256, 3) uint8 BGR for warp. `masks`: (k, 32768) uint8, the 512x512 binary replace-masks
-    of the crop boxes, `np.packbits` of row-major bits. Rows belong to the frames with a face, in
-    frame order.
+    `appearance`: (k, …) what the engine draws from: latents (k, 8, 32, 32) float32 for musetalk,
+    crops (k, 256, 256, 3) uint8 BGR for warp. `masks`: (k, 32768) uint8, the 512x512 binary
+    replace-masks of the crop boxes, `np.packbits` of row-major bits. Rows belong to the frames with
+    a face, in frame order.
     """
 
     block: Block
     faces: tuple[Face | None, ...]
-    look: NDArray[np.float32] | NDArray[np.uint8]
+    appearance: NDArray[np.float32] | NDArray[np.uint8]
     masks: NDArray[np.uint8]
 
     def first(self, block: Block) -> AvatarBlock:
         """Return the first frames of this block, as the block that has only those."""
         faces = self.faces[: len(block)]
         count = sum(face is not None for face in faces)
-        return AvatarBlock(block, faces, self.look[:count], self.masks[:count])
+        return AvatarBlock(block, faces, self.appearance[:count], self.masks[:count])
 
     def rows(self, segment: Segment) -> list[int | None]:
-        """Return, for each output frame of `segment`, its row in `look` and `masks`; None without a
-        face.
+        """Return, for each output frame of `segment`, its row in `appearance` and `masks`; None
+        without a face.
         """
         row_of: list[int | None] = []
         count = 0

@@ -25,9 +25,9 @@ from musetalk_pipeline.plan import Block
 MAGIC = b"LIPSYNC1"  # raised with every change of this format
 DIGEST_BYTES = 32
 MASK_BYTES = 512 * 512 // 8
-# What one row of AvatarBlock.look may be: a crop of `warp`, or the latents of `musetalk`.
-LOOKS: dict[str, tuple[int, ...]] = {"uint8": (256, 256, 3), "float32": (8, 32, 32)}
-_NAMES = {"frames", "present", "points", "boxes", "scores", "look", "masks"}
+# What one row of AvatarBlock.appearance may be: a crop of `warp`, or the latents of `musetalk`.
+APPEARANCES: dict[str, tuple[int, ...]] = {"uint8": (256, 256, 3), "float32": (8, 32, 32)}
+_NAMES = {"frames", "present", "points", "boxes", "scores", "appearance", "masks"}
 
 
 class DamagedFileError(ValueError):
@@ -62,7 +62,7 @@ def pack_block(avatar: AvatarBlock) -> bytes:
         "points": np.array([face.points for face in faces], np.float32).reshape(-1, 68, 2),
         "boxes": np.array([_sides(face.box) for face in faces], np.int64).reshape(-1, 4),
         "scores": np.array([face.score for face in faces], np.float64),
-        "look": np.ascontiguousarray(avatar.look),
+        "appearance": np.ascontiguousarray(avatar.appearance),
         "masks": np.ascontiguousarray(avatar.masks),
     }
     return seal(save(arrays))
@@ -85,7 +85,7 @@ def unpack_block(content: bytes, block: Block) -> AvatarBlock:
     return AvatarBlock(
         block=block,
         faces=tuple(next(faces) if present else None for present in arrays["present"]),
-        look=arrays["look"],  # type: ignore[arg-type]  # one of LOOKS
+        appearance=arrays["appearance"],  # type: ignore[arg-type]  # one of APPEARANCES
         masks=arrays["masks"],  # type: ignore[arg-type]
     )
 
@@ -104,20 +104,20 @@ def _faults(arrays: dict[str, NDArray[np.generic]], block: Block) -> Iterator[st
         yield "the file has another number of frames"
         return
     faces = int(np.count_nonzero(present))
-    look = arrays["look"]
+    appearance = arrays["appearance"]
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "frames": ("int64", (2,)),
         "present": ("uint8", (len(block),)),
         "points": ("float32", (faces, 68, 2)),
         "boxes": ("int64", (faces, 4)),
         "scores": ("float64", (faces,)),
-        "look": (look.dtype.name, (faces, *LOOKS.get(look.dtype.name, ()))),
+        "appearance": (appearance.dtype.name, (faces, *APPEARANCES.get(appearance.dtype.name, ()))),
         "masks": ("uint8", (faces, MASK_BYTES)),
     }
     for name, (kind, shape) in expected.items():
         if (arrays[name].dtype.name, arrays[name].shape) != (kind, shape):
             yield f"the array {name} has another type or shape"
-    if look.dtype.name not in LOOKS:
+    if appearance.dtype.name not in APPEARANCES:
         yield "the file is of an unknown engine"
     if arrays["frames"].tolist() != [block.start, block.end]:
         yield "the file has other frames"

@@ -13,6 +13,7 @@ from typing import Any
 from serve_app.api.notifications import notify_forever
 from serve_app.api.services import Services
 from serve_app.graph.departure import Departure
+from serve_app.graph.unused_results import free_unused_results
 from serve_app.jobs.queue_length import show_queue_length
 from serve_app.jobs.slots import Slots
 from serve_app.telemetry.background import run_again
@@ -67,6 +68,9 @@ class JobRunner:
         if self._departure is not None:
             self._tasks.append(asyncio.create_task(self._leave_with(self._departure)))
         self._keep_running("queue length", lambda: show_queue_length(services.jobs))
+        self._keep_running(
+            "unused results", lambda: free_unused_results(lambda: services.jobs.active_jobs > 0)
+        )
         if (webhooks := services.webhooks) is not None:
             jobs, links = services.jobs, services.links.for_notifications()
             self._keep_running("webhooks", webhooks.deliver_forever)

@@ -88,7 +88,7 @@ def test_what_one_machine_makes_is_loaded_by_another(b2: FakeB2, tmp_path: Path)
     assert set(other.find(AVATAR, job, other.shared_names(AVATAR))) == {0, 3}
     found = other.load(AVATAR, job, job.plan.blocks[3], None, within_s=20)
     assert found is not None
-    np.testing.assert_array_equal(found.look, made(job, 3).look)
+    np.testing.assert_array_equal(found.appearance, made(job, 3).appearance)
     # It is on the other machine now, so it is loaded without a request.
     calls = len(b2.calls)
     assert set(other.find(AVATAR, job, frozenset())) == {3}
@@ -111,7 +111,7 @@ def test_a_job_with_shorter_sound_loads_the_beginning_of_a_block(
         assert set(files) == {last.index}
         found = machine.load(AVATAR, shorter, last, files[last.index], within_s=20)
         assert found is not None
-        assert (found.block, len(found.faces), len(found.look)) == (last, 3, 3)
+        assert (found.block, len(found.faces), len(found.appearance)) == (last, 3, 3)
 
 
 def test_a_block_that_is_kept_already_is_not_uploaded_again(b2: FakeB2, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_damaged_local_file_is_replaced_by_the_shared_one(b2: FakeB2, tmp_path
     path.write_bytes(path.read_bytes()[:-1])
     found = one.load(AVATAR, job, job.plan.blocks[0], None, within_s=20)
     assert found is not None
-    np.testing.assert_array_equal(found.look, made(job, 0).look)
+    np.testing.assert_array_equal(found.appearance, made(job, 0).appearance)
 
 
 def test_a_download_that_is_slower_than_the_work_is_given_up(

@@ -34,9 +34,9 @@ def check_chain(checks: VersionChecks) -> Iterator[Row]:
         engine.encode(_prepare(checks, block), checks.masks(checks.modes[0]))
         for block in plan.blocks
     ]
-    looks = np.concatenate([avatar.look for avatar in avatars])
+    computed = np.concatenate([avatar.appearance for avatar in avatars])
     # Only the frames that the audio reaches are prepared.
-    yield compare(stage, "latents", looks, latents["sampled"][: len(looks)], LATENTS)
+    yield compare(stage, "latents", computed, latents["sampled"][: len(computed)], LATENTS)
     faces = np.concatenate(
         [
             engine.generate(

@@ -13,8 +13,8 @@ from safetensors.numpy import load, save
 
 from musetalk_pipeline.artifacts import AvatarBlock, ColourTags, Face, Picture
 from musetalk_pipeline.avatars.block_file import (
+    APPEARANCES,
     DIGEST_BYTES,
-    LOOKS,
     MAGIC,
     DamagedFileError,
     pack_block,
@@ -55,7 +55,7 @@ def made_block(
         for there in present
     )
     count = sum(present)
-    look = (rng.random((count, *LOOKS[kind])) * 255).astype(kind)
+    look = (rng.random((count, *APPEARANCES[kind])) * 255).astype(kind)
     masks = rng.integers(0, 256, (count, 32768)).astype(np.uint8)
     return AvatarBlock(Block(3, start, start + len(present)), faces, look, masks)
 
@@ -68,7 +68,7 @@ def assert_same(one: AvatarBlock, other: AvatarBlock) -> None:
         if a is not None and b is not None:
             assert (a.box, a.score) == (b.box, b.score)
             np.testing.assert_array_equal(a.points, b.points)
-    for array, kept in ((one.look, other.look), (one.masks, other.masks)):
+    for array, kept in ((one.appearance, other.appearance), (one.masks, other.masks)):
         assert array.dtype == kept.dtype
         np.testing.assert_array_equal(array, kept)
 
@@ -76,7 +76,7 @@ def assert_same(one: AvatarBlock, other: AvatarBlock) -> None:
 @given(
     start=st.integers(0, 90_000),
     present=st.lists(st.booleans(), min_size=1, max_size=6).map(tuple),
-    kind=st.sampled_from(sorted(LOOKS)),
+    kind=st.sampled_from(sorted(APPEARANCES)),
 )
 def test_a_block_comes_back_as_it_was_written(
     start: int, present: tuple[bool, ...], kind: str
@@ -120,7 +120,7 @@ def test_other_frames_than_those_that_were_written_are_refused(asked: Block) -> 
         unpack_block(pack_block(made_block()), asked)
 
 
-@pytest.mark.parametrize("name", ["present", "points", "boxes", "scores", "look", "masks"])
+@pytest.mark.parametrize("name", ["present", "points", "boxes", "scores", "appearance", "masks"])
 def test_an_array_of_another_shape_or_type_is_refused(name: str) -> None:
     block = made_block()
     arrays = load(pack_block(block)[len(MAGIC) + DIGEST_BYTES :])
@@ -225,6 +225,6 @@ def test_the_beginning_of_a_block_has_its_rows(
     cut = whole.first(Block(3, 10, 10 + count))
     faces = sum(present[:count])
     assert cut.faces == whole.faces[:count]
-    np.testing.assert_array_equal(cut.look, whole.look[:faces])
+    np.testing.assert_array_equal(cut.appearance, whole.appearance[:faces])
     np.testing.assert_array_equal(cut.masks, whole.masks[:faces])
-    assert len(cut.look) == faces
+    assert len(cut.appearance) == faces

@@ -32,7 +32,7 @@ def walk(plan: FramePlan, store: BlockStore) -> list[int]:
             block = avatar(plan.blocks[segment.block])
             made.append(segment.block)
         assert block.block == plan.blocks[segment.block]
-        np.testing.assert_array_equal(block.look, avatar(block.block).look)
+        np.testing.assert_array_equal(block.appearance, avatar(block.block).appearance)
         store.put_back(block)
     return made
 

@@ -292,7 +292,7 @@ def test_frames_without_a_face_keep_their_place(detector: MeshDetector, astronau
     frames = [astronaut] * 5
     engine = WarpEngine()
     avatar = engine.encode(prepared(frames, [None, face, None, face, face]), MaskOptions())
-    assert avatar.look.shape == (3, 256, 256, 3) and avatar.masks.shape == (3, 32768)
+    assert avatar.appearance.shape == (3, 256, 256, 3) and avatar.masks.shape == (3, 32768)
     backwards = Segment(1, 5, 10, 0, 4, -1)  # source frames 4, 3, 2, 1, 0
     opening = np.array([0.0, 0.3, 0.9, 0.6, 0.9], np.float32)
     speech = Speech(

@@ -166,7 +166,7 @@ class MuseTalkEngine:
         return AvatarBlock(
             block=prepared.block,
             faces=prepared.faces,
-            look=self._face_latents(prepared.crops, prepared.block.start, check),
+            appearance=self._face_latents(prepared.crops, prepared.block.start, check),
             masks=self._masks(prepared.parse_inputs, options, check),
         )
 
@@ -186,8 +186,8 @@ class MuseTalkEngine:
             OutOfGpuMemory: not even one frame fits. Send the segment to another replica.
         """
         chosen = FacesToDraw.of(avatar, speech, segment, options)
-        look = avatar.look[chosen.rows].astype(np.float32)
-        faces = self._draw(look, speech.features[chosen.places], check)
+        latents = avatar.appearance[chosen.rows].astype(np.float32)
+        faces = self._draw(latents, speech.features[chosen.places], check)
         return DrawnFaces(segment, faces, chosen.weights)
 
     def peak_memory_mib(self) -> float | None:

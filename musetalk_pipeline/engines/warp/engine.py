@@ -79,7 +79,7 @@ class WarpEngine:
         return AvatarBlock(
             block=prepared.block,
             faces=prepared.faces,
-            look=prepared.crops,
+            appearance=prepared.crops,
             masks=masks,
         )
 
@@ -100,7 +100,7 @@ class WarpEngine:
         for place, (row, frame) in enumerate(zip(chosen.rows, chosen.places, strict=True)):
             check()
             shape = MouthShape(*(float(value) for value in speech.features[frame]))
-            crop = np.asarray(avatar.look[row], np.uint8)
+            crop = np.asarray(avatar.appearance[row], np.uint8)
             drawn[place] = draw_mouth(crop, map_mouth(faces[row]), shape)
         return DrawnFaces(segment, drawn, chosen.weights)
 

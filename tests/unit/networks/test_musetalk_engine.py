@@ -55,7 +55,7 @@ def avatar(faces: str) -> AvatarBlock:
     return AvatarBlock(
         block=Block(0, 0, len(faces)),
         faces=tuple(FACE if face == "x" else None for face in faces),
-        look=np.random.default_rng(1).standard_normal((count, 8, 32, 32)).astype(np.float32),
+        appearance=np.random.default_rng(1).standard_normal((count, 8, 32, 32)).astype(np.float32),
         masks=np.zeros((count, 32768), np.uint8),
     )
 
@@ -94,8 +94,8 @@ def test_warm_up_sends_a_frame_through_every_network(models: Path) -> None:
 
 def test_encode_gives_one_row_for_each_frame_with_a_face(engine: MuseTalkEngine) -> None:
     block = engine.encode(prepared("x-xx"), MaskOptions())
-    assert block.look.shape == (3, 8, 32, 32)
-    assert block.look.dtype == np.float32
+    assert block.appearance.shape == (3, 8, 32, 32)
+    assert block.appearance.dtype == np.float32
     assert block.masks.shape == (3, 32768)
     assert block.rows(segment(4)) == [0, None, 1, 2]
 
@@ -103,7 +103,7 @@ def test_encode_gives_one_row_for_each_frame_with_a_face(engine: MuseTalkEngine)
 def test_the_upper_half_of_the_masked_latents_is_that_of_the_whole_face(
     engine: MuseTalkEngine,
 ) -> None:
-    look = engine.encode(prepared("x"), MaskOptions()).look
+    look = engine.encode(prepared("x"), MaskOptions()).appearance
     masked, whole = look[0, :4], look[0, 4:]
     # Convolutions mix across the mask's edge, and the middle's attention everywhere, but little.
     assert (
@@ -122,7 +122,7 @@ def test_frames_without_a_face_do_not_shift_the_others(engine: MuseTalkEngine) -
     everyone = draw(engine, "xxxx")
     sparse = avatar("x-xx")
     full = avatar("xxxx")
-    some = AvatarBlock(sparse.block, sparse.faces, full.look[[0, 2, 3]], sparse.masks)
+    some = AvatarBlock(sparse.block, sparse.faces, full.appearance[[0, 2, 3]], sparse.masks)
     drawn = engine.generate(some, speech(4), segment(4), SpeechOptions())
     assert worst(drawn.faces, everyone[[0, 2, 3]]) <= 1
 
@@ -144,7 +144,7 @@ def test_arrays_from_other_processes_may_be_read_only(engine: MuseTalkEngine) ->
     for array in (block.crops, block.parse_inputs):
         array.flags.writeable = False
     encoded = engine.encode(block, MaskOptions())  # a warning would fail the test
-    encoded.look.flags.writeable = False
+    encoded.appearance.flags.writeable = False
     assert len(engine.generate(encoded, speech(2), segment(2), SpeechOptions()).faces) == 2
 
 
@@ -179,8 +179,8 @@ def test_sampled_latents_depend_on_seed_and_frame_alone(models: Path) -> None:
     other = MuseTalkEngine(models, MuseTalkOptions(seed=6)).encode(
         prepared("xxx", 4), MaskOptions()
     )
-    assert np.abs(whole.look - again.look).max() < 2e-5
-    assert np.abs(whole.look - other.look).max() > 1e-3
+    assert np.abs(whole.appearance - again.appearance).max() < 2e-5
+    assert np.abs(whole.appearance - other.appearance).max() > 1e-3
 
 
 def test_the_seed_is_set_for_a_deployment_and_on_the_command_line(models: Path) -> None:
