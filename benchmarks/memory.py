@@ -92,7 +92,7 @@ def of_store(clip: Path, args: argparse.Namespace) -> dict[str, Any]:
         print(f"after {row['after']}: {row['objects']} objects, {row['mib']} MiB", flush=True)
         rows.append(row)
     grown = rows[-1]["mib"] - rows[1]["mib"]
-    return {"store": rows, "store_grown_mib": round(grown, 2)}
+    return {"rows": rows, "grown_mib": round(grown, 2)}
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def main() -> None:
     report: dict[str, Any] = {}
     if RESULT.exists():  # the other part was measured before
         report = json.loads(RESULT.read_text())
-    report |= {
+    about = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{psutil.cpu_count()} cores {platform.machine()}",
         "size": args.size,
@@ -117,9 +117,9 @@ def main() -> None:
         clip = Path(folder) / "clip.mp4"
         make_clip(clip, width, height, args.seconds[0] * 25)
         if args.part in ("job", "all"):
-            report |= of_jobs(clip, args)
+            report["job"] = about | of_jobs(clip, args)
         if args.part in ("store", "all"):
-            report |= of_store(clip, args)
+            report["store"] = about | of_store(clip, args)
     RESULT.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 

@@ -128,9 +128,14 @@ class Machines(RunningApp):
 
     @property
     def scratch(self) -> list[str]:
-        """The attempts whose files are still on a node that is there."""
+        """The attempts whose files are still on a node that has a Preprocessor or a Finisher.
+
+        Nobody removes them from a node that has lost its last one. The next replica there does.
+        """
+        stages = ("Preprocessor", "Finisher")
+        replicas = [process for stage in stages for process in self.replicas(stage)]
         found = []
-        for node in sorted(self.nodes):
+        for node in sorted({self.node_of_process(process) for process in replicas}):
             with contextlib.suppress(FileNotFoundError):
                 jobs = (self.folder / node / "work" / "jobs").iterdir()
                 found += [f"{node}/{path.name}" for path in jobs]
