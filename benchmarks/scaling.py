@@ -40,15 +40,14 @@ from typing import Any
 
 import httpx
 import psutil
+from latency_stages import JOURNAL, stage_kinds
 from media import make_clip, make_speech
 from project import RESULTS
 
 FPS, SIZE, BLOCK_FRAMES = 10, (128, 128), 20
 LONG_S, SHORT_S = 60, 2
-ENCODE_SHARE = 0.1  # of the time for drawing a frame
 START_S, JOB_S = 120.0, 600.0
 DRAWING = ("encode", "generate")  # the calls that occupy a replica
-JOURNAL = "SCALING_JOURNAL"  # the file that replicas append their calls to
 OPTIONS = {"preset": "ultrafast"}
 
 
@@ -180,69 +179,6 @@ class Site:
                     return
             time.sleep(0.2)
         raise RuntimeError("the application does not become ready")
-
-
-def stage_kinds() -> tuple[type, type, type]:
-    """Return the stages with an engine and a detector that take no time but what is wanted."""
-    import numpy as np
-
-    from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces
-    from musetalk_pipeline.engines.warp.engine import WarpEngine
-    from musetalk_pipeline.faces.detector import Landmarks
-    from serve_app.graph.finisher import Finisher
-    from serve_app.graph.generator import Generator
-    from serve_app.graph.preprocessor import Preprocessor
-
-    def note(kind: str, pool: str, frames: int, began: float) -> None:
-        call = {"kind": kind, "pool": pool, "frames": frames, "began": began, "ended": time.time()}
-        with Path(os.environ[JOURNAL]).open("a") as journal:
-            journal.write(json.dumps(call) + "\n")
-
-    class SleepingEngine(WarpEngine):
-        def __init__(self, pool: Any) -> None:
-            self._pool = pool
-
-        def encode(self, prepared: Any, options: Any, check: Any = None) -> Any:
-            began, frames = time.time(), len(prepared.block)
-            time.sleep(ENCODE_SHARE * frames / self._pool.frames_per_s)
-            note("encode", self._pool.name, frames, began)
-            masks = np.zeros((len(prepared.crops), 32768), np.uint8)
-            return AvatarBlock(prepared.block, prepared.faces, prepared.crops, masks)
-
-        def generate(
-            self, avatar: Any, speech: Any, segment: Any, options: Any, check: Any = None
-        ) -> Any:
-            began, frames = time.time(), len(segment)
-            time.sleep(frames / self._pool.frames_per_s)
-            rows = [row for row in avatar.rows(segment) if row is not None]
-            note("generate", self._pool.name, frames, began)
-            return DrawnFaces(segment, avatar.appearance[rows], np.ones(len(rows), np.float32))
-
-    class SleepingGenerator(Generator):
-        def __init__(self, args: Any, pool: Any) -> None:
-            super().__init__(args, pool)
-            self._engine = SleepingEngine(pool)
-
-    class KnownFaces:
-        name = "mesh"
-
-        def detect(self, frames: Any) -> list[Any]:
-            points = np.random.default_rng(0).uniform(40, 88, (68, 2)).astype(np.float32)
-            return [Landmarks(points, 1.0) for _ in frames]
-
-    class QuickPreprocessor(Preprocessor):
-        def __init__(self, args: Any) -> None:
-            super().__init__(args)
-            self._detector = KnownFaces()
-
-    class NotingFinisher(Finisher):
-        async def compose(self, opened: Any, avatar: Any, drawn: Any) -> Any:
-            began = time.time()
-            piece = await super().compose(opened, avatar, drawn)
-            note("compose", "", len(piece.value.segment), began)
-            return piece
-
-    return QuickPreprocessor, SleepingGenerator, NotingFinisher
 
 
 def one_job(site: Site, replicas: int) -> Run:

@@ -107,6 +107,25 @@ class PoolState:
         return self.rates.usd_per_hour / 3600 / self.speed(Kind.GENERATE, calibration)
 
 
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """One pool, for `/health` and metrics."""
+
+    running: int
+    calls_in_flight: int
+    frames_in_flight: int
+    frames_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """What the scheduler does now. `waiting_frames`: see `frames_waiting`."""
+
+    waiting_calls: int
+    waiting_frames: float
+    pools: dict[str, PoolFacts]
+
+
 def calibration_of(pools: Iterable[PoolState]) -> float:
     """Return the mean ratio of measured to configured speeds; 1 if nothing is measured."""
     ratios = [

@@ -22,8 +22,10 @@ from serve_app.scheduling.pool_state import (
     InFlight,
     Kind,
     Policy,
+    PoolFacts,
     PoolRates,
     PoolState,
+    QueueFacts,
     calibration_of,
     choose,
 )
@@ -53,25 +55,6 @@ class Grant:
     waited_s: float
     call: InFlight
     lost: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class PoolFacts:
-    """One pool, for `/health` and metrics."""
-
-    running: int
-    calls_in_flight: int
-    frames_in_flight: int
-    frames_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class QueueFacts:
-    """What the scheduler does now. `waiting_frames`: see `frames_waiting`."""
-
-    waiting_calls: int
-    waiting_frames: float
-    pools: dict[str, PoolFacts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
