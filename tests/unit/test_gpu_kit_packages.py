@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from gpu_kit.pack import HERE, PARTS, ROOT, locked_versions
 from gpu_kit.pieces import PIECES, Piece, Place
 
-PACKAGES = ("serve_app", "musetalk_pipeline", "lipsync", "orchestrator")
+PACKAGES = ("serve_app", "musetalk_pipeline", "lipsync")  # and what they import
 MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": ""}
 EXTRAS = {"ray": "serve"}
 FACES_ONLY = {"ai_edge_litert"}  # imported when faces are searched: by pieces with `media`
