@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,9 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
+from demo.application import session_processes
 from tests.decoding import frames_of
 from tests.serve.running import ROOT, RunningApp, running_app
 
@@ -79,6 +83,16 @@ def health(app: RunningApp) -> dict[str, Any]:
     return body
 
 
+def gcs_address(app: RunningApp) -> str:
+    """Return the address of the application's cluster; `auto` could find another one."""
+    for process in session_processes(app.ray_folder):
+        with contextlib.suppress(psutil.Error):
+            found = re.search(r"--gcs-address=(\S+)", " ".join(process.cmdline()))
+            if found:
+                return found[1]
+    raise LookupError("no process of the cluster names its address")
+
+
 def deploy(app: RunningApp, user_config: dict[str, Any]) -> None:
     """Deploy the same configuration with another `user_config` of the ingress."""
     path = app.folder / "serve_config.yaml"
@@ -87,12 +101,12 @@ def deploy(app: RunningApp, user_config: dict[str, Any]) -> None:
     document["applications"][0]["deployments"] = deployments
     [ingress] = app.replicas("Ingress")
     theirs = {name: value for name, value in ingress.environ().items() if name.startswith("RAY_")}
-    theirs["RAY_ADDRESS"] = "auto"
+    theirs["RAY_ADDRESS"] = gcs_address(app)
     code = (
         "import json, sys, ray\n"
         "from ray.serve.context import _get_global_client\n"
         "from ray.serve.schema import ServeDeploySchema\n"
-        "ray.init(address='auto', namespace='serve', log_to_driver=False)\n"
+        "ray.init(namespace='serve', log_to_driver=False)\n"
         "config = ServeDeploySchema.model_validate(json.load(sys.stdin))\n"
         "_get_global_client().deploy_apps(config, _blocking=True)\n"
     )
