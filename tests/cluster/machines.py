@@ -130,12 +130,17 @@ class Machines(RunningApp):
     def scratch(self) -> list[str]:
         """The attempts whose files are still on a node that has a Preprocessor or a Finisher.
 
-        Nobody removes them from a node that has lost its last one. The next replica there does.
+        Nobody removes them from a node that has lost its last one. The janitor of the next replica
+        there does, when they are old.
         """
         stages = ("Preprocessor", "Finisher")
         replicas = [process for stage in stages for process in self.replicas(stage)]
+        return self.scratch_on({self.node_of_process(process) for process in replicas})
+
+    def scratch_on(self, nodes: set[str]) -> list[str]:
+        """Return the attempts whose files are on these nodes."""
         found = []
-        for node in sorted({self.node_of_process(process) for process in replicas}):
+        for node in sorted(nodes):
             with contextlib.suppress(FileNotFoundError):
                 jobs = (self.folder / node / "work" / "jobs").iterdir()
                 found += [f"{node}/{path.name}" for path in jobs]

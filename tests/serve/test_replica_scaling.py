@@ -24,6 +24,7 @@ import yaml
 from demo.application import session_processes
 from tests.decoding import frames_of
 from tests.serve.running import ROOT, RunningApp, running_app
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -178,12 +179,17 @@ def test_a_change_of_user_config_restarts_no_replica(
     deploy(scaled, {"policy": "cheapest", "pools": {"cpu": {"usd_per_hour": 1.5}}})
     assert pids(scaled) == before
     deploy(scaled, {"pools": {"ghots": {"is_on": False}}})
-    assert health(scaled)["user_config_fault"].endswith("did you mean `ghost`?")
+    until(
+        lambda: health(scaled).get("user_config_fault", "").endswith("did you mean `ghost`?"),
+        lambda: f"/health has not named the fault: {health(scaled)}",
+    )
     deploy(scaled, {"pools": {"ghost": {"is_on": False}}})
+    until(
+        lambda: health(scaled)["pools"][0]["reason"] == "switched off by user_config",
+        lambda: f"the pool is not switched off: {health(scaled)}",
+    )
+    assert "user_config_fault" not in health(scaled)
     assert pids(scaled) == before
-    body = health(scaled)
-    assert body["pools"][0]["reason"] == "switched off by user_config"
-    assert "user_config_fault" not in body
 
 
 def test_a_pool_that_no_node_can_take_is_logged_once_with_the_remedy(scaled: RunningApp) -> None:
