@@ -2,17 +2,30 @@
 
 Results are large, and they are needed elsewhere. Serve reports a result to its caller only by
 delivering it. Ray reports whether the object exists, by an event.
+
+An error must not be passed on. If a replica was unavailable, which happens when its node is lost,
+Serve's router (2.60) takes the error in an argument for one of the replica that should receive it,
+and sends the call again without a pause and without an end.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from ray.experimental.locations import get_local_object_locations
 
-async def until_result_exists(response: Any) -> None:
+Locations = Callable[[list[Any]], dict[Any, dict[str, Any]]]
+
+
+async def until_result_exists(
+    response: Any, locations: Locations = get_local_object_locations
+) -> None:
     """Return when the result of a Serve call exists.
 
-    The result of a call that failed exists as well; whoever fetches it, or passes it on, gets the
-    error. A call that could not be sent raises here.
+    `locations`: which nodes hold objects, as their owner knows it without asking anybody.
+
+    Raises:
+        RayError: the call could not be sent, it failed, or its result was lost with a node.
     """
     sending = asyncio.ensure_future(response._to_object_ref())
     try:
@@ -35,6 +48,8 @@ async def until_result_exists(response: Any) -> None:
     except asyncio.CancelledError:
         stop_waiting()
         raise
+    if not locations([ref]).get(ref, {}).get("node_ids"):
+        await ref  # an error raises here; a value that no node holds is small, below 100 kB
 
 
 def _forget(sending: "asyncio.Future[Any]") -> None:

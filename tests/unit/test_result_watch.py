@@ -2,19 +2,26 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError
 from ray.serve.handle import DeploymentResponse
 
-from serve_app.graph.result_watch import until_result_exists
+from serve_app.graph.result_watch import Locations, until_result_exists
 
 
 class Reference:
-    """An object's reference as Ray has it: it calls back in a thread of its own."""
+    """An object's reference as Ray has it: it calls back in a thread of its own.
 
-    def __init__(self) -> None:
+    `value`: what fetching it gives, or raises.
+    """
+
+    def __init__(self, value: object = None) -> None:
+        self.value = value
+        self.was_fetched = False
         self.callback: Callable[[object], None] | None = None
         self.asked = asyncio.Event()
         self.stopped = False
@@ -23,6 +30,13 @@ class Reference:
         self.callback = callback
         self.asked.set()
         return self.stop
+
+    def __await__(self) -> Generator[None, None, object]:
+        self.was_fetched = True
+        if isinstance(self.value, Exception):
+            raise self.value
+        yield
+        return self.value
 
     def stop(self) -> None:
         self.stopped = True
@@ -44,6 +58,27 @@ class Response:
         return await self.assigned
 
 
+def on_node(references: list[Any]) -> dict[Any, dict[str, Any]]:
+    """Say that a node holds each of these."""
+    return {reference: {"node_ids": ["a"]} for reference in references}
+
+
+def on_no_node(references: list[Any]) -> dict[Any, dict[str, Any]]:
+    """Say that they are with their owner, as errors and small values are."""
+    return {reference: {"node_ids": []} for reference in references}
+
+
+async def existing(reference: Reference, locations: Locations) -> None:
+    """Await the result of a call that is sent and has one."""
+    response = Response()
+    response.assigned.set_result(reference)
+    waiting = asyncio.create_task(until_result_exists(response, locations))
+    await reference.asked.wait()
+    reference.come()
+    async with asyncio.timeout(10):
+        await waiting
+
+
 def test_ray_has_what_this_uses():
     """Both are private, so a new version of Ray may lack them."""
     assert callable(DeploymentResponse._to_object_ref)
@@ -52,13 +87,35 @@ def test_ray_has_what_this_uses():
 
 async def test_a_result_is_awaited_until_ray_calls_back():
     response, reference = Response(), Reference()
-    waiting = asyncio.create_task(until_result_exists(response))
+    waiting = asyncio.create_task(until_result_exists(response, on_node))
     response.assigned.set_result(reference)
     await reference.asked.wait()
     assert not waiting.done()
     reference.come()
     async with asyncio.timeout(10):
         await waiting
+
+
+async def test_a_large_result_is_not_fetched():
+    reference = Reference()
+    await existing(reference, on_node)
+    assert not reference.was_fetched
+
+
+async def test_an_error_is_raised_and_not_passed_on():
+    """Serve's router would send the call that has it as an argument again and again."""
+    error = ActorUnavailableError("the node is gone", actor_id=None)
+    with pytest.raises(ActorUnavailableError):
+        await existing(Reference(error), on_no_node)
+
+
+async def test_a_result_that_nobody_knows_any_more_is_asked_for():
+    with pytest.raises(ObjectLostError):
+        await existing(Reference(ObjectLostError("ref", "owner", "site")), lambda references: {})
+
+
+async def test_a_small_result_exists_too():
+    await existing(Reference("small"), on_no_node)
 
 
 async def test_a_call_that_cannot_be_sent_says_so():
