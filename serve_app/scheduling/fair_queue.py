@@ -112,11 +112,6 @@ class FairQueue(Generic[ItemT]):
         if line is not None and not line.items:
             del self._lines[job_id]
 
-    def frames_of(self, job_id: str) -> int:
-        """Return how many frames of a job wait."""
-        line = self._lines.get(job_id)
-        return 0 if line is None else sum(item.frames for item in line.items)
-
     def _weight_of(self, job_id: str) -> float:
         return self._weights.get(job_id, 1.0)
 

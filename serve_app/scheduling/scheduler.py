@@ -236,10 +236,6 @@ class SegmentScheduler:
         """Return how many calls the replicas of each pool work on."""
         return {name: len(pool.in_flight) for name, pool in self._pools.items()}
 
-    def frames_in_flight(self, pool: str) -> int:
-        """Return how many frames the replicas of a pool work on."""
-        return self._pools[pool].frames_in_flight
-
     def speed(self, pool: str) -> float:
         """Return the drawn frames a second of one replica of a pool, measured if possible."""
         return self._pools[pool].speed(Kind.GENERATE, calibration_of(self._pools.values()))
@@ -248,10 +244,6 @@ class SegmentScheduler:
         """Return the drawn frames a second of one running replica; 0 if none runs."""
         speeds = sum(pool.running * self.speed(name) for name, pool in self._pools.items())
         return speeds / self.running if self.running else 0.0
-
-    def is_idle(self, pool: str) -> bool:
-        """Return whether no call of a pool is in flight."""
-        return not self._pools[pool].in_flight
 
     def facts(self) -> QueueFacts:
         """Return what waits and what is in flight, for `/health`."""

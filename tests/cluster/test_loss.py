@@ -3,14 +3,10 @@
 The cells are stage × fault × phase. All 27 of them would take some nine minutes. So each stage
 meets every fault in the phase in which it works, and one fault in another phase. The pool that is
 hit has one node, and another pool runs.
-
-Lost nodes are tried with NODE_LOSS=1 only: sometimes Serve's router then repeats a call whose
-inputs were on the lost node every few milliseconds, and the job ends late or not at all.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -47,8 +43,6 @@ CELLS = [
     ("Generator-ada", "node", "preparing"),
     ("Finisher", "stopped", "preparing"),
 ]
-if "NODE_LOSS" not in os.environ:
-    CELLS = [cell for cell in CELLS if cell[1] != "node"]
 
 
 @pytest.fixture(scope="module")

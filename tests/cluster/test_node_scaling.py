@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ from tests.cluster.machines import STATE, Machines, machines
 from tests.decoding import frames_of
 from tests.waiting import until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif("NODE_LOSS" not in os.environ, reason="test_loss.py says why"),
-]
+pytestmark = pytest.mark.slow
 
 NO_ADA = "no live node has the label musetalk/arch=ada"
 WAIT_S = 90.0

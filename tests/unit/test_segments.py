@@ -205,7 +205,7 @@ async def test_a_fault_of_the_input_ends_the_job_and_its_calls(tmp_path):
     assert not +stages.at_once
     capacity = stages.capacity
     assert (capacity.segments.inside, capacity.prepare.inside, capacity.compose.inside) == (0, 0, 0)
-    assert capacity.scheduler.is_idle("cpu")
+    assert not capacity.scheduler.calls_in_flight()["cpu"]
     assert capacity.scheduler.frames_waiting() == 0
 
 
@@ -238,7 +238,7 @@ async def test_a_job_that_is_cancelled_leaves_no_call_and_no_place(tmp_path, hel
     assert not +stages.at_once
     capacity = stages.capacity
     assert (capacity.segments.inside, capacity.prepare.inside, capacity.compose.inside) == (0, 0, 0)
-    assert capacity.scheduler.is_idle("cpu")
+    assert not capacity.scheduler.calls_in_flight()["cpu"]
 
 
 async def test_blocks_that_several_segments_draw_on_are_encoded_once(tmp_path):
