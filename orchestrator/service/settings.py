@@ -61,7 +61,8 @@ class Settings(BaseSettings):
         "127.0.0.1",
         min_length=1,
         validation_alias="ORCHESTRATOR_HOST",
-        description="The address to listen on; `0.0.0.0` for all of this machine.",
+        description="The address to listen on; `0.0.0.0` for all IPv4 addresses of this machine, "
+        "`::` for all IPv6 ones.",
     )
     port: int = Field(
         8700, ge=0, le=65535, validation_alias="ORCHESTRATOR_PORT", description="The port."
@@ -187,10 +188,21 @@ def _overflow(text: str) -> tuple[OverflowRule, OverflowRule, OverflowRule]:
 
 
 def make_folder(database_url: str) -> None:
-    """Make the folder of a SQLite file, which only this user may enter."""
-    if database_url.startswith("sqlite:///"):
-        file = Path(database_url.removeprefix("sqlite:///").partition("?")[0])
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Make the folder of a SQLite file, which only this user may enter.
+
+    Raises:
+        SettingsError: it cannot be made.
+    """
+    if not database_url.startswith("sqlite:///"):
+        return
+    folder = Path(database_url.removeprefix("sqlite:///").partition("?")[0]).parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SettingsError(
+            (f"DATABASE_URL: the folder {folder} cannot be made ({reason}). Name another one.",)
+        ) from error
 
 
 def _sentences(error: ValidationError) -> list[str]:

@@ -78,3 +78,15 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(
         "A client cannot be called admin: the operator is.",
     ]
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    folder = tmp_path / "file" / "data"
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{folder}/jobs.db")
+    assert main(["keys", "list"]) == 1
+    assert capsys.readouterr().err == (
+        f"DATABASE_URL: the folder {folder} cannot be made (Not a directory). Name another one.\n"
+    )
