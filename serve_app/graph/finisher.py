@@ -14,10 +14,13 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import UploadFailed
 from musetalk_pipeline.media.encode import stitch
+from musetalk_pipeline.media.segment_frames import frames_in_order
+from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
 from musetalk_pipeline.receipts.receipt import Receipt, receipt_json, receipt_of
 from musetalk_pipeline.stages import OpenJob, compose_segment
+from musetalk_pipeline.watch import Check
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
@@ -52,6 +55,7 @@ class Finisher:
         # Even if outputs go elsewhere, because the folder may hold earlier ones.
         retention(args, make_folders(args, self._env).results).start()
         self._threads = StageThreads(args.finisher.threads, "finish")
+        self._readers = SharedReaders(args.finisher.threads)
         logger.info("finisher ready", extra={"store": self._store.name})
 
     def make_store(self, args: AppArgs, env: Environment) -> OutputStore:
@@ -63,12 +67,14 @@ class Finisher:
     ) -> Measured[Piece]:
         """Paste a segment's faces and encode it."""
         job = await self._media.here(opened, self._threads)
-        piece = await self._threads.measured(
-            "compose",
-            len(drawn.value.segment),
-            lambda check: compose_segment(job, avatar.value, drawn.value, check=check),
-            (drawn,),
-        )
+        faces = drawn.value
+        read = self._readers.of(opened.attempt.attempt_id, job.source, job.picture)
+
+        def compose(check: Check) -> Piece:
+            frames = frames_in_order(job.source, job.picture, faces.segment, read=read, check=check)
+            return compose_segment(job, avatar.value, faces, frames=frames, check=check)
+
+        piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
     async def finish(
@@ -106,7 +112,8 @@ class Finisher:
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
-        """Remove an attempt's scratch on this node."""
+        """End an attempt's decoders here, and remove its scratch on this node."""
+        await asyncio.to_thread(self._readers.close, attempt_id)
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:
