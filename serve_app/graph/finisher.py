@@ -29,6 +29,7 @@ from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import (
+    Attempt,
     Description,
     Finished,
     Opened,
@@ -56,6 +57,7 @@ class Finisher:
         retention(args, make_folders(args, self._env).results).start()
         self._threads = StageThreads(args.finisher.threads, "finish")
         self._readers = SharedReaders(args.finisher.threads)
+        self._making_tracks: set[asyncio.Task[None]] = set()
         logger.info("finisher ready", extra={"store": self._store.name})
 
     def make_store(self, args: AppArgs, env: Environment) -> OutputStore:
@@ -74,6 +76,8 @@ class Finisher:
             frames = frames_in_order(job.source, job.picture, faces.segment, read=read, check=check)
             return compose_segment(job, avatar.value, faces, frames=frames, check=check)
 
+        if faces.segment.start == 0 and job.audio.untracked is not None:
+            self._make_track_early(opened.attempt, job)
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
@@ -86,6 +90,8 @@ class Finisher:
         """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
+        if job.audio.untracked is not None:
+            await self._media.make_track(opened.attempt, job.audio)
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
         data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
@@ -123,6 +129,17 @@ class Finisher:
         except UploadFailed as exc:
             return {f"storage-{self._store.name}": exc.message}
         return {f"storage-{self._store.name}": "ok"}
+
+    def _make_track_early(self, attempt: Attempt, job: OpenJob) -> None:
+        """Encode the sound while the job is drawn. Faults show when the job is finished."""
+        making = asyncio.create_task(self._media.make_track(attempt, job.audio))
+        self._making_tracks.add(making)
+        making.add_done_callback(self._end_making)
+
+    def _end_making(self, making: "asyncio.Task[None]") -> None:
+        self._making_tracks.discard(making)
+        if not making.cancelled() and (error := making.exception()) is not None:
+            logger.info("sound not encoded early", extra={"error": type(error).__name__})
 
     def _sidecar(self, opened: Opened, receipt: Receipt, about: Description) -> bytes:
         attempt, job = opened.attempt, opened.job
