@@ -29,6 +29,7 @@ from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_f
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.media.speech_audio import make_track, open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
@@ -102,8 +103,9 @@ class NodeMedia:
         detector: LandmarkDetector,
         threads: StageThreads,
         known_surveys: KnownSurveys | None = None,
+        read_for: ReaderOf | None = None,
     ) -> Measured[Opened]:
-        """Check a job's media and plan its frames.
+        """Check a job's media and plan its frames. `known_surveys`, `read_for`: see `open_job`.
 
         Raises:
             MediaError: they cannot be used.
@@ -123,6 +125,7 @@ class NodeMedia:
                     detector,
                     block_size=self._block_size,
                     known_surveys=known_surveys,
+                    read_for=read_for,
                 )
             cost = StageCost("validation", time.monotonic() - started, frames=0)
         if attempt.is_avatar:
