@@ -34,7 +34,7 @@ class Rules:
             that ends every machine it reaches must not go round for ever.
         keep_ended_s: Age at which an ended job is deleted with its result and its errors.
         keep_workers_s: Silence after which a worker's row is deleted.
-        max_queued: Jobs that may wait. More are refused.
+        max_queued: Jobs that may wait. More are refused. None: any number may.
         routing: Which worker gets which job.
     """
 
@@ -44,7 +44,7 @@ class Rules:
     max_interruptions: int = 20
     keep_ended_s: float = 30 * 24 * 3600.0
     keep_workers_s: float = 7 * 24 * 3600.0
-    max_queued: int = 100_000
+    max_queued: int | None = 100_000
     routing: RoutingRules = DEFAULT_ROUTING
 
 
@@ -69,13 +69,26 @@ class NewJob:
     def content_key(self) -> str:
         """A digest of what is asked for, the same for addresses that were signed again."""
         content = [
-            without_query(self.video_url),
-            without_query(self.audio_url),
+            same_address(self.video_url),
+            same_address(self.audio_url),
             self.aspect_ratio,
             self.resolution,
             dict(self.params or {}),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def same_address(url: str) -> str:
+    """Return what two addresses of the same file have in common, however they were signed.
+
+    Scheme and host are case-insensitive; user, port and path are not.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # not an address; the download reports it
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, user + at + host.lower(), parts.path, "", ""))
 
 
 def without_query(url: str) -> str:
