@@ -121,9 +121,9 @@ class JobDriver:
         attempt_id, scheduler = opened.attempt.attempt_id, self._makers.capacity.scheduler
         async with scheduler.turn(attempt_id, 1, Kind.GENERATE, is_first=True) as grant:
             drawing = graph.generator(grant.pool).draw_preview.remote(frame, options)
-            drawn = await calls.existing(drawing, timeout_s, grant.lost)
+            drawn = await calls.existing(drawing, timeout_s, grant.lost, inputs=(frame,))
         composing = graph.finisher.compose_preview.remote(frame, drawn, options)
-        picture: PreviewPicture = await calls.result(composing, timeout_s)
+        picture: PreviewPicture = await calls.result(composing, timeout_s, (frame, drawn))
         return picture
 
     @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -70,6 +70,11 @@ async def exists(response: Any) -> None:
     await asyncio.wait({response})
 
 
+async def is_lost(results: Sequence[Any]) -> None:
+    """Wait for ever, as nothing is lost here."""
+    await asyncio.Event().wait()
+
+
 def driver_of(
     graph: Graph,
     folder: Path,
@@ -82,7 +87,7 @@ def driver_of(
     args = args or AppArgs.model_validate({"pools": [{"name": "cpu"}]})
     capacity = SharedCapacity(args)
     pieces = PieceFiles(Scratch(folder / "scratch", 3600.0), share=lambda data: data)
-    calls = StageCalls(args.driver, pauses, exists)
+    calls = StageCalls(args.driver, pauses, exists, is_lost)
     makers = SegmentMakers(graph, args.driver, capacity, calls, pieces)
     return JobDriver(makers, 60.0, lambda: None, places), capacity  # type: ignore[arg-type, return-value]
 
