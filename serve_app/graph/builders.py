@@ -24,7 +24,7 @@ from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import SharedAvatars
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.folders import make_folders
+from serve_app.config.folders import make_folders, scratch_root
 from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.graph.scratch import Scratch
@@ -193,7 +193,7 @@ def configured_description(args: AppArgs, env: Environment) -> Description:
 def build_scratch(args: AppArgs, env: Environment) -> Scratch:
     """Return the scratch root of this node."""
     silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
-    return Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
+    return Scratch(scratch_root(args, env), silence_s + KEPT_AFTER_S)
 
 
 def device_of(pool: PoolSettings) -> str:

@@ -13,7 +13,7 @@ from serve_app.graph.serve_controller import NO_REPLICAS, ReplicaCounts, counts_
 
 def replicas(*states: str) -> dict[str, Any]:
     return {
-        "replicas": [{"state": state} for state in states],
+        "replicas": [{"state": state, "node_id": f"on-{state}"} for state in states],
         "target_num_replicas": len(states),
         "message": "",
     }
@@ -55,6 +55,12 @@ def test_replicas_are_counted_by_what_they_do():
         starting={"Ingress": 0, "Finisher": 1},
         wanted={"Ingress": 1, "Finisher": 4},
         messages={},
+        nodes={
+            "Ingress": frozenset({"on-RUNNING"}),
+            "Finisher": frozenset(
+                {"on-PENDING_MIGRATION", "on-RECOVERING", "on-STARTING", "on-STOPPING"}
+            ),
+        },
     )
 
 
