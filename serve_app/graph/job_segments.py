@@ -260,7 +260,7 @@ class JobSegments:
 
     async def _store_block(self, avatar: Any) -> bool:
         storing = self._graph.preprocessor.store_avatar.remote(self._opened, avatar)
-        is_kept: bool = await self._calls.result(storing, STORE_S)
+        is_kept: bool = await self._calls.result(storing, STORE_S, (avatar,))
         return is_kept
 
     async def _make_block(self, request: BlockRequest) -> EncodedBlock:
