@@ -124,7 +124,10 @@ def _number(deployment: Mapping[str, Any], states: frozenset[str]) -> int:
 
 
 def _nodes(deployment: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(node for replica in deployment["replicas"] if (node := replica["node_id"]))
+    # A replica that waits for its place has no node, and no such key either.
+    return frozenset(
+        node for replica in deployment["replicas"] if (node := replica.get("node_id")) is not None
+    )
 
 
 def _find_controller() -> Any:
