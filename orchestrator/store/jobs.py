@@ -23,6 +23,7 @@ FRESH: dict[str, Any] = {
     "progress": 0.0,
     "phase": "queued",
     "counts": None,
+    "frames": None,
     "output_url": None,
     "metrics": None,
     "receipt": None,
