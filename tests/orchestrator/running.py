@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
+from orchestrator.server import Server, new_server
 from orchestrator.service.errors import HINTS
-from orchestrator.service.server import Server, new_server
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from tests.orchestrator.databases import Bench

@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from pythonjsonlogger.json import JsonFormatter
 
-from orchestrator.service.app import create_app
+from orchestrator.app import create_app
 from orchestrator.service.services import Services
 from orchestrator.service.settings import Settings, make_folder
 from orchestrator.store.store import JobStore
