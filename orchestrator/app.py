@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from orchestrator.pages.routes import add_pages
 from orchestrator.service import errors, job_routes, operator_routes, worker_routes
 from orchestrator.service.body_limit import BodyLimit
 from orchestrator.service.services import Services
@@ -41,6 +42,7 @@ def create_app(services: Services) -> FastAPI:
         operator_routes.router,
     ):
         app.include_router(router)
+    add_pages(app, services)
     errors.add_handlers(app)
     app.add_middleware(BodyLimit)
     return app

@@ -57,8 +57,8 @@ async def list_jobs(
 ) -> dict[str, Any]:
     """Return one page; pass its `next_cursor` as `cursor` to get the next one."""
     which = JobFilter(caller.sees, states_of(status), worker_id if caller.sees is None else None)
-    page = await services.run(services.store.page, which, limit, _read_cursor(cursor))
-    more = None if page.next_cursor is None else f"{page.next_cursor[0]!r}:{page.next_cursor[1]}"
+    page = await services.run(services.store.page, which, limit, read_cursor(cursor))
+    more = write_cursor(page.next_cursor)
     return {"jobs": [job_body(job) for job in page.jobs], "next_cursor": more}
 
 
@@ -114,7 +114,17 @@ async def cancel_job(job_id: JobId, services: ServicesDep, caller: ClientDep) ->
     return {"detail": "Cancellation requested"}
 
 
-def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
+def write_cursor(cursor: tuple[float, str] | None) -> str | None:
+    """Return the cursor of a page as text."""
+    return None if cursor is None else f"{cursor[0]!r}:{cursor[1]}"
+
+
+def read_cursor(cursor: str | None) -> tuple[float, str] | None:
+    """Return a cursor that `write_cursor` wrote.
+
+    Raises:
+        Rejected: 422, it did not.
+    """
     if cursor is None:
         return None
     created, _, job_id = cursor.partition(":")

@@ -16,10 +16,11 @@ from typing import Self
 
 import sqlalchemy as sa
 
-from orchestrator.store import jobs, keys, leases, migrate, workers
+from orchestrator.store import jobs, keys, leases, migrate, overview, workers
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
 from orchestrator.store.leases import FailureKind
+from orchestrator.store.overview import Overview, WorkerFilter, WorkerPage
 from orchestrator.store.values import (
     Attempt,
     AttemptName,
@@ -159,6 +160,16 @@ class JobStore:
         """See `workers.listed`."""
         with self._database.read() as tx:
             return workers.listed(tx, self.rules, at_most=at_most)
+
+    def worker_page(self, which: WorkerFilter, limit: int, after: str | None = None) -> WorkerPage:
+        """See `overview.worker_page`."""
+        with self._database.read() as tx:
+            return overview.worker_page(tx, self.rules, which, limit, after)
+
+    def overview(self) -> Overview:
+        """See `overview.overview`."""
+        with self._database.read() as tx:
+            return overview.overview(tx, self.rules)
 
     # Keys ------------------------------------------------------------------------------------
 
