@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from orchestrator.pages.routes import add_pages
 from orchestrator.service import errors, job_routes, operator_routes, worker_routes
 from orchestrator.service.body_limit import BodyLimit
+from orchestrator.service.metrics import MeasureRequests
 from orchestrator.service.services import Services
 from orchestrator.service.settings import API_VERSION
 
@@ -45,4 +46,5 @@ def create_app(services: Services) -> FastAPI:
     add_pages(app, services)
     errors.add_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(MeasureRequests, metrics=services.metrics)
     return app

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from orchestrator.pages.doors import PageRoute, Pages, PagesDep, SignedFormDep, redirect
 from orchestrator.service.errors import of_store
 from orchestrator.service.texts import MAX_ID_CHARS
-from orchestrator.store.errors import StoreError
+from orchestrator.store.errors import StoreError, WrongState
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +62,20 @@ async def _drain(
     else:
         done = "drained" if is_drained else "undrained"
         said = done if is_known else "worker_not_found"
-        logger.info("worker %s", done, extra={"worker_id": worker_id, "by": "the pages"})
+        logger.info("worker %s", done, extra={"worker_id": worker_id})
     query = {name.removeprefix("wanted_"): form.get(name) for name in WORKERS_QUERY}
     return redirect(request, "/workers", **query, said=said)
 
 
 async def _change(pages: Pages, act: Callable[[str], object], job_id: str, done: str) -> str:
+    """Change a job. Return the name of what is to be said about it."""
     try:
         await pages.services.run(act, job_id)
+    except WrongState:
+        return f"not_{done}"
     except StoreError as error:
         return of_store(error).code
-    logger.info("job %s", done, extra={"job_id": job_id, "by": "the pages"})
+    logger.info("job %s", done, extra={"job_id": job_id})
     return done
 
 

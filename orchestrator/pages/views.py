@@ -13,7 +13,7 @@ from orchestrator.pages.words import origin_of
 from orchestrator.service.job_routes import read_cursor, write_cursor
 from orchestrator.service.texts import MAX_ID_CHARS
 from orchestrator.store.errors import JobNotFound
-from orchestrator.store.overview import Overview, WorkerFilter
+from orchestrator.store.overview import Overview, WorkerFilter, cost_of
 from orchestrator.store.states import JobState
 from orchestrator.store.values import JobFilter
 
@@ -36,8 +36,8 @@ Tier = Literal["", "main", "transient", "expensive", "buffer"]
 async def overview_page(request: Request, pages: PagesDep) -> Response:
     """Show what waits and runs, who works, and what it costs."""
     run, store = pages.services.run, pages.services.store
-    now_open = JobFilter(states=(JobState.RUNNING, JobState.QUEUED))
-    active = await run(store.page, now_open, SHOWN_HERE)
+    running = await run(store.page, JobFilter(states=(JobState.RUNNING,)), SHOWN_HERE)
+    queued = await run(store.page, JobFilter(states=(JobState.QUEUED,)), SHOWN_HERE)
     ended = await run(store.page, JobFilter(states=ENDED), SHOWN_HERE)
     seen = await pages.overview()
     return pages.renderer.page(
@@ -46,7 +46,7 @@ async def overview_page(request: Request, pages: PagesDep) -> Response:
         seen=seen,
         online=_online(seen),
         tiers=_by_tier(seen),
-        active=active.jobs,
+        active=running.jobs + queued.jobs,
         ended=ended.jobs,
     )
 
@@ -106,6 +106,7 @@ async def job_page(
         attempts=attempts,
         bars=bars(job, attempts, now),
         now=now,
+        cost=cost_of(job.receipt),
         may_retry=job.state in (JobState.FAILED, JobState.CANCELLED, JobState.DEAD),
     )
 

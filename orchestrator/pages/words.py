@@ -31,8 +31,8 @@ SAID: Mapping[str, Said] = MappingProxyType(
         "retried": Said("The job waits again. All workers may claim it."),
         "drained": Said("The worker finishes what it holds and claims nothing more."),
         "undrained": Said("The worker may claim jobs again."),
-        "job_ended": Said("The job has ended already, so it cannot be cancelled.", True),
-        "job_not_ended": Said(
+        "not_cancelled": Said("The job has ended already, so it cannot be cancelled.", True),
+        "not_retried": Said(
             "The job cannot be put back: only one that failed, was cancelled or is dead can.", True
         ),
         "job_not_found": Said("There is no such job. Old jobs are deleted.", True),
@@ -79,9 +79,9 @@ def span(seconds: float | None) -> str:
     """Return a duration in its two largest units: `4.2 s`, `3 min 12 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds is None:
         return "–"
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f} s"
-    whole = round(seconds)
+    if 0.05 <= seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -92,11 +92,12 @@ def span(seconds: float | None) -> str:
 
 
 def ago(instant: float, now: float) -> str:
-    """Return how long ago an instant was. It changes every few seconds only."""
-    seconds = now - instant
-    return (
-        "just now" if seconds < 5 else f"{span(seconds // 5 * 5 if seconds < 60 else seconds)} ago"
-    )
+    """Return how long ago an instant was, roughly."""
+    seconds = int(now - instant)
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds // length} {unit} ago"
+    return "just now" if seconds < 5 else f"{seconds // 5 * 5} s ago"
 
 
 def dollars(amount: float | None) -> str:

@@ -156,11 +156,19 @@ def _spending(tx: Transaction) -> Spending:
     )
     usd, minutes, count = 0.0, 0.0, 0
     for (receipt,) in tx.execute(newest):
-        said = receipt if isinstance(receipt, dict) else {}
-        cost, finished_s = said.get("usd"), said.get("finished_s")
-        if _is_amount(cost) and _is_amount(finished_s):
-            usd, minutes, count = usd + cost, minutes + finished_s / 60.0, count + 1
+        cost = cost_of(receipt)
+        if cost is not None:
+            usd, minutes, count = usd + cost.usd, minutes + cost.finished_minutes, count + 1
     return Spending(usd, minutes, count)
+
+
+def cost_of(receipt: object) -> Spending | None:
+    """Return what one result has cost; None if its receipt does not say it."""
+    said = receipt if isinstance(receipt, Mapping) else {}
+    usd, finished_s = said.get("usd"), said.get("finished_s")
+    if not (_is_amount(usd) and _is_amount(finished_s)):
+        return None
+    return Spending(usd, finished_s / 60.0, 1)
 
 
 def _is_amount(value: object) -> TypeGuard[float]:

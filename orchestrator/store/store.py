@@ -195,7 +195,7 @@ class JobStore:
 
     # Time ------------------------------------------------------------------------------------
 
-    def expire(self) -> int:
+    def expire(self) -> tuple[AttemptName, ...]:
         """See `workers.expire`."""
         with self._database.write() as tx:
             return workers.expire(tx, self.rules)

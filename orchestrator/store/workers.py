@@ -12,6 +12,7 @@ from orchestrator.store.database import Transaction
 from orchestrator.store.states import AttemptEnd, JobState
 from orchestrator.store.tables import jobs, workers
 from orchestrator.store.values import (
+    AttemptName,
     Beat,
     BeatAnswer,
     ListedJob,
@@ -80,12 +81,12 @@ def goodbye(tx: Transaction, worker_id: str, reason: str, rules: Rules) -> int:
     return len(held)
 
 
-def expire(tx: Transaction, rules: Rules, *, at_most: int = 200) -> int:
-    """Return to the queue the jobs whose workers have been silent. Return how many there were."""
+def expire(tx: Transaction, rules: Rules, *, at_most: int = 200) -> tuple[AttemptName, ...]:
+    """Return to the queue the jobs whose workers have been silent. Return the lost attempts."""
     expired = tx.execute(statements.LOCK_EXPIRED_JOBS, now=tx.now, at_most=at_most).mappings().all()
     for row in expired:
         interrupt(tx, row, rules, SILENT)
-    return len(expired)
+    return tuple(AttemptName(row["id"], row["worker_id"], row["attempt"]) for row in expired)
 
 
 def drain(tx: Transaction, worker_id: str, *, is_drained: bool) -> bool:

@@ -62,6 +62,13 @@ class Running:
         """Return the state of a job."""
         return str(self.admin.get(f"/v1/avatar/jobs/{job_id}").json()["state"])
 
+    def wait_for_status(self, job_id: str, status: str) -> None:
+        """Wait until a job has a state."""
+        deadline = time.monotonic() + 20
+        while self.status(job_id) != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def claim(self, worker_id: str = "w1", **fields: Any) -> dict[str, Any] | None:
         """Claim as a main worker."""
         body = {"worker_id": worker_id, "worker_type": "main", "gpu_class": "RTX-3090-24GB"}
