@@ -175,11 +175,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list has. None, and no states, stand for all."""
+    """Which jobs a list has. None, and no states, stand for all.
+
+    `worker_id`: the jobs that a worker holds. `tried_by`: those that it has ever had.
+    """
 
     client: str | None = None
     states: tuple[JobState, ...] = ()
     worker_id: str | None = None
+    tried_by: str | None = None
+    id_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
