@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 VIDEO, AUDIO, DIGESTS, CHECKED, LOCK = "video", "audio", "digests.json", "checked.pickle", "lock"
 TRACK_LOCK = "track.lock"
 # Longer sound is encoded beside the first segments. A process of its own costs as much as this.
-TRACK_WITHIN_S = 10.0
+TRACK_WITHIN_S = 5.0
 LOCK_POLL_S = 0.05
 MAX_CHECKED = 64  # attempts of other nodes whose media a replica keeps in mind
 
