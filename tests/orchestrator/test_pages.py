@@ -18,6 +18,7 @@ from orchestrator.pages.timeline import WIDTH, bars
 from orchestrator.pages.words import ago, dollars, origin_of, span
 from orchestrator.service.logs import LineFormatter
 from orchestrator.store.states import JobState
+from orchestrator.store.values import AttemptName, Completion
 from tests.orchestrator.databases import RULES, Bench, SqliteFiles, new_job, open_bench, worker
 from tests.orchestrator.page_facts import Plant
 from tests.orchestrator.running import ADMIN_KEY, DONE, Running, running_service
@@ -183,12 +184,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence(service: Running, browser: ht
 def test_what_clients_and_workers_send_is_text(service: Running, browser: httpx.Client) -> None:
     for job_id in (MARKUP, "..", "a/b?c#d"):
         service.submit(job_id, metadata={MARKUP: MARKUP}, params={"x": MARKUP}, resolution="<b>1")
-    job = service.claim(MARKUP, gpu_class=MARKUP)
-    assert job is not None
-    hostile = f"javascript:{MARKUP}"
-    report = {"metrics": {MARKUP: MARKUP}, "receipt": {"usd": MARKUP, "finished_s": [MARKUP]}}
-    done = DONE | report | {"output_url": hostile, "worker_id": MARKUP}
-    service.worker.post("/internal/jobs/" + job["musetalk_job_id"] + "/progress", json=done)
+    assert service.claim(MARKUP, gpu_class=MARKUP) is not None
+    result = Completion(f"javascript:{MARKUP}", {MARKUP: MARKUP}, {"usd": MARKUP})
+    service.bench.store.finish(AttemptName(MARKUP, MARKUP, 1), result)
     pages = ["/", "/jobs", "/workers", *(f"/job?id={id}" for id in ("..", "a%2Fb%3Fc%23d"))]
     for path in (*pages, str(httpx.URL("/job", params={"id": MARKUP}))):
         page = browser.get(path)
