@@ -34,7 +34,7 @@ def open_chromium() -> Iterator[Browser]:
                 "--no-sandbox",
                 "--disable-dev-shm-usage",
                 "--proxy-server=127.0.0.1:9",
-                "--proxy-bypass-list=127.0.0.1",
+                "--proxy-bypass-list=127.0.0.1;localhost",
                 "--mute-audio",
             ],
         )
