@@ -43,7 +43,8 @@ def serve(settings: Settings) -> None:
     set_up_logs()
     url = settings.database_url.get_secret_value()
     make_folder(url)
-    services = Services(settings, JobStore.open(url, settings.rules()))
+    plan = settings.fleet_plan()
+    services = Services(settings, JobStore.open(url, settings.rules(plan)), plan)
     if settings.admin_api_key is None and not services.store.all_keys():
         logger.warning(
             "nobody can submit a job yet: set ORCHESTRATOR_ADMIN_KEY, or add a client's key"

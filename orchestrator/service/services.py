@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
+from orchestrator.service.fleet_file import FleetPlan
 from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.store import keys
@@ -33,11 +34,17 @@ FORGET_S = 60.0
 
 
 class Services:
-    """The store, who may call, and who waits. `is_stopping` is set when the process has to end."""
+    """The store, who may call, and who waits. `is_stopping` is set when the process has to end.
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
+    `fleet_plan`: what the scaling loop may rent, if it is on.
+    """
+
+    def __init__(
+        self, settings: Settings, store: JobStore, fleet_plan: FleetPlan | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.fleet_plan = fleet_plan
         self.bell = Bell()
         self.news = News()
         self.metrics = Metrics()

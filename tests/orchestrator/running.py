@@ -16,6 +16,7 @@ import httpx
 
 from orchestrator.server import Server, new_server
 from orchestrator.service.errors import HINTS
+from orchestrator.service.fleet_file import FleetPlan
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from tests.orchestrator.databases import Bench
@@ -100,10 +101,12 @@ DONE: dict[str, Any] = {
 
 
 @contextmanager
-def running_service(bench: Bench, **variables: str) -> Iterator[Running]:
+def running_service(
+    bench: Bench, fleet_plan: FleetPlan | None = None, **variables: str
+) -> Iterator[Running]:
     """Serve a store on a free port of this machine. The store is closed with it."""
     settings = read_settings(ENVIRONMENT | variables)
-    services = Services(settings, bench.store)
+    services = Services(settings, bench.store, fleet_plan)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = new_server(settings, services)
