@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cluster.rental import tensordock, vast
 from cluster.rental.backend import RentalBackend
 from cluster.rental.errors import WrongKey
 from cluster.rental.http import Explain, VendorHttp
@@ -12,11 +11,15 @@ from cluster.rental.rentals import Rentals
 from cluster.rental.runpod import RunPod
 from cluster.rental.salad import Salad
 from cluster.rental.settings import RentalSettings, VendorSettings, vendor_settings
+from cluster.rental.tensordock import TensorDock
+from cluster.rental.tensordock import explain as explain_tensordock
 from cluster.rental.values import Vendor
+from cluster.rental.vast import Vast
+from cluster.rental.vast import explain as explain_vast
 
 _EXPLAIN: dict[Vendor, Explain] = {
-    Vendor.VAST: vast.explain,
-    Vendor.TENSORDOCK: tensordock.explain,
+    Vendor.VAST: explain_vast,
+    Vendor.TENSORDOCK: explain_tensordock,
 }
 
 

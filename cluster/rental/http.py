@@ -16,7 +16,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -159,7 +159,7 @@ class VendorHttp:
             answer = self._client.send(request, stream=True)
         except httpx.TransportError as exc:
             raise self._no_answer(exc, is_create=False) from exc
-        with answer:
+        with closing(answer):
             if answer.status_code != 200:
                 self._good(_read(answer), is_create=False)
             yield answer.iter_lines()
@@ -208,7 +208,7 @@ class VendorHttp:
     def _send(self, request: httpx.Request, *, is_create: bool) -> Answer:
         try:
             answer = self._client.send(request, stream=True)
-            with answer:
+            with closing(answer):
                 return _read(answer)
         except httpx.TransportError as exc:
             raise self._no_answer(exc, is_create=is_create) from exc

@@ -1,4 +1,4 @@
-"""Vast: containers on a marketplace of machines. An offer is one certain machine, or part of one."""
+"""Vast: containers on a marketplace. An offer is one certain machine, or a part of one."""
 
 from __future__ import annotations
 
