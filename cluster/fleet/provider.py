@@ -14,13 +14,13 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from cluster.catalogue.table import load_catalogue
-from cluster.fleet.cells import Cell, Cells
+from cluster.fleet.cells import Cells, machine_state
 from cluster.fleet.orchestrator import Orchestrator, OrchestratorDown
 from cluster.fleet.settings import FleetSettings
 from cluster.rental.clients import open_rentals
 from cluster.rental.errors import NoCapacity, OverBudget, RentalError
 from cluster.rental.values import InstanceState, Vendor
-from orchestrator.scaling.fleet import FleetError, Machine, MachineState
+from orchestrator.scaling.fleet import FleetError, Machine
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class RentedFleet:
             return
         kind = self._catalogue.find(gpu_class)
         cells = [one for one in self._cells.list() if one.gpu_class == kind.name]
-        active = sum(_state(one) in (MachineState.STARTING, MachineState.RUNNING) for one in cells)
+        active = sum(one.is_active for one in cells)
         try:
             for _ in range(count - active):
                 self._cells.rent(kind)
@@ -120,7 +120,9 @@ class RentedFleet:
             started = cell.instance.started_at
             since = rent.asked_at if rent else started.timestamp() if started else now
             if cell.instance.state is not InstanceState.FAILED:
-                found.append(Machine(cell.worker_id, cell.gpu_class, _state(cell), now - since))
+                found.append(
+                    Machine(cell.worker_id, cell.gpu_class, machine_state(cell), now - since)
+                )
         return tuple(found)
 
     def _drain(self, worker_ids: frozenset[str]) -> None:
@@ -141,10 +143,3 @@ def open_cells(vendor: Vendor, settings: FleetSettings) -> Cells:
         orchestrator = Orchestrator(settings.orchestrator_url, key)
     catalogue = load_catalogue(settings.findings)
     return Cells(open_rentals(vendor), catalogue, settings, orchestrator)
-
-
-def _state(cell: Cell) -> MachineState:
-    state = cell.instance.state
-    if cell.is_draining or state in (InstanceState.ENDING, InstanceState.STOPPED):
-        return MachineState.DRAINING
-    return MachineState.RUNNING if state is InstanceState.RUNNING else MachineState.STARTING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,7 @@ class Account:
     fake: FakeVendor
     rentals: Rentals
     ledger: Ledger
+    fake_folder: Path
 
     def request(self, identity: Identity = CELL) -> RentRequest:
         """Return a request for the cheapest offer."""
@@ -92,13 +93,14 @@ class opened:
     def __init__(self, kind: type[FakeVendor], folder: Path) -> None:
         needs_spec(kind.spec_file)
         self._fake = kind()
+        self._folder = folder
         self._running = self._fake.running()
         self._ledger = Ledger(folder / "ledger.sqlite")
 
     def __enter__(self) -> Account:
         fake = self._running.__enter__()
         self._rentals = rentals_of(fake, self._ledger)
-        return Account(fake, self._rentals, self._ledger)
+        return Account(fake, self._rentals, self._ledger, self._folder)
 
     def __exit__(self, *exc: object) -> None:
         self._rentals.close()
@@ -114,8 +116,3 @@ class opened:
         facts = self._fake.machines[key]
         name = facts.get("name", facts.get("label"))
         return name in ("theirs", "somebody-elses") or facts.get("node_id") == 339
-
-
-def with_environment(request: RentRequest, **variables: str) -> RentRequest:
-    """Return a request with other variables."""
-    return replace(request, environment=variables)
