@@ -207,7 +207,8 @@ def test_the_commands_of_a_fleet(fake, capsys):
 
 def test_a_table_has_a_column_for_each_fact(salad, capsys):
     assert run(["fleet", "status", "--provider", "salad"], Stopping()) == 0
-    assert capsys.readouterr().out.split() == ["machine", "id", "class", "state", "jobs", "$/h", "detail"]
+    columns = ["machine", "id", "class", "state", "jobs", "$/h", "detail"]
+    assert capsys.readouterr().out.split() == columns
 
 
 def test_a_wrong_key_is_a_complaint_with_a_remedy(salad, environment, capsys):

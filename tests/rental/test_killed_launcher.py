@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cluster.rental.ledger import RentState
 from tests.rental.conftest import FAKES, opened
-from tests.rental.launching import launch
 
-KILLS = 25
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = 25  # at each of two vendors
 STEPS = 24  # of HTTP: before and after what each request does
+JITTER_S = 0.02  # so that the kill comes before, during or after the step that follows
 
 
 class KillAfter:
@@ -30,43 +34,37 @@ class KillAfter:
         self._left -= 1
         if self._left == 0:
             self.is_reached.set()
-            time.sleep(random.random() * 0.02)  # the kill comes before, during or after this
+            time.sleep(random.random() * JITTER_S)
 
 
-@contextlib.contextmanager
-def launcher(vendor: str, url: str, ledger) -> Iterator[multiprocessing.Process]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rental.launching"])
-    process = context.Process(target=launch, args=(vendor, url, ledger))
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join(20)
-        process.close()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_fork_server_left() -> Iterator[None]:
-    yield
-    from multiprocessing import forkserver, resource_tracker
-
-    forkserver._forkserver._stop()
-    resource_tracker._resource_tracker._stop()
+@pytest.fixture
+def launchers():
+    """The process that forks launchers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.rental.launching"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.communicate(timeout=20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vendor", ["runpod", "octaspace"], ids=["names", "no_names"])
-def test_after_a_kill_every_machine_is_in_the_ledger_or_swept(vendor, tmp_path):
-    file = tmp_path / "ledger.sqlite"
+def test_after_a_kill_every_machine_is_in_the_ledger_or_swept(vendor, tmp_path, launchers):
     with opened(FAKES[vendor], tmp_path) as account:
         theirs = account.fake.foreign()
+        line = json.dumps([vendor, account.fake.url, str(tmp_path / "ledger.sqlite")])
         for _ in range(KILLS):
             step = account.fake.on_step = KillAfter(random.randint(1, STEPS))
-            with launcher(vendor, account.fake.url, file):
-                assert step.is_reached.wait(60)
-                time.sleep(random.random() * 0.02)
+            print(line, file=launchers.stdin, flush=True)
+            pid = int(launchers.stdout.readline())
+            assert step.is_reached.wait(60)
+            time.sleep(random.random() * JITTER_S)
+            os.kill(pid, signal.SIGKILL)
+            assert launchers.stdout.readline() == "gone\n"
             account.fake.on_step = lambda: None
             account.rentals.sweep("prod")
             known = {

@@ -84,7 +84,7 @@ def test_the_address_of_sshd_is_known_once_a_machine_runs(account):
 
 def test_all_pages_are_listed(account):
     request = account.request()
-    count = 27 if account.fake.vendor == "vast" else 3  # the only vendor with pages
+    count = 26 if account.fake.vendor == "vast" else 3  # the only vendor with pages
     offers = account.rentals.offers(OfferQuery(interruptible=True))
     rented = {
         account.rentals.rent(replace(request, offer=offers[number % len(offers)])).instance_id
