@@ -18,6 +18,7 @@ from cluster.fleet.orchestrator import Orchestrator
 from cluster.fleet.settings import FleetSettings
 from cluster.rental.errors import NoCapacity
 from cluster.rental.identity import Identity, Kind, as_word, launch_hash
+from cluster.rental.ledger import RentState
 from cluster.rental.rentals import NAME, Rentals
 from cluster.rental.values import Instance, InstanceState, Offer, OfferQuery, RentRequest, Vendor
 from orchestrator.scaling.fleet import MachineState
@@ -110,6 +111,17 @@ class Cells:
                 word = one.identity.node_type
                 found.append(Cell(one, self._words.get(word, word), one.name in draining))
         return tuple(found)
+
+    def unclear(self, gpu_class: GpuClass) -> int:
+        """Return how many rents of a class have no machine yet, and may still get one."""
+        return sum(
+            rent.state is RentState.ASKED
+            and rent.identity is not None
+            and rent.identity.cluster == self.cluster
+            and rent.identity.kind is Kind.CELL
+            and rent.identity.node_type == as_word(gpu_class.name)
+            for rent in self.rentals.ledger.live(self.rentals.vendor)
+        )
 
     def offers(self, gpu_class: GpuClass) -> Sequence[Offer]:
         """Return the offers of a class, the cheapest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import threading
@@ -11,10 +12,16 @@ import pytest
 
 from cluster.fleet.bench import read_line
 from cluster.fleet.cells import OTHER_IDENTITIES
-from cluster.fleet.provider import RentedFleet
+from cluster.fleet.ending import end_cells
+from cluster.fleet.provider import RentedFleet, open_cells
+from cluster.fleet.settings import FleetSettings
+from cluster.rental.values import Vendor
 from lipsync.app import run
-from orchestrator.scaling.fleet import FleetError, MachineState, apply
-from orchestrator.scaling.values import Decision
+from orchestrator.gpus import read_gpu_class
+from orchestrator.scaling import Offer, ScalingRules
+from orchestrator.scaling.fleet import FleetError, MachineState
+from orchestrator.service.fleet_file import FleetPlan
+from orchestrator.service.scaling_loop import ScalingLoop
 from serve_app.one_shot.stopping import Stopping
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.running import ADMIN_KEY, DONE, INTERNAL_KEY, running_service
@@ -96,49 +103,97 @@ def lipsync(capsys, *words: str, code: int = 0):
     return json.loads(capsys.readouterr().out)
 
 
-def decide(wanted: int, gpu_class: str = "RTX-3090-24GB", provider: str = "salad") -> Decision:
-    return Decision(provider, gpu_class, 0, wanted, "The test says so.")
+def scaling_loop(service, vendor: str) -> ScalingLoop:
+    """The orchestrator's own loop, with the vendor's class for any work."""
+    gpu = CLASS[vendor]
+    offer = Offer(vendor, gpu, read_gpu_class(gpu), 0.1, 25.0, startup_s=10.0, max_workers=2)
+    rules = ScalingRules(10.0, target_wait_s=60.0, cooldown_up_s=0.0, cooldown_down_s=0.0)
+    path = "cluster.fleet.provider:RentedFleet"
+    plan = FleetPlan((offer,), rules, fleets={vendor: (path, {"vendor": vendor})})
+    return ScalingLoop(service.bench.store, plan, "one")
 
 
-async def test_the_scaling_loop_rents_and_returns_machines_by_itself(fake, service):
-    vendor, gpu = fake.vendor, CLASS[fake.vendor]
-    fleet = RentedFleet(vendor)
-    await apply([decide(2, gpu, vendor)], {vendor: fleet}, busy=())
-    have = await fleet.have()
-    assert [one.state for one in have] == [MachineState.STARTING] * 2
-    assert {one.gpu_class for one in have} == {gpu}
-    await apply([decide(2, gpu, vendor)], {vendor: fleet}, busy=())
+async def test_the_orchestrator_rents_and_returns_machines_by_itself(fake, service):
+    for number in range(40):
+        service.submit(f"j{number}")
+    loop = scaling_loop(service, fake.vendor)
+    await loop.step()
+    await loop.step()
     assert len(fake.machines) == 2
     fake.advance()
-    have = await fleet.have()
-    assert [one.state for one in have] == [MachineState.RUNNING] * 2
     fake.lose(next(iter(fake.machines)))
-    await apply([decide(2, gpu, vendor)], {vendor: fleet}, busy=())
+    await loop.step()
     assert len(fake.machines) == 2
-    await apply([decide(0, gpu, vendor)], {vendor: fleet}, busy=())
-    assert await fleet.have() == ()
+    fake.advance()
+    fleet = RentedFleet(fake.vendor)
+    have = await fleet.have()
     await fleet.close()
+    assert [one.state for one in have] == [MachineState.RUNNING] * 2
+    busy = have[0].worker_id
+    held = service.claim(busy)["musetalk_job_id"]
+    for number in range(40):
+        if f"j{number}" != held:
+            service.admin.delete(f"/v1/avatar/jobs/j{number}")
+    for _ in range(3):
+        await loop.step()
+    (left,) = await _machines(fake.vendor)
+    assert left.worker_id == busy  # it finishes its job first
+    service.report(held, busy, **DONE)
+    for _ in range(3):
+        await loop.step()
+    assert fake.machines == {}
+    stopped = asyncio.Event()
+    stopped.set()
+    await loop.run(stopped)
 
 
-async def test_a_machine_whose_worker_holds_a_job_is_drained_first(salad, service):
+async def _machines(vendor: str):
+    fleet = RentedFleet(vendor)
+    found = await fleet.have()
+    await fleet.close()
+    return found
+
+
+async def test_a_rent_that_may_still_come_into_being_is_not_repeated(salad, no_waits):
     fleet = RentedFleet("salad")
+    salad.fail(None, method="POST")
+    with pytest.raises(FleetError, match="may have been made"):
+        await fleet.want("RTX-3090-24GB", 1)
     await fleet.want("RTX-3090-24GB", 1)
-    salad.advance()
-    (machine,) = await fleet.have()
-    service.submit("j1")
-    assert service.claim(machine.worker_id)["musetalk_job_id"] == "j1"
-    await fleet.drain([machine.worker_id])
-    (draining,) = await fleet.have()
-    assert draining.state is MachineState.DRAINING
-    (worker,) = service.admin.get("/v1/workers").json()["workers"]
-    assert worker["drain"] is True
-    await fleet.want("RTX-3090-24GB", 1)  # a draining one does not count
-    assert len(salad.machines) == 2
-    service.report("j1", machine.worker_id, **DONE)
-    (left,) = await fleet.have()
-    assert left.worker_id != machine.worker_id
-    await fleet.drain([left.worker_id])
+    assert salad.machines == {}
     await fleet.close()
+
+
+def test_a_cell_is_returned_when_its_job_has_ended(salad, service, capsys):
+    at = ("--provider", "salad")
+    made = lipsync(capsys, "up", *at, "--gpu", "RTX-3090-24GB")
+    worker = made["machines"][0]["machine"]
+    service.submit("j1")
+    assert service.claim(worker)["musetalk_job_id"] == "j1"
+    cells = open_cells(Vendor.SALAD, FleetSettings())
+    said = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        (row,) = service.admin.get("/v1/workers").json()["workers"]
+        assert row["drain"] is True
+        assert len(salad.machines) == 1
+        service.report("j1", worker, **DONE)
+
+    end_cells(cells, cells.list(), grace_s=60, say=say, poll_s=0.01)
+    cells.close()
+    assert said == ["1 of 1 cells still hold jobs."]
+    assert salad.machines == {}
+
+
+def test_a_cell_that_never_ends_its_job_is_returned_after_its_grace(salad, service, capsys):
+    made = lipsync(capsys, "up", "--provider", "salad", "--gpu", "RTX-3090-24GB")
+    service.submit("j1")
+    service.claim(made["machines"][0]["machine"])
+    cells = open_cells(Vendor.SALAD, FleetSettings())
+    end_cells(cells, cells.list(), grace_s=0.05, say=lambda _: None, poll_s=0.01)
+    cells.close()
+    assert salad.machines == {}
 
 
 async def test_no_capacity_is_followed_by_growing_pauses(salad):
