@@ -106,7 +106,7 @@ def scale(
 def drain(
     context: typer.Context,
     provider: At,
-    workers: Annotated[list[str], typer.Argument(help="The names of the machines.")],
+    workers: Annotated[list[str], typer.Argument(metavar="MACHINE...", help="Their names.")],
     grace_s: Grace = GRACE_S,
     json: Json = False,
 ) -> None:
@@ -181,7 +181,7 @@ def sweep(
 def logs(
     context: typer.Context,
     provider: At,
-    worker: Annotated[str, typer.Argument(help="The name of the machine.")],
+    worker: Annotated[str, typer.Argument(metavar="MACHINE", help="The name of the machine.")],
     lines: Annotated[int, typer.Option(help="So many lines, from the end.", min=1)] = 200,
 ) -> None:
     """Print what a machine's container has printed."""

@@ -16,6 +16,8 @@ from cluster.catalogue.table import (
     write_findings,
 )
 from cluster.fleet.prices import report, table
+from cluster.fleet.settings import FleetSettings
+from cluster.rental.settings import RentalSettings, VendorSettings
 from cluster.rental.values import Offer, Vendor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,3 +78,11 @@ def test_findings_replace_older_prices_of_the_same_vendor(tmp_path):
     assert "| RTX-3090-24GB | ampere | salad |  | 0.110 | 2026-11-26 | 50 | 0.00092 |" in report(
         catalogue, "2026-11-26"
     )
+
+
+def test_every_setting_is_documented():
+    text = (ROOT / "docs/cluster.md").read_text()
+    fleet = {f"FLEET_{name.upper()}" for name in FleetSettings.model_fields} - {"FLEET_PASS_ON"}
+    rental = {f"RENTAL_{name.upper()}" for name in RentalSettings.model_fields}
+    vendor = {f"…_{name.upper()}" for name in VendorSettings.model_fields}
+    assert [name for name in fleet | rental | vendor if f"`{name}`" not in text] == []
