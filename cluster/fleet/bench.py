@@ -126,11 +126,19 @@ class _Run:
         except RentalError as exc:
             reason = str(exc)
         finally:
-            self.cells.rentals.destroy(made.instance_id)
-            self.say(f"{self.gpu_class.name}: returned {made.instance_id}.")
+            reason = self._return(made) or reason
         usd = made.usd_per_hour or self._price(made)
         paid = (usd or 0.0) * (time.monotonic() - began) / 3600
         return Outcome(self.gpu_class, line, usd, paid, reason)
+
+    def _return(self, made: Instance) -> str:
+        """Destroy the machine. Return why that failed, or nothing."""
+        try:
+            self.cells.rentals.destroy(made.instance_id)
+        except RentalError as exc:
+            return f"{made.name} was NOT returned: {exc} `lipsync fleet sweep --yes` returns it."
+        self.say(f"{self.gpu_class.name}: returned {made.instance_id}.")
+        return ""
 
     def _words(self, token: str) -> tuple[str, ...]:
         if self.listener is None:

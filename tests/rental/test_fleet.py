@@ -25,7 +25,7 @@ from orchestrator.service.scaling_loop import ScalingLoop
 from serve_app.one_shot.stopping import Stopping
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.running import ADMIN_KEY, DONE, INTERNAL_KEY, running_service
-from tests.rental.conftest import FAKES, needs_spec
+from tests.rental.conftest import FAKES, VENDORS, needs_spec
 from tests.rental.fakes.runpod import FakeRunPod
 from tests.rental.fakes.salad import RTX_3090
 from tests.rental.fakes.server import KEY, Reply
@@ -87,7 +87,7 @@ def salad(environment):
     assert fake.machines == {}, "a machine was left behind"
 
 
-@pytest.fixture(params=FAKES)
+@pytest.fixture(params=VENDORS)
 def fake(request, environment):
     needs_spec(FAKES[request.param].spec_file)
     with FAKES[request.param]().running() as fake:
@@ -352,6 +352,20 @@ def test_bench_returns_a_machine_that_gives_no_result(environment, capsys, no_wa
         found = lipsync(capsys, "bench", "--provider", "runpod", "--gpu", "L4-24GB")
         assert found["fastest"] is None
         assert "lost" in found["measurements"][0]["reason"]
+        assert fake.machines == {}
+
+
+def test_bench_says_so_if_a_machine_could_not_be_returned(environment, capsys, no_waits):
+    needs_spec("runpod-v2.json")
+    with MeasuringRunPod().running() as fake:
+        reach(environment, fake)
+        fake.fail(Reply(503, text="down"), method="DELETE", times=5)
+        at = ("--provider", "runpod")
+        found = lipsync(capsys, "bench", *at, "--gpu", "L4-24GB")
+        assert "was NOT returned" in found["measurements"][0]["reason"]
+        assert found["fastest"] == "L4-24GB"
+        swept = lipsync(capsys, "sweep", *at, "--yes")
+        assert len(swept["orphans"]) == 1
         assert fake.machines == {}
 
 
