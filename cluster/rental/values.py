@@ -127,9 +127,9 @@ class RentRequest:
 class Instance:
     """A machine as its vendor describes it.
 
-    `name` is None at vendors without names. `worker_id` is how a worker on it reports itself, or
-    None while that is unknown. `detail` is the vendor's own word for the state. `ssh` and
-    `private_ip` are None while the machine starts, and where there are none.
+    `name` is None at vendors without names; `Rentals` fills it in from the ledger. `detail` is the
+    vendor's own word for the state. `ssh` and `private_ip` are None while the machine starts, and
+    where there are none.
     """
 
     vendor: Vendor
@@ -143,7 +143,6 @@ class Instance:
     ssh: Ssh | None = None
     private_ip: str | None = None
     public_ip: str | None = None
-    worker_id: str | None = None
     started_at: datetime | None = None
 
     @property
