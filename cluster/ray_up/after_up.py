@@ -75,7 +75,9 @@ def look() -> HeadReport:
         monitor_error=monitor_error(),
         nodes=tuple(nodes),
         pending=pending,
-        failures=tuple(f"{one.instance_type_name}: {one.details}" for one in status.failed_launches),
+        failures=tuple(
+            f"{one.instance_type_name}: {one.details}" for one in status.failed_launches
+        ),
     )
 
 

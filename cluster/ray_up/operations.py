@@ -25,7 +25,7 @@ from cluster.rental.identity import Kind
 from cluster.rental.values import Instance
 
 HOME = Path("~/.lipsync")
-TOKEN = "~/.ray/auth_token"
+TOKEN, APP_VARIABLES = "~/.ray/auth_token", "~/lipsync.env"
 START_WAIT_S = "3600"  # an image of 20 GB takes longer than the 15 minutes that Ray waits
 JOIN_S, JOIN_POLL_S = 3600.0, 5.0
 LAST_LINES = 12
@@ -76,17 +76,28 @@ def read(path: Path) -> ClusterFile:
 
 
 def make_secrets(values: dict[str, Any]) -> None:
-    """Make the SSH key and the token that a file names, where they are not there yet."""
+    """Make the files with secrets that a cluster file names, where they are not there yet.
+
+    These are the SSH key, the token of Ray's ports, and the application's variables, which begin
+    with a key for its callers.
+    """
     key = Path(values["auth"]["ssh_private_key"]).expanduser()
     if not key.exists():
         key.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)]
         subprocess.run(command, check=True)
-    token = Path(values["file_mounts"][TOKEN]).expanduser()
-    if not token.exists():
-        token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with token.open("x", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(secrets.token_hex(32))
+    mounts = values["file_mounts"]
+    _write_once(mounts[TOKEN], secrets.token_hex(32))
+    if APP_VARIABLES in mounts:
+        _write_once(mounts[APP_VARIABLES], f"INGRESS_API_KEY={secrets.token_urlsafe(24)}\n")
+
+
+def _write_once(path: str, text: str) -> None:
+    file = Path(path).expanduser()
+    if not file.exists():
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made:
+            made.write(text)
 
 
 def up(file: ClusterFile, on_step: OnStep) -> None:

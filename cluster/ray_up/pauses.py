@@ -44,8 +44,8 @@ class Pauses:
         """Note a failure, and return the seconds of the pause that follows."""
         with self._lock:
             count = self._failures[node_type] = self._failures.get(node_type, 0) + 1
-            usual = min(FIRST_S * 2 ** min(count - 1, 16), LONGEST_S)
-            pause = max(usual * (1 + JITTER * self._spread()), at_least_s)
+            usual = min(FIRST_S * 2.0 ** min(count - 1, 16), LONGEST_S)
+            pause: float = max(usual * (1 + JITTER * self._spread()), at_least_s)
             self._until[node_type] = self._clock() + pause
             self._reasons[node_type] = reason
             return pause

@@ -110,11 +110,13 @@ class Renting:
 
     def _request(self, identity: Identity, node: NodeSettings, offer: Offer) -> RentRequest:
         key = self._settings.ssh_public_key
+        # RunPod's images, and ours, let in whoever has the key that this variable names.
+        login = {} if key is None else {"PUBLIC_KEY": key}
         return RentRequest(
             identity,
             offer,
             node.image,
-            environment=node.environment,
+            environment={**login, **node.environment},
             vcpus=node.vcpus,
             memory_mb=node.memory_gb * 1024,
             shm_mb=node.shm_gb * 1024,

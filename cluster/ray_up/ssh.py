@@ -36,6 +36,7 @@ class PortedCommandRunner(SSHCommandRunner):
     def __init__(self, address: Callable[[], SshAddress | None], **common: Any) -> None:
         super().__init__(**common)
         self._address = address
+        self.ssh_options: SSHOptions
 
     def _get_node_ip(self) -> str | None:
         """Return the host, and note its port. Ray calls this until there is one."""

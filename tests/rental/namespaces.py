@@ -104,7 +104,7 @@ class Segment:
     def command(self, *words: str) -> list[str]:
         """Return a command that runs another one as the operator, with a /tmp of its own."""
         enter = ["nsenter", f"--net=/run/netns/{self.operator}", "unshare", "--mount"]
-        private = "mount --make-rprivate / && mount -t tmpfs tmpfs /dev/shm && exec \"$@\""
+        private = 'mount --make-rprivate / && mount -t tmpfs tmpfs /dev/shm && exec "$@"'
         return [*enter, "bash", "-c", private, "operator", *words]
 
     def listen(self, port: int = 0) -> socket.socket:
