@@ -177,15 +177,15 @@ def _show(
     rows, facts = [], []
     for one in machines:
         assert one.identity is not None  # `machines` returns only such
-        state = {True: "in the cluster", False: "lost by Ray"}.get(
-            joined.get(one.instance_id), "not in the cluster"
-        )
+        is_alive = joined.get(one.instance_id)
+        state = "in the cluster" if is_alive else "not in the cluster"
+        state = "lost by Ray" if is_alive is False else state
         price = 0.0 if one.usd_per_hour is None else one.usd_per_hour
         text = f"{one.identity.node_type}, {one.state}, {state}, ${price:.2f} an hour"
         rows.append((one.instance_id, text))
         facts.append(
             {"id": one.instance_id, "node_type": one.identity.node_type, "state": one.state,
-             "usd_per_hour": price, "in_cluster": joined.get(one.instance_id, False)}
+             "usd_per_hour": price, "in_cluster": bool(is_alive)}
         )  # fmt: skip
     pending = dict(report.pending) if report else {}
     failures = list(report.failures) if report else []
