@@ -57,9 +57,9 @@ def look() -> HeadReport:
     status = get_cluster_status(ray.get_runtime_context().gcs_address)
     pending: dict[str, int] = {}
     for launch in status.pending_launches:
-        pending[launch.instance_type_name] = launch.count
+        pending[launch.ray_node_type_name] = launch.count
     for node in status.pending_nodes:
-        pending[node.instance_type_name] = pending.get(node.instance_type_name, 0) + 1
+        pending[node.ray_node_type_name] = pending.get(node.ray_node_type_name, 0) + 1
     nodes = [
         NodeReport(
             node_type=node.ray_node_type_name, instance_id=node.instance_id, is_alive=is_alive
@@ -76,7 +76,7 @@ def look() -> HeadReport:
         nodes=tuple(nodes),
         pending=pending,
         failures=tuple(
-            f"{one.instance_type_name}: {one.details}" for one in status.failed_launches
+            f"{one.ray_node_type_name}: {one.details}" for one in status.failed_launches
         ),
     )
 

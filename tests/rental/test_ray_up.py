@@ -25,7 +25,7 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-UP_S, JOB_S, NODE_S, DOWN_S = 120.0, 150.0, 120.0, 60.0
+UP_S, JOB_S, NODE_S, DOWN_S = 50.0, 150.0, 120.0, 60.0
 NO_BLACKWELL = "NVIDIA GeForce RTX 5090"
 
 
@@ -118,7 +118,7 @@ def draw_a_job(rig: Operator, media: str) -> dict[str, Any]:
     def is_ready() -> bool:
         return rig.request("GET", "/hc").status_code == 200
 
-    until(lambda: quietly(is_ready), "the application is not ready", UP_S, pause_s=0.5)
+    until(lambda: quietly(is_ready), rig.serve_status, UP_S, pause_s=0.5)
     body = {
         "musetalk_job_id": "both",
         "video_url": f"{media}/clip.mp4",
