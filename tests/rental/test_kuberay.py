@@ -19,13 +19,13 @@ Values = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def schema() -> Values:
+def validator() -> Any:
     if not CRD.exists():
         pytest.skip(f"KubeRay's schema is not there: {CRD}")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a megabyte
     crd = yaml.load(CRD.read_text(), Loader=loader)
     [version] = [one for one in crd["spec"]["versions"] if one["name"] == "v1"]
-    return strict(version["schema"]["openAPIV3Schema"])
+    return jsonschema.Draft202012Validator(strict(version["schema"]["openAPIV3Schema"]))
 
 
 @pytest.fixture
@@ -58,15 +58,15 @@ def _close(part: Any) -> None:
         _close(one)
 
 
-def test_the_file_is_a_ray_service(schema: Values, service: Values) -> None:
-    jsonschema.validate(service, schema)
+def test_the_file_is_a_ray_service(validator: Any, service: Values) -> None:
+    assert [error.message for error in validator.iter_errors(service)] == []
 
 
 @pytest.mark.parametrize("key", ["autoscalerOption", "workerGroupSpec"])
-def test_an_unknown_key_is_noticed(schema: Values, service: Values, key: str) -> None:
+def test_an_unknown_key_is_noticed(validator: Any, service: Values, key: str) -> None:
     service["spec"]["rayClusterConfig"][key] = {}
-    with pytest.raises(jsonschema.ValidationError, match=key):
-        jsonschema.validate(service, schema)
+    [error] = validator.iter_errors(service)
+    assert key in error.message
 
 
 def test_each_architecture_has_a_worker_group_that_starts_from_zero(service: Values) -> None:
