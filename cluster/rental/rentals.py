@@ -33,6 +33,7 @@ UNLISTED_S = 120.0
 TAKES_EFFECT_S = 900.0
 EARLY_S, LATE_S = 60.0, 180.0  # the start of a machine without a name, around its rent
 
+NAME = "{name}"  # stands for the machine's name in a request's command and environment
 FLEET_KINDS = frozenset({Kind.CELL, Kind.BENCH})
 
 
@@ -69,7 +70,7 @@ class Rentals:
         return self.backend.offers(query)
 
     def rent(self, request: RentRequest) -> Instance:
-        """Rent one machine.
+        """Rent one machine. `{name}` in its command and environment becomes its name.
 
         Raises:
             OverBudget: the budget or the cap on rents does not allow it.
@@ -82,7 +83,7 @@ class Rentals:
         prices = (offer.offer_id, offer.gpu_name, offer.usd_per_hour)
         self.ledger.ask(name, self.vendor, prices, self.budget)
         try:
-            made = self.backend.rent(request, name)
+            made = self.backend.rent(_named(request, name), name)
         except PartialRent as exc:
             self.ledger.rented(name, exc.instance_id)
             self._destroy(name, exc.instance_id)
@@ -209,7 +210,8 @@ class Rentals:
 
     def _claimed(self, one: Instance, live: Sequence[Rent]) -> Instance | None:
         """Return a machine with its name if it is ours, and complete its rent in the ledger."""
-        rent = next((rent for rent in live if _belongs(one, rent)), None)
+        known = [rent for rent in live if rent.instance_id == one.instance_id]
+        rent = next((rent for rent in known or live if _belongs(one, rent)), None)
         if rent is None:
             return one if one.identity is not None else None
         if rent.instance_id is None:
@@ -234,6 +236,14 @@ class Rentals:
             if rent.name not in names and now - rent.asked_at >= patience_s:
                 self.ledger.gone(rent.name)
                 logger.info("machine lost", extra={"vendor": self.vendor, "machine": rent.name})
+
+
+def _named(request: RentRequest, name: str) -> RentRequest:
+    return replace(
+        request,
+        command=tuple(word.replace(NAME, name) for word in request.command),
+        environment={key: text.replace(NAME, name) for key, text in request.environment.items()},
+    )
 
 
 def _belongs(one: Instance, rent: Rent) -> bool:

@@ -191,7 +191,8 @@ def search_body(query: OfferQuery) -> dict[str, Any]:
         "cuda_max_good": {"gte": float(query.min_cuda)},
         "disk_space": {"gte": query.disk_gb},
         "allocated_storage": query.disk_gb,
-        "order": [["dph_total", "asc"]],
+        # Two pairs: the specification demands exactly two of them.
+        "order": [["dph_total", "asc"], ["reliability", "desc"]],
     }
     if query.gpu_names:
         # Names have spaces in some of Vast's answers and underscores in others.
