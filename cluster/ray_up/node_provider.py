@@ -47,10 +47,14 @@ class RentedNodeProvider(NodeProvider):
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
         self._settings = ProviderSettings.model_validate(provider_config)
-        rentals = open_rentals(self._settings)
+        self._rentals = open_rentals(self._settings)
         self._tags = TagFile(cluster_name)
-        self._nodes = Nodes(rentals, cluster_name, self._tags)
-        self._renting = Renting(rentals, self._settings, Pauses())
+        self._nodes = Nodes(self._rentals, cluster_name, self._tags)
+        self._renting = Renting(self._rentals, self._settings, Pauses())
+
+    def close(self) -> None:
+        """Close the connections to the vendor. Ray itself keeps a provider for its whole life."""
+        self._rentals.close()
 
     # --- what there is ---
 
@@ -136,8 +140,8 @@ class RentedNodeProvider(NodeProvider):
                 node = self._renting.rent(identity, NodeSettings.model_validate(node_config))
             except LaunchFailed as failed:
                 raise NodeLaunchException(failed.category, str(failed), None) from failed
-            self._tags.merge(node.instance_id, tags)
             self._nodes.add(node)
+            self._tags.merge(node.instance_id, tags)
             rented[node.instance_id] = {}
         return rented
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from cluster.ray_up.ssh import SshAddress
 from cluster.ray_up.tag_file import TagFile
@@ -15,6 +16,7 @@ from cluster.rental.values import Instance, InstanceState
 
 logger = logging.getLogger(__name__)
 
+LAG_S = 120.0  # a guess
 INSIDE_PORT = 22  # of the sshd of a machine, within the cluster's own network
 
 
@@ -24,12 +26,25 @@ def short_hash(ray_hash: str) -> str:
 
 
 class Nodes:
-    """A view of one cluster's machines, renewed by `refresh`. May be used from several threads."""
+    """A view of one cluster's machines, renewed by `refresh`. May be used from several threads.
 
-    def __init__(self, rentals: Rentals, cluster_name: str, tags: TagFile) -> None:
+    A vendor's list may lag behind: for `LAG_S`, a machine that was just rented counts although it
+    is not listed yet, and one that was just returned does not count although it still is.
+    """
+
+    def __init__(
+        self,
+        rentals: Rentals,
+        cluster_name: str,
+        tags: TagFile,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._rentals, self._cluster_name, self._tags = rentals, cluster_name, tags
+        self._clock = clock
         self._lock = threading.Lock()
         self._known: dict[str, Instance] = {}
+        self._rented_at: dict[str, float] = {}  # those that have not been listed yet
+        self._returned_at: dict[str, float] = {}
 
     def refresh(self) -> Sequence[Instance]:
         """Ask the vendor, and return the machines that work can be expected of.
@@ -37,16 +52,32 @@ class Nodes:
         One of ours that has failed or is stopped never comes back, and still costs money: it is
         returned.
         """
+        before = self._tags.node_ids() | set(self._known)
         ours = [node for node in self._rentals.list(self._cluster_name) if _is_node(node)]
-        alive = {node.instance_id: node for node in ours if node.state.is_useful}
         with self._lock:
-            self._known = {i: self._more_complete(self._known.get(i), n) for i, n in alive.items()}
+            gone = before - self._take_over(ours)
+            for node_id in gone:
+                self._known.pop(node_id, None)
             found = list(self._known.values())
-        self._tags.keep_only([node.instance_id for node in ours])
+        self._tags.forget(gone)
         for node in ours:
             if node.state in (InstanceState.FAILED, InstanceState.STOPPED):
                 self._return_useless(node)
         return found
+
+    def _take_over(self, listed: Sequence[Instance]) -> set[str]:
+        """Note what is listed, and return the ids of all machines that there are."""
+        now = self._clock()
+        for since in (self._rented_at, self._returned_at):
+            for node_id in [key for key, at in since.items() if now - at > LAG_S]:
+                del since[node_id]
+        for node in listed:
+            self._rented_at.pop(node.instance_id, None)
+            if node.state.is_useful and node.instance_id not in self._returned_at:
+                known = self._known.get(node.instance_id)
+                self._known[node.instance_id] = self._more_complete(known, node)
+        useful = {node.instance_id for node in listed if node.state.is_useful}
+        return (useful | set(self._rented_at)) - set(self._returned_at)
 
     @staticmethod
     def _more_complete(known: Instance | None, listed: Instance) -> Instance:
@@ -75,8 +106,9 @@ class Nodes:
         return node.state is InstanceState.RUNNING and self.outside(node.instance_id) is not None
 
     def add(self, node: Instance) -> None:
-        """Note a machine that has just been rented; a vendor's list may lag behind."""
+        """Note a machine that has just been rented."""
         with self._lock:
+            self._rented_at[node.instance_id] = self._clock()
             self._known[node.instance_id] = node
 
     def destroy(self, node_id: str) -> None:
@@ -84,6 +116,8 @@ class Nodes:
         self._rentals.destroy(node_id)
         with self._lock:
             self._known.pop(node_id, None)
+            self._rented_at.pop(node_id, None)
+            self._returned_at[node_id] = self._clock()
 
     def outside(self, node_id: str) -> SshAddress | None:
         """Return where the machine's sshd is reached from outside, or None while it starts."""

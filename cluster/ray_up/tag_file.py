@@ -35,12 +35,16 @@ class TagFile:
         with self._changing() as all_tags:
             all_tags[node_id] = all_tags.get(node_id, {}) | tags
 
-    def keep_only(self, node_ids: Collection[str]) -> None:
-        """Forget every other node."""
-        if not set(self._read()) <= set(node_ids):
+    def node_ids(self) -> set[str]:
+        """Return the nodes that have tags."""
+        return set(self._read())
+
+    def forget(self, node_ids: Collection[str]) -> None:
+        """Forget these nodes."""
+        if self.node_ids() & set(node_ids):
             with self._changing() as all_tags:
-                for gone in set(all_tags) - set(node_ids):
-                    del all_tags[gone]
+                for gone in node_ids:
+                    all_tags.pop(gone, None)
 
     def remove(self) -> None:
         """Forget the cluster."""

@@ -16,11 +16,12 @@ import httpx
 import yaml
 
 from tests.rental.namespaces import OPERATOR, ROOT, Segment
-from tests.rental.pod_cloud import KEY, PodCloud
+from tests.rental.pod_cloud import PodCloud
 
 BIN = Path(sys.executable).parent
 POOLS = ("ampere", "ada")
 ARCHS = (*POOLS, "blackwell")
+GPU, SCARCE_GPU = "NVIDIA L4", "NVIDIA GeForce RTX 4090"  # that the fake has
 FRAMES_PER_S = 6.0  # of each pool
 INGRESS_KEY = "ingress-key-of-the-test"
 STORE = "--object-store-memory=200000000"
@@ -113,7 +114,7 @@ class Operator:
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request to the application, on whichever pod the head is."""
         [head] = self.cloud.of_type("head")
-        url = path if path.startswith("http") else f"http://{head.slot.public_ip}:8000{path}"
+        url = path if path.startswith("http") else f"http://{self.cloud.address(head)}:8000{path}"
         headers = {"X-Internal-API-Key": INGRESS_KEY}
         return self.segment.inside(
             lambda: httpx.request(
@@ -127,7 +128,7 @@ def operator(segment: Segment, cloud: PodCloud, folder: Path) -> Operator:
     home = folder / "home"
     (home / ".lipsync").mkdir(parents=True)
     (home / "tmp").mkdir()
-    (home / ".lipsync" / "runpod.key").write_text(KEY)
+    (home / ".lipsync" / "runpod.key").write_text(cloud.key)
     (home / ".lipsync" / "lipsync.env").write_text(f"INGRESS_API_KEY={INGRESS_KEY}\n")
     (folder / "ray.env").write_text(_environment())
     (folder / "serve.yaml").write_text(yaml.safe_dump(_serve_config()))
@@ -151,6 +152,8 @@ def _cluster_file(segment: Segment, cloud: PodCloud, folder: Path) -> Values:
     head = types["head"]
     head["resources"], head["labels"] = {"CPU": 8, "lipsync_state": 1}, {}
     values["available_node_types"] = {"head": head} | {arch: types[arch] for arch in ARCHS}
+    for name, node_type in values["available_node_types"].items():
+        node_type["node_config"]["gpus"] = [SCARCE_GPU if name == "blackwell" else GPU]
     mounts = values["file_mounts"]
     mounts["~/ray.env"] = str(folder / "ray.env")
     mounts["~/serve_config.cluster.yaml"] = str(folder / "serve.yaml")

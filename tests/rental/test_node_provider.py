@@ -12,8 +12,10 @@ from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 from cluster.ray_up.cluster_settings import MODULE, NodeSettings, ProviderSettings
 from cluster.ray_up.node_provider import RentedNodeProvider
+from cluster.ray_up.nodes import LAG_S, Nodes
 from cluster.ray_up.pauses import FIRST_S, Pauses
 from cluster.ray_up.renting import LaunchFailed, Renting
+from cluster.ray_up.tag_file import TagFile
 from cluster.ray_up.vendor_access import open_rentals
 from cluster.rental.identity import Identity, Kind
 from tests.rental.fakes.runpod import FakeRunPod
@@ -56,9 +58,33 @@ def settings(runpod: FakeRunPod, **changes: Any) -> Values:
     }
 
 
+class Opened:
+    """The providers of a test. They are closed at its end."""
+
+    def __init__(self, runpod: FakeRunPod) -> None:
+        self._runpod, self._made = runpod, list[RentedNodeProvider]()
+
+    def __call__(self, cluster: str = "prod", **changes: Any) -> RentedNodeProvider:
+        """Open one, with the key and the ledger that the environment leads to."""
+        made = RentedNodeProvider(settings(self._runpod, **changes), cluster)
+        self._made.append(made)
+        return made
+
+    def close(self) -> None:
+        for one in self._made:
+            one.close()
+
+
 @pytest.fixture
-def provider(runpod: FakeRunPod, home: Path) -> RentedNodeProvider:
-    return RentedNodeProvider(settings(runpod), "prod")
+def opened(runpod: FakeRunPod, home: Path) -> Iterator[Opened]:
+    made = Opened(runpod)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def provider(opened: Opened) -> RentedNodeProvider:
+    return opened()
 
 
 def tags(kind: str = "worker", node_type: str = "ada", launch: str = HASH) -> dict[str, str]:
@@ -92,14 +118,18 @@ def test_a_machine_is_listed_with_the_tags_that_it_was_rented_with(
 
 
 def test_another_computer_reads_from_the_names_what_each_machine_is(
-    provider: RentedNodeProvider, runpod: FakeRunPod, home: Path, monkeypatch: pytest.MonkeyPatch
+    provider: RentedNodeProvider,
+    runpod: FakeRunPod,
+    opened: Opened,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     head, worker = rent(provider, kind="head", node_type="head"), rent(provider)
     monkeypatch.setenv("HOME", str(home / "elsewhere"))
     monkeypatch.setenv("RENTAL_LEDGER", str(home / "elsewhere.sqlite"))
     (home / "elsewhere").mkdir()
     (home / "elsewhere" / "runpod.key").write_text(runpod.key)
-    elsewhere = RentedNodeProvider(settings(runpod), "prod")
+    elsewhere = opened()
     assert set(elsewhere.non_terminated_nodes({})) == {head, worker}
     # Ray rents another head where this differs from the digest of the file.
     assert elsewhere.node_tags(head)["ray-launch-config"] == HASH
@@ -116,11 +146,10 @@ def test_a_head_with_another_configuration_is_told_from_the_wanted_one(
 
 
 def test_other_machines_are_neither_seen_nor_touched(
-    provider: RentedNodeProvider, runpod: FakeRunPod
+    provider: RentedNodeProvider, runpod: FakeRunPod, opened: Opened
 ) -> None:
     foreign = runpod.foreign()
-    other = RentedNodeProvider(settings(runpod), "other")
-    rent(other)
+    rent(opened("other"))
     assert provider.non_terminated_nodes({}) == []
     assert provider.is_terminated(foreign) and provider.node_tags(foreign) == {}
     assert len(runpod.machines) == 2
@@ -210,7 +239,8 @@ def test_no_capacity_is_asked_for_once_however_often_ray_repeats_it(
 def test_after_the_pause_the_vendor_is_asked_again(runpod: FakeRunPod, home: Path) -> None:
     now = [0.0]
     own = ProviderSettings.model_validate(settings(runpod))
-    renting = Renting(open_rentals(own), own, Pauses(lambda: now[0], lambda: 0.0))
+    rentals = open_rentals(own)
+    renting = Renting(rentals, own, Pauses(lambda: now[0], lambda: 0.0))
     ada, node = Identity("prod", Kind.WORKER, "ada", "0123abcd"), NodeSettings.model_validate(NODE)
     runpod.is_full = True
     with pytest.raises(LaunchFailed):
@@ -219,7 +249,8 @@ def test_after_the_pause_the_vendor_is_asked_again(runpod: FakeRunPod, home: Pat
     with pytest.raises(LaunchFailed, match="The next try is in 20 s"):
         renting.rent(ada, node)
     now[0] += FIRST_S
-    assert renting.rent(ada, node).gpu_name == "L4"
+    assert renting.rent(ada, node).name is not None
+    rentals.close()
 
 
 def test_the_next_offer_is_taken_where_the_cheapest_is_gone(
@@ -234,12 +265,16 @@ def test_the_next_offer_is_taken_where_the_cheapest_is_gone(
 
 
 def test_machines_that_this_ledger_does_not_have_count_in_the_budget(
-    provider: RentedNodeProvider, runpod: FakeRunPod, home: Path, monkeypatch: pytest.MonkeyPatch
+    provider: RentedNodeProvider,
+    runpod: FakeRunPod,
+    opened: Opened,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for _ in range(4):
         rent(provider)
     monkeypatch.setenv("RENTAL_LEDGER", str(home / "of-another-head.sqlite"))
-    another = RentedNodeProvider(settings(runpod), "prod")
+    another = opened()
     with pytest.raises(NodeLaunchException, match=r"4 machines cost \$1.72 an hour") as raised:
         rent(another)
     assert raised.value.category == "OverBudget"
@@ -265,11 +300,8 @@ def test_a_wrong_key_has_a_category_of_its_own(
     assert raised.value.category == "WrongKey"
 
 
-def test_many_threads_lose_no_machine_and_no_tag(
-    provider: RentedNodeProvider, runpod: FakeRunPod
-) -> None:
-    cheap = settings(runpod, usd_per_hour=1000.0, rents_per_hour=1000)
-    shared = RentedNodeProvider(cheap, "prod")
+def test_many_threads_lose_no_machine_and_no_tag(runpod: FakeRunPod, opened: Opened) -> None:
+    shared = opened(usd_per_hour=1000.0, rents_per_hour=1000)
 
     def work(number: int) -> str:
         worker = rent(shared)
@@ -284,3 +316,28 @@ def test_many_threads_lose_no_machine_and_no_tag(
     kept = rented[::2]
     assert set(shared.non_terminated_nodes({})) == set(kept) == set(runpod.machines)
     assert [shared.node_tags(one)["number"] for one in kept] == [str(n) for n in range(0, 24, 2)]
+
+
+def test_a_list_that_lags_behind_neither_loses_nor_revives_a_machine(
+    runpod: FakeRunPod, home: Path, tmp_path: Path
+) -> None:
+    now = [0.0]
+    own = ProviderSettings.model_validate(settings(runpod))
+    rentals = open_rentals(own)
+    renting = Renting(rentals, own, Pauses())
+    nodes = Nodes(rentals, "prod", TagFile("prod"), lambda: now[0])
+    identity = Identity("prod", Kind.WORKER, "ada", "0123abcd")
+    rented = renting.rent(identity, NodeSettings.model_validate(NODE))
+    nodes.add(rented)
+    listed = dict(runpod.machines)
+    runpod.machines.clear()  # not listed yet
+    assert [node.instance_id for node in nodes.refresh()] == [rented.instance_id]
+    runpod.machines.update(listed)
+    nodes.refresh()
+    nodes.destroy(rented.instance_id)
+    runpod.machines.update(listed)  # still listed
+    assert nodes.refresh() == []
+    now[0] += LAG_S + 1
+    assert [node.instance_id for node in nodes.refresh()] == [rented.instance_id]
+    nodes.destroy(rented.instance_id)
+    rentals.close()
