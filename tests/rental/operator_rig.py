@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ FRAMES_PER_S = 6.0  # of each pool
 INGRESS_KEY = "ingress-key-of-the-test"
 STORE = "--object-store-memory=200000000"
 HTTP_S = 30.0
+
+logger = logging.getLogger(__name__)
 
 Values = dict[str, Any]
 
@@ -64,6 +68,7 @@ class Operator:
 
     def run(self, *words: str, deadline_s: float) -> str:
         """Run a command and return what it prints; it has to end with 0 in time."""
+        begun = time.monotonic()
         process = self.popen(*words)
         try:
             printed, _ = process.communicate(timeout=deadline_s)
@@ -71,6 +76,7 @@ class Operator:
             os.killpg(process.pid, 9)
             printed, _ = process.communicate()
             raise AssertionError(f"{words} took more than {deadline_s} s:\n{printed}") from None
+        logger.info("%.1f s: %s", time.monotonic() - begun, " ".join(words)[:60])
         assert process.returncode == 0, f"{words} ended with {process.returncode}:\n{printed}"
         return printed
 

@@ -6,6 +6,7 @@ the application. Only RunPod itself is made of this computer (pod_cloud.py).
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Iterator
@@ -23,9 +24,11 @@ from tests.rental.pod_cloud import PodCloud, pod_cloud
 from tests.serve.running import LOSSLESS
 from tests.waiting import until
 
+logger = logging.getLogger(__name__)
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(420)]
 
-UP_S, JOB_S, NODE_S, DOWN_S = 50.0, 150.0, 120.0, 60.0
+UP_S, JOB_S, NODE_S, DOWN_S = 120.0, 150.0, 120.0, 60.0
 
 
 @pytest.fixture
@@ -131,7 +134,9 @@ def draw_a_job(rig: Operator, media: str) -> dict[str, Any]:
         job: dict[str, Any] = rig.request("GET", "/v1/avatar/jobs/both").json()
         return job if job["status"] in ("succeeded", "failed") else None
 
+    logger.info("the application is ready")
     job = until(ended, lambda: f"{rig.request('GET', '/health').text}", JOB_S, pause_s=0.5)
+    logger.info("the job has ended")
     assert job["status"] == "succeeded", job
     return job
 
