@@ -166,6 +166,12 @@ def _command_faults(values: Mapping[str, Any], *, is_multi: bool) -> Iterator[st
             "`file_mounts` must have `~/.ray/auth_token`, the token of Ray's own ports. "
             "`lipsync cluster up` makes one."
         )
+    key_file = (values.get("provider") or {}).get("api_key_file")
+    if is_multi and key_file not in mounts:
+        yield (
+            f"`file_mounts` must have `{key_file}`, the vendor's key: the head rents the workers "
+            "with it."
+        )
 
 
 def _start_faults(key: str, command: str, *, is_multi: bool) -> Iterator[str]:

@@ -80,6 +80,12 @@ class Operator:
         assert process.returncode == 0, f"{words} ended with {process.returncode}:\n{printed}"
         return printed
 
+    def change(self, key: str, before: str, after: str) -> None:
+        """Change the commands of a key of the cluster file."""
+        values = yaml.safe_load(self.file.read_text())
+        values[key] = [command.replace(before, after) for command in values[key]]
+        self.file.write_text(yaml.safe_dump(values, sort_keys=False))
+
     def cluster(self, command: str, deadline_s: float) -> Values:
         """Run `lipsync cluster …` and return its result."""
         printed = self.run("lipsync", "cluster", command, str(self.file), "--json",

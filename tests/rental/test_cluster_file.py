@@ -79,6 +79,8 @@ REFUSED = {
     "a key that the head cannot find": (
         with_("provider", "api_key_file", "/etc/key"), "must begin with ~/"),
     "no budget": (with_("provider", "usd_per_hour", 0), "greater than 0"),
+    "no key on the head": (
+        with_("file_mounts", {"~/.ray/auth_token": "x"}), "the head rents the workers"),
     "no token file": (with_("file_mounts", {}), "`~/.ray/auth_token`"),
     "what Ray does not know": (
         with_("available_node_types", "ada", "image", "x"), "Ray refuses"),

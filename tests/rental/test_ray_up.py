@@ -114,6 +114,18 @@ def test_a_cluster_from_up_to_down(rig: Operator, media: str, tmp_path: Path) ->
     assert rig.cluster("sweep", DOWN_S) == {"returned": []}
 
 
+def test_a_monitor_that_dies_at_once_is_reported(rig: Operator) -> None:
+    """Ray itself ends with 0 there, and no worker ever comes."""
+    rig.change("head_start_ray_commands", "RAY_AUTH_MODE", "PYTHONPATH=/nowhere RAY_AUTH_MODE")
+    rig.change("head_start_ray_commands", "serve deploy", "echo serve deploy")
+    process = rig.popen("lipsync", "cluster", "up", str(rig.file), "--json")
+    printed, _ = process.communicate(timeout=UP_S)
+    assert process.returncode == 1, printed
+    assert "its monitor has ended" in printed and "No module named 'cluster'" in printed, printed
+    rig.cluster("down", DOWN_S)
+    assert rig.cloud.machines == {}
+
+
 def draw_a_job(rig: Operator, media: str) -> dict[str, Any]:
     """Have a job drawn by pools that have no node yet, and return it."""
 
