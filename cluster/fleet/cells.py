@@ -13,13 +13,15 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from cluster.catalogue.table import Catalogue, GpuClass
+from cluster.catalogue.table import Catalogue, GpuClass, Speed, read_findings, write_findings
 from cluster.fleet.orchestrator import Orchestrator
 from cluster.fleet.settings import FleetSettings
 from cluster.rental.errors import NoCapacity
 from cluster.rental.identity import Identity, Kind, as_word, launch_hash
+from cluster.rental.ledger import RentState
 from cluster.rental.rentals import NAME, Rentals
-from cluster.rental.values import Instance, Offer, OfferQuery, RentRequest, Vendor
+from cluster.rental.values import Instance, InstanceState, Offer, OfferQuery, RentRequest, Vendor
+from orchestrator.scaling.fleet import MachineState
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,11 @@ class Cell:
     instance: Instance
     gpu_class: str
     is_draining: bool
+
+    @property
+    def is_active(self) -> bool:
+        """Return whether it takes jobs, or will soon."""
+        return self.instance.state.is_useful and not self.is_draining
 
     @property
     def worker_id(self) -> str:
@@ -62,11 +69,41 @@ class Cells:
         self._orchestrator = orchestrator
         self._words = {as_word(one.name): one.name for one in catalogue.classes}
 
+    @property
+    def cluster(self) -> str:
+        """Return the name of the fleet."""
+        return self._settings.cluster
+
+    @property
+    def can_drain(self) -> bool:
+        """Return whether there is an orchestrator that lets cells finish their jobs."""
+        return self._orchestrator is not None
+
+    def find_class(self, name: str) -> GpuClass:
+        """Return a GPU class of the catalogue.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        return self._catalogue.find(name)
+
+    def jobs(self) -> dict[str, int]:
+        """Return how many jobs each worker holds; nothing without an orchestrator."""
+        return dict(self._orchestrator.jobs()) if self._orchestrator is not None else {}
+
+    def keep_speeds(self, speeds: Mapping[str, Speed]) -> None:
+        """Write measured speeds into the file of findings."""
+        file = self._settings.findings
+        found = read_findings(file)
+        write_findings(file, found.model_copy(update={"speeds": found.speeds | dict(speeds)}))
+
     def list(self, kind: Kind = Kind.CELL) -> tuple[Cell, ...]:
         """Return the cells of this fleet."""
         found = []
         draining = {
-            rent.name for rent in self.rentals.ledger.live(self.rentals.vendor) if rent.facts
+            rent.name
+            for rent in self.rentals.ledger.live(self.rentals.vendor)
+            if DRAINING in rent.facts
         }
         for one in self.rentals.list(self._settings.cluster):
             assert one.identity is not None
@@ -74,6 +111,17 @@ class Cells:
                 word = one.identity.node_type
                 found.append(Cell(one, self._words.get(word, word), one.name in draining))
         return tuple(found)
+
+    def unclear(self, gpu_class: GpuClass) -> int:
+        """Return how many rents of a class have no machine yet, and may still get one."""
+        return sum(
+            rent.state is RentState.ASKED
+            and rent.identity is not None
+            and rent.identity.cluster == self.cluster
+            and rent.identity.kind is Kind.CELL
+            and rent.identity.node_type == as_word(gpu_class.name)
+            for rent in self.rentals.ledger.live(self.rentals.vendor)
+        )
 
     def offers(self, gpu_class: GpuClass) -> Sequence[Offer]:
         """Return the offers of a class, the cheapest first."""
@@ -116,7 +164,7 @@ class Cells:
 
     def finish(self, cells: Collection[Cell]) -> int:
         """Destroy those of these draining cells that hold no job. Return how many are left."""
-        jobs = self._orchestrator.jobs() if self._orchestrator is not None else {}
+        jobs = self.jobs()
         left = 0
         for cell in cells:
             if jobs.get(cell.worker_id, 0) > 0:
@@ -173,3 +221,11 @@ class Cells:
         if gpu_class.batch_size is not None:
             own["BATCH_SIZE"] = str(gpu_class.batch_size)
         return {key: text for key, text in own.items() if text} | chosen.passed_on()
+
+
+def machine_state(cell: Cell) -> MachineState:
+    """Return a cell's state in the words of the scaling loop."""
+    state = cell.instance.state
+    if cell.is_draining or state in (InstanceState.ENDING, InstanceState.STOPPED):
+        return MachineState.DRAINING
+    return MachineState.RUNNING if state is InstanceState.RUNNING else MachineState.STARTING

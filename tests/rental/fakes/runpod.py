@@ -53,7 +53,9 @@ class FakeRunPod(FakeVendor):
             case ["action", "POST"]:
                 self.machines[pod] |= {"status": "EXITED", "cost": 0.0, "actions": ["start"]}
             case ["logs", "GET"]:
-                events = [{"source": "container", "line": x, "ts": ""} for x in self.logs[pod]]
+                events = [
+                    {"source": "container", "line": x, "ts": ""} for x in self.logs.get(pod, [])
+                ]
                 text = "".join(f"id: 1\ndata: {json.dumps(one)}\n\n" for one in events)
                 return Reply(200, text=text, headers={"Content-Type": "text/event-stream"})
         return Reply(200, self.machines[pod])
