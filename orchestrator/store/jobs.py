@@ -11,6 +11,7 @@ from orchestrator.store.changes import FREE, Row, add_event, change_state, end_a
 from orchestrator.store.database import Transaction
 from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull
 from orchestrator.store.queue import order_columns, requirements_of
+from orchestrator.store.statements import begins_with
 from orchestrator.store.states import AttemptEnd, Change, JobState, after
 from orchestrator.store.tables import attempts, events, idempotency_keys, jobs
 from orchestrator.store.values import Attempt, Event, Job, JobFilter, NewJob, Page, Rules
@@ -23,6 +24,7 @@ FRESH: dict[str, Any] = {
     "progress": 0.0,
     "phase": "queued",
     "counts": None,
+    "frames": None,
     "output_url": None,
     "metrics": None,
     "receipt": None,
@@ -81,6 +83,11 @@ def page(tx: Transaction, which: JobFilter, limit: int, cursor: tuple[float, str
     for column, wanted in ((jobs.c.client, which.client), (jobs.c.worker_id, which.worker_id)):
         if wanted is not None:
             statement = statement.where(column == wanted)
+    if which.tried_by is not None:
+        tried = sa.select(attempts.c.job_id).where(attempts.c.worker_id == which.tried_by)
+        statement = statement.where(jobs.c.id.in_(tried))
+    if which.id_prefix is not None:
+        statement = statement.where(begins_with(jobs.c.id, which.id_prefix))
     rows, more = newest(tx, statement, limit, cursor)
     return Page(tuple(job_of(row) for row in rows), more)
 

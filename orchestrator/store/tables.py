@@ -49,6 +49,7 @@ jobs = sa.Table(
     sa.Column("leased_at", Instant),
     sa.Column("lease_until", Instant),
     sa.Column("unlisted", sa.Integer, nullable=False),  # heartbeats in a row without this job
+    sa.Column("frames", sa.Integer),  # of the result, as soon as a worker has said it
     sa.Column("progress", sa.Double, nullable=False),
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("counts", Json),  # frames done and in total, from the newest progress report
@@ -187,4 +188,40 @@ keys = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("revoked_at", Instant),
     sa.CheckConstraint("kind IN ('client', 'worker')", name="kind"),
+)
+
+# What is learnt from finished jobs: sums over reports and their weights, both fading.
+learnt = sa.Table(
+    "learnt",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),  # a `LearntKind`
+    sa.Column("name", sa.Text, primary_key=True),  # a GPU class, or a client
+    sa.Column("total", sa.Double, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.Column("learnt_at", Instant, nullable=False),
+)
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("made_at", Instant, nullable=False, index=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("gpu_class", sa.Text, nullable=False),
+    sa.Column("have", sa.Integer, nullable=False),
+    sa.Column("want", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("error", sa.Text),  # what the provider said if it did not do it
+)
+
+# Loops of which one runs at a time, whatever the number of service processes.
+loops = sa.Table(
+    "loops",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("held_until", Instant, nullable=False),
+    sa.Column("stepped_at", Instant),
+    sa.Column("error", sa.Text),  # of the last step
+    sa.Column("facts", Json),  # what the last step saw
 )

@@ -11,6 +11,7 @@ disk, another process's lock) is logged and the write repeated. Any other fault 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
@@ -192,24 +193,24 @@ def outcome_of(
     driving: "asyncio.Task[Finished]", verdict: Verdict, latest: Progress
 ) -> tuple[Outcome, Progress]:
     """Return the outcome of an ended attempt, and its last progress."""
-    seconds = latest.stage_seconds
+    seconds, receipt = latest.stage_seconds, latest.receipt
     failed = Progress(
         Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
     )
     if verdict is not Verdict.GO_ON:
-        return CANCELLED, failed
+        return replace(CANCELLED, receipt=receipt), failed
     if driving.cancelled():
         # It was not cancelled here. A caller does not retry a job that is reported as cancelled.
         cut_off = StageFailed("The job was interrupted before it was done.")
-        return failure_of(cut_off, seconds), failed
+        return failure_of(cut_off, seconds, receipt), failed
     error = driving.exception()
     if isinstance(error, PipelineError):
-        return failure_of(error, seconds), failed
+        return failure_of(error, seconds, receipt), failed
     if error is not None:
         logger.error("driver crashed", exc_info=error)
         crash = StageFailed(f"The driver crashed ({type(error).__name__}).")
         crash.__cause__ = error
-        return failure_of(crash, seconds), failed
+        return failure_of(crash, seconds, receipt), failed
     finished = driving.result()
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])
