@@ -1,0 +1,83 @@
+"""What a list of jobs is asked for: which of them, how many, and after which one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, BaseModel, Field
+
+from orchestrator.store.states import JobState
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
+Cursor = tuple[float, str]
+
+_STATES: Mapping[str, tuple[JobState, ...]] = MappingProxyType(
+    {
+        **{state: (state,) for state in JobState},
+        "failed": (JobState.FAILED, JobState.DEAD),
+    }
+)
+
+
+def _without_nul(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("it has a NUL character")
+    return value
+
+
+QueryText = Annotated[str, AfterValidator(_without_nul)]
+
+
+class JobQuery(BaseModel):
+    """The query of `GET /v1/avatar/jobs`."""
+
+    status: Status | None = None
+    limit: int = Field(50, ge=1, le=200)
+    cursor: QueryText | None = Field(
+        None, max_length=400, description="The `next_cursor` of the page before."
+    )
+
+    @property
+    def states(self) -> tuple[JobState, ...]:
+        """The states that the status stands for; none stands for all."""
+        return () if self.status is None else states_of(self.status)
+
+
+def states_of(status: str) -> tuple[JobState, ...]:
+    """Return the states that a status of the API stands for. A dead job has failed, too."""
+    return _STATES[status]
+
+
+def status_of(state: JobState) -> str:
+    """Return the status that clients are shown; they do not know `dead`."""
+    return "failed" if state is JobState.DEAD else str(state)
+
+
+def page_body(bodies: list[dict[str, Any]], cursor: Cursor | None) -> dict[str, Any]:
+    """Return one page of jobs and where the next one begins."""
+    return {"jobs": bodies, "next_cursor": write_cursor(cursor)}
+
+
+def write_cursor(cursor: Cursor | None) -> str | None:
+    """Return the cursor of a page as text."""
+    return None if cursor is None else f"{cursor[0]!r}:{cursor[1]}"
+
+
+def read_cursor(cursor: str | None) -> Cursor | None:
+    """Return a cursor that `write_cursor` wrote.
+
+    Raises:
+        RequestValidationError: it did not.
+    """
+    if cursor is None:
+        return None
+    created, _, job_id = cursor.partition(":")
+    try:
+        return float(created), job_id
+    except ValueError:
+        reason = "use the next_cursor of an earlier answer"
+        wrong = {"type": "value_error", "loc": ("cursor",), "msg": reason, "input": None}
+        raise RequestValidationError([wrong]) from None
