@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, BaseModel, Field
 
-from orchestrator.store.states import JobState
-
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 Cursor = tuple[float, str]
-
-_STATES: Mapping[str, tuple[JobState, ...]] = MappingProxyType(
-    {
-        **{state: (state,) for state in JobState},
-        "failed": (JobState.FAILED, JobState.DEAD),
-    }
-)
 
 
 def _without_nul(value: str) -> str:
@@ -39,21 +28,6 @@ class JobQuery(BaseModel):
     cursor: QueryText | None = Field(
         None, max_length=400, description="The `next_cursor` of the page before."
     )
-
-    @property
-    def states(self) -> tuple[JobState, ...]:
-        """The states that the status stands for; none stands for all."""
-        return () if self.status is None else states_of(self.status)
-
-
-def states_of(status: str) -> tuple[JobState, ...]:
-    """Return the states that a status of the API stands for. A dead job has failed, too."""
-    return _STATES[status]
-
-
-def status_of(state: JobState) -> str:
-    """Return the status that clients are shown; they do not know `dead`."""
-    return "failed" if state is JobState.DEAD else str(state)
 
 
 def page_body(bodies: list[dict[str, Any]], cursor: Cursor | None) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from pydantic import (
     field_validator,
 )
 
-from orchestrator.job_api.lists import status_of
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
+from orchestrator.store.states import status_of
 from orchestrator.store.values import Attempt, Event, Job, NewJob, Worker, without_query
 
 MAX_METADATA_ENTRIES, MAX_OBJECT_BYTES = 64, 16 * 1024

@@ -18,6 +18,7 @@ from orchestrator.service.event_stream import MAX_READERS, event_stream
 from orchestrator.service.job_messages import JobCreate, attempt_body, job_body
 from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id
+from orchestrator.store.states import STATUSES
 from orchestrator.store.values import JobFilter
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class ClientBoard:
     async def page(self, query: WorkersJobQuery) -> dict[str, Any]:
         """See `JobBoard`."""
         sees = self.caller.sees
-        which = JobFilter(sees, query.states, query.worker_id if sees is None else None)
+        states = STATUSES[query.status] if query.status else ()
+        which = JobFilter(sees, states, query.worker_id if sees is None else None)
         cursor = read_cursor(query.cursor)
         page = await self.services.run(self.services.store.page, which, query.limit, cursor)
         return page_body([job_body(job) for job in page.jobs], page.next_cursor)

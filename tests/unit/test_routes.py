@@ -271,7 +271,7 @@ async def test_a_quiet_stream_of_events_is_kept_open_by_comments() -> None:
                 yield None
 
     for keep_alive_s, sent in ((0.0, [b": ping\n\n"] * 2), (60.0, [])):
-        stream = event_stream(Quiet(), "a", None, keep_alive_s=keep_alive_s)  # type: ignore[arg-type]
+        stream = event_stream(Quiet(), "a", 0, keep_alive_s=keep_alive_s)  # type: ignore[arg-type]
         assert [event async for event in stream] == sent
 
 
