@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from musetalk_pipeline.errors import InvalidVideo, PipelineError, StageFailed
+from musetalk_pipeline.frame_bytes import frame_bytes
+from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import DriverSettings
-from serve_app.graph.capacity import FRAME_BYTES
 from serve_app.scheduling.scheduler import NoReplicaRuns
-from tests.unit.stage_rig import Stages, running, settle, until
+from tests.unit.stage_rig import PICTURE, Stages, running, settle, until
 
 
 def covers_all(stages: Stages) -> bool:
@@ -72,7 +73,8 @@ async def test_segments_in_flight_follow_the_replicas_that_run(tmp_path):
 
 
 async def test_segments_in_flight_are_bounded_in_bytes(tmp_path):
-    mb = -(-3 * 50 * FRAME_BYTES // 1_000_000)  # three segments of 50 frames
+    one = frame_bytes("warp", PICTURE, JobOptions().encode)
+    mb = -(-3 * 50 * one // 1_000_000)  # three segments of 50 frames
     stages = Stages(tmp_path, frames=5000, driver=DriverSettings(max_mb_in_flight=mb))
     stages.capacity.follow(running(cpu=8))
     stages.holds = {"generate"}
