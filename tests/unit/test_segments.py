@@ -86,7 +86,21 @@ async def test_segments_in_flight_are_bounded_in_bytes(tmp_path):
     await job
 
 
+async def test_short_jobs_draw_on_all_replicas_at_once(tmp_path):
+    """Finding 8: two jobs ran at a time, so 16 short ones took eight times too long on 8."""
+    stages = Stages(tmp_path, frames=50)
+    stages.capacity.follow(running(cpu=8))
+    stages.holds = {"generate"}
+    jobs = [stages.start(f"{number}") for number in range(16)]
+    await until(lambda: stages.at_once["generate"] == 8)
+    stages.go_on.set()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*jobs)
+    assert stages.most_at_once["generate"] == 8
+
+
 async def test_a_job_that_begins_does_not_wait_for_those_that_fill_the_graph(tmp_path):
+    """Finding 8: a job of 2 s behind two of 60 s waited until one of them had ended."""
     stages = Stages(tmp_path, frames=5000)
     stages.capacity.follow(running(cpu=1))
     stages.holds = {"generate"}
