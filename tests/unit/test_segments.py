@@ -167,6 +167,7 @@ async def test_a_pool_that_is_gone_gives_its_segments_to_another(tmp_path):
     stages.holds = {"generate"}
     job = stages.start()
     await until(lambda: stages.of("generate") == [("lost", 0)])
+    await settle()  # it is held a moment after it has begun
     stages.holds.clear()
     stages.capacity.follow(running(lost=0, other=1))
     await job
