@@ -6,13 +6,16 @@ of the machines that run the service do not count.
 SQLite has one writer at a time. Writing transactions begin with `BEGIN IMMEDIATE`, because one that
 reads first and then finds that another has written would fail. In this process they wait for a
 lock, which is fairer than SQLite's own waiting. PostgreSQL locks rows instead.
+
+What has been answered survives a power cut, except for heartbeats and progress: they may be lost
+with the last moments before it, and do not wait for the disk. There are ten of them for each job.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +28,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from orchestrator.store.errors import StoreUnavailable
 
 WAIT_S = 5.0  # for a lock, a connection of the pool, or the server
-WRITES = "orchestrator_writes"
+WRITES, IS_DURABLE = "orchestrator_writes", "orchestrator_is_durable"
 NO_DATABASE = "the address must begin with sqlite:/// and name a file, or with postgresql://"
 
 
@@ -46,6 +49,29 @@ def _sqlite_now(*_: Any, **__: Any) -> str:
 def _postgresql_now(*_: Any, **__: Any) -> str:
     # Not `now()`, which is when the transaction began, perhaps before it waited for a lock.
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+class database_now_and_soon(FunctionElement[float]):
+    """The same, in a transaction whose end does not wait for the disk."""
+
+    type = sa.Double()
+    inherit_cache = True
+    name = "database_now_and_soon"
+
+
+@compiles(database_now_and_soon, "sqlite")
+def _sqlite_now_and_soon(*_: Any, **__: Any) -> str:
+    return _sqlite_now()  # the PRAGMA before the transaction says the rest
+
+
+@compiles(database_now_and_soon, "postgresql")
+def _postgresql_now_and_soon(*_: Any, **__: Any) -> str:
+    # One exchange with the server for both.
+    off = "set_config('synchronous_commit', 'off', true)"
+    return f"CASE WHEN {off} = 'off' THEN {_postgresql_now()} END"
+
+
+NOW, NOW_AND_SOON = sa.select(database_now()), sa.select(database_now_and_soon())
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +101,11 @@ class Database:
         self._writing = threading.Lock() if is_sqlite else None
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *, is_durable: bool = True) -> Iterator[Transaction]:
         """Open a transaction that writes. It is committed at the end, unless that raises.
+
+        Without `is_durable`, the end does not wait until the disk has it. A killed process loses
+        nothing all the same.
 
         Raises:
             StoreUnavailable: the database does not answer, or cannot be written.
@@ -84,7 +113,7 @@ class Database:
         if self._writing is not None and not self._writing.acquire(timeout=WAIT_S):
             raise StoreUnavailable("other writes have held the database for too long")
         try:
-            with self._begin(writes=True) as transaction:
+            with self._begin(writes=True, is_durable=is_durable) as transaction:
                 yield transaction
         finally:
             if self._writing is not None:
@@ -105,16 +134,39 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _begin(self, *, writes: bool) -> Iterator[Transaction]:
+    def _begin(self, *, writes: bool, is_durable: bool = True) -> Iterator[Transaction]:
+        options = {WRITES: writes, IS_DURABLE: is_durable}
         try:
-            with (
-                self.engine.connect().execution_options(**{WRITES: writes}) as connection,
-                connection.begin(),
-            ):
-                yield Transaction(connection, connection.scalar(sa.select(database_now())) or 0.0)
+            with ExitStack() as stack:
+                yield self._first_answer(stack, options)
         except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
             # A serialization failure or a deadlock of PostgreSQL is one of these too.
             raise StoreUnavailable(_reason(error)) from error
+
+    def _first_answer(self, stack: ExitStack, options: dict[str, bool]) -> Transaction:
+        """Begin, and take the time. A connection that has died with its server is replaced.
+
+        Trying each connection before its use would cost one more exchange with the server.
+        """
+        for is_last in (False, True):
+            connection = self.engine.connect().execution_options(**options)
+            try:
+                begun = connection.begin()
+                now = connection.scalar(_statement_of(options)) or 0.0
+            except BaseException as error:
+                connection.close()
+                was_dead = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+                if is_last or not was_dead:
+                    raise
+            else:
+                stack.callback(connection.close)
+                stack.enter_context(begun)
+                return Transaction(connection, now)
+        raise AssertionError("unreachable")
+
+
+def _statement_of(options: dict[str, bool]) -> sa.Select[float]:
+    return NOW if options[IS_DURABLE] or not options[WRITES] else NOW_AND_SOON
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -143,7 +195,6 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
         pool_size=8,
         max_overflow=8,
         pool_timeout=WAIT_S,
-        pool_pre_ping=True,  # a connection that died with the server is replaced, not used
         connect_args={
             "connect_timeout": int(WAIT_S),
             "options": f"{timeouts} -c idle_in_transaction_session_timeout=30000",
@@ -169,7 +220,6 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     for pragma in (
         "journal_mode = WAL",
-        "synchronous = FULL",  # an accepted result survives a power cut too
         "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")
@@ -177,8 +227,14 @@ def _set_up_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get(WRITES, True)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get(WRITES, True):
+        connection.exec_driver_sql("BEGIN")
+        return
+    # FULL: an accepted result survives a power cut too.
+    level = "FULL" if options.get(IS_DURABLE, True) else "NORMAL"
+    connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _reason(error: Exception) -> str:
