@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -67,6 +68,26 @@ class Settings(BaseSettings):
     )
     port: int = Field(
         8700, ge=0, le=65535, validation_alias="ORCHESTRATOR_PORT", description="The port."
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        max_length=200,
+        validation_alias="ORCHESTRATOR_ROOT_PATH",
+        description="The prefix under which a reverse proxy publishes the service, for example "
+        "`/queue`. The proxy removes it from what it passes on.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        max_length=2000,
+        validation_alias="ORCHESTRATOR_TRUSTED_PROXIES",
+        description="Addresses or networks of reverse proxies, separated by commas. Only their "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` are believed.",
+    )
+    open_metrics: bool = Field(
+        False,
+        validation_alias="ORCHESTRATOR_OPEN_METRICS",
+        description="Whether `/metrics` needs no key. Otherwise it needs the operator's.",
     )
     lease_s: float = Field(
         30.0,
@@ -149,6 +170,16 @@ class Settings(BaseSettings):
         if len(value) < MIN_KEY_CHARS:
             raise ValueError(f"use at least {MIN_KEY_CHARS} characters")
         return key
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for part in filter(None, proxies.split(",")):
+            try:
+                ip_network(part.strip(), strict=False)
+            except ValueError:
+                raise ValueError("use IP addresses or networks such as 10.0.0.0/8") from None
+        return proxies
 
     @field_validator("database_url")
     @classmethod

@@ -13,8 +13,9 @@ with the last moments before it, and do not wait for the disk. There are ten of 
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,6 +73,21 @@ def _postgresql_now_and_soon(*_: Any, **__: Any) -> str:
 
 
 NOW, NOW_AND_SOON = sa.select(database_now()), sa.select(database_now_and_soon())
+_FAULTS_OF_THE_FILE = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +108,32 @@ class Transaction:
         return postgresql.insert(table)
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a database is opened.
+
+    Attributes:
+        wait_s: For a lock, a connection of the pool, or the server.
+        survives_power_cut: Whether a change is on the disk when its call returns. Otherwise only
+            the death of processes loses nothing (SQLite).
+        clock: Seconds since 1970, UTC; None for the database's clock. A process that embeds a
+            SQLite file has the same clock, and so saves a query in each transaction.
+    """
+
+    wait_s: float = WAIT_S
+    survives_power_cut: bool = True
+    clock: Callable[[], float] | None = None
+
+
+DEFAULT_OPENING = Opening()
+
+
 class Database:
     """An engine, and transactions on it. All methods may be called from any thread."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = open_engine(url)
+    def __init__(self, url: str, opening: Opening = DEFAULT_OPENING) -> None:
+        self.engine = open_engine(url, opening)
+        self._opening = opening
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._writing = threading.Lock() if is_sqlite else None
 
@@ -110,7 +147,7 @@ class Database:
         Raises:
             StoreUnavailable: the database does not answer, or cannot be written.
         """
-        if self._writing is not None and not self._writing.acquire(timeout=WAIT_S):
+        if self._writing is not None and not self._writing.acquire(timeout=self._opening.wait_s):
             raise StoreUnavailable("other writes have held the database for too long")
         try:
             with self._begin(writes=True, is_durable=is_durable) as transaction:
@@ -139,8 +176,9 @@ class Database:
         try:
             with ExitStack() as stack:
                 yield self._first_answer(stack, options)
-        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
-            # A serialization failure or a deadlock of PostgreSQL is one of these too.
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            if _is_fault_of_statement(error):
+                raise
             raise StoreUnavailable(_reason(error)) from error
 
     def _first_answer(self, stack: ExitStack, options: dict[str, bool]) -> Transaction:
@@ -152,7 +190,7 @@ class Database:
             connection = self.engine.connect().execution_options(**options)
             try:
                 begun = connection.begin()
-                now = connection.scalar(_statement_of(options)) or 0.0
+                now = self._now(connection, options)
             except BaseException as error:
                 connection.close()
                 was_dead = isinstance(error, exc.DBAPIError) and error.connection_invalidated
@@ -164,12 +202,14 @@ class Database:
                 return Transaction(connection, now)
         raise AssertionError("unreachable")
 
+    def _now(self, connection: sa.Connection, options: dict[str, bool]) -> float:
+        if self._opening.clock is not None:
+            return self._opening.clock()
+        waits = options[IS_DURABLE] or not options[WRITES]
+        return connection.scalar(NOW if waits else NOW_AND_SOON) or 0.0
 
-def _statement_of(options: dict[str, bool]) -> sa.Select[float]:
-    return NOW if options[IS_DURABLE] or not options[WRITES] else NOW_AND_SOON
 
-
-def open_engine(url: str) -> sa.Engine:
+def open_engine(url: str, opening: Opening = DEFAULT_OPENING) -> sa.Engine:
     """Return an engine for a SQLite file or a PostgreSQL server.
 
     Raises:
@@ -184,7 +224,7 @@ def open_engine(url: str) -> sa.Engine:
     if backend in ("postgresql", "postgres"):
         return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
     if backend == "sqlite" and parsed.database and ":memory:" not in parsed.database:
-        return _sqlite_engine(parsed)
+        return _sqlite_engine(parsed, opening)
     raise ValueError(NO_DATABASE)
 
 
@@ -202,39 +242,43 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     )
 
 
-def _sqlite_engine(url: sa.URL) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, opening: Opening) -> sa.Engine:
     engine = sa.create_engine(
         url,
         pool_size=8,
         max_overflow=8,
-        pool_timeout=WAIT_S,
-        connect_args={"timeout": WAIT_S, "check_same_thread": False},
+        pool_timeout=opening.wait_s,
+        connect_args={"timeout": opening.wait_s, "check_same_thread": False},
     )
-    sa.event.listen(engine, "connect", _set_up_sqlite)
-    sa.event.listen(engine, "begin", _begin_sqlite)
+
+    def set_up(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver would begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        writes = options.get(WRITES, True)
+        if writes and opening.survives_power_cut:
+            # FULL: an accepted result survives a power cut too.
+            level = "FULL" if options.get(IS_DURABLE, True) else "NORMAL"
+            connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    sa.event.listen(engine, "connect", set_up)
+    sa.event.listen(engine, "begin", begin)
     return engine
 
 
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver would begin transactions of its own
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode = WAL",
-        "foreign_keys = ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    options = connection.get_execution_options()
-    if not options.get(WRITES, True):
-        connection.exec_driver_sql("BEGIN")
-        return
-    # FULL: an accepted result survives a power cut too.
-    level = "FULL" if options.get(IS_DURABLE, True) else "NORMAL"
-    connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _is_fault_of_statement(error: Exception) -> bool:
+    """Return whether the statement is wrong, not the database. That is a fault of the program."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF not in _FAULTS_OF_THE_FILE
+    # A serialization failure or a deadlock of PostgreSQL is one of these too.
+    return not isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
 
 
 def _reason(error: Exception) -> str:

@@ -18,10 +18,21 @@ from typing import Self
 import sqlalchemy as sa
 
 from orchestrator.scaling.values import Decision
-from orchestrator.store import fleet_facts, jobs, keys, learning, leases, loops, migrate, workers
+from orchestrator.store import (
+    fleet_facts,
+    jobs,
+    keys,
+    learning,
+    leases,
+    loops,
+    migrate,
+    overview,
+    workers,
+)
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
 from orchestrator.store.leases import FailureKind
+from orchestrator.store.overview import Overview, WorkerFilter, WorkerPage
 from orchestrator.store.values import (
     Attempt,
     AttemptName,
@@ -216,6 +227,16 @@ class JobStore:
         with self._database.read() as tx:
             return loops.newest_decisions(tx, limit)
 
+    def worker_page(self, which: WorkerFilter, limit: int, after: str | None = None) -> WorkerPage:
+        """See `overview.worker_page`."""
+        with self._database.read() as tx:
+            return overview.worker_page(tx, self.rules, which, limit, after)
+
+    def overview(self) -> Overview:
+        """See `overview.overview`."""
+        with self._database.read() as tx:
+            return overview.overview(tx, self.rules)
+
     # Keys ------------------------------------------------------------------------------------
 
     def add_key(self, kind: KeyKind, name: str, *, weight: float | None = None) -> str:
@@ -240,7 +261,7 @@ class JobStore:
 
     # Time ------------------------------------------------------------------------------------
 
-    def expire(self) -> int:
+    def expire(self) -> tuple[AttemptName, ...]:
         """See `workers.expire`."""
         with self._database.write() as tx:
             return workers.expire(tx, self.rules)

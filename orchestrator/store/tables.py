@@ -150,6 +150,33 @@ accounts = sa.Table(
 # One row: the virtual time at which the last job was given out.
 virtual_clock = sa.Table("virtual_clock", metadata, sa.Column("time", sa.Double, nullable=False))
 
+# What an ingress that embeds this store keeps of its jobs in addition. An orchestrator has none.
+ingress_jobs = sa.Table(
+    "ingress_jobs",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("origin", sa.Text, nullable=False),  # sync, async or claimed: who may end it
+    sa.Column("wanted_until", Instant, nullable=False),  # until then an open connection waits
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),  # its attempt reads that
+    sa.Column("uncounted", sa.Integer, nullable=False),  # attempts before this run, or put back
+    sa.Column("queue_job_id", sa.Text),  # the id of the job in the queue of a provider
+    sa.Column("warnings", Json, nullable=False),  # of its submissions
+    sa.Column("run_warnings", Json, nullable=False),  # of the run that succeeded
+)
+
+# Webhooks of jobs at an ingress, each with the metadata that was sent with it.
+subscribers = sa.Table(
+    "subscribers",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("webhook_url", sa.Text, primary_key=True),
+    sa.Column("metadata", Json),
+    sa.Column("is_notified", sa.Boolean, nullable=False),
+)
+
+# Always empty: writing a row and removing it shows whether the database can be written.
+probe = sa.Table("probe", metadata, sa.Column("room", sa.LargeBinary, nullable=False))
+
 keys = sa.Table(
     "keys",
     metadata,

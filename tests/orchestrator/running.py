@@ -14,9 +14,9 @@ from typing import Any
 
 import httpx
 
+from orchestrator.server import Server, new_server
 from orchestrator.service.errors import HINTS
 from orchestrator.service.fleet_file import FleetPlan
-from orchestrator.service.server import Server, new_server
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from tests.orchestrator.databases import Bench
@@ -62,6 +62,13 @@ class Running:
     def status(self, job_id: str) -> str:
         """Return the state of a job."""
         return str(self.admin.get(f"/v1/avatar/jobs/{job_id}").json()["state"])
+
+    def wait_for_status(self, job_id: str, status: str) -> None:
+        """Wait until a job has a state."""
+        deadline = time.monotonic() + 20
+        while self.status(job_id) != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def claim(self, worker_id: str = "w1", **fields: Any) -> dict[str, Any] | None:
         """Claim as a main worker."""

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from orchestrator.pages.routes import add_pages
 from orchestrator.service import (
     errors,
     job_routes,
@@ -16,6 +17,7 @@ from orchestrator.service import (
     worker_routes,
 )
 from orchestrator.service.body_limit import BodyLimit
+from orchestrator.service.metrics import MeasureRequests
 from orchestrator.service.scaling_thread import scaling_thread
 from orchestrator.service.services import Services
 from orchestrator.service.settings import API_VERSION
@@ -55,6 +57,8 @@ def create_app(services: Services) -> FastAPI:
         scaling_routes.router,
     ):
         app.include_router(router)
+    add_pages(app, services)
     errors.add_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(MeasureRequests, metrics=services.metrics)
     return app

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_scaling"
-down_revision = "0001"
+revision = "0003_scaling"
+down_revision = "0002_jobs_of_an_ingress"
 
 JSON = sa.JSON(none_as_null=True)
 
