@@ -14,7 +14,10 @@ Status = Literal["idle", "busy"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerProfile:
-    """The description of a worker. `capacity` jobs may run at once under its one identity."""
+    """The description of a worker. `capacity` jobs may run at once under its one identity.
+
+    `capabilities` are sent to orchestrators that understand docs/protocol.md §9.
+    """
 
     worker_id: str
     gpu_class: str
@@ -22,6 +25,7 @@ class WorkerProfile:
     provider: str = "unknown"
     capacity: int = 1
     system_info: Mapping[str, JsonValue] = field(default_factory=dict)
+    capabilities: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,13 @@ class HeartbeatAnswer:
     """The requests in the answer to a heartbeat.
 
     `cancel` has the ids of jobs to cancel. `drain` asks the worker to claim nothing more.
+    `has_additions` is whether the orchestrator understands docs/protocol.md §9: the predecessor's
+    answers have neither field.
     """
 
     cancel: frozenset[str] = frozenset()
     drain: bool = False
+    has_additions: bool = False
 
 
 @dataclass(frozen=True, slots=True)

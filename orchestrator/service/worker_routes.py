@@ -163,7 +163,12 @@ async def _claim_held(request: Request, services: Services, said: BufferClaim) -
     bell, rung = services.bell, None
     while True:
         heard = bell.number
-        lease = await services.run(services.store.claim, said.facts())
+        try:
+            lease = await services.run(services.store.claim, said.facts())
+        except WorkerDrained:
+            if rung is not None:
+                bell.pass_on(rung)
+            raise
         if lease is not None:
             return lease
         if rung is not None:

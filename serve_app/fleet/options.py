@@ -13,7 +13,10 @@ class WorkerOptions:
     Args:
         capacity: jobs that run at once under the one identity.
         heartbeat_interval_s: between two heartbeats (contract).
-        claim_interval_s: the pause after a claim that returned no job.
+        claim_interval_s: the shortest time from a claim that returned no job to the next one.
+        claim_wait_s: how long the orchestrator may hold a claim until there is a job, if it
+            understands that (docs/protocol.md §9: at most 30). A reverse proxy between the two has
+            to let a request take that long.
         claim_backoff_s: the pauses between the tries of one claim (contract).
         progress_interval_s: the shortest pause between two progress reports of the same phase.
         progress_repeat_s: the longest pause between two progress reports. Their answers show that a
@@ -37,6 +40,7 @@ class WorkerOptions:
     capacity: int = 1
     heartbeat_interval_s: float = 5.0
     claim_interval_s: float = 0.0
+    claim_wait_s: float = 20.0
     claim_backoff_s: tuple[float, ...] = (1.0, 2.0, 4.0)
     progress_interval_s: float = 1.0
     progress_repeat_s: float = 10.0
