@@ -31,6 +31,7 @@ from orchestrator.messages import (
     FailureReport,
     FinalReport,
     HeartbeatAnswer,
+    OutputAddresses,
     ProgressReport,
     Status,
     SuccessReport,
@@ -244,6 +245,7 @@ class MainClient(_Client):
             config_label=config_label,
             batch_size=batch_size,
             failure=_failure_facts(job, end),
+            **(success.upload if success else {}),
         )
         return FinalReport(job.job_id, progress_path(job), body)
 
@@ -312,6 +314,8 @@ class BufferClient(_Client):
         }
         if success and success.receipt:
             body["receipt"] = dict(success.receipt)
+        if success:
+            body |= success.upload
         if job.attempt is not None:
             body["attempt"] = job.attempt
         facts = _failure_facts(job, end)
@@ -355,6 +359,7 @@ __all__ = [
     "HeartbeatAnswer",
     "MainClient",
     "OrchestratorHttp",
+    "OutputAddresses",
     "ProgressReport",
     "PushedClient",
     "Status",

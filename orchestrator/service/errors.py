@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from orchestrator.outputs.errors import OutputError
 from orchestrator.store import errors as store_errors
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,13 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "queue_full": "Send it again after Retry-After seconds.",
         "too_many_readers": "Send it again after Retry-After seconds.",
         "state_unavailable": "Send it again later; the operator should check the database.",
+        "outputs_unavailable": "Send it again later; the operator should check the object store.",
         "internal_error": "Send it again; if it fails again, report it with the service's log.",
     }
 )
 RETRYABLE = frozenset(
     {"too_many_guesses", "too_many_requests", "queue_full", "too_many_readers", "body_too_slow"}
-    | {"state_unavailable", "internal_error"}
+    | {"state_unavailable", "outputs_unavailable", "internal_error"}
 )
 RETRY_AFTER_S = 5
 
@@ -113,6 +115,7 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every error of every route in the one shape."""
     app.add_exception_handler(Rejected, _on_rejected)
     app.add_exception_handler(store_errors.StoreError, _on_store_error)
+    app.add_exception_handler(OutputError, _on_output_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
@@ -126,6 +129,12 @@ async def _on_rejected(_: Request, error: Exception) -> JSONResponse:
 async def _on_store_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, store_errors.StoreError)
     return error_answer(of_store(error))
+
+
+async def _on_output_error(_: Request, error: Exception) -> JSONResponse:
+    logger.error("the object store is unavailable", extra={"error": str(error)})
+    text = "The object store of the outputs cannot be used at present."
+    return error_answer(Rejected(503, "outputs_unavailable", text, retry_after_s=RETRY_AFTER_S))
 
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:

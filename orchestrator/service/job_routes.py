@@ -14,7 +14,6 @@ from orchestrator.service.job_messages import (
     JobCreate,
     Status,
     attempt_body,
-    job_body,
     states_of,
 )
 from orchestrator.service.services import ClientDep, ServicesDep
@@ -43,7 +42,7 @@ async def create_job(
         services.bell.ring()
     services.news.tell(job.id)
     response.headers["Location"] = f"{router.prefix}/{quote(job.id, safe='')}"
-    return job_body(job)
+    return services.body(job)
 
 
 @router.get("", summary="List jobs, newest first")
@@ -59,7 +58,7 @@ async def list_jobs(
     which = JobFilter(caller.sees, states_of(status), worker_id if caller.sees is None else None)
     page = await services.run(services.store.page, which, limit, _read_cursor(cursor))
     more = None if page.next_cursor is None else f"{page.next_cursor[0]!r}:{page.next_cursor[1]}"
-    return {"jobs": [job_body(job) for job in page.jobs], "next_cursor": more}
+    return {"jobs": [services.body(job) for job in page.jobs], "next_cursor": more}
 
 
 @router.get(
@@ -97,13 +96,13 @@ async def retry_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> 
     job = await services.run(services.store.retry, job_id, caller.sees)
     services.bell.ring()
     services.news.tell(job_id)
-    return job_body(job)
+    return services.body(job)
 
 
 @router.get("/{job_id:path}", summary="Get a job")
 async def get_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
     """Return a job of this client; the operator may see all."""
-    return job_body(await services.run(services.store.get, job_id, caller.sees))
+    return services.body(await services.run(services.store.get, job_id, caller.sees))
 
 
 @router.delete("/{job_id:path}", summary="Cancel a job")

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
+from orchestrator.service.job_messages import job_body
 from orchestrator.service.settings import Settings
+from orchestrator.service.uploads import Run, Uploads
 from orchestrator.store import keys
 from orchestrator.store.errors import StoreError
 from orchestrator.store.store import JobStore
-from orchestrator.store.values import StoredKey
+from orchestrator.store.values import Job, StoredKey
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,17 @@ class Services:
         self.news = News()
         self.is_stopping = asyncio.Event()
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self.uploads = _uploads(settings, store, self.run)
         self.access = Access(settings, self._find_key, self._is_right)
 
     async def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something that blocks, such as an operation of the store, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(act, *args, **kwargs))
+
+    def body(self, job: Job) -> dict[str, Any]:
+        """Return a job as clients see it."""
+        return job_body(job if self.uploads is None else self.uploads.shown(job))
 
     def stop(self) -> None:
         """Let all calls that wait return."""
@@ -63,6 +71,8 @@ class Services:
                 await self._sweep()
                 if loop.time() >= forget_at:
                     await self.run(self.store.forget)
+                    if self.uploads is not None:
+                        await self.uploads.sweep()
                     forget_at = loop.time() + FORGET_S
             except StoreError as error:
                 logger.error("sweeping failed", extra={"error": str(error)})
@@ -75,6 +85,8 @@ class Services:
 
     async def aclose(self) -> None:
         """Wait for what still runs in threads, and close the store."""
+        if self.uploads is not None:
+            await self.uploads.close()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self.store.close)
 
@@ -92,6 +104,13 @@ class Services:
 
     async def _is_right(self, presented: str, stored: StoredKey) -> bool:
         return await self.run(keys.is_right, presented, stored)
+
+
+def _uploads(settings: Settings, store: JobStore, run: Run) -> Uploads | None:
+    bucket, valid_s = settings.bucket(), settings.rules().upload_s
+    if bucket is None or valid_s is None:
+        return None
+    return Uploads(OutputBucket(bucket), store, run, int(valid_s))
 
 
 def _services(request: Request) -> Services:

@@ -28,6 +28,7 @@ FRESH: dict[str, Any] = {
     "receipt": None,
     "error": None,
     "failure": None,
+    "published_attempt": None,
 }
 """The columns of a run that has not been claimed yet."""
 

@@ -135,6 +135,11 @@ class JobStore:
         with self._database.write() as tx:
             leases.progress(tx, name, report, self.rules)
 
+    def begin_publishing(self, name: AttemptName) -> Job:
+        """See `leases.begin_publishing`."""
+        with self._database.write() as tx:
+            return leases.begin_publishing(tx, name, self.rules)
+
     def finish(self, name: AttemptName, result: Completion) -> bool:
         """See `leases.finish`."""
         with self._database.write() as tx:
@@ -192,15 +197,33 @@ class JobStore:
     def forget(self) -> int:
         """Delete what has been kept for long enough. Return how many jobs that were."""
         with self._database.write() as tx:
-            old = (
-                sa.select(t.jobs.c.id)
-                .where(t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s)
-                .limit(FORGET_BATCH)
-            )
+            is_old = t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s
+            if self.rules.upload_s is not None:
+                # Its attempts are needed until what they have uploaded is removed.
+                has_uploads = sa.exists().where(
+                    t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.uploads_until.is_not(None)
+                )
+                is_old = sa.and_(is_old, ~has_uploads)
+            old = sa.select(t.jobs.c.id).where(is_old).limit(FORGET_BATCH)
             count = tx.execute(t.jobs.delete().where(t.jobs.c.id.in_(old))).rowcount
             silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
             tx.execute(t.workers.delete().where(silent))
             return count
+
+    def old_uploads(self, at_most: int = 20) -> tuple[tuple[str, int], ...]:
+        """Return jobs and numbers of attempts that can upload no more, the oldest first."""
+        c = t.attempts.c
+        statement = sa.select(c.job_id, c.number).where(c.uploads_until < sa.bindparam("now"))
+        with self._database.read() as tx:
+            rows = tx.execute(statement.order_by(c.uploads_until).limit(at_most), now=tx.now)
+            return tuple((row.job_id, row.number) for row in rows)
+
+    def forget_uploads(self, job_id: str, number: int) -> None:
+        """Store that nothing is left of what an attempt has uploaded."""
+        c = t.attempts.c
+        which = c.job_id == job_id, c.number == number
+        with self._database.write() as tx:
+            tx.execute(t.attempts.update().where(*which).values(uploads_until=None))
 
     def count_queued(self, at_most: int) -> int:
         """Return how many jobs wait, counted no further than `at_most`."""

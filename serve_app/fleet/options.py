@@ -31,6 +31,7 @@ class WorkerOptions:
         handover_s: an idle worker without a call of `claim_and_run` for that long hands its
             identity over to a waiting successor.
         config_label: part of every report, to compare configurations.
+        has_storage: whether outputs can be stored without an orchestrator's signed addresses.
         legacy_size_source: whether the sizes in claims are ignored.
 
     Raises:
@@ -51,6 +52,7 @@ class WorkerOptions:
     cancel_wait_s: float = 30.0
     handover_s: float = 30.0
     config_label: str = "default"
+    has_storage: bool = True
     legacy_size_source: bool = False
 
     def __post_init__(self) -> None:

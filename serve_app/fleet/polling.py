@@ -29,6 +29,7 @@ from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.system_info import collect_system_info, measure_download_mbit_s
 from serve_app.fleet.worker import FleetWorker
+from serve_app.graph.builders import keeps_results_locally
 from serve_app.jobs.service import JobService
 from serve_app.telemetry.background import run_again
 
@@ -217,6 +218,7 @@ class Polling:
                 heartbeat_interval_s=self._rules.heartbeat_interval_s,
                 claim_interval_s=self._rules.interval_s,
                 config_label=self._env.config_label,
+                has_storage=not keeps_results_locally(self._env) or self._env.allow_local_store,
                 legacy_size_source=self._env.legacy_size_source,
             ),
             batch_size=self._batch_size,

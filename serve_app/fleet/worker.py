@@ -58,6 +58,10 @@ INVALID_JOB: Mapping[str, JsonValue] = {
 }
 NOT_READY = "No replica can take a job."
 OUTBOX_FULL = "Too many final reports wait to be accepted."
+NO_STORAGE = (
+    "This worker has nowhere to store results: set B2_KEY_ID, B2_APP_KEY and B2_BUCKET_NAME, or "
+    "use an orchestrator that signs addresses for outputs."
+)
 DRAINING = "The orchestrator asked this worker to claim nothing more."
 
 
@@ -110,6 +114,7 @@ class FleetWorker:
         self._is_claiming = False
         self._claiming: asyncio.Task[HeldJob | None] | None = None  # a claim that may be held
         self._is_drained = False
+        self._can_store: bool | None = self._options.has_storage or None  # None: not known yet
         self._has_additions = False  # of the orchestrator, by its last answer to a heartbeat
         self._claim_again_at = float("-inf")
         self._error: str | None = None  # why no job can run, for the heartbeats
@@ -220,6 +225,9 @@ class FleetWorker:
         """Apply the answer to a heartbeat. Runs in the event loop."""
         self._is_drained = answer.drain
         self._has_additions = answer.has_additions
+        if not (self._options.has_storage or answer.has_outputs) and self._can_store is not False:
+            logger.warning(NO_STORAGE)
+        self._can_store = self._options.has_storage or answer.has_outputs
         if answer.drain and self._claiming is not None:
             self._claiming.cancel()
         for held in self._held:
@@ -317,6 +325,8 @@ class FleetWorker:
     async def _reason_not_to_claim(self) -> str | None:
         if self._is_drained:
             return DRAINING
+        if not self._can_store:
+            return NO_STORAGE
         if not await self._can_run():
             return NOT_READY
         if await asyncio.to_thread(lambda: self._outbox.is_full):
@@ -348,12 +358,15 @@ class FleetWorker:
             )
         except ValidationError as exc:
             return FailureReport(_invalid_job(exc), facts=INVALID_JOB)
+        output = held.job.output
+        if output is None and not self._options.has_storage:
+            return FailureReport(NO_STORAGE, facts={"code": "upload_failed"})
         if held.starts > MAX_STARTS:
             return FailureReport(_gave_up(held), facts={"code": "abandoned"})
         if warnings:
             facts = {"job_id": held.job.job_id, "warnings": warnings}
             logger.warning("values of a claimed job were replaced by defaults", extra=facts)
-        submission = SubmissionOptions(warnings=warnings)
+        submission = SubmissionOptions(warnings=warnings, output=output)
         run = ReportedRun(
             self._client,
             held.job,

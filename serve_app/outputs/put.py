@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpcore
 
@@ -61,7 +62,9 @@ class PutStore:
         policy: AddressPolicy | None = None,
         limits: PutLimits | None = None,
         network: Network = DEFAULT_NETWORK,
+        headers: Mapping[str, str] = MappingProxyType({"Content-Type": "video/mp4"}),
     ) -> None:
+        self._headers = headers
         self._target = parse_location(output_url)
         self._limits = limits = limits or PutLimits()
         self._client = PinnedClient(
@@ -138,7 +141,7 @@ class PutStore:
                 while block := reader.read(READ_BLOCK_BYTES):
                     yield block
 
-            headers = {"Content-Type": "video/mp4", "Content-Length": str(size_bytes)}
+            headers = {**self._headers, "Content-Length": str(size_bytes)}
             async with self._client.stream(
                 "PUT", self._target, addresses, headers=headers, content=body()
             ) as response:
