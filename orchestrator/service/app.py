@@ -20,11 +20,13 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(services.sweep_forever(), name="sweeping")
+        delivering = asyncio.create_task(services.deliver_forever(), name="webhooks")
         try:
             yield
         finally:
             services.stop()
-            await sweeping
+            delivering.cancel()
+            await asyncio.wait({sweeping, delivering})
             await services.aclose()
 
     app = FastAPI(

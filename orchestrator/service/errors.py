@@ -35,6 +35,11 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "job_not_found": "Check the id; old jobs are deleted, so the job may be sent again.",
         "worker_not_found": "Check the id; GET /v1/workers lists all workers.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
+        "delivery_not_found": "GET /v1/avatar/jobs/ID/deliveries lists the deliveries of a job.",
+        "webhooks_off": "Leave webhook_url out, or set WEBHOOK_SECRET where the service runs.",
+        "webhook_refused": "Send a URL on the public internet. If you operate this service and "
+        "trust that host, add it to ORCHESTRATOR_WEBHOOK_HOSTS.",
+        "too_many_webhooks": "Submit another job, or send one of the addresses that it has.",
         "job_ended": "Nothing is left to cancel; request the job to see its result.",
         "job_not_ended": "Cancel the job first, or wait for its end.",
         "job_gone": "Stop the job and report nothing more of it.",
@@ -93,6 +98,11 @@ def of_store(error: store_errors.StoreError) -> Rejected:
     match error:
         case store_errors.JobNotFound():
             return Rejected(404, "job_not_found", "There is no such job.")
+        case store_errors.DeliveryNotFound():
+            return Rejected(404, "delivery_not_found", "The job has no such delivery.")
+        case store_errors.TooManyWebhooks():
+            text = "The job has as many webhooks as one job may have."
+            return Rejected(409, "too_many_webhooks", text)
         case store_errors.AttemptGone():
             return Rejected(409, "job_gone", "This attempt no longer holds the job.")
         case store_errors.JobConflict():

@@ -8,15 +8,17 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Header, Path, Query, Response
 
+from orchestrator.net.addresses import AddressRefused
 from orchestrator.service.errors import Rejected
 from orchestrator.service.event_stream import MAX_READERS, EventStream, event_stream
 from orchestrator.service.job_messages import (
     JobCreate,
     Status,
     attempt_body,
+    delivery_body,
     states_of,
 )
-from orchestrator.service.services import ClientDep, ServicesDep
+from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id, Text
 from orchestrator.store.values import JobFilter
 
@@ -35,6 +37,8 @@ async def create_job(
     idempotency_key: Annotated[Text | None, Header(min_length=1, max_length=256)] = None,
 ) -> dict[str, Any]:
     """Queue a job. The same id or `Idempotency-Key`, with the same content, gives the same job."""
+    if create.webhook_url is not None:
+        await _check_webhook(services, create.webhook_url)
     job_id = create.musetalk_job_id or uuid.uuid4().hex
     new = create.new_job(job_id, caller.name, idempotency_key)
     job, is_new = await services.run(services.store.submit, new)
@@ -90,6 +94,24 @@ async def job_attempts(job_id: JobId, services: ServicesDep, caller: ClientDep) 
     return {"attempts": [attempt_body(attempt) for attempt in attempts]}
 
 
+@router.get("/{job_id:path}/deliveries", summary="List the webhooks of a job's end")
+async def job_deliveries(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
+    """Return every delivery with its status, the newest tries with their answers, and the next."""
+    found = await services.run(services.store.deliveries, job_id, caller.sees)
+    return {"deliveries": [delivery_body(delivery) for delivery in found]}
+
+
+@router.post("/{job_id:path}/deliveries/{delivery_id}/retry", summary="Send a webhook again")
+async def deliver_again(
+    job_id: JobId, delivery_id: Id, services: ServicesDep, caller: ClientDep
+) -> dict[str, Any]:
+    """Queue a delivery again, with the same `webhook-id`, whatever became of it."""
+    act = services.store.deliver_again
+    delivery = await services.run(act, job_id, delivery_id, caller.sees)
+    services.wake_deliveries()
+    return delivery_body(delivery)
+
+
 @router.post("/{job_id:path}/retry", summary="Queue an ended job again")
 async def retry_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
     """Start the next run of a job that is dead, has failed or was cancelled; else 409."""
@@ -110,7 +132,19 @@ async def cancel_job(job_id: JobId, services: ServicesDep, caller: ClientDep) ->
     """End a queued or running job; 409 if it has ended. Its worker is told to stop."""
     await services.run(services.store.cancel, job_id, caller.sees)
     services.news.tell(job_id)
+    services.wake_deliveries()
     return {"detail": "Cancellation requested"}
+
+
+async def _check_webhook(services: Services, url: str) -> None:
+    if services.deliveries is None:
+        text = "This service has no WEBHOOK_SECRET to sign webhooks with."
+        raise Rejected(422, "webhooks_off", text, details={"field": "webhook_url"})
+    try:
+        await services.deliveries.check_target(url)
+    except AddressRefused as refused:
+        text = f"The request is not valid: webhook_url: {refused.reason}"
+        raise Rejected(422, "webhook_refused", text, details={"field": "webhook_url"}) from refused
 
 
 def _read_cursor(cursor: str | None) -> tuple[float, str] | None:

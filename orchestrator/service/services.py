@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +16,18 @@ from fastapi import Depends, Request
 from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
-from orchestrator.service.job_messages import job_body
+from orchestrator.service.job_messages import instant, job_body
 from orchestrator.service.settings import Settings
-from orchestrator.service.uploads import Run, Uploads
+from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
 from orchestrator.store.errors import StoreError
+from orchestrator.store.jobs import job_of
 from orchestrator.store.store import JobStore
-from orchestrator.store.values import Job, StoredKey
+from orchestrator.store.threads import Run
+from orchestrator.store.values import Job, StoredKey, TakenDelivery
+from orchestrator.webhooks.posting import Poster
+from orchestrator.webhooks.rules import DeliveryRules
+from orchestrator.webhooks.sender import DeliveryLoop
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +51,7 @@ class Services:
         self.is_stopping = asyncio.Event()
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self.uploads = _uploads(settings, store, self.run)
+        self.deliveries = self._delivery_loop()
         self.access = Access(settings, self._find_key, self._is_right)
 
     async def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -55,6 +62,16 @@ class Services:
     def body(self, job: Job) -> dict[str, Any]:
         """Return a job as clients see it."""
         return job_body(job if self.uploads is None else self.uploads.shown(job))
+
+    def wake_deliveries(self) -> None:
+        """Send the webhooks of a job that has just ended at once."""
+        if self.deliveries is not None:
+            self.deliveries.wake()
+
+    async def deliver_forever(self) -> None:
+        """Send webhooks until cancelled."""
+        if self.deliveries is not None:
+            await self.deliveries.deliver_forever()
 
     def stop(self) -> None:
         """Let all calls that wait return."""
@@ -98,6 +115,23 @@ class Services:
             # A job that another process has queued, that a silent worker has lost, or that has
             # waited for long enough to overflow.
             self.bell.nudge(NUDGED)
+
+    def _delivery_loop(self) -> DeliveryLoop | None:
+        secret = self.settings.webhook_secret
+        if secret is None:
+            return None
+        rules = DeliveryRules()
+        poster = Poster(self.settings.webhook_targets(), rules.timeout_s)
+        return DeliveryLoop(
+            self.store, self.run, poster, secret.get_secret_value(), self._event, rules
+        )
+
+    def _event(self, taken: TakenDelivery) -> str:
+        """Return the body of a webhook, in the form that the scheme recommends."""
+        data = self.body(job_of(taken.snapshot))
+        happened = instant(taken.created_at)
+        event = {"type": taken.event, "timestamp": happened, "data": data}
+        return json.dumps(event, separators=(",", ":"), allow_nan=False)
 
     async def _find_key(self, key_id: str) -> StoredKey | None:
         return await self.run(self.store.find_key, key_id)

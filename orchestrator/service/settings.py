@@ -13,10 +13,12 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.net.addresses import AddressPolicy
 from orchestrator.outputs.settings import BucketSettings
 from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.store.database import open_engine
 from orchestrator.store.values import Rules
+from orchestrator.webhooks.posting import signing_key
 
 API_VERSION = "0.1.0"
 MIN_KEY_CHARS = 16
@@ -149,6 +151,18 @@ class Settings(BaseSettings):
         description="Where anybody can read the bucket. Without it, readers get addresses that are "
         "signed for seven days, anew each time that they read the job.",
     )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias="WEBHOOK_SECRET",
+        description="What the secrets of clients' webhooks are made from: `whsec_` and the base64 "
+        "of 24 to 64 random bytes. Without it, `webhook_url` is refused.",
+    )
+    webhook_hosts: str = Field(
+        "",
+        validation_alias="ORCHESTRATOR_WEBHOOK_HOSTS",
+        description="Private hosts or networks that webhooks may be sent to, separated by commas. "
+        "The public internet is allowed.",
+    )
     requests_per_minute: int = Field(
         600,
         ge=1,
@@ -183,6 +197,23 @@ class Settings(BaseSettings):
     def _is_a_database(cls, url: SecretStr) -> SecretStr:
         open_engine(url.get_secret_value()).dispose()
         return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            signing_key(secret.get_secret_value())
+        return secret
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: str) -> str:
+        AddressPolicy(_split(hosts))
+        return hosts
+
+    def webhook_targets(self) -> AddressPolicy:
+        """Return where webhooks may be sent to."""
+        return AddressPolicy(_split(self.webhook_hosts))
 
     @property
     def upload_s(self) -> int:
@@ -255,6 +286,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         text = "INTERNAL_API_KEY and ORCHESTRATOR_ADMIN_KEY must differ: workers have the first."
         raise SettingsError((text,))
     return settings
+
+
+def _split(hosts: str) -> frozenset[str]:
+    return frozenset(host.strip() for host in hosts.split(",") if host.strip())
 
 
 def _overflow(text: str) -> tuple[OverflowRule, OverflowRule, OverflowRule]:

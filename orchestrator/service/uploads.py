@@ -11,27 +11,17 @@ their addresses have expired, as a late worker can upload until then.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from orchestrator.outputs import OutputBucket
 from orchestrator.outputs.errors import OutputError
 from orchestrator.store.states import JobState
 from orchestrator.store.store import JobStore
+from orchestrator.store.threads import Run
 from orchestrator.store.values import AttemptName, Completion, Job, Lease
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-
-class Run(Protocol):
-    """Calls something that blocks, in a thread."""
-
-    async def __call__(self, act: Callable[..., T], /, *args: Any) -> T:
-        """Return what it returns."""
-        ...
 
 
 class Uploads:

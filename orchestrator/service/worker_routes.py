@@ -242,6 +242,7 @@ async def _end(
         "failure": kind,
     }
     logger.info("job reported", extra=facts)
+    services.wake_deliveries()
     return answer
 
 

@@ -16,7 +16,7 @@ from typing import Self
 
 import sqlalchemy as sa
 
-from orchestrator.store import jobs, keys, leases, migrate, workers
+from orchestrator.store import deliveries, jobs, keys, leases, migrate, workers
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
 from orchestrator.store.leases import FailureKind
@@ -26,6 +26,7 @@ from orchestrator.store.values import (
     Beat,
     BeatAnswer,
     Completion,
+    Delivery,
     Event,
     Failure,
     Job,
@@ -37,6 +38,8 @@ from orchestrator.store.values import (
     Progress,
     Rules,
     StoredKey,
+    TakenDelivery,
+    Try,
     Worker,
     WorkerFacts,
 )
@@ -112,6 +115,39 @@ class JobStore:
         """
         with self._database.read() as tx:
             return jobs.get(tx, job_id, client), jobs.events_after(tx, job_id, number)
+
+    # Webhooks --------------------------------------------------------------------------------
+
+    def take_delivery(self, lease_s: float) -> TakenDelivery | None:
+        """See `deliveries.take`."""
+        with self._database.write() as tx:
+            return deliveries.take(tx, lease_s)
+
+    def settle_delivery(self, taken: TakenDelivery, result: Try, pause_s: float | None) -> bool:
+        """See `deliveries.settle`."""
+        with self._database.write() as tx:
+            return deliveries.settle(tx, taken, result, pause_s)
+
+    def seconds_to_next_delivery(self) -> float | None:
+        """See `deliveries.seconds_to_next`."""
+        with self._database.read() as tx:
+            return deliveries.seconds_to_next(tx)
+
+    def deliveries(self, job_id: str, client: str | None = None) -> tuple[Delivery, ...]:
+        """Return the deliveries of a job, the first one first.
+
+        Raises:
+            JobNotFound: there is none for this client.
+        """
+        with self._database.read() as tx:
+            jobs.get(tx, job_id, client)
+            return deliveries.of_job(tx, job_id)
+
+    def deliver_again(self, job_id: str, delivery_id: str, client: str | None = None) -> Delivery:
+        """See `deliveries.again`."""
+        with self._database.write() as tx:
+            jobs.get(tx, job_id, client)
+            return deliveries.again(tx, job_id, delivery_id)
 
     # Workers ---------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ def _unusable_values(env: Environment) -> Iterator[str]:
     except ValueError as exc:
         yield str(exc)
     if env.webhook_secret is not None:
-        from serve_app.webhooks.sender import signing_key  # takes a second to import
+        from orchestrator.webhooks.posting import signing_key  # takes a second to import
 
         try:
             signing_key(env.webhook_secret.get_secret_value())

@@ -14,8 +14,8 @@ import httpcore
 
 from musetalk_pipeline.errors import Detail, Stage, UploadFailed
 from musetalk_pipeline.retries import async_retrying
+from orchestrator.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.net.addresses import AddressPolicy, parse_location
-from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.outputs.store import READ_BLOCK_BYTES, Place, StoredOutput, file_digests
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.messages import OutputAddresses
+from orchestrator.net.connections import DEFAULT_NETWORK, Network
 from serve_app.net.addresses import AddressPolicy
-from serve_app.net.connections import DEFAULT_NETWORK, Network
 from serve_app.outputs.put import PutLimits, PutStore
 from serve_app.outputs.store import SIDECAR_SUFFIX, StoredOutput
 

@@ -53,6 +53,10 @@ class Running:
         assert uploads is not None
         asyncio.run_coroutine_threadsafe(uploads.sweep(), self.loop).result(20)
 
+    def wake_deliveries(self) -> None:
+        """Let the service find out now what is due, after time has passed."""
+        self.loop.call_soon_threadsafe(self.services.wake_deliveries)
+
     def submit(self, job_id: str, **fields: Any) -> dict[str, Any]:
         """Submit a job as the operator and return the answer."""
         body = {
