@@ -51,6 +51,7 @@ Runner = Callable[[JobRequest, ProgressCallback, SubmissionOptions], Awaitable[O
 Cancel = Callable[[str], Awaitable[None]]
 
 MAX_STARTS = 3
+HELD_S = 1.0  # an orchestrator that answers later than that has held the claim
 INVALID_JOB: Mapping[str, JsonValue] = {
     "error_type": "media_error",
     "code": "invalid_request",
@@ -159,8 +160,10 @@ class FleetWorker:
             return False
         held = await self._next_job(give_up or asyncio.Event())
         if held is None:
-            # A claim that was held for longer than the interval is followed by the next one.
-            self._claim_again_at = called_at + self._options.claim_interval_s
+            now = self._clock()
+            was_held = self._has_additions and now - called_at >= HELD_S
+            # The orchestrator has set the pace of a claim that it held.
+            self._claim_again_at = now if was_held else now + self._options.claim_interval_s
             return False
         try:
             await self._run_and_report(held)
@@ -224,6 +227,8 @@ class FleetWorker:
     def _apply(self, answer: HeartbeatAnswer) -> None:
         """Apply the answer to a heartbeat. Runs in the event loop."""
         self._is_drained = answer.drain
+        if answer.has_additions and not self._has_additions:
+            self._claim_again_at = float("-inf")  # the next claim can be held
         self._has_additions = answer.has_additions
         if not (self._options.has_storage or answer.has_outputs) and self._can_store is not False:
             logger.warning(NO_STORAGE)
