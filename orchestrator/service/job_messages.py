@@ -20,11 +20,11 @@ from pydantic import (
 from orchestrator.net.addresses import parse_location
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
+from orchestrator.store.delivery_values import Delivery
 from orchestrator.store.states import JobState
 from orchestrator.store.values import (
     KEPT_AVATAR,
     Attempt,
-    Delivery,
     Event,
     Job,
     NewJob,

@@ -16,15 +16,18 @@ from fastapi import Depends, Request
 from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
+from orchestrator.service.fleet_file import FleetPlan
 from orchestrator.service.job_messages import instant, job_body
+from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
+from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.store.errors import StoreError
 from orchestrator.store.jobs import job_of
 from orchestrator.store.store import JobStore
 from orchestrator.store.threads import Run
-from orchestrator.store.values import Job, StoredKey, TakenDelivery
+from orchestrator.store.values import Job, StoredKey
 from orchestrator.webhooks.posting import Poster
 from orchestrator.webhooks.rules import DeliveryRules
 from orchestrator.webhooks.sender import DeliveryLoop
@@ -41,13 +44,20 @@ FORGET_S = 60.0
 
 
 class Services:
-    """The store, who may call, and who waits. `is_stopping` is set when the process has to end."""
+    """The store, who may call, and who waits. `is_stopping` is set when the process has to end.
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
+    `fleet_plan`: what the scaling loop may rent, if it is on.
+    """
+
+    def __init__(
+        self, settings: Settings, store: JobStore, fleet_plan: FleetPlan | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.fleet_plan = fleet_plan
         self.bell = Bell()
         self.news = News()
+        self.metrics = Metrics()
         self.is_stopping = asyncio.Event()
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self.uploads = _uploads(settings, store, self.run)
@@ -59,9 +69,13 @@ class Services:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(act, *args, **kwargs))
 
+    def shown(self, job: Job) -> Job:
+        """Return a job with an address at which its output can be read from now on."""
+        return job if self.uploads is None else self.uploads.shown(job)
+
     def body(self, job: Job) -> dict[str, Any]:
         """Return a job as clients see it."""
-        return job_body(job if self.uploads is None else self.uploads.shown(job))
+        return job_body(self.shown(job))
 
     def wake_deliveries(self) -> None:
         """Send the webhooks of a job that has just ended at once."""
@@ -108,9 +122,11 @@ class Services:
         await asyncio.to_thread(self.store.close)
 
     async def _sweep(self) -> None:
-        count = await self.run(self.store.expire)
-        if count:
-            logger.warning("leases expired", extra={"jobs": count})
+        for lost in await self.run(self.store.expire):
+            self.metrics.lost_leases.inc()
+            facts = {"job_id": lost.job_id, "attempt": lost.number, "worker_id": lost.worker_id}
+            logger.warning("lease expired", extra=facts)
+            self.news.tell(lost.job_id or "")
         if len(self.bell) and await self.run(self.store.count_queued, 1):
             # A job that another process has queued, that a silent worker has lost, or that has
             # waited for long enough to overflow.

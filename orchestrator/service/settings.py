@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from orchestrator.net.addresses import AddressPolicy
 from orchestrator.outputs.settings import BucketSettings
 from orchestrator.routing import OverflowRule, RoutingRules
+from orchestrator.service.fleet_file import FleetFileError, FleetPlan, read_fleet_file
 from orchestrator.store.database import open_engine
 from orchestrator.store.values import Rules
 from orchestrator.webhooks.posting import signing_key
@@ -70,6 +72,26 @@ class Settings(BaseSettings):
     )
     port: int = Field(
         8700, ge=0, le=65535, validation_alias="ORCHESTRATOR_PORT", description="The port."
+    )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        max_length=200,
+        validation_alias="ORCHESTRATOR_ROOT_PATH",
+        description="The prefix under which a reverse proxy publishes the service, for example "
+        "`/queue`. The proxy removes it from what it passes on.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        max_length=2000,
+        validation_alias="ORCHESTRATOR_TRUSTED_PROXIES",
+        description="Addresses or networks of reverse proxies, separated by commas. Only their "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` are believed.",
+    )
+    open_metrics: bool = Field(
+        False,
+        validation_alias="ORCHESTRATOR_OPEN_METRICS",
+        description="Whether `/metrics` needs no key. Otherwise it needs the operator's.",
     )
     lease_s: float = Field(
         30.0,
@@ -157,11 +179,24 @@ class Settings(BaseSettings):
         description="What the secrets of clients' webhooks are made from: `whsec_` and the base64 "
         "of 24 to 64 random bytes. Without it, `webhook_url` is refused.",
     )
-    webhook_hosts: str = Field(
-        "",
+    webhook_hosts: str | None = Field(
+        None,
         validation_alias="ORCHESTRATOR_WEBHOOK_HOSTS",
         description="Private hosts or networks that webhooks may be sent to, separated by commas. "
         "The public internet is allowed.",
+    )
+    fleet: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        validation_alias="ORCHESTRATOR_FLEET",
+        description="The class that rents workers, as `module:Class`, such as "
+        "`orchestrator.scaling.dry_run:DryRun`. Without it, nothing is rented.",
+    )
+    fleet_file: Path | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_FLEET_FILE",
+        description="A TOML file: which workers can be rented, their prices, budget and limits. "
+        "Without it, no prices are known.",
     )
     requests_per_minute: int = Field(
         600,
@@ -192,6 +227,16 @@ class Settings(BaseSettings):
             raise ValueError(f"use at least {MIN_KEY_CHARS} characters")
         return key
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for part in filter(None, proxies.split(",")):
+            try:
+                ip_network(part.strip(), strict=False)
+            except ValueError:
+                raise ValueError("use IP addresses or networks such as 10.0.0.0/8") from None
+        return proxies
+
     @field_validator("database_url")
     @classmethod
     def _is_a_database(cls, url: SecretStr) -> SecretStr:
@@ -207,7 +252,7 @@ class Settings(BaseSettings):
 
     @field_validator("webhook_hosts")
     @classmethod
-    def _are_hosts(cls, hosts: str) -> str:
+    def _are_hosts(cls, hosts: str | None) -> str | None:
         AddressPolicy(_split(hosts))
         return hosts
 
@@ -243,8 +288,25 @@ class Settings(BaseSettings):
             self.output_public_url,
         )
 
-    def rules(self) -> Rules:
-        """Return the rules of the store."""
+    def fleet_plan(self) -> FleetPlan | None:
+        """Read the fleet file, and try that its providers can be made.
+
+        Raises:
+            SettingsError: the file or a provider cannot be used.
+        """
+        if self.fleet_file is None:
+            return None
+        try:
+            plan = read_fleet_file(self.fleet_file, self.fleet)
+            plan.load_fleets()
+        except FleetFileError as error:
+            raise SettingsError(error.sentences) from error
+        except ValueError as error:
+            raise SettingsError((f"ORCHESTRATOR_FLEET: {error}",)) from error
+        return plan
+
+    def rules(self, plan: FleetPlan | None = None) -> Rules:
+        """Return the rules of the store. `plan` has the prices."""
         return Rules(
             lease_s=self.lease_s,
             max_failures=self.max_failures,
@@ -254,6 +316,7 @@ class Settings(BaseSettings):
             max_attempt_s=self.max_attempt_hours * 3600,
             upload_s=None if self.output_endpoint is None else self.upload_s,
             routing=RoutingRules(overflow=_overflow(self.overflow)),
+            offers=() if plan is None else plan.offers,
         )
 
 
@@ -285,11 +348,14 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     if None not in shared and shared[0] == shared[1]:
         text = "INTERNAL_API_KEY and ORCHESTRATOR_ADMIN_KEY must differ: workers have the first."
         raise SettingsError((text,))
+    if settings.fleet is not None and settings.fleet_file is None:
+        text = "ORCHESTRATOR_FLEET needs ORCHESTRATOR_FLEET_FILE, which says what may be rented."
+        raise SettingsError((text,))
     return settings
 
 
-def _split(hosts: str) -> frozenset[str]:
-    return frozenset(host.strip() for host in hosts.split(",") if host.strip())
+def _split(hosts: str | None) -> frozenset[str]:
+    return frozenset(host.strip() for host in (hosts or "").split(",") if host.strip())
 
 
 def _overflow(text: str) -> tuple[OverflowRule, OverflowRule, OverflowRule]:

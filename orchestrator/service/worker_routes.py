@@ -117,6 +117,7 @@ async def progress(
         report = Progress(said.progress, said.phase, _counts(said.metrics))
         await services.run(services.store.progress, name, report)
         answer = OK
+        services.metrics.reports.labels("progress").inc()
     else:
         answer = await _end(services, name, said)
     services.news.tell(job_id)
@@ -151,7 +152,9 @@ async def _claim(request: Request, services: Services, said: BufferClaim) -> dic
     try:
         lease = await _claim_held(request, services, said)
     except WorkerDrained:
+        services.metrics.claims.labels("drained").inc()
         return {"job": None, "error": DRAINED}
+    services.metrics.claims.labels("none" if lease is None else "job").inc()
     if lease is None:
         return {"job": None}
     facts = {"job_id": lease.job.id, "attempt": lease.attempt, "worker_id": said.worker_id}
@@ -171,7 +174,8 @@ async def _claim_held(request: Request, services: Services, said: BufferClaim) -
     while True:
         heard = bell.number
         try:
-            lease = await services.run(services.store.claim, said.facts())
+            with services.metrics.claim_seconds.time():
+                lease = await services.run(services.store.claim, said.facts())
         except WorkerDrained:
             if rung is not None:
                 bell.pass_on(rung)
@@ -234,6 +238,7 @@ async def _end(
         is_news = await services.run(services.store.fail, name, Failure(str(error)), kind)
     if kind is not None:
         services.bell.ring()  # the job may have returned to the queue
+    services.metrics.reports.labels("succeeded" if kind is None else "failed").inc()
     facts = {
         "job_id": name.job_id or name.buffer_job_id,
         "attempt": name.number,

@@ -18,10 +18,11 @@ import sqlalchemy as sa
 
 from orchestrator.store import statements
 from orchestrator.store.database import Transaction
+from orchestrator.store.delivery_values import Delivery, TakenDelivery, Try
 from orchestrator.store.errors import DeliveryNotFound, TooManyWebhooks
 from orchestrator.store.states import JobState
 from orchestrator.store.tables import deliveries, jobs, webhooks
-from orchestrator.store.values import Delivery, JsonObject, TakenDelivery, Try, without_query
+from orchestrator.store.values import JsonObject, without_query
 
 MAX_WEBHOOKS = 16  # of one job
 MAX_LOG = 20  # tries that a delivery keeps, the newest
@@ -35,6 +36,9 @@ LOCK_DUE_DELIVERY = (
     .limit(1)
     .with_for_update(skip_locked=True)
 )
+
+# -- webhooks_of -- Of one job.
+WEBHOOKS_OF = sa.select(webhooks).where(webhooks.c.job_id == sa.bindparam("job_id"))
 
 # -- lock_delivery --
 LOCK_DELIVERY = (
@@ -58,15 +62,18 @@ def subscribe(tx: Transaction, job_id: str, url: str, metadata: JsonObject | Non
     of_job = sa.select(sa.func.count()).where(webhooks.c.job_id == job_id)
     if (tx.execute(of_job.select_from(webhooks)).scalar() or 0) > MAX_WEBHOOKS:
         raise TooManyWebhooks(f"the job has {MAX_WEBHOOKS} webhooks")
+    announce(tx, job_id)
+
+
+def announce(tx: Transaction, job_id: str) -> None:
+    """Queue the deliveries of a locked job if it has ended."""
+    mine = tx.execute(WEBHOOKS_OF, job_id=job_id).mappings().all()
+    if not mine:
+        return
     row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one()
-    if JobState(row["state"]).is_terminal:
-        announce(tx, row)
-
-
-def announce(tx: Transaction, row: Row) -> None:
-    """Queue the deliveries of a job that has ended. `row` is the job as it is now."""
-    mine = sa.select(webhooks).where(webhooks.c.job_id == row["id"])
-    for webhook in tx.execute(mine).mappings().all():
+    if not JobState(row["state"]).is_terminal:
+        return
+    for webhook in mine:
         state = "failed" if row["state"] == JobState.DEAD else row["state"]
         values = {
             "id": _event_id(row, webhook["url"]),

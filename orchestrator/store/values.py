@@ -13,6 +13,8 @@ from pydantic import JsonValue
 
 from orchestrator.routing import Requirements, RoutingRules
 from orchestrator.routing.values import ANY_GPU
+from orchestrator.scaling.learnt import Learnt
+from orchestrator.scaling.values import Offer, Work
 from orchestrator.store.states import AttemptEnd, JobState
 
 JsonObject = Mapping[str, JsonValue]
@@ -37,13 +39,15 @@ class Rules:
             that ends every machine it reaches must not go round for ever.
         keep_ended_s: Age at which an ended job is deleted with its result and its errors.
         keep_workers_s: Silence after which a worker's row is deleted.
-        max_queued: Jobs that may wait. More are refused.
+        max_queued: Jobs that may wait. More are refused. None: any number may.
+        keep_decisions_s: Age at which a decision of the scaling is deleted.
         max_attempt_s: A worker that has held a job for so long loses it, heartbeats or not.
         upload_s: How long the addresses are valid that an attempt uploads to. None: no attempt
             gets such addresses.
         publish_lease_s: How long this service holds a job while it publishes its output. It is
             longer than all tries at that take.
         routing: Which worker gets which job.
+        offers: The kinds of worker that have a price, which routing and scaling compare.
     """
 
     lease_s: float = 30.0
@@ -52,11 +56,13 @@ class Rules:
     max_interruptions: int = 20
     keep_ended_s: float = 30 * 24 * 3600.0
     keep_workers_s: float = 7 * 24 * 3600.0
-    max_queued: int = 100_000
+    max_queued: int | None = 100_000
+    keep_decisions_s: float = 7 * 24 * 3600.0
     max_attempt_s: float = 12 * 3600.0
     upload_s: float | None = None
     publish_lease_s: float = 600.0
     routing: RoutingRules = DEFAULT_ROUTING
+    offers: tuple[Offer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +87,26 @@ class NewJob:
     def content_key(self) -> str:
         """A digest of what is asked for, the same for addresses that were signed again."""
         content = [
-            without_query(self.video_url),
-            without_query(self.audio_url),
+            same_address(self.video_url),
+            same_address(self.audio_url),
             self.aspect_ratio,
             self.resolution,
             dict(self.params or {}),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def same_address(url: str) -> str:
+    """Return what two addresses of the same file have in common, however they were signed.
+
+    Scheme and host are case-insensitive; user, port and path are not.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # not an address; the download reports it
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, user + at + host.lower(), parts.path, "", ""))
 
 
 def without_query(url: str) -> str:
@@ -175,11 +194,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list has. None, and no states, stand for all."""
+    """Which jobs a list has. None, and no states, stand for all.
+
+    `worker_id`: the jobs that a worker holds. `tried_by`: those that it has ever had.
+    """
 
     client: str | None = None
     states: tuple[JobState, ...] = ()
     worker_id: str | None = None
+    tried_by: str | None = None
+    id_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,54 +329,6 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class Try:
-    """One try at a delivery: the answer's status, or why there was none."""
-
-    code: int | None
-    error: str | None = None
-    at: float | None = None
-
-    @property
-    def is_accepted(self) -> bool:
-        """Whether the target has accepted the event."""
-        return self.error is None
-
-
-@dataclass(frozen=True, slots=True)
-class TakenDelivery:
-    """A delivery under a lease.
-
-    `tries` are those since it was queued, `taken` all of them, both with this one. `age_s` is the
-    time since it was queued. `snapshot` is the row of the job as it was when the job ended.
-    """
-
-    id: str
-    client: str
-    url: str = field(repr=False)
-    event: str
-    snapshot: JsonObject = field(repr=False)
-    created_at: float
-    tries: int
-    taken: int
-    age_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """The log of one webhook for one end of its job. `due_at` is the next try."""
-
-    id: str
-    url: str = field(repr=False)
-    event: str
-    status: str
-    tries: int
-    created_at: float
-    due_at: float | None
-    ended_at: float | None
-    log: tuple[Try, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class StoredKey:
     """The hashed key of a client or of one worker."""
 
@@ -363,3 +339,43 @@ class StoredKey:
     digest: bytes = field(repr=False)
     created_at: float
     revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """What scaling decides on. `now` is the database's clock, `speeds` are by GPU class."""
+
+    now: float
+    work: tuple[Work, ...]
+    workers: tuple[Worker, ...]
+    speeds: Mapping[str, Learnt]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """A decision of the scaling. `error` is what the provider said if it did not do it."""
+
+    id: int
+    made_at: float
+    provider: str
+    gpu_class: str
+    have: int
+    want: int
+    reason: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatus:
+    """A loop of which one runs at a time, in the process `holder`, until `held_until` at least.
+
+    `stepped_at` is when its last step ended, `error` is why that one failed, and `facts` are what
+    it saw, as the loop defines them.
+    """
+
+    name: str
+    holder: str
+    held_until: float
+    stepped_at: float | None
+    error: str | None
+    facts: JsonObject | None

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.net.addresses import AddressRefused, parse_location
+from orchestrator.store.delivery_values import TakenDelivery, Try
 from orchestrator.store.errors import StoreError
 from orchestrator.store.store import JobStore
 from orchestrator.store.threads import Run
-from orchestrator.store.values import TakenDelivery, Try
 from orchestrator.webhooks.posting import SECRET_PREFIX, Poster, signing_key
 from orchestrator.webhooks.rules import DeliveryFailed, DeliveryRules
 

@@ -12,7 +12,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from orchestrator.__main__ import main
-from orchestrator.store.values import Try
+from orchestrator.store.delivery_values import Try
 from orchestrator.webhooks.sender import client_secret
 from tests.contract.webhook_target import Delivery, Target, listening
 from tests.orchestrator.databases import RULES, Bench, new_job, open_bench

@@ -192,11 +192,11 @@ def test_while_the_object_store_is_away_the_job_stays_and_the_report_is_repeated
             beat = {"status": "idle", "worker_type": "main", "jobs": []}
             service.worker.post("/internal/main/workers/w1/heartbeat", json=beat)
         service.bench.store.goodbye("w1", "it was stopped")
-        assert service.bench.store.expire() == 0
+        assert not service.bench.store.expire()
         row = service.bench.store.get("job-1")
         assert (row.state, row.phase) == ("running", "publishing")
         service.bench.age(service.bench.store.rules.publish_lease_s)
-        assert service.bench.store.expire() == 1
+        assert len(service.bench.store.expire()) == 1
 
 
 def test_half_of_the_settings_of_a_bucket_are_refused() -> None:

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002_deliveries"
-down_revision = "0001"
+revision = "0004_deliveries"
+down_revision = "0003_scaling"
 
 JSON = sa.JSON(none_as_null=True)
 
