@@ -99,6 +99,7 @@ async def job_page(
     """
     run, store = pages.services.run, pages.services.store
     job, events = await run(store.follow, id, 0)
+    job = pages.services.shown(job)
     attempts = await run(store.attempts, id)
     now = max((await pages.overview()).now, job.updated_at)
     return pages.renderer.page(

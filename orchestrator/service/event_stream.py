@@ -11,7 +11,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from orchestrator.job_api.event_stream import KEEP_ALIVE_S
 from orchestrator.service.access import ClientCaller
-from orchestrator.service.job_messages import event_body, job_body
+from orchestrator.service.job_messages import event_body
 from orchestrator.service.services import Services
 
 POLL_S = 2.0  # for the changes that another process of this service stores
@@ -35,7 +35,7 @@ async def event_stream(
                 number = event.number
                 yield format_sse_event(data_str=json.dumps(body), event="progress", id=str(number))
             if job.state.is_terminal:
-                yield format_sse_event(data_str=json.dumps(job_body(job)), event="end")
+                yield format_sse_event(data_str=json.dumps(services.body(job)), event="end")
                 return
             if services.is_stopping.is_set():
                 return

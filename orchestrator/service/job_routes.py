@@ -12,10 +12,11 @@ from pydantic import Field
 
 from orchestrator.job_api.lists import JobQuery, QueryText, page_body, read_cursor
 from orchestrator.job_api.routes import PREFIX, job_router
+from orchestrator.net.addresses import AddressRefused
 from orchestrator.service.access import ClientCaller
 from orchestrator.service.errors import Rejected
 from orchestrator.service.event_stream import MAX_READERS, event_stream
-from orchestrator.service.job_messages import JobCreate, attempt_body, job_body
+from orchestrator.service.job_messages import JobCreate, attempt_body, delivery_body
 from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id
 from orchestrator.store.states import STATUSES
@@ -43,13 +44,15 @@ class ClientBoard:
         self, job_id: str, create: JobCreate, idempotency_key: str | None
     ) -> dict[str, Any]:
         """See `JobBoard`."""
+        if create.webhook_url is not None:
+            await _check_webhook(self.services, create.webhook_url)
         new = create.new_job(job_id, self.caller.name, idempotency_key)
         job, is_new = await self.services.run(self.services.store.submit, new)
         if is_new:
             self.services.bell.ring()
             logger.info("job submitted", extra={"job_id": job.id, "client": self.caller.name})
         self.services.news.tell(job.id)
-        return job_body(job)
+        return self.services.body(job)
 
     async def page(self, query: WorkersJobQuery) -> dict[str, Any]:
         """See `JobBoard`."""
@@ -58,11 +61,13 @@ class ClientBoard:
         which = JobFilter(sees, states, query.worker_id if sees is None else None)
         cursor = read_cursor(query.cursor)
         page = await self.services.run(self.services.store.page, which, query.limit, cursor)
-        return page_body([job_body(job) for job in page.jobs], page.next_cursor)
+        return page_body([self.services.body(job) for job in page.jobs], page.next_cursor)
 
     async def get(self, job_id: str) -> dict[str, Any]:
         """Return a job of this client; the operator may see all."""
-        return job_body(await self.services.run(self.services.store.get, job_id, self.caller.sees))
+        return self.services.body(
+            await self.services.run(self.services.store.get, job_id, self.caller.sees)
+        )
 
     async def follow(self, job_id: str, number: int) -> AsyncGenerator[bytes, None]:
         """See `JobBoard`."""
@@ -78,7 +83,7 @@ class ClientBoard:
         self.services.bell.ring()
         logger.info("job retried", extra={"job_id": job_id, "client": self.caller.name})
         self.services.news.tell(job_id)
-        return job_body(job)
+        return self.services.body(job)
 
     async def cancel(self, job_id: str) -> None:
         """End a job. Its worker is told to stop."""
@@ -86,6 +91,7 @@ class ClientBoard:
         facts = {"job_id": job_id, "attempt": job.attempt, "client": self.caller.name}
         logger.info("job cancelled", extra=facts)
         self.services.news.tell(job_id)
+        self.services.wake_deliveries()
 
 
 async def _board(services: ServicesDep, caller: ClientDep) -> ClientBoard:
@@ -93,13 +99,13 @@ async def _board(services: ServicesDep, caller: ClientDep) -> ClientBoard:
 
 
 router = APIRouter()
-_attempts = APIRouter(prefix=PREFIX, tags=["jobs"])
+_of_one_job = APIRouter(prefix=PREFIX, tags=["jobs"])
+
+JobId = Annotated[Id, Path()]
 
 
-@_attempts.get("/{job_id:path}/attempts", summary="List the attempts at a job")
-async def job_attempts(
-    job_id: Annotated[Id, Path()], services: ServicesDep, caller: ClientDep
-) -> dict[str, Any]:
+@_of_one_job.get("/{job_id:path}/attempts", summary="List the attempts at a job")
+async def job_attempts(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
     """Return every attempt with its worker, times, phase and error. For the operator."""
     if caller.sees is not None:
         raise Rejected(403, "key_of_another_kind", "This route needs the operator's key.")
@@ -108,5 +114,34 @@ async def job_attempts(
     return {"attempts": [attempt_body(attempt) for attempt in attempts]}
 
 
-router.include_router(_attempts)  # first, as a job's route takes any longer path too
+@_of_one_job.get("/{job_id:path}/deliveries", summary="List the webhooks of a job's end")
+async def job_deliveries(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
+    """Return every delivery with its status, the newest tries with their answers, and the next."""
+    found = await services.run(services.store.deliveries, job_id, caller.sees)
+    return {"deliveries": [delivery_body(delivery) for delivery in found]}
+
+
+@_of_one_job.post("/{job_id:path}/deliveries/{delivery_id}/retry", summary="Send a webhook again")
+async def deliver_again(
+    job_id: JobId, delivery_id: Id, services: ServicesDep, caller: ClientDep
+) -> dict[str, Any]:
+    """Queue a delivery again, with the same `webhook-id`, whatever became of it."""
+    act = services.store.deliver_again
+    delivery = await services.run(act, job_id, delivery_id, caller.sees)
+    services.wake_deliveries()
+    return delivery_body(delivery)
+
+
+async def _check_webhook(services: Services, url: str) -> None:
+    if services.deliveries is None:
+        text = "This service has no WEBHOOK_SECRET to sign webhooks with."
+        raise Rejected(422, "webhooks_off", text, details={"field": "webhook_url"})
+    try:
+        await services.deliveries.check_target(url)
+    except AddressRefused as refused:
+        text = f"The request is not valid: webhook_url: {refused.reason}"
+        raise Rejected(422, "webhook_refused", text, details={"field": "webhook_url"}) from refused
+
+
+router.include_router(_of_one_job)  # first, as a job's route takes any longer path too
 router.include_router(job_router(_board, JobCreate, WorkersJobQuery))

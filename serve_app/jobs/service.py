@@ -237,7 +237,8 @@ class JobService:
         submission: SubmissionOptions | None = None,
     ) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""
-        with self._claims.running(request.musetalk_job_id):
+        output = None if submission is None else submission.output
+        with self._claims.running(request.musetalk_job_id, output):
             return self.publish(await self._run_claimed(request, on_progress, submission))
 
     async def revoke_claim(self, job_id: str) -> None:
@@ -306,6 +307,7 @@ class JobService:
             job.request.options(self._defaults),
             job.queue_job_id,
             job.origin,
+            partial(self._claims.output, job.id),
         )
         attempt = RunningAttempt(
             job,
@@ -382,7 +384,11 @@ class JobService:
             return None
         key = None if submission is None else submission.idempotency_key
         job = await self.threads.read(self.registry.find, request.musetalk_job_id, key)
-        if job is None or job.status != "succeeded" or await self._has_output(job):
+        if job is None or job.status != "succeeded":
+            return None
+        # A new attempt has addresses of its own, where the output of an earlier one is not.
+        is_elsewhere = submission is not None and submission.output is not None
+        if not is_elsewhere and await self._has_output(job):
             return None
         logger.info("output is gone, the job runs again", extra={"job_id": job.id})
         return job
