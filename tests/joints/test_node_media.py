@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 import pickle
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -134,6 +135,30 @@ async def test_the_configured_block_length_is_that_of_the_plan(node, files, thre
         work = attempt(server)
         opened = await media.open(work, await media.fetch(work), detector, threads)
     assert [len(block) for block in opened.value.job.plan.blocks] == [5, 5, 5]
+
+
+async def test_jobs_that_are_opened_leave_a_thread_to_jobs_that_are_open(node, files, threads):
+    begun, may_end = threading.Event(), threading.Event()
+
+    class SlowDetector(MeshDetector):
+        def detect(self, frames: Any) -> Any:
+            begun.set()
+            assert may_end.wait(60.0)
+            return super().detect(frames)
+
+    media, detector = node("one"), SlowDetector()
+
+    async def open_one(server: RawServer) -> None:
+        work = attempt(server)
+        await media.open(work, await media.fetch(work), detector, threads)
+
+    async with serving(files) as server, asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(open_one(server))
+        assert await asyncio.to_thread(begun.wait, 60.0)
+        async with asyncio.timeout(60.0):
+            assert await threads.run(lambda: "prepared") == "prepared"
+        may_end.set()
 
 
 async def test_another_node_fetches_for_itself_once(node, files, threads, detector):
