@@ -24,6 +24,9 @@ from musetalk_pipeline.media.reader import MAX_AGE_S, Frames, ReadFrames
 IDLE_S = 10.0  # a decoder without a next range holds memory for so long
 # Leaving out more frames than this would cost more than a decoder that starts at the right place.
 SKIP_FRAMES, SKIP_BYTES = 100, 64 << 20
+# All that wait may hold so much, one of them more if its pictures are large. A decoder holds the
+# pictures that others refer to, at most 16 in H.264, and those on their way out (guess).
+IDLE_BYTES, HELD_FRAMES = 256 << 20, 24
 # What a decoder delivered first is kept, if it is no more than this, for one more reading. The
 # frames that are searched for a face before a job begins are the first of its first block.
 KEPT_BYTES = 32 << 20
@@ -79,7 +82,8 @@ class SharedReaders:
     """Reads ranges of the videos of several jobs, from any thread.
 
     Args:
-        most: decoders that wait; the one that has waited longest makes room for another.
+        most: decoders that wait, if they do not hold too much memory. The one that has waited
+            longest makes room for another.
         idle_s: how long one waits.
         max_age_s: older ones are not used again. Each has its deadline from its start.
     """
@@ -157,11 +161,17 @@ class SharedReaders:
             self._idle.append(decoder)
             if decoder.place >= decoder.source.n_frames:
                 ending.append(self._idle.pop())
-            while len(self._idle) > self._most:
+            while len(self._idle) > 1 and not self._may_wait():
                 ending.append(self._idle.pop(0))
             self._sweep_later()
         for one in ending:
             one.frames.close()
+
+    def _may_wait(self) -> bool:
+        """Tell whether no more wait than may. To be called with the lock."""
+        pictures = [decoder.picture for decoder in self._idle]
+        held = sum(HELD_FRAMES * frame_bytes(one.width, one.height) for one in pictures)
+        return len(pictures) <= self._most and held <= IDLE_BYTES
 
     def _sweep_later(self) -> None:
         """Have those that wait too long ended. To be called with the lock."""

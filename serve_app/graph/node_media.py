@@ -79,9 +79,9 @@ class NodeMedia:
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
-        # Further ones wait here and not for a thread, so that the first segments of jobs that are
-        # open overtake them. Many jobs that begin at once would otherwise all begin late.
-        self._opening = asyncio.Semaphore(args.preprocessor.threads)
+        # Further ones wait here, so that a thread is left for the first segments of jobs that are
+        # open. Many jobs that begin at once would otherwise all begin late.
+        self._opening = asyncio.Semaphore(max(1, args.preprocessor.threads - 1))
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:

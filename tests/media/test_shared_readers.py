@@ -92,6 +92,17 @@ def test_no_more_than_the_wanted_number_waits(media, shared):
     assert len(decoders()) == 2
 
 
+def test_decoders_of_large_pictures_do_not_wait_together(media, shared, monkeypatch):
+    source, picture = media
+    monkeypatch.setattr(shared_readers, "IDLE_BYTES", 40 * picture.width * picture.height)
+    read = shared.of("job", source, picture)
+    for start in (20, 0):
+        list(read(start, start + 1))
+    [left] = decoders()
+    list(read(1, 2))
+    assert decoders() == [left]
+
+
 def test_a_job_does_not_use_the_decoder_of_another_and_ends_its_own(media, shared):
     source, picture = media
     for job in ("one", "other"):
