@@ -42,8 +42,8 @@ drain:  ## let what `make serve` started take no more jobs, and wait until none 
 	@scripts/setup.sh base
 	@$(PY) -m lipsync drain "$$CONFIG"
 
-orchestrator:  ## set up and run the job queue that workers poll (docs/orchestrator.md)
-	@scripts/setup.sh base
+orchestrator:  ## set up and run the job queue that workers poll, without torch (docs/orchestrator.md)
+	@scripts/setup.sh orchestrator
 	@exec $(PY) -m orchestrator
 
 test:  ## set up and run the tests, without those marked slow

@@ -10,6 +10,7 @@ comes last. Memory is bounded by one block; `block_seconds` keeps blocks of larg
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,10 +38,8 @@ from musetalk_pipeline.errors import (
     AudioTooShort,
     InvalidOptions,
     JobCancelled,
-    ModelLoadFailed,
     NoFaceFound,
 )
-from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.faces.face_boxes import face_of, smooth
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
@@ -48,6 +47,7 @@ from musetalk_pipeline.media.encode import PieceEncoder
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
+from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
@@ -63,7 +63,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import FaceCounter, KnownSurveys, Survey, survey
+from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
@@ -80,11 +80,14 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """A job's two files. If `digests` is None, `open_job` reads the files to compute them."""
+    """A job's two files. If `digests` is None, `open_job` reads the files to compute them.
+    `track_within_s`: see `open_audio`.
+    """
 
     video: Path
     audio: Path
     digests: Digests | None = None
+    track_within_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +125,13 @@ def open_job(
     *,
     block_size: BlockSize = DEFAULT_BLOCKS,
     known_surveys: KnownSurveys | None = None,
+    read_for: ReaderOf | None = None,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
-    `known_surveys`: of the same video and options, which save that search.
+    `known_surveys`: of the same video and options, which save that search. `read_for`: returns what
+    reads the frames that are searched; None starts decoders that end with this call.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
@@ -141,7 +146,9 @@ def open_job(
             duration_s=audio.duration_s,
         )
     reached = min(source.n_frames, n_output)
-    found = _find_faces(source, options, detector, known_surveys, reached=reached, fps=fps)
+    found = _find_faces(
+        source, options, detector, known_surveys, read_for, reached=reached, fps=fps
+    )
     picture = fit_picture(source, options.frame, found.faces)
     plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
     warnings = (*size_warnings(source, options.frame), *found.warnings)
@@ -153,6 +160,7 @@ def _find_faces(
     options: JobOptions,
     detector: LandmarkDetector,
     known: KnownSurveys | None,
+    read_for: ReaderOf | None,
     *,
     reached: int,
     fps: Fraction,
@@ -164,26 +172,19 @@ def _find_faces(
         return found
     # The frames as the run will decode them, unless the crop depends on the face: then whole.
     searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
-    found = survey(
-        source,
-        searched,
-        detector,
-        reached=reached,
-        fps=fps,
-        counter=_face_counter(),
-        is_cropped=is_cropped,
-    )
+    with closing(SharedReaders(1)) as own:
+        found = survey(
+            (read_for or partial(own.of, "survey"))(source, searched),
+            searched,
+            detector,
+            reached=reached,
+            fps=fps,
+            counter=face_counter(),
+            is_cropped=is_cropped,
+        )
     if known:
         known.keep(reached, fps, found)
     return found
-
-
-def _face_counter() -> FaceCounter | None:
-    """Return what counts faces; None on a worker that has another detector and not its networks."""
-    try:
-        return shared_mesh()
-    except ModelLoadFailed:
-        return None
 
 
 def _open_both(
@@ -200,7 +201,8 @@ def _open_both(
     with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
         kbps = options.encode.audio_bitrate_kbps
         sha256 = None if digests is None else digests.audio
-        audio = other.submit(open_audio, files.audio, work_dir, limits, kbps, check, sha256=sha256)
+        opening = partial(open_audio, sha256=sha256, track_within_s=files.track_within_s)
+        audio = other.submit(opening, files.audio, work_dir, limits, kbps, check)
         try:
             sha256 = None if digests is None else digests.video
             source = probe_video(files.video, limits, work_dir, sha256=sha256)

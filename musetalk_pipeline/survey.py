@@ -19,11 +19,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import Picture, SourceVideo
+from musetalk_pipeline.artifacts import Picture
 from musetalk_pipeline.boxes import Box, face_box
-from musetalk_pipeline.errors import NoFaceFound
+from musetalk_pipeline.errors import ModelLoadFailed, NoFaceFound
+from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
-from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.reader import ReadFrames
 from musetalk_pipeline.pixels.colour import BgrFrames
 
 MIN_SAMPLES, MAX_SAMPLES = 9, 60
@@ -69,7 +70,7 @@ class KnownSurveys(Protocol):
 
 
 def survey(
-    source: SourceVideo,
+    read: ReadFrames,
     picture: Picture,
     detector: LandmarkDetector,
     *,
@@ -80,14 +81,14 @@ def survey(
 ) -> Survey:
     """Search frames spread over the first `reached` of the source, until one shows a face.
 
-    `picture`: how the frames are brought to the detector. `fps`: at which they are played. With
-    `is_cropped`, five frames are searched in any case, and `picture` is the source unscaled.
-    `counter`: None if nothing here can count faces; there is no warning about them then.
+    `read`: reads them as `picture`. `fps`: at which they are played. With `is_cropped`, five frames
+    are searched in any case, and `picture` is the source unscaled. `counter`: None if nothing here
+    can count faces; there is no warning about them then.
 
     Raises:
         NoFaceFound: none of the frames shows a face. The input's fault.
     """
-    samples = _SampledFrames(source, picture, detector)
+    samples = _SampledFrames(read, picture, detector)
     if is_cropped:
         for place in evenly_spaced(reached, CROP_SAMPLES):
             samples.take(place)
@@ -104,6 +105,14 @@ def survey(
         )
     warning = _warn_of_others(samples, counter, reached) if counter else None
     return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
+
+
+def face_counter() -> FaceCounter | None:
+    """Return what counts faces; None on a worker that has another detector and not its networks."""
+    try:
+        return shared_mesh()
+    except ModelLoadFailed:
+        return None
 
 
 def evenly_spaced(reached: int, count: int) -> list[int]:
@@ -128,8 +137,8 @@ def spread_out(wanted: Sequence[int]) -> Iterator[int]:
 class _SampledFrames:
     """Single frames of a source and the face in each; no frame is searched twice."""
 
-    def __init__(self, source: SourceVideo, picture: Picture, detector: LandmarkDetector) -> None:
-        self._source, self._picture, self._detector = source, picture, detector
+    def __init__(self, read: ReadFrames, picture: Picture, detector: LandmarkDetector) -> None:
+        self._read, self._picture, self._detector = read, picture, detector
         self.seen: set[int] = set()
         self.faces: dict[int, Box] = {}  # in pixels of the picture
         self.frames: dict[int, NDArray[np.uint8]] = {}  # I420, of those with a face
@@ -139,7 +148,7 @@ class _SampledFrames:
         if place in self.seen:
             return
         self.seen.add(place)
-        frames = list(read_frames(self._source, self._picture, place, place + 1))
+        frames = list(self._read(place, place + 1))
         [found] = self._detector.detect(BgrFrames(frames, self._picture))
         box = None if found is None else face_box(found.points) or found.box
         if box is not None:

@@ -67,8 +67,8 @@ def report(*arguments: str) -> list[dict[str, object]]:
 
 
 def resolve(inputs: list[Path], constraints: list[Path]) -> Pins:
-    """Return name and version of all that the `inputs` need, torch's own part included."""
-    files = [f"-r{path}" for path in [*inputs, REQUIREMENTS / "torch.in"]]
+    """Return name and version of all that the `inputs` need."""
+    files = [f"-r{path}" for path in inputs]
     with tempfile.TemporaryDirectory() as folder:
         bounds = []
         for path in constraints:  # a constraint with hashes would ask for hashes of everything
@@ -159,9 +159,10 @@ def resolved(*, upgrade: bool) -> tuple[Pins, Pins]:
     """Resolve base alone, then base and dev together, so that dev never moves a base version."""
     base, dev = REQUIREMENTS / "base.lock", REQUIREMENTS / "dev.lock"
     old = [] if upgrade else [path for path in (base, dev) if path.exists()]
-    base_pins = resolve([REQUIREMENTS / "base.in"], old)
+    inputs = [REQUIREMENTS / "base.in", REQUIREMENTS / "torch.in"]
+    base_pins = resolve(inputs, old)
     base_pins = {name: pin for name, pin in base_pins.items() if not BY_MACHINE.match(name)}
-    inputs = [REQUIREMENTS / "base.in", REQUIREMENTS / "dev.in"]
+    inputs.append(REQUIREMENTS / "dev.in")
     with tempfile.TemporaryDirectory() as folder:
         new_base = Path(folder) / "base.lock"
         new_base.write_text("".join(f"{name}=={pin}\n" for name, pin in base_pins.items()))
@@ -204,6 +205,8 @@ def main() -> None:
     hashes = hashes_of(everything)
     write(base, pins[0], hashes)
     write(dev, pins[1], hashes)
+    small = resolve([REQUIREMENTS / "orchestrator.in"], [base])
+    write(REQUIREMENTS / "orchestrator.lock", small, hashes)
     for path in by_hand:
         rehash(path, hashes)
     lock_cuda(REQUIREMENTS / "torch-cu13.lock")

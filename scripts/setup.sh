@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Set up everything that is needed to run (`base`) or to develop (`dev`). Do nothing if it is there.
+# Set up everything that is needed to run the application (`base`), to develop (`dev`), or to run the
+# orchestrator alone, without torch and Ray (`orchestrator`). Do nothing if it is there.
 #
-#   scripts/setup.sh base|dev
+#   scripts/setup.sh orchestrator|base|dev
 #
 # 1. The digest of the locks, this script, the folder and the kind of the machine is compared with the
 #    stamp of the last complete set-up. If they are equal, neither pip nor apt is called.
@@ -212,6 +213,10 @@ main()
 PY
 }
 
+check_orchestrator() {
+  "$VENV/bin/python" -c 'import alembic, fastapi, httpx, jinja2, psycopg, sqlalchemy, typer, uvicorn'
+}
+
 check_result() {
   "$VENV/bin/python" - "$1" <<'PY'
 import importlib.util
@@ -235,29 +240,33 @@ PY
 
 digest_of() {
   local profile=$1 build=$2
-  { cat requirements/torch.in requirements/torch-*.lock requirements/base.lock requirements/files.txt scripts/setup.sh
-    [[ $profile == base ]] || cat requirements/dev.lock requirements/files-dev.txt scripts/install-mm.sh requirements/mm*
-    echo "$PWD $build"
+  { cat scripts/setup.sh requirements/orchestrator.lock
+    [[ $profile == orchestrator ]] || cat requirements/torch.in requirements/torch-*.lock requirements/base.lock requirements/files.txt
+    [[ $profile != dev ]] || cat requirements/dev.lock requirements/files-dev.txt scripts/install-mm.sh requirements/mm*
+    echo "$PWD"
+    [[ $profile == orchestrator ]] || echo "$build"
   } | sha256sum | cut -d' ' -f1
 }
 
+has_stamp() { [[ $(cat "$VENV/.stamp-$1" 2>/dev/null) == "$2" && -x $VENV/bin/python ]]; }
+
 is_done() {
   local profile=$1 digest=$2
-  [[ $(cat "$VENV/.stamp-$profile" 2>/dev/null) == "$digest" && -x $VENV/bin/python ]] &&
-    command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null && command -v curl >/dev/null
+  has_stamp "$profile" "$digest" || return 1
+  [[ $profile == orchestrator ]] ||
+    { command -v ffmpeg >/dev/null && command -v ffprobe >/dev/null && command -v curl >/dev/null; }
 }
 
-main() {
-  local profile=${1:-base} build digest python
-  [[ $profile == base || $profile == dev ]] || fail "usage: scripts/setup.sh base|dev"
-  build=$(torch_build)
-  digest=$(digest_of "$profile" "$build")
-  if is_done "$profile" "$digest"; then return; fi
-  mkdir -p "$CACHE"
-  exec 9>"$CACHE/setup.lock"
-  flock 9  # two calls of make must not fill one .venv concurrently
-  if is_done "$profile" "$digest"; then return; fi
-  python=$(find_python)
+set_up_orchestrator() {
+  make_venv "$1"
+  say "installing the pinned Python packages of the orchestrator"
+  pip install --no-deps --require-hashes -r requirements/orchestrator.lock
+  write_lipsync_command
+  check_orchestrator
+}
+
+set_up_application() {
+  local python=$1 profile=$2 build=$3
   need_tools
   want_speech
   [[ $profile == base ]] || want_espeak
@@ -268,8 +277,31 @@ main() {
   write_serve_command
   write_lipsync_command
   check_result "$build"
-  echo "$digest" >"$VENV/.stamp-$profile"
-  [[ $profile == base ]] || digest_of base "$build" >"$VENV/.stamp-base"
+}
+
+# What is complete holds all that the profiles before it need.
+set_stamps() {
+  local profile
+  for profile in dev base orchestrator; do
+    [[ $1 == orchestrator && $profile != orchestrator || $1 == base && $profile == dev ]] ||
+      digest_of "$profile" "$2" >"$VENV/.stamp-$profile"
+  done
+}
+
+main() {
+  local profile=${1:-base} build="" digest python
+  [[ $profile =~ ^(orchestrator|base|dev)$ ]] || fail "usage: scripts/setup.sh orchestrator|base|dev"
+  [[ $profile == orchestrator ]] || build=$(torch_build)
+  digest=$(digest_of "$profile" "$build")
+  if is_done "$profile" "$digest"; then return; fi
+  mkdir -p "$CACHE"
+  exec 9>"$CACHE/setup.lock"
+  flock 9  # two calls of make must not fill one .venv concurrently
+  if is_done "$profile" "$digest"; then return; fi
+  python=$(find_python)
+  if [[ $profile == orchestrator ]]; then set_up_orchestrator "$python"
+  else set_up_application "$python" "$profile" "$build"; fi
+  set_stamps "$profile" "$build"
   say "set-up done; $VENV/bin/lipsync --help lists what it can do"
 }
 

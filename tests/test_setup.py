@@ -39,8 +39,11 @@ BASIC_TOOLS = (
 )
 TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
 TARGETS += " orchestrator"
-HASHED = ("base.lock", "dev.lock", "mm-source.lock", "torch-cpu.lock", "torch-cu13.lock")
-PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
+HASHED = (
+    "base.lock", "dev.lock", "mm-source.lock", "orchestrator.lock", "torch-cpu.lock",
+    "torch-cu13.lock",
+)  # fmt: skip
+PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z0-9,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
 
 
 def entries(name: str) -> dict[str, tuple[str, list[str]]]:
@@ -185,6 +188,13 @@ def test_locks_pin_exactly_and_hold_what_is_asked_for() -> None:
     assert base.items() >= pins("base.in").items()
     assert (base | dev).items() >= pins("dev.in").items()
     assert not base.keys() & dev.keys()
+
+
+def test_the_orchestrators_lock_is_a_part_of_the_applications() -> None:
+    small, base = entries("orchestrator.lock"), entries("base.lock")
+    assert small.items() <= base.items()
+    assert {"sqlalchemy", "fastapi", "uvicorn"} <= small.keys()
+    assert not small.keys() & {"ray", "torch", "numpy", "av", "opencv-python-headless"}
 
 
 @pytest.mark.parametrize(
@@ -520,7 +530,7 @@ def test_a_checkout_with_a_linked_environment_runs_its_own_code(
 
 
 def test_set_up_writes_both_commands() -> None:
-    steps = SETUP.read_text().partition("\nmain() {")[2]
+    steps = SETUP.read_text().partition("\nset_up_application() {")[2]
     assert "  write_serve_command\n  write_lipsync_command\n" in steps
 
 
@@ -529,7 +539,7 @@ def test_set_up_writes_both_commands() -> None:
 
 @pytest.fixture
 def set_up_tree(tmp_path: Path) -> Path:
-    """A tree whose set-up of `base` is complete: this Python, and the stamp that setup.sh writes.
+    """A tree whose set-up of `base` is complete: this Python, and the stamps that setup.sh writes.
 
     Nothing is installed in it, so any work that setup.sh still did there would fail.
     """
@@ -538,14 +548,13 @@ def set_up_tree(tmp_path: Path) -> Path:
     shutil.copytree(ROOT / "requirements", tree / "requirements")
     (tree / ".venv" / "bin").mkdir(parents=True)
     (tree / ".venv" / "bin" / "python").symlink_to(sys.executable)
-    stamp = bash('digest_of base "$(torch_build)"', cwd=tree)
-    (tree / ".venv" / ".stamp-base").write_text(stamp.stdout)
+    bash('set_stamps base "$(torch_build)"', cwd=tree)
     return tree
 
 
-def run_setup(tree: Path) -> subprocess.CompletedProcess[str]:
+def run_setup(tree: Path, profile: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [tree / "scripts" / "setup.sh", "base"],
+        [tree / "scripts" / "setup.sh", profile],
         env={**os.environ, "PYTHON": "/none", "PATH": f"{tree}/empty:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -554,9 +563,10 @@ def run_setup(tree: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-def test_second_set_up_does_nothing(set_up_tree: Path) -> None:
+@pytest.mark.parametrize("profile", ["base", "orchestrator"])
+def test_second_set_up_does_nothing(set_up_tree: Path, profile: str) -> None:
     before = sorted(set_up_tree.rglob("*"))
-    answer = run_setup(set_up_tree)
+    answer = run_setup(set_up_tree, profile)
     assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
     assert sorted(set_up_tree.rglob("*")) == before
 
@@ -576,7 +586,7 @@ def test_a_linked_environment_is_replaced_and_what_it_leads_to_is_kept(tmp_path:
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-@pytest.mark.parametrize("file", ["base.lock", "torch.in", "files.txt"])
+@pytest.mark.parametrize("file", ["base.lock", "torch.in", "files.txt", "orchestrator.lock"])
 def test_changed_pins_are_noticed(set_up_tree: Path, file: str) -> None:
     with (set_up_tree / "requirements" / file).open("a") as lock:
         lock.write("# changed\n")

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
+from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
 from musetalk_pipeline.stages import Digests, prepare_block
@@ -52,6 +54,8 @@ class Preprocessor:
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
+        # Every job that has just been opened leaves one or two to its first blocks.
+        self._readers = SharedReaders(2 * args.preprocessor.threads)
         self._avatars = NodeAvatars(build_avatars(args, env))
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
@@ -69,6 +73,7 @@ class Preprocessor:
             self._detector,
             self._threads,
             known_surveys=None if looked_up is None else looked_up.surveys,
+            read_for=partial(self._readers.of, attempt.attempt_id, keeps=True),
         )
         if looked_up is not None:
             known = await looked_up.known(opened.value.job)
@@ -78,6 +83,7 @@ class Preprocessor:
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""
         job = await self._media.here(opened, self._threads)
+        read = self._readers.of(opened.attempt.attempt_id, job.source, job.picture)
         prepared = await self._threads.measured(
             "prepare",
             len(block),
@@ -86,6 +92,7 @@ class Preprocessor:
                 block,
                 self._detector,
                 needs_parse_inputs=self._needs_parse_inputs,
+                read=read,
                 check=check,
             ),
         )
@@ -139,7 +146,8 @@ class Preprocessor:
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
-        """Remove an attempt's scratch on this node."""
+        """End an attempt's decoders here, and remove its scratch on this node."""
+        await asyncio.to_thread(self._readers.close, attempt_id)
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:

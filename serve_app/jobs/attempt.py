@@ -15,12 +15,13 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.contract.outcomes import Outcome, Phase, Progress, Success, failure_of
 from serve_app.graph.transfers import Finished
 from serve_app.jobs.job import CANCELLED, Job, ProgressCallback, Verdict
 from serve_app.jobs.job_log import log_end
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateUnavailable
+from serve_app.jobs.state_file import StateThreads
 from serve_app.jobs.unavailable import UnavailableLog
 
 logger = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class RunningAttempt:
                 phases,
                 has_client=self._has_client(),
             )
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc, job_id=self._job.id)  # the job and its beats go on
             return Verdict.GO_ON
         del self._phases[: len(phases)]
@@ -165,7 +166,7 @@ class RunningAttempt:
         while True:
             try:
                 written = await asyncio.shield(self._threads.write(write))
-            except StateUnavailable as exc:
+            except StoreUnavailable as exc:
                 self._log_unavailable(exc, job_id=self._job.id)
                 await asyncio.sleep(STORE_PAUSES_S[min(tries, len(STORE_PAUSES_S) - 1)])
                 tries += 1
@@ -177,7 +178,7 @@ class RunningAttempt:
         """Queue the job again. If that cannot be written, its lease runs out instead."""
         try:
             await self._threads.write(self._registry.requeue, self._job)
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc, job_id=self._job.id)
         else:
             self._on_stored()

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from serve_app.launcher.checks import Start, joined_cluster
 from serve_app.launcher.state_node import STATE_RESOURCE, StateNodeUnknown, has_state_node
 
@@ -27,6 +29,9 @@ PROXY_MIDDLEWARES = "serve_app.gate.middleware:proxy_middlewares"
 NAMESPACE = "serve"
 MAX_PORT = 65535
 REACHED_S = 3.0
+STARTS = 2
+NOT_UP = "timed out during startup"  # how Ray says that its raylet ended, or never registered
+END_S = 10.0
 
 
 def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
@@ -101,16 +106,23 @@ class Cluster:
         if self._is_own:
             options["_metrics_export_port"] = self._start.metrics_port
             options["resources"] = {STATE_RESOURCE: 1}
-        try:
-            ray.init(
-                address=self._start.cluster or "local",
-                namespace=NAMESPACE,
-                configure_logging=True,
-                logging_level=logging.WARNING,
-                **options,
-            )
-        except Exception as exc:
-            raise StartFailed(f"Ray cannot be started or joined: {one_line(str(exc))}") from exc
+        for start in range(1, STARTS + 1):
+            children = _children()
+            try:
+                ray.init(
+                    address=self._start.cluster or "local",
+                    namespace=NAMESPACE,
+                    configure_logging=True,
+                    logging_level=logging.WARNING,
+                    **options,
+                )
+                break
+            except Exception as exc:
+                why = one_line(str(exc))
+                if not self._is_own or NOT_UP not in why or start == STARTS:
+                    raise StartFailed(f"Ray cannot be started or joined: {why}") from exc
+                logger.warning("Ray did not come up and is started once more: %s", why)
+                _end_processes(_children() - children)
         self._require_state_node(ray.nodes())
 
     def _require_state_node(self, nodes: list[dict[str, Any]]) -> None:
@@ -207,6 +219,18 @@ class Cluster:
 
         node = ray._private.worker._global_node
         return "" if node is None else str(node.get_logs_dir_path())
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end_processes(processes: set[psutil.Process]) -> None:
+    """End what a failed start of Ray has left running. Ray itself would do so at exit only."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=END_S)
 
 
 def require_answer(address: str) -> None:
