@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from musetalk_pipeline.frame_bytes import frame_bytes
+from musetalk_pipeline.artifacts import frame_bytes
 from musetalk_pipeline.stages import OpenJob
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs

@@ -23,6 +23,13 @@ from tests.decoding import frames_of
 pytestmark = pytest.mark.slow
 
 ARCH = "musetalk/arch"
+# Ray's reader asks for all of these, and its provider for tests uses none of them.
+UNUSED: dict[str, Any] = {
+    "auth": {}, "docker": {}, "file_mounts": {}, "cluster_synced_files": [],
+    "file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": [],
+    "initialization_commands": [], "setup_commands": [], "head_setup_commands": [],
+    "worker_setup_commands": [], "head_start_ray_commands": [], "worker_start_ray_commands": [],
+}  # fmt: skip
 ARCHS = ("ada", "hopper")
 PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 POOLS = [
@@ -52,6 +59,7 @@ SCALING = {
 def autoscaling(gcs_port: int) -> dict[str, Any]:
     """Return a cluster that may have one node of each architecture beside its head."""
     return {
+        **UNUSED,
         "cluster_name": "test",
         "max_workers": 2,
         "idle_timeout_minutes": 0.05,

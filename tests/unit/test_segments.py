@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from musetalk_pipeline.artifacts import frame_bytes
 from musetalk_pipeline.errors import InvalidVideo, PipelineError, StageFailed
-from musetalk_pipeline.frame_bytes import frame_bytes
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import DriverSettings
 from serve_app.scheduling.scheduler import NoReplicaRuns
