@@ -161,7 +161,7 @@ def test_a_dead_job_is_put_back(operator: Operator) -> None:
         service.claim(f"w{number}")
         service.report("job-1", f"w{number}", status="failed", error=NO_MEMORY.error)
     operator.open("/")
-    page.locator(".figures").get_by_role("link", name="1").click()
+    page.locator(".figures .bad").get_by_role("link", name="1").click()
     page.get_by_role("link", name="job-1").click()
     expect(page.locator("#problem")).to_contain_text(NO_MEMORY.error)
     expect(page.locator("#attempts tbody tr")).to_have_count(3)
