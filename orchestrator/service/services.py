@@ -105,7 +105,7 @@ class Services:
         return await self.run(keys.is_right, presented, stored)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
