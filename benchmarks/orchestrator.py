@@ -32,6 +32,8 @@ import psutil
 from orchestrator_load import ADMIN_KEY, WORKER_KEY, Timings, as_fast_as_possible, steady
 from project import RESULTS, ROOT
 
+from orchestrator.store import migrate
+from orchestrator.store.database import Database, Opening
 from orchestrator.store.store import JobStore
 from orchestrator.store.values import NewJob, Rules
 from tests.orchestrator.databases import postgres_server, why_no_postgres
@@ -107,7 +109,9 @@ def figures(timings: Timings, kind: str) -> dict[str, float]:
 
 def fill(url: str, jobs: int) -> None:
     """Queue jobs of some clients."""
-    with JobStore.open(url, Rules()) as store:
+    database = Database(url, Opening(survives_power_cut=False))  # so that it takes seconds only
+    migrate.upgrade(database.engine)
+    with JobStore(database, Rules()) as store:
         for number in range(jobs):
             client = f"client-{number % CLIENTS}"
             video, audio = f"https://media.example/{number}.mp4", "https://media.example/a.wav"

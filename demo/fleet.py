@@ -21,11 +21,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +134,7 @@ def fleet_file(out: Path, scratch: Path, url: str, key: str) -> str:
         "TMPDIR": "{folder}",
         "MUSETALK_WORKDIR": "{folder}/work",
         "MUSETALK_RESULT_DIR": str(out),
-        "LIPSYNC_ALLOWED_FOLDERS": str(CACHE),
+        "ALLOWED_SOURCE_HOSTS": HOST,
         "ALLOW_LOCAL_STORE": "true",
         "ORCHESTRATOR_BASE_URL": url,
         "INTERNAL_API_KEY": key,
@@ -195,19 +198,37 @@ def short_speech() -> Path:
     return path
 
 
-def submit(service: Orchestrator) -> list[str]:
-    """Submit the jobs and return their ids."""
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the table on the terminal as it is."""
+
+
+@contextmanager
+def inputs() -> Iterator[tuple[str, str]]:
+    """Serve the video and the speech to the workers. Yield their addresses."""
     try:
         video, speech = demo_video(CACHE), short_speech()
     except SpeechMissing as missing:
         raise DemoFailed(str(missing)) from missing
+    handler = partial(_Quiet, directory=str(CACHE))
+    with ThreadingHTTPServer((HOST, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://{HOST}:{server.server_port}"
+        try:
+            yield f"{base}/{video.name}", f"{base}/{speech.name}"
+        finally:
+            server.shutdown()
+
+
+def submit(service: Orchestrator, video_url: str, audio_url: str) -> list[str]:
+    """Submit the jobs and return their ids."""
     stamp = time.strftime("%H%M%S")
     names = [f"fleet-{stamp}-{number:02}" for number in range(1, JOBS + 1)]
     for name in names:
         body = {
             "musetalk_job_id": name,
-            "video_url": video.as_uri(),
-            "audio_url": speech.as_uri(),
+            "video_url": video_url,
+            "audio_url": audio_url,
             "resolution": RESOLUTION,
         }
         service.client.post("/v1/avatar/jobs", json=body).raise_for_status()
@@ -272,7 +293,7 @@ def table(jobs: dict[str, Any], tries: dict[str, list[Any]], killed: str | None)
     for heading in ("job", "state", "phase", "attempts: worker and end"):
         shown.add_column(heading)
     for name, attempts in tries.items():
-        ends = [f"{one['worker_id']} {one['ending'] or '…'}" for one in attempts]
+        ends = [f"{one['worker_id']} {one['end']}" for one in attempts]
         job = jobs[name]
         shown.add_row(name, job["state"], job["progress"]["phase"], ", ".join(ends))
     return shown
@@ -290,7 +311,7 @@ def verify(service: Orchestrator, names: list[str], killed: str | None, out: Pat
     faults = []
     tries = attempts_of(service, names)
     for name in names:
-        accepted = sum(one["ending"] == "succeeded" for one in tries[name])
+        accepted = sum(one["end"] == "succeeded" for one in tries[name])
         if accepted != 1:
             faults.append(f"{name} has {accepted} accepted results")
         elif not frames_of(out / f"{name}.mp4"):
@@ -299,7 +320,7 @@ def verify(service: Orchestrator, names: list[str], killed: str | None, out: Pat
         one
         for attempts in tries.values()
         for one in attempts
-        if one["worker_id"] == killed and one["ending"] == "interrupted"
+        if one["worker_id"] == killed and one["end"] == "interrupted"
     ]
     if not lost:
         faults.append("no job was interrupted by the kill")
@@ -324,11 +345,12 @@ def run_fleet(out: Path) -> None:
     # Ray's sockets are below this folder, and the path of a socket has 107 bytes at most.
     scratch = Path(tempfile.mkdtemp(prefix="lf-", dir="/tmp"))
     try:
-        with orchestrator(out, scratch) as service:
+        with inputs() as urls, orchestrator(out, scratch) as service:
             wait_until_it_answers(service)
-            names = submit(service)
+            names = submit(service, *urls)
             say(f"{JOBS} jobs are queued; the orchestrator starts {WORKERS} workers")
             killed = watch(service, names)
+            say("")
             verify(service, names, killed, out)
             show_decisions(service)
             say("stopping the workers and the orchestrator")

@@ -163,7 +163,7 @@ def _uploads(settings: Settings, store: JobStore, run: Run) -> Uploads | None:
     return Uploads(OutputBucket(bucket), store, run, int(valid_s))
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
