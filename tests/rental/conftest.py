@@ -103,8 +103,8 @@ def _is_foreign(facts: dict[str, Any]) -> bool:
     return name in ("theirs", "somebody-elses") or facts.get("node_id") == NODES[-1]
 
 
-# One vendor with names and one without; the others are left to CI.
-QUICK = ("runpod", "octaspace")
+# The others are left to CI.
+QUICK = ("runpod",)
 VENDORS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAKES]
 
 
