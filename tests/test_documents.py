@@ -94,7 +94,9 @@ def test_the_moving_picture_is_drawn_from_two_videos(
         assert picture.width > 1.5 * picture.height  # side by side
 
 
-@pytest.mark.parametrize("name", ["serve_config.yaml", "serve_config.gpu.yaml"])
+@pytest.mark.parametrize(
+    "name", ["serve_config.yaml", "serve_config.gpu.yaml", "serve_config.cluster.yaml"]
+)
 def test_shipped_configurations_are_valid(name: str) -> None:
     document = yaml.safe_load((ROOT / name).read_text())
     AppArgs.model_validate(document["applications"][0]["args"])

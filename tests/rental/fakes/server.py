@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,11 +145,15 @@ class FakeVendor:
         return reply
 
     @contextmanager
-    def running(self) -> Iterator[FakeVendor]:
-        """Serve on a free port of this machine."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+    def running(self, listening: socket.socket | None = None) -> Iterator[FakeVendor]:
+        """Serve on this socket, or else on a free port of this machine."""
+        where = listening or socket.create_server(("127.0.0.1", 0))
+        host, port = where.getsockname()
+        server = ThreadingHTTPServer((host, port), _handler(self), bind_and_activate=False)
+        server.socket.close()
+        server.socket = where
         server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_address[1]}{self.base_path}"
+        self.url = f"http://{host}:{port}{self.base_path}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
