@@ -85,7 +85,6 @@ def needs_spec(name: str | None) -> None:
 @contextmanager
 def opened(kind: type[FakeVendor], folder: Path) -> Iterator[Account]:
     """Open an account. At the end nothing of ours may be rented, and no specification broken."""
-    needs_spec(kind.spec_file)
     fake, ledger = kind(), Ledger(folder / "ledger.sqlite")
     with fake.running():
         rentals = rentals_of(fake, ledger)
@@ -111,5 +110,6 @@ VENDORS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) f
 @pytest.fixture(params=VENDORS)
 def account(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Account]:
     """Each of the five vendors. Nothing may be left rented, and nothing may break a spec."""
+    needs_spec(FAKES[request.param].spec_file)
     with opened(FAKES[request.param], tmp_path) as account:
         yield account
