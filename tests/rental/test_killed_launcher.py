@@ -58,6 +58,7 @@ def test_after_a_kill_every_machine_is_in_the_ledger_or_swept(vendor, tmp_path, 
         theirs = account.fake.foreign()
         line = json.dumps([vendor, account.fake.url, str(tmp_path / "ledger.sqlite")])
         for _ in range(KILLS):
+            connections = account.fake.connections
             step = account.fake.on_step = KillAfter(random.randint(1, STEPS))
             print(line, file=launchers.stdin, flush=True)
             pid = int(launchers.stdout.readline())
@@ -66,6 +67,7 @@ def test_after_a_kill_every_machine_is_in_the_ledger_or_swept(vendor, tmp_path, 
             os.kill(pid, signal.SIGKILL)
             assert launchers.stdout.readline() == "gone\n"
             account.fake.on_step = lambda: None
+            account.fake.wait_for_connections(connections)  # what was sent has taken effect
             account.rentals.sweep("prod")
             known = {
                 rent.instance_id for rent in account.ledger.live() if rent.state is RentState.RENTED

@@ -79,6 +79,8 @@ class FakeVendor:
         self.key = KEY
         self.on_step: Callable[[], None] = lambda: None
         self.lock = threading.RLock()
+        self.connections = 0
+        self._closed = threading.Condition()
         self.url = ""
         self._spec = load_spec(self.spec_file) if self.spec_file else None
 
@@ -110,6 +112,17 @@ class FakeVendor:
     def fail(self, reply: Reply | None, **where: Any) -> None:
         """Add a fault."""
         self.faults.append(Fault(reply, **where))
+
+    def count_connection(self, change: int) -> None:
+        """Note that a connection was opened or closed."""
+        with self._closed:
+            self.connections += change
+            self._closed.notify_all()
+
+    def wait_for_connections(self, most: int) -> None:
+        """Wait until no more than `most` connections are open, and their requests carried out."""
+        with self._closed:
+            assert self._closed.wait_for(lambda: self.connections <= most, timeout=20)
 
     def respond(self, request: Request) -> Reply | None:
         """Return the answer to a request, or None for none at all."""
@@ -167,6 +180,14 @@ class FakeVendor:
 def _handler(fake: FakeVendor) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            fake.count_connection(1)
+
+        def finish(self) -> None:
+            fake.count_connection(-1)
+            super().finish()
 
         def log_message(self, *_: object) -> None:
             pass
