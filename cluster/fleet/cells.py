@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import JsonValue
 
@@ -111,6 +111,16 @@ class Cells:
                 word = one.identity.node_type
                 found.append(Cell(one, self._words.get(word, word), one.name in draining))
         return tuple(found)
+
+    def in_detail(self, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+        """Return cells with what the vendor says about each of those that start."""
+        return tuple(self._in_detail(one) for one in cells)
+
+    def _in_detail(self, cell: Cell) -> Cell:
+        if cell.instance.state is not InstanceState.STARTING:
+            return cell
+        found = self.rentals.get(cell.instance.instance_id)
+        return cell if found is None else replace(cell, instance=found)
 
     def unclear(self, gpu_class: GpuClass) -> int:
         """Return how many rents of a class have no machine yet, and may still get one."""

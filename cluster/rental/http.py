@@ -234,8 +234,10 @@ class VendorHttp:
             reason = reason.replace(secret, "***")
         said = f"{self._vendor} answered {status}: {reason or 'no reason'}"
         if status == 429:
-            kind = QuotaUsedUp if _FOR_HOURS.search(answer.text) else RateLimited
-            return kind(said, _retry_after_s(answer.headers.get("Retry-After")))
+            pause_s = _retry_after_s(answer.headers.get("Retry-After"))
+            is_short = pause_s is not None and pause_s <= LONGEST_PAUSE_S
+            is_for_hours = not is_short and _FOR_HOURS.search(answer.text)
+            return (QuotaUsedUp if is_for_hours else RateLimited)(said, pause_s)
         if status == 401:
             return WrongKey(said)
         if is_create and _NO_CAPACITY.search(reason):

@@ -57,9 +57,14 @@ class _GpuClasses(BaseModel):
     items: list[_GpuClass]
 
 
+class _Counts(BaseModel):
+    running_count: int = 0
+
+
 class _State(BaseModel):
     status: str
     description: str | None = None
+    instance_status_counts: _Counts = _Counts()
 
 
 class _Group(BaseModel):
@@ -74,7 +79,7 @@ class _Groups(BaseModel):
 
 class _Replica(BaseModel):
     state: str
-    machine_id: str
+    pulling_progress: float | None = None
     ssh_ip: str | None = None
     ssh_port: int | None = None
     ssh_host_key_fingerprint: str | None = None
@@ -169,14 +174,13 @@ class Salad:
         self._http.close()
 
     def _instance(self, group: _Group, replicas: Sequence[_Replica] = ()) -> Instance:
-        state = group.current_state
         ssh = next((_ssh(one) for one in replicas if one.ssh_ip), None)
         return Instance(
             Vendor.SALAD,
             group.name,
-            _STATES.get(state.status, InstanceState.STARTING),
+            _state(group.current_state),
             name=group.name,
-            detail=" ".join(filter(None, (state.status, state.description))),
+            detail=_detail(group.current_state, replicas),
             ssh=ssh,
             started_at=group.create_time,
         )
@@ -245,6 +249,24 @@ def _offer(one: _GpuClass, tier: str, price: float) -> Offer:
         vram_gb=float(memory.group(1)) if memory else None,
         is_scarce=one.is_high_demand,
     )
+
+
+def _state(state: _State) -> InstanceState:
+    """Return the state of a group. One that runs may have no replica yet, or not any more."""
+    found = _STATES.get(state.status, InstanceState.STARTING)
+    if found is InstanceState.RUNNING and state.instance_status_counts.running_count == 0:
+        return InstanceState.STARTING
+    return found
+
+
+def _detail(state: _State, replicas: Sequence[_Replica]) -> str:
+    """Return the states of a group and of its replicas, such as `deploying: downloading 43 %`."""
+    group = " ".join(filter(None, (state.status, state.description)))
+    parts = []
+    for one in replicas:
+        is_pulling = one.state == "downloading" and one.pulling_progress is not None
+        parts.append(f"{one.state} {one.pulling_progress:.0f} %" if is_pulling else one.state)
+    return f"{group}: {', '.join(parts)}" if parts else group
 
 
 def _ssh(replica: _Replica) -> Ssh:

@@ -74,7 +74,7 @@ def status(context: typer.Context, provider: At, json: Json = False) -> None:
 
     terminal = terminal_of(context)
     with fleet_of(terminal, provider) as cells:
-        _show(terminal, cells.list(), cells.jobs())
+        _show(terminal, cells.in_detail(cells.list()), cells.jobs())
 
 
 @app.command()

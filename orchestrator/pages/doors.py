@@ -141,6 +141,9 @@ class PageRoute(APIRoute):
 def _to_sign_in(request: Request) -> Response:
     if request.method != "GET":
         return redirect(request, "/sign-in")
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        # A link in a mail or a chat. The cookie, if there is one, comes with the next request.
+        return pages_of(request).renderer.page(request, "again.html")
     query = f"?{request.url.query}" if request.url.query else ""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     return redirect(request, "/sign-in", next=path + query if path + query != "/" else None)

@@ -85,7 +85,6 @@ def needs_spec(name: str | None) -> None:
 @contextmanager
 def opened(kind: type[FakeVendor], folder: Path) -> Iterator[Account]:
     """Open an account. At the end nothing of ours may be rented, and no specification broken."""
-    needs_spec(kind.spec_file)
     fake, ledger = kind(), Ledger(folder / "ledger.sqlite")
     with fake.running():
         rentals = rentals_of(fake, ledger)
@@ -103,13 +102,14 @@ def _is_foreign(facts: dict[str, Any]) -> bool:
     return name in ("theirs", "somebody-elses") or facts.get("node_id") == NODES[-1]
 
 
-# One vendor with names and one without; the others are left to CI.
-QUICK = ("runpod", "octaspace")
+# The others are left to CI.
+QUICK = ("runpod",)
 VENDORS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAKES]
 
 
 @pytest.fixture(params=VENDORS)
 def account(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Account]:
     """Each of the five vendors. Nothing may be left rented, and nothing may break a spec."""
+    needs_spec(FAKES[request.param].spec_file)
     with opened(FAKES[request.param], tmp_path) as account:
         yield account

@@ -25,7 +25,7 @@ from orchestrator.service.scaling_loop import ScalingLoop
 from serve_app.one_shot.stopping import Stopping
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.running import ADMIN_KEY, DONE, INTERNAL_KEY, running_service
-from tests.rental.conftest import FAKES, VENDORS, needs_spec
+from tests.rental.conftest import FAKES, VENDORS
 from tests.rental.fakes.runpod import FakeRunPod
 from tests.rental.fakes.salad import RTX_3090
 from tests.rental.fakes.server import KEY, Reply
@@ -79,7 +79,6 @@ def reach(environment, fake) -> None:
 
 @pytest.fixture
 def salad(environment):
-    needs_spec("salad.yaml")
     with FAKES["salad"]().running() as fake:
         reach(environment, fake)
         yield fake
@@ -89,7 +88,6 @@ def salad(environment):
 
 @pytest.fixture(params=VENDORS)
 def fake(request, environment):
-    needs_spec(FAKES[request.param].spec_file)
     with FAKES[request.param]().running() as fake:
         reach(environment, fake)
         yield fake
@@ -260,6 +258,19 @@ def test_the_commands_of_a_fleet(fake, capsys):
     assert lipsync(capsys, "down", *at)["machines"] == []
 
 
+def test_the_status_says_how_far_a_machine_is(salad, capsys):
+    at = ("--provider", "salad")
+    lipsync(capsys, "up", *at, "--gpu", "RTX-3090-24GB")
+    (machine,) = lipsync(capsys, "status", *at)["machines"]
+    assert (machine["state"], machine["detail"]) == ("starting", "deploying: downloading 43 %")
+    (group,) = salad.machines.values()
+    group["current_state"]["status"] = "running"  # and has no replica yet
+    assert lipsync(capsys, "status", *at)["machines"][0]["state"] == "starting"
+    salad.advance()
+    assert lipsync(capsys, "status", *at)["machines"][0]["state"] == "running"
+    lipsync(capsys, "down", *at)
+
+
 def test_a_table_has_a_column_for_each_fact(salad, capsys):
     assert run(["fleet", "status", "--provider", "salad"], Stopping()) == 0
     columns = ["machine", "id", "class", "state", "jobs", "$/h", "detail"]
@@ -320,7 +331,6 @@ class PostingTensorDock(FakeTensorDock):
 
 
 def test_bench_names_the_cheapest_and_the_fastest_and_leaves_nothing(environment, capsys, tmp_path):
-    needs_spec("runpod-v2.json")
     with MeasuringRunPod().running() as fake:
         reach(environment, fake)
         words = ("--gpu", "RTX-4090-24GB", "--gpu", "L4-24GB", "--gpu", "B200-180GB")
@@ -344,7 +354,6 @@ def test_bench_at_a_vendor_without_logs_listens_for_the_result(environment, caps
 
 
 def test_bench_returns_a_machine_that_gives_no_result(environment, capsys, no_waits):
-    needs_spec("runpod-v2.json")
     with FakeRunPod().running() as fake:
         reach(environment, fake)
         fake.fail(Reply(500, text="oops"), method="GET", path="/logs", times=9)
@@ -356,7 +365,6 @@ def test_bench_returns_a_machine_that_gives_no_result(environment, capsys, no_wa
 
 
 def test_bench_says_so_if_a_machine_could_not_be_returned(environment, capsys, no_waits):
-    needs_spec("runpod-v2.json")
     with MeasuringRunPod().running() as fake:
         reach(environment, fake)
         fake.fail(Reply(503, text="down"), method="DELETE", times=5)

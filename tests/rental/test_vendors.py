@@ -26,7 +26,7 @@ from cluster.rental.identity import read_name
 from cluster.rental.ledger import RentState
 from cluster.rental.salad import group_body
 from cluster.rental.values import InstanceState, OfferQuery, Vendor
-from tests.rental.conftest import CELL, FAKES, opened, settings_of
+from tests.rental.conftest import CELL, FAKES, needs_spec, opened, settings_of
 from tests.rental.fakes.server import Reply
 
 pytestmark = pytest.mark.usefixtures("no_waits")
@@ -225,6 +225,33 @@ def test_the_last_lines_of_a_container_are_returned(account):
         text = account.rentals.backend.logs(made.instance_id)
         assert text.splitlines()[-2:] == ["second", '{"seconds": 3}']
     account.rentals.destroy(made.instance_id)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "method", "path", "body", "reason"),
+    [
+        # What the retired v1 of RunPod's API takes.
+        ("runpod", "POST", "/v2/pods", {"imageName": "x", "gpuTypeIds": ["a"]}, "'name' is a req"),
+        ("runpod", "POST", "/v2/pods", {"name": "x", "gpuCount": 1}, "unknown field gpuCount"),
+        ("runpod", "GET", "/v2/machines", None, "there is no path"),
+        ("vast", "PUT", "/api/v0/asks/abc", {"image": "x"}, "is not of type 'integer'"),
+        (
+            "salad",
+            "POST",
+            "/organizations/acme/projects/lips/containers",
+            {"name": "UPPER"},
+            "does not match",
+        ),
+    ],
+)
+def test_the_fakes_refuse_what_the_specification_does_not_have(vendor, method, path, body, reason):
+    needs_spec(FAKES[vendor].spec_file)
+    fake = FAKES[vendor]()
+    with fake.running():
+        headers = {"Authorization": f"Bearer {fake.key}", "Salad-Api-Key": fake.key}
+        answer = httpx.request(method, f"{fake.url}{path}", json=body, headers=headers)
+    assert answer.status_code == 400
+    assert any(reason in wrong for wrong in fake.wrong)
 
 
 def test_vast_makes_a_machine_and_fails_and_it_is_destroyed(tmp_path):

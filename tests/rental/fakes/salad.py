@@ -105,20 +105,16 @@ class FakeSalad(FakeVendor):
         }
 
     def _replicas(self, name: str) -> list[dict[str, Any]]:
+        replica = {
+            "id": str(uuid.uuid4()),
+            "machine_id": str(uuid.uuid4()),
+            "update_time": datetime.now(UTC).isoformat(),
+            "version": 1,
+        }
         if self.machines[name]["current_state"]["status"] != "running":
-            return []
-        return [
-            {
-                "id": str(uuid.uuid4()),
-                "machine_id": str(uuid.uuid4()),
-                "state": "running",
-                "update_time": datetime.now(UTC).isoformat(),
-                "version": 1,
-                "ready": True,
-                "ssh_ip": "192.0.2.7",
-                "ssh_port": 2207,
-            }
-        ]
+            return [replica | {"state": "downloading", "pulling_progress": 42.6}]
+        where = {"ssh_ip": "192.0.2.7", "ssh_port": 2207}
+        return [replica | {"state": "running", "ready": True} | where]
 
     def _log(self, query: dict[str, Any]) -> Reply:
         now = datetime.now(UTC).isoformat()
@@ -146,6 +142,7 @@ class FakeSalad(FakeVendor):
     def advance(self) -> None:
         for group in self.machines.values():
             group["current_state"]["status"] = "running"
+            group["current_state"]["instance_status_counts"]["running_count"] = 1
 
     def show(self, machine_id: str, lines: list[str]) -> None:
         """Let a machine have printed these lines."""
