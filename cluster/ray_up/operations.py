@@ -11,6 +11,7 @@ import re
 import secrets
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ HOME = Path("~/.lipsync")
 TOKEN, APP_VARIABLES = "~/.ray/auth_token", "~/lipsync.env"
 START_WAIT_S = "3600"  # an image of 20 GB takes longer than the 15 minutes that Ray waits
 JOIN_S, JOIN_POLL_S = 3600.0, 5.0
+UP_S, DOWN_S, ANSWER_S = 7200.0, 1800.0, 180.0
 LAST_LINES = 12
 STEPS = 7  # of Ray's launcher, for one machine
 _STEP = re.compile(rf"\[(\d)(?:-\d)?/{STEPS}\] (.+)")
@@ -106,7 +108,7 @@ def up(file: ClusterFile, on_step: OnStep) -> None:
     Raises:
         LaunchFailed: the head could not be rented or started.
     """
-    _launch(file, on_step, "up", "-y", "--no-config-cache", "--log-style=pretty")
+    _launch(file, on_step, UP_S, "up", "-y", "--no-config-cache", "--log-style=pretty")
 
 
 def down(file: ClusterFile, on_step: OnStep) -> None:
@@ -115,11 +117,11 @@ def down(file: ClusterFile, on_step: OnStep) -> None:
     Raises:
         LaunchFailed: Ray's launcher failed, and machines may be left. `sweep` returns those.
     """
-    _launch(file, on_step, "down", "-y", "--log-style=pretty")
+    _launch(file, on_step, DOWN_S, "down", "-y", "--log-style=pretty")
 
 
-def _launch(file: ClusterFile, on_step: OnStep, *words: str) -> None:
-    """Run `ray`, and report its numbered steps."""
+def _launch(file: ClusterFile, on_step: OnStep, deadline_s: float, *words: str) -> None:
+    """Run `ray`, and report its numbered steps. It is ended after the deadline."""
     file.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [sys.executable, "-m", "ray.scripts.scripts", *words, str(file.path)]
     lines: list[str] = []
@@ -136,12 +138,17 @@ def _launch(file: ClusterFile, on_step: OnStep, *words: str) -> None:
         ) as child,
     ):
         assert child.stdout is not None
-        for line in child.stdout:
-            log.write(line)
-            log.flush()
-            lines = [*lines[-LAST_LINES:], line.rstrip()]
-            if found := _STEP.search(line):
-                on_step(int(found[1]), found[2].strip())
+        watchdog = threading.Timer(deadline_s, child.kill)
+        watchdog.start()
+        try:
+            for line in child.stdout:
+                log.write(line)
+                log.flush()
+                lines = [*lines[-LAST_LINES:], line.rstrip()]
+                if found := _STEP.search(line):
+                    on_step(int(found[1]), found[2].strip())
+        finally:
+            watchdog.cancel()
     if child.returncode:
         raise LaunchFailed(f"`ray {words[0]}` failed; all that it printed is in {file.log}.", lines)
 
@@ -163,16 +170,20 @@ def report(file: ClusterFile) -> HeadReport:
         LaunchFailed: the head cannot be asked.
     """
     command = f"{_ON_HEAD} python -m cluster.ray_up.after_up"
-    done = subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", "exec", "--no-config-cache", str(file.path),
-         command],
-        env=_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    )  # fmt: skip
+    words = ["exec", "--no-config-cache", str(file.path), command]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *words],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise LaunchFailed(f"The head has not answered for {ANSWER_S:.0f} s.") from None
     for line in done.stdout.splitlines():
         _, mark, text = line.partition(MARK)
         if mark:

@@ -63,7 +63,7 @@ class Renting:
             )
         try:
             rented = self._first_that_works(identity, node)
-        except RentalError as error:
+        except (RentalError, ValueError) as error:
             at_least_s = (error.retry_after_s or 0.0) if isinstance(error, RateLimited) else 0.0
             pause_s = self._pauses.failed(node_type, str(error), at_least_s)
             raise LaunchFailed(
@@ -129,6 +129,6 @@ class Renting:
         )
 
 
-def category_of(error: RentalError) -> str:
-    """Return the short word for an error."""
-    return next((word for kind, word in CATEGORIES if isinstance(error, kind)), "RentalError")
+def category_of(error: RentalError | ValueError) -> str:
+    """Return the short word for an error; a request that breaks a vendor's rule is a ValueError."""
+    return next((word for kind, word in CATEGORIES if isinstance(error, kind)), "CannotBeRented")

@@ -74,8 +74,8 @@ def up(context: typer.Context, files: Files, json: Json = False) -> None:
                     operations.up(file, show)
                 break
             except operations.LaunchFailed as failed:
-                if index + 1 == len(chosen):
-                    raise
+                if index + 1 == len(chosen) or operations.machines(file):
+                    raise  # the last one, or its machines have to be returned first
                 terminal.say(f"{file.path}: {failed} Next: {chosen[index + 1].path}.")
         with terminal.working("waiting for the workers"):
             report = operations.wait_until_joined(file, lambda _: None)

@@ -27,7 +27,7 @@ GPU, SCARCE_GPU = "NVIDIA L4", "NVIDIA GeForce RTX 4090"  # that the fake has
 FRAMES_PER_S = 6.0  # of each pool
 INGRESS_KEY = "ingress-key-of-the-test"
 STORE = "--object-store-memory=200000000"
-HTTP_S = 30.0
+HTTP_S, ANSWER_S = 60.0, 120.0
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Operator:
 
     def in_cluster(self) -> set[str]:
         """Return the pods that are alive nodes of the cluster."""
-        machines = self.cluster("status", 60.0)["machines"]
+        machines = self.cluster("status", ANSWER_S)["machines"]
         return {one["id"] for one in machines if one["in_cluster"]}
 
     def task(self, arch: str) -> list[str]:
@@ -121,7 +121,7 @@ class Operator:
         start = "set -a; . ~/ray.env; set +a; cd $LIPSYNC_HOME; RAY_AUTH_MODE=token"
         command = f"{start} serve status; tail -n 30 /tmp/ray/session_latest/logs/serve/*.log"
         return self.run("ray", "exec", "--no-config-cache", str(self.file), command,
-                        deadline_s=60.0)  # fmt: skip
+                        deadline_s=ANSWER_S)  # fmt: skip
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request to the application, on whichever pod the head is."""

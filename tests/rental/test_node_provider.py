@@ -281,8 +281,10 @@ def test_machines_that_this_ledger_does_not_have_count_in_the_budget(
     assert len(runpod.machines) == 4
 
 
-def test_the_cap_on_rents_ends_a_loop_that_rents_and_loses(runpod: FakeRunPod, home: Path) -> None:
-    provider = RentedNodeProvider(settings(runpod, rents_per_hour=3), "prod")
+def test_the_cap_on_rents_ends_a_loop_that_rents_and_loses(
+    runpod: FakeRunPod, opened: Opened
+) -> None:
+    provider = opened(rents_per_hour=3)
     for _ in range(3):
         provider.terminate_node(rent(provider))
     with pytest.raises(NodeLaunchException) as raised:
