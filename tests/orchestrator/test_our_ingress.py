@@ -8,12 +8,16 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from serve_app.api.job_runner import JobRunner
 from serve_app.config.settings import QueueSettings
 from serve_app.jobs.job import Origin
 from tests.joints.job_door import Door, Graph, request
 from tests.orchestrator.running import INTERNAL_KEY, Running
 from tests.waiting import until_async
+
+pytestmark = pytest.mark.slow
 
 WITHIN_S = 10.0  # a claim is held for twice as long
 
