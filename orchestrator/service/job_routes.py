@@ -12,11 +12,12 @@ from pydantic import Field
 
 from orchestrator.job_api.lists import JobQuery, QueryText, page_body, read_cursor
 from orchestrator.job_api.routes import PREFIX, job_router
-from orchestrator.net.addresses import AddressRefused
+from orchestrator.service import delivery_routes
 from orchestrator.service.access import ClientCaller
+from orchestrator.service.delivery_routes import check_webhook
 from orchestrator.service.errors import Rejected
 from orchestrator.service.event_stream import MAX_READERS, event_stream
-from orchestrator.service.job_messages import JobCreate, attempt_body, delivery_body
+from orchestrator.service.job_messages import JobCreate, attempt_body
 from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id
 from orchestrator.store.states import STATUSES
@@ -45,7 +46,7 @@ class ClientBoard:
     ) -> dict[str, Any]:
         """See `JobBoard`."""
         if create.webhook_url is not None:
-            await _check_webhook(self.services, create.webhook_url)
+            await check_webhook(self.services, create.webhook_url)
         new = create.new_job(job_id, self.caller.name, idempotency_key)
         job, is_new = await self.services.run(self.services.store.submit, new)
         if is_new:
@@ -99,13 +100,13 @@ async def _board(services: ServicesDep, caller: ClientDep) -> ClientBoard:
 
 
 router = APIRouter()
-_of_one_job = APIRouter(prefix=PREFIX, tags=["jobs"])
-
-JobId = Annotated[Id, Path()]
+_attempts = APIRouter(prefix=PREFIX, tags=["jobs"])
 
 
-@_of_one_job.get("/{job_id:path}/attempts", summary="List the attempts at a job")
-async def job_attempts(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
+@_attempts.get("/{job_id:path}/attempts", summary="List the attempts at a job")
+async def job_attempts(
+    job_id: Annotated[Id, Path()], services: ServicesDep, caller: ClientDep
+) -> dict[str, Any]:
     """Return every attempt with its worker, times, phase and error. For the operator."""
     if caller.sees is not None:
         raise Rejected(403, "key_of_another_kind", "This route needs the operator's key.")
@@ -114,34 +115,7 @@ async def job_attempts(job_id: JobId, services: ServicesDep, caller: ClientDep) 
     return {"attempts": [attempt_body(attempt) for attempt in attempts]}
 
 
-@_of_one_job.get("/{job_id:path}/deliveries", summary="List the webhooks of a job's end")
-async def job_deliveries(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, Any]:
-    """Return every delivery with its status, the newest tries with their answers, and the next."""
-    found = await services.run(services.store.deliveries, job_id, caller.sees)
-    return {"deliveries": [delivery_body(delivery) for delivery in found]}
-
-
-@_of_one_job.post("/{job_id:path}/deliveries/{delivery_id}/retry", summary="Send a webhook again")
-async def deliver_again(
-    job_id: JobId, delivery_id: Id, services: ServicesDep, caller: ClientDep
-) -> dict[str, Any]:
-    """Queue a delivery again, with the same `webhook-id`, whatever became of it."""
-    act = services.store.deliver_again
-    delivery = await services.run(act, job_id, delivery_id, caller.sees)
-    services.wake_deliveries()
-    return delivery_body(delivery)
-
-
-async def _check_webhook(services: Services, url: str) -> None:
-    if services.deliveries is None:
-        text = "This service has no WEBHOOK_SECRET to sign webhooks with."
-        raise Rejected(422, "webhooks_off", text, details={"field": "webhook_url"})
-    try:
-        await services.deliveries.check_target(url)
-    except AddressRefused as refused:
-        text = f"The request is not valid: webhook_url: {refused.reason}"
-        raise Rejected(422, "webhook_refused", text, details={"field": "webhook_url"}) from refused
-
-
-router.include_router(_of_one_job)  # first, as a job's route takes any longer path too
+# First, as a job's route takes any longer path too.
+router.include_router(_attempts)
+router.include_router(delivery_routes.router)
 router.include_router(job_router(_board, JobCreate, WorkersJobQuery))

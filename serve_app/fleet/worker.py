@@ -161,9 +161,11 @@ class FleetWorker:
         held = await self._next_job(give_up or asyncio.Event())
         if held is None:
             now = self._clock()
-            was_held = self._has_additions and now - called_at >= HELD_S
-            # The orchestrator has set the pace of a claim that it held.
-            self._claim_again_at = now if was_held else now + self._options.claim_interval_s
+            was_held = now - called_at >= HELD_S or (give_up is not None and give_up.is_set())
+            # An orchestrator that holds claims sets their pace.
+            is_paced = self._has_additions and was_held
+            pause_s = 0.0 if is_paced else self._options.claim_interval_s
+            self._claim_again_at = now + pause_s
             return False
         try:
             await self._run_and_report(held)

@@ -53,6 +53,7 @@ def test_events_come_through_a_proxy_one_by_one(proxied: Running) -> None:
     assert kinds == ["succeeded", "end"]
 
 
+@pytest.mark.slow
 def test_the_address_of_a_caller_is_not_taken_from_a_header(proxied: Running) -> None:
     """Else a caller could guess on under new addresses."""
     key = proxied.bench.store.add_key("client", "shop")

@@ -121,6 +121,7 @@ def test_the_command_line_prints_a_clients_secret(
     assert main(["keys", "webhook-secret", "shop"]) == 1
 
 
+@pytest.mark.slow
 def test_a_target_that_fails_is_tried_again_and_given_up_and_sent_again_by_one_call(
     service: Running, target: Target
 ) -> None:
@@ -171,6 +172,7 @@ def test_the_event_of_an_end_stays_as_it_was_when_the_job_is_queued_again(
     ]
 
 
+@pytest.mark.slow
 def test_who_joins_a_job_is_told_too_with_metadata_of_its_own(
     service: Running, target: Target
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_target_is_checked_again_when_it_is_sent_to(database_url: str, target:
     assert target.got == []
 
 
+@pytest.mark.slow
 def test_deliveries_survive_a_restart_and_two_processes_send_each_once(
     database_url: str, target: Target
 ) -> None:
