@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from orchestrator.job_api.lists import read_cursor, write_cursor
 from orchestrator.pages.doors import PageRoute, PagesDep, redirect, signed_in
 from orchestrator.pages.timeline import bars
 from orchestrator.pages.words import origin_of
-from orchestrator.service.job_routes import read_cursor, write_cursor
 from orchestrator.service.scaling_loop import SCALING
 from orchestrator.service.texts import MAX_ID_CHARS
 from orchestrator.store.errors import JobNotFound
