@@ -23,7 +23,7 @@ from orchestrator.store.overview import Overview
 
 COOKIE = "orchestrator_session"
 WRONG_KEYS_PER_MINUTE = 10  # from one address
-OVERVIEW_S = 1.0  # for so long, all pages show the same counts
+OVERVIEW_S = 2.0  # for so long, all pages show the same counts
 MAX_FIELDS = 20
 
 

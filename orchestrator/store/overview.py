@@ -19,8 +19,7 @@ from orchestrator.store.values import Rules, Worker
 from orchestrator.store.workers import held_jobs, worker_of
 
 COUNTED = 100_000  # of the jobs in one state
-RECENT_S = 24 * 3600.0  # jobs that have ended for longer are not in the counts of ended ones
-SPENDING_S = 3600.0
+RECENT_S = 3600.0  # jobs that ended before are neither counted nor added up
 RECEIPTS = 500  # of the newest results, in which dollars are looked for
 
 
@@ -64,7 +63,7 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything at once. Of the jobs that have ended, `jobs` counts those of the last day, but
+    """Everything at once. Of the jobs that have ended, `jobs` counts those of the last hour, but
     all dead ones. `oldest_queued_s` is None if no job waits. `usd_per_hour` is what the workers
     cost that are online and whose price is known; None if no prices are.
     """
@@ -81,10 +80,13 @@ def overview(tx: Transaction, rules: Rules) -> Overview:
     """Return how many jobs and workers there are in which state, and what jobs have cost."""
     open_states = (JobState.QUEUED, JobState.RUNNING, JobState.DEAD)
     counts = {state: _count(tx, jobs.c.state == state) for state in open_states}
-    ended = {
-        state: _count(tx, jobs.c.state == state, jobs.c.ended_at > tx.now - RECENT_S)
-        for state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-    }
+    ended = dict.fromkeys((JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED), 0)
+    recent = sa.select(jobs.c.state).where(jobs.c.ended_at > tx.now - RECENT_S).limit(COUNTED)
+    found = recent.subquery()
+    grouped = sa.select(found.c.state, sa.func.count().label("jobs")).group_by(found.c.state)
+    for row in tx.execute(grouped).mappings():
+        if JobState(row["state"]) in ended:
+            ended[JobState(row["state"])] = row["jobs"]
     first = sa.select(sa.func.min(jobs.c.queued_at)).where(jobs.c.state == JobState.QUEUED)
     since = tx.execute(first).scalar()
     return Overview(
@@ -169,7 +171,7 @@ def _spending(tx: Transaction) -> Spending:
     """Add up the receipts of the last hour. A worker may send anything as its receipt."""
     newest = (
         sa.select(jobs.c.receipt)
-        .where(jobs.c.state == JobState.SUCCEEDED, jobs.c.ended_at > tx.now - SPENDING_S)
+        .where(jobs.c.state == JobState.SUCCEEDED, jobs.c.ended_at > tx.now - RECENT_S)
         .order_by(jobs.c.ended_at.desc())
         .limit(RECEIPTS)
     )
