@@ -32,7 +32,7 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 import orchestrator.__main__
-from orchestrator.service.server import new_server
+from orchestrator.server import new_server
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from orchestrator.store.store import JobStore
