@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from orchestrator.store import leases, workers
-from orchestrator.store.database import Transaction
+from orchestrator.store.database import Opening, Transaction
 from orchestrator.store.errors import AttemptGone, WrongState
 from orchestrator.store.jobs import submit as submit_job
 from orchestrator.store.leases import FailureKind
@@ -41,7 +41,6 @@ from orchestrator.store.values import (
 )
 from tests.orchestrator.databases import OPEN, Bench, Databases, new_job, open_bench, worker
 
-# Time passes in steps of 10 s, so that the moments that the test itself takes decide nothing.
 STEP_S = 10.0
 # So long a wait that no job of priority 3 becomes due before one of priority 7.
 ROUTING = replace(OPEN, max_wait_s=1e6)
@@ -107,10 +106,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench: Bench = open_bench(self.url, RULES)
+        self.clock = 1e9
+        self.bench = self.open()
         self.model: dict[str, Modelled] = {}
-        self.clock = 0.0
         self.count = 0
+
+    def open(self) -> Bench:
+        """Open the store with the clock of the model, so that the time of the test is nothing."""
+        return open_bench(self.url, RULES, Opening(clock=lambda: self.clock))
 
     def teardown(self) -> None:
         with self.bench.database.write() as tx:
@@ -285,7 +288,6 @@ class StoreMachine(RuleBasedStateMachine):
     # Time ------------------------------------------------------------------------------------
 
     def pass_time(self, steps: int) -> None:
-        self.bench.age(steps * STEP_S)
         self.clock += steps * STEP_S
 
     def sweep(self, data: st.DataObject) -> None:
@@ -297,7 +299,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def restart(self, data: st.DataObject) -> None:
         self.bench.store.close()
-        self.bench = open_bench(self.url, RULES)
+        self.bench = self.open()
 
     def crash(self, data: st.DataObject) -> None:
         """Do something, and die before it is stored. The next process finds nothing of it."""
