@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.store import migrate
-from orchestrator.store.database import Database
+from orchestrator.store.database import DEFAULT_OPENING, Database, Opening
 from orchestrator.store.store import JobStore
 from orchestrator.store.tables import metadata
 from orchestrator.store.values import NewJob, Rules, WorkerFacts
@@ -181,9 +181,9 @@ class Bench:
                     tx.execute(table.update().values(earlier))
 
 
-def open_bench(url: str, rules: Rules) -> Bench:
+def open_bench(url: str, rules: Rules, opening: Opening = DEFAULT_OPENING) -> Bench:
     """Open a database that has the newest tables."""
-    database = Database(url)
+    database = Database(url, opening)
     return Bench(JobStore(database, rules), database)
 
 
