@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -19,7 +20,7 @@ IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench  # noqa: E402
-from tests.orchestrator.page_facts import Plant  # noqa: E402
+from tests.orchestrator.page_facts import OFFERS, Plant  # noqa: E402
 from tests.orchestrator.pages_browser import open_chromium, operator_at  # noqa: E402
 from tests.orchestrator.running import running_service  # noqa: E402
 
@@ -47,7 +48,7 @@ def main() -> None:
     """Serve a database that looks lived in, and take every picture."""
     with tempfile.TemporaryDirectory() as folder:
         files = SqliteFiles(Path(folder) / "template.db")
-        bench = open_bench(files.new(Path(folder)), RULES)
+        bench = open_bench(files.new(Path(folder)), replace(RULES, offers=OFFERS))
         Plant(bench).fill()
         with running_service(bench) as running, open_chromium() as browser:
             for name, path, size, scheme in PICTURES:

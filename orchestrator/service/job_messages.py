@@ -18,7 +18,7 @@ from pydantic import (
 
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
-from orchestrator.store.states import JobState
+from orchestrator.store.states import status_of
 from orchestrator.store.values import Attempt, Event, Job, NewJob, Worker, without_query
 
 MAX_METADATA_ENTRIES, MAX_OBJECT_BYTES = 64, 16 * 1024
@@ -42,7 +42,6 @@ Address = Annotated[
 Size = Annotated[Text, Field(min_length=1, max_length=32)]
 MetadataValue = Annotated[Text, Field(max_length=4096)] | int | FiniteFloat | bool | None
 Architecture = Literal["turing", "ampere", "ada", "hopper", "blackwell"]
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 
 
 class RequiresBody(BaseModel):
@@ -103,13 +102,6 @@ class JobCreate(BaseModel):
         )
 
 
-def states_of(status: Status | None) -> tuple[JobState, ...]:
-    """Return the states that a status of the API stands for. A dead job has failed, too."""
-    if status is None:
-        return ()
-    return (JobState.FAILED, JobState.DEAD) if status == "failed" else (JobState(status),)
-
-
 def job_body(job: Job) -> dict[str, Any]:
     """Return docs/protocol.md §3's shape, and the progress.
 
@@ -119,7 +111,7 @@ def job_body(job: Job) -> dict[str, Any]:
     counts = job.counts or {}
     return {
         "id": job.id,
-        "status": "failed" if job.state is JobState.DEAD else job.state,
+        "status": status_of(job.state),
         "state": job.state,
         "output_url": job.output_url,
         "metrics": job.metrics,

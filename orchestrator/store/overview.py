@@ -65,7 +65,8 @@ class Spending:
 @dataclass(frozen=True, slots=True)
 class Overview:
     """Everything at once. Of the jobs that have ended, `jobs` counts those of the last day, but
-    all dead ones. `oldest_queued_s` is None if no job waits.
+    all dead ones. `oldest_queued_s` is None if no job waits. `usd_per_hour` is what the workers
+    cost that are online and whose price is known; None if no prices are.
     """
 
     now: float
@@ -73,6 +74,7 @@ class Overview:
     oldest_queued_s: float | None
     workers: tuple[WorkerCount, ...]
     spending: Spending
+    usd_per_hour: float | None
 
 
 def overview(tx: Transaction, rules: Rules) -> Overview:
@@ -91,6 +93,7 @@ def overview(tx: Transaction, rules: Rules) -> Overview:
         oldest_queued_s=None if since is None else max(0.0, tx.now - since),
         workers=_worker_counts(tx, rules),
         spending=_spending(tx),
+        usd_per_hour=_usd_per_hour(tx, rules),
     )
 
 
@@ -144,6 +147,22 @@ def _worker_counts(tx: Transaction, rules: Rules) -> tuple[WorkerCount, ...]:
     )
     rows = tx.execute(grouped).mappings()
     return tuple(WorkerCount(row["worker_type"], row["state"], row["workers"]) for row in rows)
+
+
+def _usd_per_hour(tx: Transaction, rules: Rules) -> float | None:
+    if not rules.offers:
+        return None
+    prices = {offer.key: offer.usd_per_hour for offer in rules.offers}
+    kinds = workers.c.provider, workers.c.gpu_class
+    online = (
+        sa.select(*kinds, sa.func.count().label("workers"))
+        .where(_is_online(tx, rules))
+        .group_by(*kinds)
+    )
+    usd = 0.0
+    for row in tx.execute(online).mappings():
+        usd += prices.get((row["provider"], row["gpu_class"]), 0.0) * row["workers"]
+    return usd
 
 
 def _spending(tx: Transaction) -> Spending:

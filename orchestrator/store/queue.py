@@ -42,9 +42,13 @@ VIRTUAL_TIME = sa.select(virtual_clock.c.time)
 # -- first_clients -- Those with queued jobs that have had the least service.
 _used = sa.func.coalesce(accounts.c.used, 0.0)
 _start = sa.case((_used < sa.bindparam("time"), sa.bindparam("time")), else_=_used)
-_waiting = (
-    sa.select(jobs.c.client).where(jobs.c.state == JobState.QUEUED).group_by(jobs.c.client)
-).subquery()
+# Each step reads one entry of the index: grouping would read those of all queued jobs.
+_queued = jobs.c.state == JobState.QUEUED
+_waiting = sa.select(sa.func.min(jobs.c.client).label("client")).where(_queued).cte(recursive=True)
+_next = sa.select(sa.func.min(jobs.c.client)).where(_queued, jobs.c.client > _waiting.c.client)
+_waiting = _waiting.union_all(
+    sa.select(_next.scalar_subquery()).where(_waiting.c.client.is_not(None))
+)
 _seconds = learnt.alias()
 FIRST_CLIENTS = (
     sa.select(
@@ -58,6 +62,7 @@ FIRST_CLIENTS = (
         _seconds,
         sa.and_(_seconds.c.kind == LearntKind.SECONDS, _seconds.c.name == _waiting.c.client),
     )
+    .where(_waiting.c.client.is_not(None))
     .order_by(_start, _waiting.c.client)
     .limit(CLIENTS)
 )

@@ -135,7 +135,7 @@ class JobStore:
 
     def register(self, worker: WorkerFacts) -> None:
         """See `workers.touch`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             workers.touch(tx, worker)
 
     def claim(self, worker: WorkerFacts) -> Lease | None:
@@ -145,12 +145,12 @@ class JobStore:
 
     def beat(self, heard: Beat) -> BeatAnswer:
         """See `workers.beat`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             return workers.beat(tx, heard, self.rules)
 
     def progress(self, name: AttemptName, report: Progress) -> None:
         """See `leases.progress`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             leases.progress(tx, name, report, self.rules)
 
     def finish(self, name: AttemptName, result: Completion) -> bool:

@@ -140,6 +140,12 @@ class JobService:
         self._announce(job_id)
         return cancelled
 
+    async def retry(self, job_id: str) -> Job:
+        """Queue a job again that has ended without a result; see the registry."""
+        job = await self.threads.write(self.registry.retry, job_id)
+        self._announce(job_id)
+        return job
+
     async def wait(self, job_id: str) -> Job:
         """Wait for a job's end, and keep the job alive meanwhile.
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
-from tests.cluster.machines import STATE, Machines, machines
+from tests.cluster.machines import STATE, Machines, machines, wait_until
 from tests.cluster.names import CHECKS
 from tests.decoding import frames_of
 
@@ -52,6 +52,17 @@ def test_a_node_checks_the_media_of_a_job_once(
     assert {cluster.node_of("Preprocessor"), cluster.node_of("Finisher")} == {"ada", "head"}
     assert cluster.notes("ada", CHECKS) == []  # the job was opened there
     assert len(cluster.notes("head", CHECKS)) == 1  # six calls of the Finisher
+
+
+def test_a_job_leaves_nothing_in_the_object_stores(
+    cluster: Machines, media: Media, undisturbed: NDArray[np.uint8]
+) -> None:
+    """Finding 12: 69 MiB in 13 objects were left after a job."""
+    wait_until(lambda: cluster.command("held_bytes") == 0, "an earlier job has left something")
+    begin(cluster, media, "stored")
+    wait_until(lambda: cluster.command("held_bytes") > 1e6, "nothing is ever in the stores")
+    cluster.wait_for("stored", "succeeded")
+    wait_until(lambda: cluster.command("held_bytes") == 0, "the job has left something")
 
 
 def begin(cluster: Machines, media: Media, job_id: str) -> None:

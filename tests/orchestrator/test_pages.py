@@ -18,9 +18,10 @@ from orchestrator.pages.timeline import MAX_BARS, MIN_WIDTH, WIDTH, bars
 from orchestrator.pages.words import ago, dollars, origin_of, span
 from orchestrator.service.logs import LineFormatter
 from orchestrator.store.states import AttemptEnd, JobState
+from orchestrator.store.store import JobStore
 from orchestrator.store.values import Attempt, AttemptName, Completion
 from tests.orchestrator.databases import RULES, Bench, SqliteFiles, new_job, open_bench, worker
-from tests.orchestrator.page_facts import Plant
+from tests.orchestrator.page_facts import OFFERS, Plant
 from tests.orchestrator.running import ADMIN_KEY, DONE, Running, running_service
 
 MARKUP = "<script>alert('\"&')</script>"
@@ -206,7 +207,15 @@ def test_a_page_has_no_inline_script_or_style_and_signatures_stay_here(
     service: Running, browser: httpx.Client
 ) -> None:
     Plant(service.bench).fill()
-    for path in ("/", "/jobs", "/workers", "/job?id=keynote-4k", "/job?id=lesson-01-en", "/none"):
+    for path in (
+        "/",
+        "/jobs",
+        "/workers",
+        "/scaling",
+        "/job?id=keynote-4k",
+        "/job?id=lesson-01-en",
+        "/none",
+    ):
         page = browser.get(path).text
         assert not re.search(r"<script(?![^>]* src=)|<style|\sstyle=|\son\w+=", page)
         assert "signature" not in page
@@ -234,14 +243,30 @@ def test_lists_are_bounded_filtered_and_paged(service: Running, browser: httpx.C
     assert browser.get("/job?id=none").status_code == 404
 
 
+def test_decisions_are_shown_with_reasons_and_faults(
+    service: Running, browser: httpx.Client
+) -> None:
+    assert "rents no workers" in browser.get("/scaling").text
+    assert "Decisions" not in browser.get("/").text
+    Plant(service.bench).decide()
+    for path in ("/", "/scaling"):
+        page = browser.get(path).text
+        assert "a deadline would be missed." in page
+        assert "no machine is free at this price" in page
+    assert page.count('id="offer-') == len(OFFERS)
+
+
+@pytest.mark.slow
 def test_the_overview_counts(bench: Bench) -> None:
-    Plant(bench).fill()
-    seen = bench.store.overview()
+    Plant(bench).fill(lessons=2)
+    seen = JobStore(bench.database, replace(RULES, offers=OFFERS)).overview()
+    assert seen.usd_per_hour == pytest.approx(0.07 + 0.09 + 0.07 + 0.34 + 0.19 + 0.69)
+    assert bench.store.overview().usd_per_hour is None
     assert seen.jobs == {
         JobState.QUEUED: 6,
         JobState.RUNNING: 3,
         JobState.DEAD: 1,
-        JobState.SUCCEEDED: 14,
+        JobState.SUCCEEDED: 2,
         JobState.FAILED: 1,
         JobState.CANCELLED: 1,
     }
@@ -251,7 +276,7 @@ def test_the_overview_counts(bench: Bench) -> None:
         ("transient", "draining"),
         ("buffer", "offline"),
     }
-    assert seen.spending.jobs > 10 and 0 < seen.spending.usd < 0.1
+    assert seen.spending.jobs == 2 and 0 < seen.spending.usd < 0.1
 
 
 def attempt(number: int, began: float, ended: float | None, how: AttemptEnd | None) -> Attempt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.store.leases import FailureKind
 from orchestrator.store.values import AttemptName, Failure, Progress
 from tests.conftest import ClipFactory
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
-from tests.orchestrator.page_facts import NO_MEMORY, Plant
+from tests.orchestrator.page_facts import NO_MEMORY, OFFERS, Plant
 from tests.orchestrator.pages_browser import (
     SIZES,
     WAIT_MS,
@@ -70,7 +71,8 @@ def busy_service(
     sqlite_files: SqliteFiles, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     """A service that has been at work for an hour."""
-    bench = open_bench(sqlite_files.new(tmp_path_factory.mktemp("busy")), RULES)
+    file = sqlite_files.new(tmp_path_factory.mktemp("busy"))
+    bench = open_bench(file, replace(RULES, offers=OFFERS))
     Plant(bench, "http://127.0.0.1:9/result.mp4").fill()
     with running_service(bench) as running:
         yield running
