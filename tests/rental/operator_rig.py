@@ -187,6 +187,8 @@ def _serve_config() -> Values:
     args["pools"] = [_pool(pool) for pool in args["pools"] if pool["name"] in POOLS]
     for stage in ("preprocessor", "finisher"):
         args[stage] = {"replicas": 1, "num_cpus": 0.25, "threads": 1}
+    # Machines have only these folders to themselves.
+    args |= {"state_dir": "/root/state", "result_dir": "/root/results", "work_dir": "/root/work"}
     args["inputs"] = {"allowed_hosts": [OPERATOR]}
     args["scaling"] |= {"drain_s": 5.0, "load_s": 5.0, "job_frames": 150, "idle_s": 600.0}
     return values

@@ -7,7 +7,9 @@ the application. Only RunPod itself is made of this computer (pod_cloud.py).
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -95,9 +97,10 @@ def test_a_cluster_from_up_to_down(rig: Operator, media: str, tmp_path: Path) ->
     replacement = rig.run_task("ada", NODE_S)
     assert replacement != ada and replacement in cloud.machines
     assert_no_capacity_is_said_and_seldom_asked_for(rig, cloud)
-    waits.kill()
+    os.killpg(waits.pid, signal.SIGKILL)  # with its SSH, which would wait for the task for ever
     waits.communicate()
 
+    logger.info("the head is lost")
     [head], [ampere] = cloud.of_type("head"), cloud.of_type("ampere")
     cloud.lose(head)
     rig.run("ray", "up", "-y", "--no-config-cache", str(rig.file), deadline_s=UP_S)
