@@ -109,6 +109,7 @@ async def job_page(
         job=job,
         events=events,
         attempts=attempts,
+        deliveries=await run(store.deliveries, id),
         bars=bars(job, attempts, now),
         now=now,
         cost=cost_of(job.receipt),

@@ -243,6 +243,17 @@ def test_lists_are_bounded_filtered_and_paged(service: Running, browser: httpx.C
     assert browser.get("/job?id=none").status_code == 404
 
 
+def test_deliveries_are_shown_without_what_may_be_secret_in_their_addresses(
+    service: Running, browser: httpx.Client
+) -> None:
+    hook = "https://hooks.invalid/token-of-the-client?key=secret"
+    service.bench.store.submit(new_job("job-1", webhook_url=hook))
+    service.bench.store.cancel("job-1")
+    page = browser.get("/job?id=job-1").text
+    assert "Deliveries" in page and "https://hooks.invalid" in page
+    assert "token-of" not in page and "secret" not in page
+
+
 def test_decisions_are_shown_with_reasons_and_faults(
     service: Running, browser: httpx.Client
 ) -> None:
