@@ -38,7 +38,7 @@ from orchestrator.scaling import (
     Work,
     step,
 )
-from orchestrator.scaling.learnt import expected_frames, finish_by
+from orchestrator.scaling.learnt import UNKNOWN_FRAMES
 
 PERIOD_S = 30.0  # between two decisions, of both policies
 Policy = Callable[[Fleet], Callable[[], None]]
@@ -104,14 +104,15 @@ class Ours:
         reported how many are left.
         """
         fleet, world, now = self._fleet, self._fleet.world, self._fleet.now
-        usual = expected_frames(None, (), fleet.last_frames)
+        last = fleet.last_frames
+        usual = sum(last) / len(last) if last else UNKNOWN_FRAMES
         usual += world.job_overhead_s * world.frames_per_s  # a job occupies its worker for longer
         frames, jobs = defaultdict[int, float](float), Counter[int]()
 
         lead_s = self._rules.target_wait_s + usual / world.frames_per_s
 
         def add(job: Job, left: float) -> None:
-            minute = math.ceil(finish_by(job.arrived_at, None, lead_s) / 60)
+            minute = math.ceil((job.arrived_at + lead_s) / 60)
             frames[minute] += left
             jobs[minute] += 1
 

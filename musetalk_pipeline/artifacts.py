@@ -62,12 +62,23 @@ class SourceVideo:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundStream:
+    """Where the sound of a job lies. `demuxer`: ffmpeg's name; `stream`: the index in the file."""
+
+    path: Path
+    demuxer: str
+    stream: int
+    sample_rate: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class SpeechAudio:
     """A validated audio file on this node, in the two forms that the stages need.
 
     `pcm_path`: 16 kHz mono float32 little-endian raw samples, mean of the channels, soxr HQ (what
-    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged. `n_samples` counts
-    `pcm_path`.
+    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged; it may still have to
+    be made, from `untracked` (`speech_audio.make_track`). `n_samples` counts `pcm_path`.
     """
 
     pcm_path: Path
@@ -76,6 +87,7 @@ class SpeechAudio:
     size_bytes: int
     n_samples: int
     duration_s: float
+    untracked: SoundStream | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ comes last. Memory is bounded by one block; `block_seconds` keeps blocks of larg
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,11 +81,14 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """A job's two files. If `digests` is None, `open_job` reads the files to compute them."""
+    """A job's two files. If `digests` is None, `open_job` reads the files to compute them.
+    `track_within_s`: see `open_audio`.
+    """
 
     video: Path
     audio: Path
     digests: Digests | None = None
+    track_within_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,8 @@ def _open_both(
     with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
         kbps = options.encode.audio_bitrate_kbps
         sha256 = None if digests is None else digests.audio
-        audio = other.submit(open_audio, files.audio, work_dir, limits, kbps, check, sha256=sha256)
+        opening = partial(open_audio, sha256=sha256, track_within_s=files.track_within_s)
+        audio = other.submit(opening, files.audio, work_dir, limits, kbps, check)
         try:
             sha256 = None if digests is None else digests.video
             source = probe_video(files.video, limits, work_dir, sha256=sha256)

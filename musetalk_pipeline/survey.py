@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -23,7 +24,8 @@ from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box, face_box
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces.detector import LandmarkDetector
-from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.reader import ReadFrames
+from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.pixels.colour import BgrFrames
 
 MIN_SAMPLES, MAX_SAMPLES = 9, 60
@@ -87,22 +89,25 @@ def survey(
     Raises:
         NoFaceFound: none of the frames shows a face. The input's fault.
     """
-    samples = _SampledFrames(source, picture, detector)
-    if is_cropped:
-        for place in evenly_spaced(reached, CROP_SAMPLES):
+    readers = SharedReaders(1)  # frames that are near to each other come from one decoder
+    with closing(readers):
+        samples = _SampledFrames(readers.of("survey", source, picture), picture, detector)
+        if is_cropped:
+            for place in evenly_spaced(reached, CROP_SAMPLES):
+                samples.take(place)
+        wanted = evenly_spaced(reached, sample_count(reached, fps))
+        for place in spread_out(wanted):
+            if samples.faces:
+                break
             samples.take(place)
-    wanted = evenly_spaced(reached, sample_count(reached, fps))
-    for place in spread_out(wanted):
-        if samples.faces:
-            break
-        samples.take(place)
-    if not samples.faces:
-        raise NoFaceFound(
-            f"No face was found in {len(samples.seen)} frames spread over the part of the video "
-            "that the audio reaches. Use a video in which a face is visible from the front.",
-            looks=len(samples.seen),
-        )
-    warning = _warn_of_others(samples, counter, reached) if counter else None
+        if not samples.faces:
+            raise NoFaceFound(
+                f"No face was found in {len(samples.seen)} frames spread over the part of the "
+                "video that the audio reaches. Use a video in which a face is visible from the "
+                "front.",
+                looks=len(samples.seen),
+            )
+        warning = _warn_of_others(samples, counter, reached) if counter else None
     return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
 
 
@@ -128,8 +133,8 @@ def spread_out(wanted: Sequence[int]) -> Iterator[int]:
 class _SampledFrames:
     """Single frames of a source and the face in each; no frame is searched twice."""
 
-    def __init__(self, source: SourceVideo, picture: Picture, detector: LandmarkDetector) -> None:
-        self._source, self._picture, self._detector = source, picture, detector
+    def __init__(self, read: ReadFrames, picture: Picture, detector: LandmarkDetector) -> None:
+        self._read, self._picture, self._detector = read, picture, detector
         self.seen: set[int] = set()
         self.faces: dict[int, Box] = {}  # in pixels of the picture
         self.frames: dict[int, NDArray[np.uint8]] = {}  # I420, of those with a face
@@ -139,7 +144,7 @@ class _SampledFrames:
         if place in self.seen:
             return
         self.seen.add(place)
-        frames = list(read_frames(self._source, self._picture, place, place + 1))
+        frames = list(self._read(place, place + 1))
         [found] = self._detector.detect(BgrFrames(frames, self._picture))
         box = None if found is None else face_box(found.points) or found.box
         if box is not None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from orchestrator.server import serve
 from orchestrator.service.access import ADMIN
-from orchestrator.service.server import serve
 from orchestrator.service.settings import Settings, SettingsError, make_folder, read_settings
 from orchestrator.store.errors import StoreError, UnknownKey
 from orchestrator.store.store import JobStore

@@ -223,7 +223,7 @@ class MainClient(_Client):
             metrics=success.metrics if success else None,
             error=end.error if isinstance(end, FailureReport) else None,
             output_url=success.output_url if success else None,
-            receipt=dict(success.receipt) if success and success.receipt else None,
+            receipt=dict(end.receipt) if end.receipt else None,
             config_label=config_label,
             batch_size=batch_size,
             failure=_failure_facts(job, end),
@@ -293,8 +293,8 @@ class BufferClient(_Client):
             "output_url": success.output_url if success else None,
             "metrics": dict(success.metrics) if success else None,
         }
-        if success and success.receipt:
-            body["receipt"] = dict(success.receipt)
+        if end.receipt:
+            body["receipt"] = dict(end.receipt)
         if job.attempt is not None:
             body["attempt"] = job.attempt
         facts = _failure_facts(job, end)

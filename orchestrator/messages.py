@@ -102,11 +102,13 @@ class FailureReport:
 
     `facts` are `error_type`, `code`, `stage`, `input` and `retryable`, as far as they are known.
     Orchestrators that count attempts are told them, and so need not guess who is at fault.
+    `receipt`: what the job used until then, if the worker keeps count.
     """
 
     error: str
     fraction: float = 0.0
     facts: Mapping[str, JsonValue] | None = None
+    receipt: Mapping[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True, slots=True)

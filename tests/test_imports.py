@@ -63,7 +63,7 @@ PLANTED = {
     "vocabulary_without_media": ("musetalk_pipeline/plan.py", "av"),
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
     "scheduling_without_ray": ("serve_app/scaling/demand.py", "ray"),
-    "orchestrator_rooms": ("orchestrator/store/keys.py", "orchestrator.service.app"),
+    "orchestrator_rooms": ("orchestrator/store/keys.py", "orchestrator.app"),
     "store_without_http": ("orchestrator/store/keys.py", "fastapi"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
 }

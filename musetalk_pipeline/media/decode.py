@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -52,14 +52,17 @@ class _Decoding:
     source: SourceVideo
     picture: Picture
     index: FrameIndex
+    seconds: float | None
 
 
 def read_frames(
-    source: SourceVideo, picture: Picture, start: int, end: int
+    source: SourceVideo, picture: Picture, start: int, end: int, *, seconds: float | None = None
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield the constant-rate frames `[start, end)` as (height * 3 // 2, width) uint8 I420.
 
     Every array belongs to the caller, who may write into it. Closing the generator kills the child.
+    `seconds`: the deadline for all frames, for a caller that may not read all of them; None: by
+    their number. What lies between the last key frame and `start` has time of its own.
 
     Raises:
         InvalidVideo: the file is so damaged that nothing can be decoded for these frames.
@@ -71,7 +74,7 @@ def read_frames(
         raise StageFailed("This video has not been indexed on this node.")
     index = FrameIndex.load(source.index_path)
     wanted = index.shown[start:end].tolist()
-    frames = _decoded(_Decoding(source, picture, index), wanted[0], wanted[-1])
+    frames = _decoded(_Decoding(source, picture, index, seconds), wanted[0], wanted[-1])
     with contextlib.closing(frames):
         decoded = wanted[0] - 1
         for number, copies in itertools.groupby(wanted):
@@ -95,7 +98,7 @@ def _decoded(decoding: _Decoding, first: int, last: int) -> Generator[NDArray[np
                 yield frame
                 number += 1
         if number <= last:
-            yield from _held(decoding, number, last)
+            yield from _held(replace(decoding, seconds=None), number, last)
         return
     with contextlib.closing(_timed(decoding, None, first, last)) as frames:
         for _, frame, _ in frames:
@@ -131,7 +134,8 @@ def _timed(
     """
     picture = decoding.picture
     skipped = first if key is None else first - int(np.searchsorted(decoding.index.pts, key))
-    seconds = START_S + FRAME_S * (last - first + 1) + SKIP_FRAME_S * skipped
+    wanted_s = decoding.seconds or START_S + FRAME_S * (last - first + 1)
+    seconds = wanted_s + SKIP_FRAME_S * skipped
     command = _command(decoding, key, (first, last), threads)
     is_damaged = False
     with Child(command, ChildLimits(seconds), notes=_NOTES) as child:

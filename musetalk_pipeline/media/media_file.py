@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from musetalk_pipeline.errors import InvalidAudio, InvalidVideo, MediaTooLarge
-from musetalk_pipeline.media.containers import HEAD_BYTES, WAV, Container, recognise, wav_length_s
-from musetalk_pipeline.media.sandbox import ChildLimits, ffprobe, local_input, run
+from musetalk_pipeline.media.containers import (
+    HEAD_BYTES,
+    WAV,
+    Container,
+    plain_wav,
+    recognise,
+    wav_length_s,
+)
+from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffprobe, local_input, run
 from musetalk_pipeline.options import MediaLimits
 
 HEADER_S = 60.0  # guess: a header takes 0.1 s; the rest is for a machine under load
+
+PACKETS_BYTES = 2 << 20  # of what ffprobe prints; about three minutes of picture and sound
 
 Refusal = type[InvalidVideo] | type[InvalidAudio]
 WHOLE_FILE = "Make sure that the file was written and uploaded to its end, then send it again."
@@ -29,7 +38,8 @@ class MediaFile:
     """A file that has passed the first checks.
 
     `start_s`, `duration_s`: as its header declares them, else 0. `streams`: ffprobe's fields of
-    each stream, by ffprobe's names.
+    each stream, by ffprobe's names. `packets`: the same of each packet of all streams; None if they
+    have not been read. `complaint`: ffprobe's about the packets, empty if it had none.
     """
 
     path: Path
@@ -39,6 +49,8 @@ class MediaFile:
     start_s: Fraction
     duration_s: float
     streams: tuple[dict[str, Any], ...]
+    packets: tuple[dict[str, Any], ...] | None = None
+    complaint: str = ""
 
     def input(self) -> list[str]:
         """Return ffmpeg's arguments that open this file."""
@@ -46,11 +58,17 @@ class MediaFile:
 
 
 def admit(
-    path: Path, limits: MediaLimits, refusal: Refusal, sha256: str | None = None
+    path: Path,
+    limits: MediaLimits,
+    refusal: Refusal,
+    sha256: str | None = None,
+    *,
+    with_packets: bool = False,
 ) -> MediaFile:
     """Check size, kind, streams and declared lengths of a file.
 
     `sha256`: the digest in hex, if it has been computed; otherwise it is computed here.
+    `with_packets`: read them too, if they are not too many to be held in memory.
 
     Raises:
         MediaTooLarge, or `refusal`: it cannot be used; the message says why.
@@ -78,7 +96,11 @@ def admit(
             )
         file.seek(0)
         digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
-    whole, streams = read_header(path, container, refusal)
+    header = _with_packets(path, container, limits) if with_packets else None
+    if header is None and (sound := plain_wav(head, size)) is not None:
+        header = Header({"duration": sound["duration"]}, [sound])
+    header = header or read_header(path, container, refusal)
+    whole, streams = header.whole, header.streams
     if len(streams) > limits.max_streams:
         raise MediaTooLarge(
             f"{name} holds {len(streams)} streams; at most {limits.max_streams} are accepted.",
@@ -92,7 +114,8 @@ def admit(
     if longest > limits.max_duration_s:
         raise too_long(name, longest, limits)
     start = Fraction(whole.get("start_time") or 0)
-    return MediaFile(path, container, digest, size, start, duration, tuple(streams))
+    found = header.packets, header.complaint
+    return MediaFile(path, container, digest, size, start, duration, tuple(streams), *found)
 
 
 def _name(refusal: Refusal) -> str:
@@ -126,20 +149,65 @@ _FIELDS = (
 )
 
 
-def read_header(
-    path: Path, container: Container, refusal: Refusal
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what ffprobe reports about the file as a whole and about each of its streams."""
+PACKET_FIELDS = "packet=pts,duration,flags"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What ffprobe reports about a file as a whole, about each of its streams, and, if that was
+    asked for, about each packet.
+    """
+
+    whole: dict[str, Any]
+    streams: list[dict[str, Any]]
+    packets: tuple[dict[str, Any], ...] | None = None
+    complaint: str = ""
+
+
+def read_header(path: Path, container: Container, refusal: Refusal) -> Header:
+    """Return what ffprobe reports about a file.
+
+    Raises:
+        refusal: ffprobe cannot read it.
+    """
     command = ffprobe("-show_entries", _FIELDS, "-of", "json")
     done = run([*command, *local_input(path, container.demuxer)], ChildLimits(HEADER_S))
-    try:
-        header: dict[str, Any] = json.loads(done.stdout or b"{}")
-    except ValueError:
-        header = {}
+    header = _parsed(done.stdout)
     if not header.get("streams"):
         said = done.message or "it is empty"
         raise refusal(f"{_name(refusal)} cannot be read: {said}.", hint=WHOLE_FILE, ffprobe=said)
-    return header.get("format", {}), header["streams"]
+    return Header(header.get("format", {}), header["streams"])
+
+
+def _with_packets(path: Path, container: Container, limits: MediaLimits) -> Header | None:
+    """Return what ffprobe reports about a file and its packets, by one process instead of two.
+
+    Most of what a process costs is the loading of ffmpeg's libraries. None if there are too many
+    packets, or the file cannot be read.
+    """
+    entries = f"{PACKET_FIELDS},stream_index:{_FIELDS}"
+    command = ffprobe("-show_entries", entries, "-of", "json=compact=1")
+    printed = bytearray()
+    limit = ChildLimits(HEADER_S + limits.max_duration_s)
+    with Child([*command, *local_input(path, container.demuxer)], limit) as child:
+        while part := child.read():
+            printed += part
+            if len(printed) > PACKETS_BYTES:
+                return None
+        child.wait()
+        complaint = child.message
+    header = _parsed(printed)
+    if not header.get("streams"):
+        return None
+    packets = tuple(header.get("packets", ()))
+    return Header(header.get("format", {}), header["streams"], packets, complaint)
+
+
+def _parsed(printed: bytes | bytearray) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        header: dict[str, Any] = json.loads(printed or b"{}")
+        return header
+    return {}
 
 
 def too_long(name: str, length_s: float, limits: MediaLimits) -> MediaTooLarge:

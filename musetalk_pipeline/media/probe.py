@@ -12,7 +12,7 @@ decoding. Other files are decoded once to be counted. A container that cannot be
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,7 @@ from musetalk_pipeline.media.decode import RGB_FORMATS
 from musetalk_pipeline.media.frame_index import FrameIndex, constant_rate_order, frame_times
 from musetalk_pipeline.media.media_file import (
     HEADER_S,
+    PACKET_FIELDS,
     WHOLE_FILE,
     MediaFile,
     admit,
@@ -56,6 +57,9 @@ VIDEO_CODECS = INDEXED_CODECS | {
 }
 
 
+Row = Mapping[str, Any]  # ffprobe's fields of a packet or a frame
+
+
 @at_fault("video")
 def probe_video(
     path: Path,
@@ -72,7 +76,7 @@ def probe_video(
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidVideo, sha256)
+    media = admit(path, limits, InvalidVideo, sha256, with_packets=True)
     stream = _choose_video(media)
     _check_video(stream, limits)
     fps = constant_rate(stream, limits)
@@ -269,18 +273,18 @@ def _times_from_packets(
     frames: list[tuple[int, int]] = []
     keys: list[int] = []
     is_reliable, n_packets = stream["codec_name"] in INDEXED_CODECS, 0
-    with _probing(media, stream, "packet=pts,duration,flags", limits) as child:
-        for n_packets, row in enumerate(_rows(child, b"packet|", limits), 1):
-            flags, time = row.get("flags", ""), _whole(row.get("pts"))
-            if time is None or (n_packets == 1 and "K" not in flags):
-                is_reliable = False
-                continue
-            if "K" in flags:
-                keys.append(time)
-            if "D" not in flags:  # discarded: before an edit list's start
-                frames.append((time, _whole(row.get("duration")) or 0))
-        complaint = child.message
-        _refuse_if_cut_off(media, stream, n_packets, complaint)
+    complaints: list[str] = []
+    for n_packets, row in enumerate(_packets(media, stream, limits, complaints), 1):
+        flags, time = row.get("flags", ""), _whole(row.get("pts"))
+        if time is None or (n_packets == 1 and "K" not in flags):
+            is_reliable = False
+            continue
+        if "K" in flags:
+            keys.append(time)
+        if "D" not in flags:  # discarded: before an edit list's start
+            frames.append((time, _whole(row.get("duration")) or 0))
+    [complaint] = complaints
+    _refuse_if_cut_off(media, stream, n_packets, complaint)
     frames.sort()
     pts = [time for time, _ in frames]
     is_reliable &= bool(keys) and len(set(pts)) == len(pts) and min(pts, default=0) >= min(keys)
@@ -289,13 +293,27 @@ def _times_from_packets(
     return _Times(pts, [duration for _, duration in frames], sorted(keys), complaint)
 
 
+def _packets(
+    media: MediaFile, stream: dict[str, Any], limits: MediaLimits, complaints: list[str]
+) -> Iterator[Row]:
+    """Yield ffprobe's fields of each packet of a stream, and add its complaint at the end."""
+    if media.packets is not None:
+        mine = (row for row in media.packets if row.get("stream_index") == stream["index"])
+        yield from _bounded(mine, limits)
+        complaints.append(media.complaint)
+        return
+    with _probing(media, stream, PACKET_FIELDS, limits) as child:
+        yield from _bounded(_rows(child, b"packet|"), limits)
+        complaints.append(child.message)
+
+
 def _times_from_frames(media: MediaFile, stream: dict[str, Any], limits: MediaLimits) -> _Times:
     """Decode everything once to learn the times of the frames, in the order they come out."""
     fields = "frame=best_effort_timestamp,pkt_duration,duration"
     pts: list[int] = []
     durations: list[int] = []
     with _probing(media, stream, fields, limits) as child:
-        for row in _rows(child, b"frame|", limits):
+        for row in _bounded(_rows(child, b"frame|"), limits):
             time = _whole(row.get("best_effort_timestamp"))
             if time is None:
                 time = pts[-1] + (durations[-1] or 1) if pts else 0
@@ -314,23 +332,26 @@ def _probing(
     return Child(ffprobe(*choice, *media.input()), limit)
 
 
-def _rows(child: Child, section: bytes, limits: MediaLimits) -> Iterator[dict[str, str]]:
-    """Yield the rows of one section, as many as the limits allow."""
-    most = int(limits.max_duration_s * limits.max_fps * 2) + 1000
-    n_rows = 0
+def _rows(child: Child, section: bytes) -> Iterator[dict[str, str]]:
+    """Yield the rows of one section."""
     for line in child.lines():
-        if not line.startswith(section):  # side data has rows of its own
-            continue
-        n_rows += 1
-        if n_rows > most:
+        if line.startswith(section):  # side data has rows of its own
+            items = line.decode("ascii", "replace").split("|")
+            yield dict(item.split("=", 1) for item in items if "=" in item)
+
+
+def _bounded(rows: Iterable[Row], limits: MediaLimits) -> Iterator[Row]:
+    """Pass rows on, as many as the limits allow."""
+    most = int(limits.max_duration_s * limits.max_fps * 2) + 1000
+    for number, row in enumerate(rows):
+        if number >= most:
             raise MediaTooLarge("The video holds more frames than are accepted.", max_frames=most)
-        items = line.decode("ascii", "replace").split("|")
-        yield dict(item.split("=", 1) for item in items if "=" in item)
+        yield row
 
 
-def _whole(text: str | None) -> int | None:
+def _whole(text: str | int | None) -> int | None:
     try:
-        return int(text or "")
+        return int("" if text is None else text)
     except ValueError:
         return None
 
@@ -369,8 +390,8 @@ def _copy_exactly(
         if run(command, limit).returncode != 0:
             temporary.unlink(missing_ok=True)
             return None
-        _, streams = read_header(temporary, MOV, InvalidVideo)
-        copied = replace(media, path=temporary, container=MOV)
+        streams = read_header(temporary, MOV, InvalidVideo).streams
+        copied = replace(media, path=temporary, container=MOV, packets=None)
         times = _times_from_packets(copied, streams[0], limits)
         if times is None:
             temporary.unlink()

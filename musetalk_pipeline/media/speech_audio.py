@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import SpeechAudio
+from musetalk_pipeline.artifacts import SoundStream, SpeechAudio
 from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.containers import WAV
@@ -22,7 +24,7 @@ from musetalk_pipeline.media.media_file import (
     seconds,
     too_long,
 )
-from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg
+from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, local_input, run
 from musetalk_pipeline.options import MediaLimits
 from musetalk_pipeline.plan import SAMPLE_RATE
 from musetalk_pipeline.watch import Check, go_on
@@ -52,26 +54,38 @@ def open_audio(
     check: Check = go_on,
     *,
     sha256: str | None = None,
+    track_within_s: float = math.inf,
 ) -> SpeechAudio:
     """Validate a sound file (or a video's sound) and write its two forms into `out_dir`.
 
-    Both come from one decoding and hold the same samples from the first one on: gaps and offsets
-    in the file's times are closed, as the reference's reader does. `check` is called regularly,
-    and raises once the result is no longer needed. `sha256`: the file's digest in hex, if it has
-    been computed; otherwise it is computed here.
+    Both hold the same samples from the first one on: gaps and offsets in the file's times are
+    closed, as the reference's reader does. `check` is called regularly, and raises once the result
+    is no longer needed. `sha256`: the file's digest in hex, if it has been computed; otherwise it
+    is computed here. `track_within_s`: if the sound is longer, `make_track` has to be called before
+    the track is used. A minute takes 0.8 s, and no stage but the last one needs it.
 
     Raises:
         InvalidAudio, AudioTooShort, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
     media = admit(path, limits, InvalidAudio, sha256)
-    stream = _choose_audio(media)
+    header = _choose_audio(media)
+    stream = SoundStream(
+        path,
+        media.container.demuxer,
+        header["index"],
+        int(header["sample_rate"]),
+        int(header["channels"]),
+    )
     stem = f"{path.name}.{media.sha256[:12]}"
     pcm_path, track_path = out_dir / f"{stem}.f32", out_dir / f"{stem}.m4a"
-    with replacing(pcm_path) as pcm, replacing(track_path) as track:
-        command = _command(media, stream, track, bitrate_kbps)
-        n_samples, found_s = _decode(command, stream, pcm, limits, check)
-        _check_length(media, stream, n_samples, found_s)
+    is_later = media.duration_s > track_within_s
+    with replacing(pcm_path) as pcm, contextlib.ExitStack() as files:
+        command = _samples_to_pipe(stream)
+        if not is_later:
+            command += _track(stream, files.enter_context(replacing(track_path)), bitrate_kbps)
+        n_samples, found_s = _decode(_reading(stream, command), stream, pcm, limits, check)
+        _check_length(media, header, n_samples, found_s)
     return SpeechAudio(
         pcm_path=pcm_path,
         track_path=track_path,
@@ -79,7 +93,30 @@ def open_audio(
         size_bytes=media.size_bytes,
         n_samples=n_samples,
         duration_s=n_samples / SAMPLE_RATE,
+        untracked=stream if is_later else None,
     )
+
+
+def make_track(audio: SpeechAudio, limits: MediaLimits, bitrate_kbps: int = 128) -> None:
+    """Encode the sound of a job, unless that has been done.
+
+    Raises:
+        InvalidAudio: it cannot be decoded, though its samples could be.
+        DeadlineExceeded: it took too long.
+    """
+    stream = audio.untracked
+    if stream is None or audio.track_path.exists():
+        return
+    limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=limits.max_bytes)
+    with replacing(audio.track_path) as track:
+        done = run(_reading(stream, _track(stream, track, bitrate_kbps)), limit)
+        _require_decoded(done.returncode, done.message)
+
+
+def _require_decoded(returncode: int, message: str) -> None:
+    if returncode != 0:
+        said = message or "it is damaged"
+        raise InvalidAudio(f"The audio cannot be decoded: {said}.", ffmpeg=said)
 
 
 def _check_length(media: MediaFile, stream: dict[str, Any], n_samples: int, found_s: float) -> None:
@@ -135,32 +172,46 @@ def _choose_audio(media: MediaFile) -> dict[str, Any]:
     return stream
 
 
-def _command(media: MediaFile, stream: dict[str, Any], track: Path, bitrate_kbps: int) -> list[str]:
-    """Return the ffmpeg command that decodes once and writes samples to a pipe, AAC to `track`."""
-    rate, channels = int(stream["sample_rate"]), int(stream["channels"])
-    track_rate = rate if rate in AAC_RATES else AAC_RATES[-1]
-    # In both outputs times are counted from the first sample, so that they agree. The encoder stops
-    # at the first value that is not a number; integer samples cannot hold one.
-    chosen = ("-map", f"0:{stream['index']}", "-map_metadata", "-1", "-af")
-    return ffmpeg(
-        *media.input(),
-        *(*chosen, "asetpts=N/SR/TB"),
-        *("-c:a", "pcm_f32le", "-ar", str(rate), "-ac", str(channels), "-f", "f32le", "pipe:1"),
-        *(*chosen, "asetpts=N/SR/TB,aformat=sample_fmts=s32"),
-        *("-c:a", "aac", "-b:a", f"{bitrate_kbps}k", "-ar", str(track_rate)),
-        *("-ac", str(min(2, channels)), "-f", "mp4", f"file:{track.resolve()}"),
-    )
+def _reading(stream: SoundStream, outputs: Sequence[str]) -> list[str]:
+    """Return the ffmpeg command that decodes the sound once for these outputs."""
+    return ffmpeg(*local_input(stream.path, stream.demuxer), *outputs)
+
+
+# In both outputs times are counted from the first sample, so that they agree.
+_FROM_FIRST_SAMPLE = "asetpts=N/SR/TB"
+
+
+def _samples_to_pipe(stream: SoundStream) -> list[str]:
+    return [
+        *_chosen(stream, _FROM_FIRST_SAMPLE),
+        *("-c:a", "pcm_f32le", "-ar", str(stream.sample_rate), "-ac", str(stream.channels)),
+        *("-f", "f32le", "pipe:1"),
+    ]
+
+
+def _track(stream: SoundStream, track: Path, bitrate_kbps: int) -> list[str]:
+    rate = stream.sample_rate if stream.sample_rate in AAC_RATES else AAC_RATES[-1]
+    # The encoder stops at the first value that is not a number; integer samples cannot hold one.
+    return [
+        *_chosen(stream, f"{_FROM_FIRST_SAMPLE},aformat=sample_fmts=s32"),
+        *("-c:a", "aac", "-b:a", f"{bitrate_kbps}k", "-ar", str(rate)),
+        *("-ac", str(min(2, stream.channels)), "-f", "mp4", f"file:{track.resolve()}"),
+    ]
+
+
+def _chosen(stream: SoundStream, filters: str) -> list[str]:
+    return ["-map", f"0:{stream.stream}", "-map_metadata", "-1", "-af", filters]
 
 
 def _decode(
-    command: list[str], stream: dict[str, Any], pcm: Path, limits: MediaLimits, check: Check
+    command: list[str], stream: SoundStream, pcm: Path, limits: MediaLimits, check: Check
 ) -> tuple[int, float]:
     """Write the 16 kHz samples to `pcm`; return their number and the seconds that were decoded.
 
     One block is held at a time. The result equals librosa's one-shot soxr HQ resampling bit for
     bit, its length included.
     """
-    rate, channels = int(stream["sample_rate"]), int(stream["channels"])
+    rate, channels = stream.sample_rate, stream.channels
     resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     block = bytearray(BLOCK_FRAMES * channels * 4)
     n_read = 0
@@ -181,9 +232,7 @@ def _decode(
             file.write(mono.tobytes())
         n_samples = math.ceil(n_read * (SAMPLE_RATE / rate))  # librosa's, cut or filled with zeros
         file.truncate(4 * n_samples)
-        if child.wait() != 0:
-            said = child.message or "it is damaged"
-            raise InvalidAudio(f"The audio cannot be decoded: {said}.", ffmpeg=said)
+        _require_decoded(child.wait(), child.message)
     return n_samples, n_read / rate
 
 

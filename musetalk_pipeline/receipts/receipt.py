@@ -45,9 +45,10 @@ NO_PRICES = Prices()
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a finished job used.
+    """What a job used that has ended.
 
-    `stage_s`: seconds of work by published stage. `finished_s`: the length of the video. `wall_s`:
+    `stage_s`: seconds of work by published stage. `finished_s`: the length of the video; 0 if there
+    is none, because the job failed or was cancelled. `wall_s`:
     of the attempt, without the wait for a place. `usd_by_pool`: in the order of `work.pools`.
     """
 
@@ -92,8 +93,10 @@ class Receipt:
 
     @property
     def usd_per_finished_minute(self) -> float | None:
-        """What a minute of such a video costs; None without prices."""
-        return None if self.usd is None else self.usd / self.finished_s * MINUTE_S
+        """What a minute of such a video costs; None without prices, or without a video."""
+        if self.usd is None or not self.finished_s:
+            return None
+        return self.usd / self.finished_s * MINUTE_S
 
 
 def receipt_of(

@@ -1,17 +1,36 @@
-"""What scaling asks of a provider of machines, and how it hands its decisions over."""
+"""What scaling asks of a provider of machines. Other packages implement `FleetProvider`.
+
+The scaling loop makes one instance for each provider that the configuration names, and calls it
+every few seconds. What an implementation has to do:
+
+1. It is a class. The table `[providers.NAME.options]` of the configuration becomes the keyword
+   arguments of its constructor, which neither blocks nor calls anybody.
+2. It rents what it is asked for and decides nothing. Budget, limits and cooldowns are the loop's.
+3. Each call may be repeated at any time, also after the orchestrator has been killed in the middle
+   of one: the same `want` again starts nothing twice. So machines have to be recognised after a
+   restart, by a name or a label at the provider, and `have` lists only those of this orchestrator.
+4. `Machine.worker_id` is the identity with which the worker on that machine will call (docs/
+   protocol.md §2). The loop compares it with the workers in the store.
+5. A call returns when the request has been accepted. It does not wait for a machine to come up or
+   to end. After `CALL_S` it is cancelled, and the next step asks again.
+6. What did not work is a `FleetError` with a sentence for the operator, without secrets.
+7. `drain` is called once the workers have been asked to claim nothing more, and hold no job any
+   more or have had the configured grace. Machines may therefore be ended at once. An implementation
+   that can send a signal sends SIGTERM first.
+
+All calls to an instance come from one thread and one event loop, one after the other. An
+implementation that blocks harms only the scaling, since claims are answered in other threads.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from typing import Protocol, cast
 
-from orchestrator.scaling.values import Decision
-
-logger = logging.getLogger(__name__)
+CALL_S = 20.0  # for each call to a provider
 
 
 class MachineState(StrEnum):
@@ -36,19 +55,30 @@ class Machine:
 
 
 class FleetProvider(Protocol):
-    """Rents machines and gives them back. All calls may be repeated at any time."""
+    """Rents machines and gives them back. The module says what else an implementation has to do."""
 
     async def want(self, gpu_class: str, count: int) -> None:
         """Have `count` machines of a class that are not draining, starting new ones if needed.
 
         It never ends a machine by itself: with more than `count`, lost ones are only not replaced.
+
+        Raises:
+            FleetError: not all of them could be asked for.
         """
 
     async def have(self) -> Sequence[Machine]:
-        """Return all machines, of all classes."""
+        """Return all machines, of all classes, those too that were only asked for.
+
+        Raises:
+            FleetError: the provider does not say.
+        """
 
     async def drain(self, worker_ids: Collection[str]) -> None:
-        """Let these finish their jobs, and end them then. Unknown ids are ignored."""
+        """End these machines, gracefully where possible. Unknown ids are ignored.
+
+        Raises:
+            FleetError: at least one of them could not be ended.
+        """
 
     async def close(self) -> None:
         """Give up what belongs to this process. Machines that outlive it may go on."""
@@ -60,19 +90,19 @@ class FleetError(Exception):
 
 def load_provider(path: str, options: Mapping[str, object]) -> FleetProvider:
     """Return the provider that the configuration names, such as
-    `orchestrator.scaling.dry_run.DryRun`, made with `options` as keyword arguments.
+    `orchestrator.scaling.dry_run:DryRun`, made with `options` as keyword arguments.
 
     Raises:
         ValueError: there is no such class, or it does not take these options.
     """
-    module, _, name = path.rpartition(".")
+    module, _, name = path.partition(":")
     try:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as exc:
         raise ValueError(f"The provider {path!r} cannot be loaded: {exc}.") from exc
     try:
         return cast(FleetProvider, kind(**options))
-    except TypeError as exc:
+    except (TypeError, ValueError) as exc:
         raise ValueError(f"The provider {path!r} does not take its options: {exc}.") from exc
 
 
@@ -95,45 +125,3 @@ def choose_to_drain(
         )
     )
     return tuple(machine.worker_id for machine in candidates[: max(count, 0)])
-
-
-async def apply(
-    decisions: Iterable[Decision],
-    providers: Mapping[str, FleetProvider],
-    busy: Collection[str],
-) -> None:
-    """Hand decisions to their providers. One that fails does not hold up the others.
-
-    `busy` has the ids of workers that run a job. A provider's `FleetError` is logged; the next step
-    sees what came of this one.
-    """
-    for decision in decisions:
-        provider = providers.get(decision.provider)
-        if provider is None:
-            logger.error("no such provider", extra={"provider": decision.provider})
-            continue
-        try:
-            await _apply_one(decision, provider, busy)
-        except FleetError:
-            logger.exception("a decision could not be carried out", extra=_facts(decision))
-
-
-async def _apply_one(decision: Decision, provider: FleetProvider, busy: Collection[str]) -> None:
-    await provider.want(decision.gpu_class, decision.wanted)
-    machines = [one for one in await provider.have() if one.gpu_class == decision.gpu_class]
-    active = sum(one.state is not MachineState.DRAINING for one in machines)
-    surplus = choose_to_drain(machines, busy, active - decision.wanted)
-    if surplus:
-        await provider.drain(surplus)
-    if decision.wanted != decision.had:
-        logger.info("workers wanted", extra=_facts(decision))
-
-
-def _facts(decision: Decision) -> dict[str, object]:
-    return {
-        "provider": decision.provider,
-        "gpu_class": decision.gpu_class,
-        "had": decision.had,
-        "wanted": decision.wanted,
-        "reason": decision.reason,
-    }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from orchestrator.gpus import Gpu
 from orchestrator.routing.values import ANY_GPU, Requirements
+from orchestrator.scaling.learnt import Learnt
 
 FRAMES_PER_MINUTE = 60 * 25  # of finished video at 25 frames/s, MuseTalk's rate
 
@@ -43,6 +45,10 @@ class Offer:
     def usd_per_minute(self) -> float:
         """Return the dollars for a finished minute of video while the worker is busy."""
         return self.usd_per_hour / 3600 * FRAMES_PER_MINUTE / self.frames_per_s
+
+    def with_learnt(self, speed: Learnt) -> Self:
+        """Return the offer with the speed that was learnt of its class; its own is the prior."""
+        return replace(self, frames_per_s=speed.frames_per_s(self.frames_per_s))
 
 
 @dataclass(frozen=True, slots=True)

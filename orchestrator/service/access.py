@@ -123,6 +123,10 @@ class Access:
         if (await self.client(request)).sees is not None:
             raise Rejected(403, "key_of_another_kind", "This route needs the operator's key.")
 
+    def is_admin_key(self, presented: str) -> bool:
+        """Return whether this is the operator's key."""
+        return _equal(presented, self._admin)
+
     async def _stored(self, request: Request, presented: str) -> StoredKey:
         known = hashlib.sha256(presented.encode("utf-8", "replace")).digest()
         remembered = self._remembered.get(known)

@@ -78,23 +78,24 @@ class Bell:
 
 
 class News:
-    """Tells the readers of a job that something has changed."""
+    """Tells readers that a job has changed: those of the job, and those of all jobs."""
 
     def __init__(self) -> None:
-        self._readers: dict[str, set[asyncio.Event]] = {}
+        self._readers: dict[str | None, set[asyncio.Event]] = {}
 
-    def tell(self, job_id: str) -> None:
-        """Wake the readers of a job."""
-        for changed in self._readers.get(job_id, ()):
-            changed.set()
+    def tell(self, job_id: str | None) -> None:
+        """Wake the readers of a job, and those of all jobs."""
+        for which in {job_id, None}:
+            for changed in self._readers.get(which, ()):
+                changed.set()
 
     def tell_all(self) -> None:
         """Wake every reader."""
         for job_id in self._readers:
             self.tell(job_id)
 
-    def open(self, job_id: str) -> tuple[asyncio.Event, Callable[[], None]]:
-        """Return an event that is set by each change, and what closes it."""
+    def open(self, job_id: str | None) -> tuple[asyncio.Event, Callable[[], None]]:
+        """Return an event that is set by each change, and what closes it. None: of all jobs."""
         changed = asyncio.Event()
         self._readers.setdefault(job_id, set()).add(changed)
 

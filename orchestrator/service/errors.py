@@ -27,6 +27,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "key_missing": "Send a key in X-Internal-API-Key or as Authorization: Bearer.",
         "key_wrong": "Compare the key with the one that the operator gave out; it may be revoked.",
         "key_of_another_kind": "Use a client's key here, or the operator's.",
+        "form_refused": "Go back, load the page again, and send the form once more.",
         "too_many_guesses": "Wait as long as Retry-After says, then send the correct key.",
         "too_many_requests": "Wait as long as Retry-After says.",
         "not_found": "Compare the path with the routes that /docs lists.",

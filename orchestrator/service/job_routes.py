@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -20,6 +21,8 @@ from orchestrator.service.job_messages import (
 from orchestrator.service.services import ClientDep, ServicesDep
 from orchestrator.service.texts import Id, Text
 from orchestrator.store.values import JobFilter
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/v1/avatar/jobs", tags=["jobs"])
 
@@ -41,6 +44,7 @@ async def create_job(
     job, is_new = await services.run(services.store.submit, new)
     if is_new:
         services.bell.ring()
+        logger.info("job submitted", extra={"job_id": job.id, "client": caller.name})
     services.news.tell(job.id)
     response.headers["Location"] = f"{router.prefix}/{quote(job.id, safe='')}"
     return job_body(job)
@@ -57,8 +61,8 @@ async def list_jobs(
 ) -> dict[str, Any]:
     """Return one page; pass its `next_cursor` as `cursor` to get the next one."""
     which = JobFilter(caller.sees, states_of(status), worker_id if caller.sees is None else None)
-    page = await services.run(services.store.page, which, limit, _read_cursor(cursor))
-    more = None if page.next_cursor is None else f"{page.next_cursor[0]!r}:{page.next_cursor[1]}"
+    page = await services.run(services.store.page, which, limit, read_cursor(cursor))
+    more = write_cursor(page.next_cursor)
     return {"jobs": [job_body(job) for job in page.jobs], "next_cursor": more}
 
 
@@ -96,6 +100,7 @@ async def retry_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> 
     """Start the next run of a job that is dead, has failed or was cancelled; else 409."""
     job = await services.run(services.store.retry, job_id, caller.sees)
     services.bell.ring()
+    logger.info("job retried", extra={"job_id": job_id, "client": caller.name})
     services.news.tell(job_id)
     return job_body(job)
 
@@ -109,12 +114,24 @@ async def get_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> di
 @router.delete("/{job_id:path}", summary="Cancel a job")
 async def cancel_job(job_id: JobId, services: ServicesDep, caller: ClientDep) -> dict[str, str]:
     """End a queued or running job; 409 if it has ended. Its worker is told to stop."""
-    await services.run(services.store.cancel, job_id, caller.sees)
+    job = await services.run(services.store.cancel, job_id, caller.sees)
+    facts = {"job_id": job_id, "attempt": job.attempt, "client": caller.name}
+    logger.info("job cancelled", extra=facts)
     services.news.tell(job_id)
     return {"detail": "Cancellation requested"}
 
 
-def _read_cursor(cursor: str | None) -> tuple[float, str] | None:
+def write_cursor(cursor: tuple[float, str] | None) -> str | None:
+    """Return the cursor of a page as text."""
+    return None if cursor is None else f"{cursor[0]!r}:{cursor[1]}"
+
+
+def read_cursor(cursor: str | None) -> tuple[float, str] | None:
+    """Return a cursor that `write_cursor` wrote.
+
+    Raises:
+        Rejected: 422, it did not.
+    """
     if cursor is None:
         return None
     created, _, job_id = cursor.partition(":")

@@ -14,6 +14,8 @@ from fastapi import Depends, Request
 
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
+from orchestrator.service.fleet_file import FleetPlan
+from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.store import keys
 from orchestrator.store.errors import StoreError
@@ -32,13 +34,20 @@ FORGET_S = 60.0
 
 
 class Services:
-    """The store, who may call, and who waits. `is_stopping` is set when the process has to end."""
+    """The store, who may call, and who waits. `is_stopping` is set when the process has to end.
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
+    `fleet_plan`: what the scaling loop may rent, if it is on.
+    """
+
+    def __init__(
+        self, settings: Settings, store: JobStore, fleet_plan: FleetPlan | None = None
+    ) -> None:
         self.settings = settings
         self.store = store
+        self.fleet_plan = fleet_plan
         self.bell = Bell()
         self.news = News()
+        self.metrics = Metrics()
         self.is_stopping = asyncio.Event()
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
         self.access = Access(settings, self._find_key, self._is_right)
@@ -79,9 +88,11 @@ class Services:
         await asyncio.to_thread(self.store.close)
 
     async def _sweep(self) -> None:
-        count = await self.run(self.store.expire)
-        if count:
-            logger.warning("leases expired", extra={"jobs": count})
+        for lost in await self.run(self.store.expire):
+            self.metrics.lost_leases.inc()
+            facts = {"job_id": lost.job_id, "attempt": lost.number, "worker_id": lost.worker_id}
+            logger.warning("lease expired", extra=facts)
+            self.news.tell(lost.job_id or "")
         if len(self.bell) and await self.run(self.store.count_queued, 1):
             # A job that another process has queued, that a silent worker has lost, or that has
             # waited for long enough to overflow.

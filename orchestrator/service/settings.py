@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from orchestrator.routing import OverflowRule, RoutingRules
+from orchestrator.service.fleet_file import FleetFileError, FleetPlan, read_fleet_file
 from orchestrator.store.database import open_engine
 from orchestrator.store.values import Rules
 
@@ -67,6 +69,26 @@ class Settings(BaseSettings):
     port: int = Field(
         8700, ge=0, le=65535, validation_alias="ORCHESTRATOR_PORT", description="The port."
     )
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[A-Za-z0-9._~-]+)*$",
+        max_length=200,
+        validation_alias="ORCHESTRATOR_ROOT_PATH",
+        description="The prefix under which a reverse proxy publishes the service, for example "
+        "`/queue`. The proxy removes it from what it passes on.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        max_length=2000,
+        validation_alias="ORCHESTRATOR_TRUSTED_PROXIES",
+        description="Addresses or networks of reverse proxies, separated by commas. Only their "
+        "`X-Forwarded-Proto` and `X-Forwarded-For` are believed.",
+    )
+    open_metrics: bool = Field(
+        False,
+        validation_alias="ORCHESTRATOR_OPEN_METRICS",
+        description="Whether `/metrics` needs no key. Otherwise it needs the operator's.",
+    )
     lease_s: float = Field(
         30.0,
         ge=5,
@@ -107,6 +129,19 @@ class Settings(BaseSettings):
         description="When jobs overflow into the second, third and fourth tier: an age in seconds, "
         "a colon, and a number of waiting jobs.",
     )
+    fleet: str | None = Field(
+        None,
+        pattern=r"^[\w.]+:\w+$",
+        validation_alias="ORCHESTRATOR_FLEET",
+        description="The class that rents workers, as `module:Class`, such as "
+        "`orchestrator.scaling.dry_run:DryRun`. Without it, nothing is rented.",
+    )
+    fleet_file: Path | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_FLEET_FILE",
+        description="A TOML file: which workers can be rented, their prices, budget and limits. "
+        "Without it, no prices are known.",
+    )
     requests_per_minute: int = Field(
         600,
         ge=1,
@@ -136,14 +171,41 @@ class Settings(BaseSettings):
             raise ValueError(f"use at least {MIN_KEY_CHARS} characters")
         return key
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: str) -> str:
+        for part in filter(None, proxies.split(",")):
+            try:
+                ip_network(part.strip(), strict=False)
+            except ValueError:
+                raise ValueError("use IP addresses or networks such as 10.0.0.0/8") from None
+        return proxies
+
     @field_validator("database_url")
     @classmethod
     def _is_a_database(cls, url: SecretStr) -> SecretStr:
         open_engine(url.get_secret_value()).dispose()
         return url
 
-    def rules(self) -> Rules:
-        """Return the rules of the store."""
+    def fleet_plan(self) -> FleetPlan | None:
+        """Read the fleet file, and try that its providers can be made.
+
+        Raises:
+            SettingsError: the file or a provider cannot be used.
+        """
+        if self.fleet_file is None:
+            return None
+        try:
+            plan = read_fleet_file(self.fleet_file, self.fleet)
+            plan.load_fleets()
+        except FleetFileError as error:
+            raise SettingsError(error.sentences) from error
+        except ValueError as error:
+            raise SettingsError((f"ORCHESTRATOR_FLEET: {error}",)) from error
+        return plan
+
+    def rules(self, plan: FleetPlan | None = None) -> Rules:
+        """Return the rules of the store. `plan` has the prices."""
         return Rules(
             lease_s=self.lease_s,
             max_failures=self.max_failures,
@@ -151,6 +213,7 @@ class Settings(BaseSettings):
             keep_ended_s=self.keep_days * 24 * 3600,
             max_queued=self.max_queued,
             routing=RoutingRules(overflow=_overflow(self.overflow)),
+            offers=() if plan is None else plan.offers,
         )
 
 
@@ -177,6 +240,9 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     shared = settings.internal_api_key, settings.admin_api_key
     if None not in shared and shared[0] == shared[1]:
         text = "INTERNAL_API_KEY and ORCHESTRATOR_ADMIN_KEY must differ: workers have the first."
+        raise SettingsError((text,))
+    if settings.fleet is not None and settings.fleet_file is None:
+        text = "ORCHESTRATOR_FLEET needs ORCHESTRATOR_FLEET_FILE, which says what may be rented."
         raise SettingsError((text,))
     return settings
 

@@ -116,6 +116,7 @@ async def progress(
     if said.status == "running":
         report = Progress(said.progress, said.phase, _counts(said.metrics))
         await services.run(services.store.progress, name, report)
+        services.metrics.reports.labels("progress").inc()
     else:
         await _end(services, name, said)
     services.news.tell(job_id)
@@ -147,7 +148,9 @@ async def _claim(request: Request, services: Services, said: BufferClaim) -> dic
     try:
         lease = await _claim_held(request, services, said)
     except WorkerDrained:
+        services.metrics.claims.labels("drained").inc()
         return {"job": None, "error": DRAINED}
+    services.metrics.claims.labels("none" if lease is None else "job").inc()
     if lease is None:
         return {"job": None}
     facts = {"job_id": lease.job.id, "attempt": lease.attempt, "worker_id": said.worker_id}
@@ -163,7 +166,8 @@ async def _claim_held(request: Request, services: Services, said: BufferClaim) -
     bell, rung = services.bell, None
     while True:
         heard = bell.number
-        lease = await services.run(services.store.claim, said.facts())
+        with services.metrics.claim_seconds.time():
+            lease = await services.run(services.store.claim, said.facts())
         if lease is not None:
             return lease
         if rung is not None:
@@ -212,6 +216,7 @@ async def _end(services: Services, name: AttemptName, said: Report | BufferRepor
             failure, kind = Failure(PHANTOM), FailureKind.PROCESSING
         is_news = await services.run(store.fail, name, failure, kind)
         services.bell.ring()  # the job may have returned to the queue
+    services.metrics.reports.labels("succeeded" if kind is None else "failed").inc()
     facts = {
         "job_id": name.job_id or name.buffer_job_id,
         "attempt": name.number,

@@ -18,6 +18,8 @@ MAX_EVENTS = 200  # kept of one job, the newest
 
 Row = sa.RowMapping
 
+ADD_EVENT = events.insert()
+
 FREE: Mapping[str, Any] = {
     "worker_id": None,
     "leased_at": None,
@@ -75,17 +77,23 @@ def interrupt(tx: Transaction, row: Row, rules: Rules, reason: str) -> None:
 
 def add_event(tx: Transaction, row: Row, kind: str, **facts: object) -> None:
     """Append an event of a locked job, and drop the oldest ones beyond the limit."""
-    job_id: str = row["id"]
+    attempt = facts.pop("attempt", row["attempt"])
+    append_event(tx, row["id"], attempt, kind, facts)
+
+
+def append_event(
+    tx: Transaction, job_id: str, attempt: object, kind: str, facts: Mapping[str, object]
+) -> None:
+    """Append an event of a locked job whose row the caller does not have; see `add_event`."""
     number = (tx.execute(statements.LAST_EVENT_NUMBER, job_id=job_id).scalar() or 0) + 1
     tx.execute(
-        events.insert().values(
-            job_id=job_id,
-            number=number,
-            kind=kind,
-            happened_at=tx.now,
-            attempt=facts.pop("attempt", row["attempt"]),
-            facts=facts or None,
-        )
+        ADD_EVENT,
+        job_id=job_id,
+        number=number,
+        kind=kind,
+        happened_at=tx.now,
+        attempt=attempt,
+        facts=dict(facts) or None,
     )
     if number > MAX_EVENTS:
         too_old = events.c.number <= number - MAX_EVENTS

@@ -10,8 +10,9 @@ lock, which is fairer than SQLite's own waiting. PostgreSQL locks rows instead.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,23 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 
 
+_FAULTS_OF_THE_FILE = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """A connection inside a transaction. `now` is when the transaction began to work."""
@@ -66,11 +84,32 @@ class Transaction:
         return postgresql.insert(table)
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a database is opened.
+
+    Attributes:
+        wait_s: For a lock, a connection of the pool, or the server.
+        survives_power_cut: Whether a change is on the disk when its call returns. Otherwise only
+            the death of processes loses nothing (SQLite).
+        clock: Seconds since 1970, UTC; None for the database's clock. A process that embeds a
+            SQLite file has the same clock, and so saves a query in each transaction.
+    """
+
+    wait_s: float = WAIT_S
+    survives_power_cut: bool = True
+    clock: Callable[[], float] | None = None
+
+
+DEFAULT_OPENING = Opening()
+
+
 class Database:
     """An engine, and transactions on it. All methods may be called from any thread."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = open_engine(url)
+    def __init__(self, url: str, opening: Opening = DEFAULT_OPENING) -> None:
+        self.engine = open_engine(url, opening)
+        self._opening = opening
         is_sqlite = self.engine.dialect.name == "sqlite"
         self._writing = threading.Lock() if is_sqlite else None
 
@@ -81,7 +120,7 @@ class Database:
         Raises:
             StoreUnavailable: the database does not answer, or cannot be written.
         """
-        if self._writing is not None and not self._writing.acquire(timeout=WAIT_S):
+        if self._writing is not None and not self._writing.acquire(timeout=self._opening.wait_s):
             raise StoreUnavailable("other writes have held the database for too long")
         try:
             with self._begin(writes=True) as transaction:
@@ -111,13 +150,19 @@ class Database:
                 self.engine.connect().execution_options(**{WRITES: writes}) as connection,
                 connection.begin(),
             ):
-                yield Transaction(connection, connection.scalar(sa.select(database_now())) or 0.0)
-        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
-            # A serialization failure or a deadlock of PostgreSQL is one of these too.
+                yield Transaction(connection, self._now(connection))
+        except (exc.DBAPIError, exc.TimeoutError) as error:
+            if _is_fault_of_statement(error):
+                raise
             raise StoreUnavailable(_reason(error)) from error
 
+    def _now(self, connection: sa.Connection) -> float:
+        if self._opening.clock is not None:
+            return self._opening.clock()
+        return connection.scalar(sa.select(database_now())) or 0.0
 
-def open_engine(url: str) -> sa.Engine:
+
+def open_engine(url: str, opening: Opening = DEFAULT_OPENING) -> sa.Engine:
     """Return an engine for a SQLite file or a PostgreSQL server.
 
     Raises:
@@ -132,7 +177,7 @@ def open_engine(url: str) -> sa.Engine:
     if backend in ("postgresql", "postgres"):
         return _postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
     if backend == "sqlite" and parsed.database and ":memory:" not in parsed.database:
-        return _sqlite_engine(parsed)
+        return _sqlite_engine(parsed, opening)
     raise ValueError(NO_DATABASE)
 
 
@@ -151,34 +196,40 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     )
 
 
-def _sqlite_engine(url: sa.URL) -> sa.Engine:
+def _sqlite_engine(url: sa.URL, opening: Opening) -> sa.Engine:
     engine = sa.create_engine(
         url,
         pool_size=8,
         max_overflow=8,
-        pool_timeout=WAIT_S,
-        connect_args={"timeout": WAIT_S, "check_same_thread": False},
+        pool_timeout=opening.wait_s,
+        connect_args={"timeout": opening.wait_s, "check_same_thread": False},
     )
-    sa.event.listen(engine, "connect", _set_up_sqlite)
+    synchronous = "FULL" if opening.survives_power_cut else "NORMAL"
+
+    def set_up(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver would begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    sa.event.listen(engine, "connect", set_up)
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
-
-
-def _set_up_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver would begin transactions of its own
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode = WAL",
-        "synchronous = FULL",  # an accepted result survives a power cut too
-        "foreign_keys = ON",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     writes = connection.get_execution_options().get(WRITES, True)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _is_fault_of_statement(error: Exception) -> bool:
+    """Return whether the statement is wrong, not the database. That is a fault of the program."""
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error):
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF not in _FAULTS_OF_THE_FILE
+    # A serialization failure or a deadlock of PostgreSQL is one of these too.
+    return not isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,11 @@ class AttemptGone(StoreError):
 
 
 class JobConflict(StoreError):
-    """The id or the idempotency key belongs to a job with different content."""
+    """The id or the idempotency key belongs to a job with different content. `job_id` is it."""
+
+    def __init__(self, message: str, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id
 
 
 class WrongState(StoreError):

@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from orchestrator.store import statements
 from orchestrator.store.changes import FREE, Row, add_event, change_state, end_attempt
 from orchestrator.store.database import Transaction
-from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull, WrongState
+from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull
 from orchestrator.store.queue import order_columns, requirements_of
-from orchestrator.store.states import AttemptEnd, Change, JobState
+from orchestrator.store.statements import begins_with
+from orchestrator.store.states import AttemptEnd, Change, JobState, after
 from orchestrator.store.tables import attempts, events, idempotency_keys, jobs
 from orchestrator.store.values import Attempt, Event, Job, JobFilter, NewJob, Page, Rules
 
@@ -23,6 +24,7 @@ FRESH: dict[str, Any] = {
     "progress": 0.0,
     "phase": "queued",
     "counts": None,
+    "frames": None,
     "output_url": None,
     "metrics": None,
     "receipt": None,
@@ -32,18 +34,22 @@ FRESH: dict[str, Any] = {
 """The columns of a run that has not been claimed yet."""
 
 
-def submit(tx: Transaction, new: NewJob, rules: Rules) -> tuple[Job, bool]:
+PAGE_CHARS = 1 << 20
+
+
+def submit(tx: Transaction, new: NewJob, rules: Rules, *, redo: bool = False) -> tuple[Job, bool]:
     """Queue a job, or join the one with its id or idempotency key. Return it and whether it was
     queued by this call.
 
-    A job that has failed, was cancelled or is dead is queued again, with the new content. Any other
-    has to have the same content; if it has not ended, its next attempt uses the newest addresses.
+    A job that has failed, was cancelled or is dead is queued again, with the new content; with
+    `redo` also one that has succeeded, because its output is gone. Any other has to have the same
+    content; if it has not ended, its next attempt uses the newest addresses.
 
     Raises:
         JobConflict: the id or the key belongs to another job, or to another client's.
         QueueFull: as many jobs wait as may wait.
     """
-    job_id = _known_id(tx, new)
+    job_id = known_id(tx, new)
     row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one_or_none()
     if row is None:
         _refuse_if_full(tx, rules)
@@ -55,8 +61,8 @@ def submit(tx: Transaction, new: NewJob, rules: Rules) -> tuple[Job, bool]:
         row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one()
         add_event(tx, row, "submitted")
     else:
-        is_new = _join(tx, row, new, rules)
-    _remember_key(tx, new, job_id)
+        is_new = _join(tx, row, new, rules, redo=redo)
+    remember_key(tx, new, job_id)
     return job_of(_row(tx, job_id)), is_new
 
 
@@ -70,20 +76,47 @@ def get(tx: Transaction, job_id: str, client: str | None) -> Job:
 
 
 def page(tx: Transaction, which: JobFilter, limit: int, cursor: tuple[float, str] | None) -> Page:
-    """Return at most `limit` jobs, newest first, those after `cursor`."""
-    order = sa.tuple_(jobs.c.created_at, jobs.c.id)
-    statement = sa.select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc())
+    """Return at most `limit` jobs, newest first, those after `cursor`; see `newest`."""
+    statement = sa.select(jobs)
     if which.states:
         statement = statement.where(jobs.c.state.in_(which.states))
     for column, wanted in ((jobs.c.client, which.client), (jobs.c.worker_id, which.worker_id)):
         if wanted is not None:
             statement = statement.where(column == wanted)
+    if which.tried_by is not None:
+        tried = sa.select(attempts.c.job_id).where(attempts.c.worker_id == which.tried_by)
+        statement = statement.where(jobs.c.id.in_(tried))
+    if which.id_prefix is not None:
+        statement = statement.where(begins_with(jobs.c.id, which.id_prefix))
+    rows, more = newest(tx, statement, limit, cursor)
+    return Page(tuple(job_of(row) for row in rows), more)
+
+
+def newest(
+    tx: Transaction,
+    statement: sa.Select[Any],
+    limit: int,
+    cursor: tuple[float, str] | None,
+    max_chars: int = PAGE_CHARS,
+) -> tuple[list[Row], tuple[float, str] | None]:
+    """Return the rows of a statement about `jobs` that come after `cursor`, the newest first.
+
+    They are at most `limit` and have at most about `max_chars` of text, but there is at least one.
+    The second value is the cursor of the next page, None on the last one.
+    """
+    order = sa.tuple_(jobs.c.created_at, jobs.c.id)
     if cursor is not None:
         statement = statement.where(order < sa.tuple_(sa.literal(cursor[0]), sa.literal(cursor[1])))
-    rows = tx.execute(statement.limit(limit + 1)).mappings().all()
-    found = tuple(job_of(row) for row in rows[:limit])
-    more = (found[-1].created_at, found[-1].id) if len(rows) > limit else None
-    return Page(found, more)
+    statement = statement.add_columns(_CHARS.label("chars"))
+    ordered = statement.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
+    rows: list[Row] = []
+    chars = 0
+    for row in tx.execute(ordered).mappings():
+        chars += row["chars"]
+        if len(rows) == limit or (rows and chars > max_chars):
+            return rows, (rows[-1]["created_at"], rows[-1]["id"])
+        rows.append(row)
+    return rows, None
 
 
 def cancel(tx: Transaction, job_id: str, client: str | None) -> Job:
@@ -172,10 +205,17 @@ def _visible(row: Row | None, client: str | None) -> Row:
     return row
 
 
+_TEXTS = ("id", "video_url", "audio_url", "params", "metadata", "output_url", "metrics", "failure")
+_CHARS: sa.ColumnElement[int] = sum(
+    (sa.func.coalesce(sa.func.length(sa.cast(jobs.c[name], sa.Text)), 0) for name in _TEXTS),
+    start=sa.literal(0),
+)
+
+
 # Submitting ----------------------------------------------------------------------------------
 
 
-def _known_id(tx: Transaction, new: NewJob) -> str:
+def known_id(tx: Transaction, new: NewJob) -> str:
     """Return the id of the job that the idempotency key belongs to, else that of `new`."""
     if new.idempotency_key is None:
         return new.id
@@ -184,16 +224,24 @@ def _known_id(tx: Transaction, new: NewJob) -> str:
     return new.id if job_id is None else str(job_id)
 
 
-def _remember_key(tx: Transaction, new: NewJob, job_id: str) -> None:
+def remember_key(tx: Transaction, new: NewJob, job_id: str) -> None:
+    """Store that the idempotency key of `new` belongs to a job.
+
+    Raises:
+        JobConflict: it belongs to another one.
+    """
     if new.idempotency_key is None:
         return
     values = {"client": new.client, "key": new.idempotency_key, "job_id": job_id}
     tx.execute(tx.insert(idempotency_keys).values(values).on_conflict_do_nothing())
-    if _known_id(tx, new) != job_id:
-        raise JobConflict("another request has just used this idempotency key for another job")
+    if known_id(tx, new) != job_id:
+        text = "another request has just used this idempotency key for another job"
+        raise JobConflict(text, job_id)
 
 
 def _refuse_if_full(tx: Transaction, rules: Rules) -> None:
+    if rules.max_queued is None:
+        return
     if count_queued(tx, rules.max_queued) >= rules.max_queued:
         raise QueueFull(f"{rules.max_queued} jobs wait")
 
@@ -206,7 +254,7 @@ def _content(tx: Transaction, new: NewJob, rules: Rules) -> dict[str, Any]:
         "resolution": new.resolution,
         "params": dict(new.params) if new.params else None,
         "content_key": new.content_key,
-        "metadata": dict(new.metadata) if new.metadata else None,
+        "metadata": None if new.metadata is None else dict(new.metadata),
         "priority": new.priority,
         "deadline": new.deadline,
         **order_columns(tx, new, rules.routing),
@@ -230,27 +278,28 @@ def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
     return tx.execute(statement).one_or_none() is not None
 
 
-def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules) -> bool:
+def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules, *, redo: bool) -> bool:
     """Return whether the existing job was queued again."""
     if row["client"] != new.client:
-        raise JobConflict("the id is taken")
+        raise JobConflict("the id is taken", new.id)
     state = JobState(row["state"])
-    if state in (JobState.FAILED, JobState.CANCELLED, JobState.DEAD):
+    change = Change.REDO if redo else Change.AGAIN
+    if after(state, change) is not None:
         _refuse_if_full(tx, rules)
-        _queue_again(tx, row, _content(tx, new, rules))
+        _queue_again(tx, row, _content(tx, new, rules), change)
         return True
     if row["content_key"] != new.content_key:
-        raise JobConflict("the job has different content")
+        raise JobConflict("the job has different content", new.id)
     if not state.is_terminal:
         addresses = {"video_url": new.video_url, "audio_url": new.audio_url}
         tx.execute(statements.UPDATE_JOB.values(addresses), job_id=row["id"])
     return False
 
 
-def _queue_again(tx: Transaction, row: Row, content: dict[str, Any]) -> None:
-    if JobState(row["state"]) is JobState.SUCCEEDED:
-        raise WrongState(row["state"])
+def _queue_again(
+    tx: Transaction, row: Row, content: dict[str, Any], change: Change = Change.AGAIN
+) -> None:
     columns = {"queued_at": tx.now, "run": row["run"] + 1, **FRESH, **content}
     columns.pop("updated_at", None)  # `change_state` stores it
-    change_state(tx, row, Change.AGAIN, **columns)
+    change_state(tx, row, change, **columns)
     add_event(tx, row, "queued_again")

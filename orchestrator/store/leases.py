@@ -16,6 +16,7 @@ from orchestrator.store.changes import FREE, Row, add_event, change_state, end_a
 from orchestrator.store.database import Transaction
 from orchestrator.store.errors import AttemptGone, JobNotFound, WorkerDrained
 from orchestrator.store.jobs import job_of
+from orchestrator.store.learning import frames_of, learn
 from orchestrator.store.queue import charge_client, ranked
 from orchestrator.store.states import AttemptEnd, Change, JobState
 from orchestrator.store.tables import attempts
@@ -72,6 +73,7 @@ def progress(tx: Transaction, name: AttemptName, report: Progress, rules: Rules)
         "progress": max(row["progress"], report.fraction),
         "phase": report.phase,
         "counts": dict(report.counts) if report.counts else row["counts"],
+        "frames": frames_of(report.counts) or row["frames"],
         "lease_until": tx.now + rules.lease_s,
         "unlisted": 0,
         "updated_at": tx.now,
@@ -91,6 +93,7 @@ def finish(tx: Transaction, name: AttemptName, result: Completion) -> bool:
     if attempt["ending"] == AttemptEnd.SUCCEEDED:
         return False
     _require_current(row, attempt)
+    learn(tx, row, attempt, result)
     end_attempt(tx, row, AttemptEnd.SUCCEEDED)
     columns = {
         "output_url": result.output_url,

@@ -25,15 +25,16 @@ from orchestrator.routing import (
     due_at,
     rank,
 )
+from orchestrator.routing.values import Prices
+from orchestrator.scaling.learnt import UNKNOWN_S, Learnt
 from orchestrator.store.changes import Row
 from orchestrator.store.database import Transaction
+from orchestrator.store.learning import LearntKind, usual, usual_s
 from orchestrator.store.states import AttemptEnd, JobState
-from orchestrator.store.tables import accounts, attempts, jobs, virtual_clock, workers
+from orchestrator.store.tables import accounts, attempts, jobs, learnt, virtual_clock, workers
 from orchestrator.store.values import NewJob, Rules
 
 CLIENTS, JOBS_OF_A_CLIENT = 16, 16
-# What a job takes is not learnt yet, so all jobs count the same.
-EXPECTED_S = 60.0
 
 # -- virtual_time -- At which the last job was given out.
 VIRTUAL_TIME = sa.select(virtual_clock.c.time)
@@ -44,13 +45,19 @@ _start = sa.case((_used < sa.bindparam("time"), sa.bindparam("time")), else_=_us
 _waiting = (
     sa.select(jobs.c.client).where(jobs.c.state == JobState.QUEUED).group_by(jobs.c.client)
 ).subquery()
+_seconds = learnt.alias()
 FIRST_CLIENTS = (
     sa.select(
         _waiting.c.client,
         sa.func.coalesce(accounts.c.weight, 1.0).label("weight"),
         _used.label("used"),
+        usual(LearntKind.SECONDS, _seconds, UNKNOWN_S).label("expected_s"),
     )
     .outerjoin(accounts, accounts.c.client == _waiting.c.client)
+    .outerjoin(
+        _seconds,
+        sa.and_(_seconds.c.kind == LearntKind.SECONDS, _seconds.c.name == _waiting.c.client),
+    )
     .order_by(_start, _waiting.c.client)
     .limit(CLIENTS)
 )
@@ -102,20 +109,32 @@ def candidates(clients: int) -> sa.CompoundSelect[Any]:
     return sa.union_all(*parts)
 
 
-# -- live_groups -- One row for each kind of worker that may claim.
+# -- live_groups -- One row for each kind of worker that may claim, with the speed of its class.
 LIVE_GROUPS = (
     sa.select(
         workers.c.worker_type,
         workers.c.provider,
         workers.c.gpu_class,
         sa.func.count().label("live"),
+        learnt.c.total,
+        learnt.c.weight,
+    )
+    .outerjoin(
+        learnt,
+        sa.and_(learnt.c.kind == LearntKind.SPEED, learnt.c.name == workers.c.gpu_class),
     )
     .where(
         workers.c.seen_at >= sa.bindparam("since"),
         workers.c.left_at.is_(None),
         workers.c.is_drained.is_(False),
     )
-    .group_by(workers.c.worker_type, workers.c.provider, workers.c.gpu_class)
+    .group_by(
+        workers.c.worker_type,
+        workers.c.provider,
+        workers.c.gpu_class,
+        learnt.c.total,
+        learnt.c.weight,
+    )
 )
 
 
@@ -125,6 +144,7 @@ def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob],
     first = tx.execute(FIRST_CLIENTS, time=time).mappings().all()
     clients = {row["client"]: Account(row["weight"], row["used"]) for row in first}
     known = Accounts(time, clients)
+    expected_s = {row["client"]: row["expected_s"] for row in first}
     gpu = read_gpu_class(worker["gpu_class"] or "")
     if not clients:
         return [], known
@@ -135,7 +155,7 @@ def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob],
         arch=_marked(gpu.architecture),
         **{f"client_{number}": client for number, client in enumerate(clients)},
     ).mappings()
-    found = [queued_job(row) for row in rows]
+    found = [_queued_job(row, expected_s[row["client"]]) for row in rows]
     if not found:
         return [], known
     claiming = Worker(
@@ -145,7 +165,8 @@ def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob],
         worker["gpu_class"] or "",
         gpu,
     )
-    situation = Situation(_queue_length(tx, rules.routing), _groups(tx, rules), known)
+    groups, prices = _groups(tx, rules)
+    situation = Situation(_queue_length(tx, rules.routing), groups, known, prices)
     return rank(claiming, found, situation, rules.routing, tx.now), known
 
 
@@ -167,8 +188,8 @@ def charge_client(tx: Transaction, job: QueuedJob, known: Accounts) -> None:
 
 def order_columns(tx: Transaction, new: NewJob, rules: RoutingRules) -> dict[str, object]:
     """Return the columns of a new run that queries order and filter by."""
-    requires = new.requires
-    job = QueuedJob(new.id, new.client, tx.now, new.priority, new.deadline, EXPECTED_S, requires)
+    requires, expected_s = new.requires, usual_s(tx, new.client)
+    job = QueuedJob(new.id, new.client, tx.now, new.priority, new.deadline, expected_s, requires)
     return {
         "min_vram_gb": requires.min_vram_gb,
         "architectures": "".join(_marked(name) for name in sorted(requires.architectures)),
@@ -176,7 +197,7 @@ def order_columns(tx: Transaction, new: NewJob, rules: RoutingRules) -> dict[str
     }
 
 
-def queued_job(row: Row) -> QueuedJob:
+def _queued_job(row: Row, expected_s: float) -> QueuedJob:
     """Return a row of `jobs` for routing. Those that failed on the worker are filtered out."""
     return QueuedJob(
         row["id"],
@@ -184,7 +205,7 @@ def queued_job(row: Row) -> QueuedJob:
         row["queued_at"],
         row["priority"],
         row["deadline"],
-        EXPECTED_S,
+        expected_s,
         requirements_of(row),
     )
 
@@ -201,18 +222,18 @@ def _queue_length(tx: Transaction, rules: RoutingRules) -> int:
     return tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar() or 0
 
 
-def _groups(tx: Transaction, rules: Rules) -> tuple[WorkerGroup, ...]:
-    rows = tx.execute(LIVE_GROUPS, since=tx.now - rules.lease_s).mappings()
-    return tuple(
-        WorkerGroup(
-            Tier(row["worker_type"]),
-            row["provider"] or "unknown",
-            row["gpu_class"] or "",
-            read_gpu_class(row["gpu_class"] or ""),
-            row["live"],
-        )
-        for row in rows
-    )
+def _groups(tx: Transaction, rules: Rules) -> tuple[tuple[WorkerGroup, ...], Prices]:
+    """Return the live workers, and the prices of those that have an offer."""
+    groups, prices = [], {}
+    offers = {offer.key: offer for offer in rules.offers}
+    for row in tx.execute(LIVE_GROUPS, since=tx.now - rules.lease_s).mappings():
+        key = row["provider"] or "unknown", row["gpu_class"] or ""
+        tier = Tier(row["worker_type"])
+        groups.append(WorkerGroup(tier, *key, read_gpu_class(key[1]), row["live"]))
+        if key in offers:
+            learnt_speed = Learnt(row["total"] or 0.0, row["weight"] or 0.0)
+            prices[key] = offers[key].with_learnt(learnt_speed).usd_per_minute
+    return tuple(groups), prices
 
 
 def _marked(architecture: str | None) -> str:

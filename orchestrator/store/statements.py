@@ -77,3 +77,11 @@ ATTEMPT_BY_BUFFER_ID = sa.select(attempts).where(
 LAST_EVENT_NUMBER = sa.select(sa.func.coalesce(sa.func.max(events.c.number), 0)).where(
     events.c.job_id == sa.bindparam("job_id")
 )
+
+
+def begins_with(column: sa.Column[str], prefix: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a text begins with another one.
+
+    It is not LIKE, which ignores the case of letters on one of the databases only.
+    """
+    return sa.func.substr(column, 1, len(prefix)) == prefix

@@ -7,7 +7,10 @@
                 │         cancelled◄─cancel
                 └──────return──────┘   an interruption, or a failure that another machine may cure
 
-A job that has ended as failed, cancelled or dead can be queued again (`again`), as its next run.
+A job that has ended as failed, cancelled or dead can be queued again (`again`), as its next run. So
+can a success whose output no longer exists (`redo`).
+
+This is the only table of them: the orchestrator and the ingress of a worker both change jobs by it.
 """
 
 from __future__ import annotations
@@ -43,12 +46,15 @@ class Change(StrEnum):
     RETURN = "return"
     CANCEL = "cancel"
     AGAIN = "again"
+    REDO = "redo"
 
 
 TRANSITIONS: Mapping[tuple[JobState, Change], JobState] = MappingProxyType(
     {
         (JobState.QUEUED, Change.CLAIM): JobState.RUNNING,
         (JobState.QUEUED, Change.CANCEL): JobState.CANCELLED,
+        # Only a claimed job at an ingress, whose claim nobody resumes.
+        (JobState.QUEUED, Change.BURY): JobState.DEAD,
         (JobState.RUNNING, Change.SUCCEED): JobState.SUCCEEDED,
         (JobState.RUNNING, Change.REJECT): JobState.FAILED,
         (JobState.RUNNING, Change.BURY): JobState.DEAD,
@@ -57,6 +63,7 @@ TRANSITIONS: Mapping[tuple[JobState, Change], JobState] = MappingProxyType(
         (JobState.FAILED, Change.AGAIN): JobState.QUEUED,
         (JobState.CANCELLED, Change.AGAIN): JobState.QUEUED,
         (JobState.DEAD, Change.AGAIN): JobState.QUEUED,
+        (JobState.SUCCEEDED, Change.REDO): JobState.QUEUED,
     }
 )
 

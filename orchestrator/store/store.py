@@ -11,15 +11,28 @@ does not answer in time; nothing has changed then, unless the answer to the comm
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 import sqlalchemy as sa
 
-from orchestrator.store import jobs, keys, leases, migrate, workers
+from orchestrator.scaling.values import Decision
+from orchestrator.store import (
+    fleet_facts,
+    jobs,
+    keys,
+    learning,
+    leases,
+    loops,
+    migrate,
+    overview,
+    workers,
+)
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
 from orchestrator.store.leases import FailureKind
+from orchestrator.store.overview import Overview, WorkerFilter, WorkerPage
 from orchestrator.store.values import (
     Attempt,
     AttemptName,
@@ -28,20 +41,25 @@ from orchestrator.store.values import (
     Completion,
     Event,
     Failure,
+    FleetFacts,
     Job,
     JobFilter,
+    JsonObject,
     KeyKind,
     Lease,
+    LoopStatus,
     NewJob,
     Page,
     Progress,
     Rules,
+    StoredDecision,
     StoredKey,
     Worker,
     WorkerFacts,
 )
 
 FORGET_BATCH = 500
+MAX_WORKERS = 10_000  # that scaling sees
 
 
 class JobStore:
@@ -160,6 +178,65 @@ class JobStore:
         with self._database.read() as tx:
             return workers.listed(tx, self.rules, at_most=at_most)
 
+    # Scaling ---------------------------------------------------------------------------------
+
+    def fleet_facts(self, target_wait_s: float) -> FleetFacts:
+        """Return what scaling decides on, in one snapshot."""
+        with self._database.read() as tx:
+            return FleetFacts(
+                tx.now,
+                fleet_facts.work(tx, target_wait_s),
+                workers.listed(tx, self.rules, at_most=MAX_WORKERS),
+                learning.speeds(tx),
+            )
+
+    def hold_loop(self, name: str, holder: str, lease_s: float) -> bool:
+        """See `loops.hold`."""
+        with self._database.write() as tx:
+            return loops.hold(tx, name, holder, lease_s)
+
+    def release_loop(self, name: str, holder: str) -> None:
+        """See `loops.release`."""
+        with self._database.write() as tx:
+            loops.release(tx, name, holder)
+
+    def note_loop(
+        self, name: str, holder: str, error: str | None, facts: JsonObject | None
+    ) -> None:
+        """See `loops.note`."""
+        with self._database.write() as tx:
+            loops.note(tx, name, holder, error, facts)
+
+    def loop_status(self, name: str) -> LoopStatus | None:
+        """See `loops.status`."""
+        with self._database.read() as tx:
+            return loops.status(tx, name)
+
+    def add_decisions(self, made: Iterable[Decision]) -> tuple[int, ...]:
+        """See `loops.add_decisions`."""
+        with self._database.write() as tx:
+            return loops.add_decisions(tx, made)
+
+    def decision_failed(self, decision_id: int, error: str) -> None:
+        """See `loops.decision_failed`."""
+        with self._database.write() as tx:
+            loops.decision_failed(tx, decision_id, error)
+
+    def decisions(self, limit: int = 100) -> tuple[StoredDecision, ...]:
+        """Return the newest decisions of the scaling, the newest first."""
+        with self._database.read() as tx:
+            return loops.newest_decisions(tx, limit)
+
+    def worker_page(self, which: WorkerFilter, limit: int, after: str | None = None) -> WorkerPage:
+        """See `overview.worker_page`."""
+        with self._database.read() as tx:
+            return overview.worker_page(tx, self.rules, which, limit, after)
+
+    def overview(self) -> Overview:
+        """See `overview.overview`."""
+        with self._database.read() as tx:
+            return overview.overview(tx, self.rules)
+
     # Keys ------------------------------------------------------------------------------------
 
     def add_key(self, kind: KeyKind, name: str, *, weight: float | None = None) -> str:
@@ -184,7 +261,7 @@ class JobStore:
 
     # Time ------------------------------------------------------------------------------------
 
-    def expire(self) -> int:
+    def expire(self) -> tuple[AttemptName, ...]:
         """See `workers.expire`."""
         with self._database.write() as tx:
             return workers.expire(tx, self.rules)
@@ -200,6 +277,9 @@ class JobStore:
             count = tx.execute(t.jobs.delete().where(t.jobs.c.id.in_(old))).rowcount
             silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
             tx.execute(t.workers.delete().where(silent))
+            unused = t.learnt.c.learnt_at < tx.now - self.rules.keep_ended_s
+            tx.execute(t.learnt.delete().where(unused))
+            loops.forget_decisions(tx, self.rules.keep_decisions_s)
             return count
 
     def count_queued(self, at_most: int) -> int:

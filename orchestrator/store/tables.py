@@ -49,6 +49,7 @@ jobs = sa.Table(
     sa.Column("leased_at", Instant),
     sa.Column("lease_until", Instant),
     sa.Column("unlisted", sa.Integer, nullable=False),  # heartbeats in a row without this job
+    sa.Column("frames", sa.Integer),  # of the result, as soon as a worker has said it
     sa.Column("progress", sa.Double, nullable=False),
     sa.Column("phase", sa.Text, nullable=False),
     sa.Column("counts", Json),  # frames done and in total, from the newest progress report
@@ -149,6 +150,33 @@ accounts = sa.Table(
 # One row: the virtual time at which the last job was given out.
 virtual_clock = sa.Table("virtual_clock", metadata, sa.Column("time", sa.Double, nullable=False))
 
+# What an ingress that embeds this store keeps of its jobs in addition. An orchestrator has none.
+ingress_jobs = sa.Table(
+    "ingress_jobs",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("origin", sa.Text, nullable=False),  # sync, async or claimed: who may end it
+    sa.Column("wanted_until", Instant, nullable=False),  # until then an open connection waits
+    sa.Column("cancel_requested", sa.Boolean, nullable=False),  # its attempt reads that
+    sa.Column("uncounted", sa.Integer, nullable=False),  # attempts before this run, or put back
+    sa.Column("queue_job_id", sa.Text),  # the id of the job in the queue of a provider
+    sa.Column("warnings", Json, nullable=False),  # of its submissions
+    sa.Column("run_warnings", Json, nullable=False),  # of the run that succeeded
+)
+
+# Webhooks of jobs at an ingress, each with the metadata that was sent with it.
+subscribers = sa.Table(
+    "subscribers",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("webhook_url", sa.Text, primary_key=True),
+    sa.Column("metadata", Json),
+    sa.Column("is_notified", sa.Boolean, nullable=False),
+)
+
+# Always empty: writing a row and removing it shows whether the database can be written.
+probe = sa.Table("probe", metadata, sa.Column("room", sa.LargeBinary, nullable=False))
+
 keys = sa.Table(
     "keys",
     metadata,
@@ -160,4 +188,40 @@ keys = sa.Table(
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("revoked_at", Instant),
     sa.CheckConstraint("kind IN ('client', 'worker')", name="kind"),
+)
+
+# What is learnt from finished jobs: sums over reports and their weights, both fading.
+learnt = sa.Table(
+    "learnt",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),  # a `LearntKind`
+    sa.Column("name", sa.Text, primary_key=True),  # a GPU class, or a client
+    sa.Column("total", sa.Double, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.Column("learnt_at", Instant, nullable=False),
+)
+
+decisions = sa.Table(
+    "decisions",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("made_at", Instant, nullable=False, index=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("gpu_class", sa.Text, nullable=False),
+    sa.Column("have", sa.Integer, nullable=False),
+    sa.Column("want", sa.Integer, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("error", sa.Text),  # what the provider said if it did not do it
+)
+
+# Loops of which one runs at a time, whatever the number of service processes.
+loops = sa.Table(
+    "loops",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("held_until", Instant, nullable=False),
+    sa.Column("stepped_at", Instant),
+    sa.Column("error", sa.Text),  # of the last step
+    sa.Column("facts", Json),  # what the last step saw
 )

@@ -13,6 +13,8 @@ from pydantic import JsonValue
 
 from orchestrator.routing import Requirements, RoutingRules
 from orchestrator.routing.values import ANY_GPU
+from orchestrator.scaling.learnt import Learnt
+from orchestrator.scaling.values import Offer, Work
 from orchestrator.store.states import AttemptEnd, JobState
 
 JsonObject = Mapping[str, JsonValue]
@@ -34,8 +36,10 @@ class Rules:
             that ends every machine it reaches must not go round for ever.
         keep_ended_s: Age at which an ended job is deleted with its result and its errors.
         keep_workers_s: Silence after which a worker's row is deleted.
-        max_queued: Jobs that may wait. More are refused.
+        max_queued: Jobs that may wait. More are refused. None: any number may.
+        keep_decisions_s: Age at which a decision of the scaling is deleted.
         routing: Which worker gets which job.
+        offers: The kinds of worker that have a price, which routing and scaling compare.
     """
 
     lease_s: float = 30.0
@@ -44,8 +48,10 @@ class Rules:
     max_interruptions: int = 20
     keep_ended_s: float = 30 * 24 * 3600.0
     keep_workers_s: float = 7 * 24 * 3600.0
-    max_queued: int = 100_000
+    max_queued: int | None = 100_000
+    keep_decisions_s: float = 7 * 24 * 3600.0
     routing: RoutingRules = DEFAULT_ROUTING
+    offers: tuple[Offer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +75,26 @@ class NewJob:
     def content_key(self) -> str:
         """A digest of what is asked for, the same for addresses that were signed again."""
         content = [
-            without_query(self.video_url),
-            without_query(self.audio_url),
+            same_address(self.video_url),
+            same_address(self.audio_url),
             self.aspect_ratio,
             self.resolution,
             dict(self.params or {}),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def same_address(url: str) -> str:
+    """Return what two addresses of the same file have in common, however they were signed.
+
+    Scheme and host are case-insensitive; user, port and path are not.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url  # not an address; the download reports it
+    user, at, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, user + at + host.lower(), parts.path, "", ""))
 
 
 def without_query(url: str) -> str:
@@ -156,11 +175,16 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs a list has. None, and no states, stand for all."""
+    """Which jobs a list has. None, and no states, stand for all.
+
+    `worker_id`: the jobs that a worker holds. `tried_by`: those that it has ever had.
+    """
 
     client: str | None = None
     states: tuple[JobState, ...] = ()
     worker_id: str | None = None
+    tried_by: str | None = None
+    id_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,3 +316,43 @@ class StoredKey:
     digest: bytes = field(repr=False)
     created_at: float
     revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """What scaling decides on. `now` is the database's clock, `speeds` are by GPU class."""
+
+    now: float
+    work: tuple[Work, ...]
+    workers: tuple[Worker, ...]
+    speeds: Mapping[str, Learnt]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDecision:
+    """A decision of the scaling. `error` is what the provider said if it did not do it."""
+
+    id: int
+    made_at: float
+    provider: str
+    gpu_class: str
+    have: int
+    want: int
+    reason: str
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatus:
+    """A loop of which one runs at a time, in the process `holder`, until `held_until` at least.
+
+    `stepped_at` is when its last step ended, `error` is why that one failed, and `facts` are what
+    it saw, as the loop defines them.
+    """
+
+    name: str
+    holder: str
+    held_until: float
+    stepped_at: float | None
+    error: str | None
+    facts: JsonObject | None

@@ -12,6 +12,7 @@ from orchestrator.store.database import Transaction
 from orchestrator.store.states import AttemptEnd, JobState
 from orchestrator.store.tables import jobs, workers
 from orchestrator.store.values import (
+    AttemptName,
     Beat,
     BeatAnswer,
     ListedJob,
@@ -80,12 +81,12 @@ def goodbye(tx: Transaction, worker_id: str, reason: str, rules: Rules) -> int:
     return len(held)
 
 
-def expire(tx: Transaction, rules: Rules, *, at_most: int = 200) -> int:
-    """Return to the queue the jobs whose workers have been silent. Return how many there were."""
+def expire(tx: Transaction, rules: Rules, *, at_most: int = 200) -> tuple[AttemptName, ...]:
+    """Return to the queue the jobs whose workers have been silent. Return the lost attempts."""
     expired = tx.execute(statements.LOCK_EXPIRED_JOBS, now=tx.now, at_most=at_most).mappings().all()
     for row in expired:
         interrupt(tx, row, rules, SILENT)
-    return len(expired)
+    return tuple(AttemptName(row["id"], row["worker_id"], row["attempt"]) for row in expired)
 
 
 def drain(tx: Transaction, worker_id: str, *, is_drained: bool) -> bool:
@@ -96,22 +97,28 @@ def drain(tx: Transaction, worker_id: str, *, is_drained: bool) -> bool:
 
 def listed(tx: Transaction, rules: Rules, *, at_most: int) -> tuple[Worker, ...]:
     """Return the workers that were heard of last."""
-    held = (
-        sa.select(jobs.c.worker_id, sa.func.count().label("held"))
-        .where(jobs.c.state == JobState.RUNNING)
-        .group_by(jobs.c.worker_id)
-        .subquery()
-    )
+    held = held_jobs()
     statement = (
         sa.select(workers, sa.func.coalesce(held.c.held, 0).label("held"))
         .outerjoin(held, held.c.worker_id == workers.c.id)
         .order_by(workers.c.seen_at.desc(), workers.c.id)
         .limit(at_most)
     )
-    return tuple(_worker_of(tx, row, rules) for row in tx.execute(statement).mappings())
+    return tuple(worker_of(tx, row, rules) for row in tx.execute(statement).mappings())
 
 
-def _worker_of(tx: Transaction, row: Row, rules: Rules) -> Worker:
+def held_jobs() -> sa.Subquery:
+    """Return a query of how many jobs each worker holds: `worker_id` and `held`."""
+    return (
+        sa.select(jobs.c.worker_id, sa.func.count().label("held"))
+        .where(jobs.c.state == JobState.RUNNING)
+        .group_by(jobs.c.worker_id)
+        .subquery()
+    )
+
+
+def worker_of(tx: Transaction, row: Row, rules: Rules) -> Worker:
+    """Return a row of `workers` with the column `held`."""
     is_online = row["left_at"] is None and tx.now - row["seen_at"] <= rules.lease_s
     names: Iterable[str] = set(Worker.__dataclass_fields__) - {"is_online"}
     return Worker(**{name: row[name] for name in names}, is_online=is_online)

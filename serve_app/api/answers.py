@@ -45,7 +45,7 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
     outcome = job.outcome
     failure = None
     if isinstance(outcome, Failure):
-        names = ("error_type", "code", "input", "stage", "details", "retryable")
+        names = ("error_type", "code", "input", "stage", "details", "retryable", "receipt")
         failure = {name: getattr(outcome, name) for name in names}
         failure["hint"] = outcome.hint or hint_of(outcome.code)
     request = job.request

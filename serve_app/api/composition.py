@@ -18,10 +18,17 @@ from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import LinkMaker
-from serve_app.graph.builders import build_scratch, build_shelf, build_store, configured_description
+from serve_app.graph.builders import (
+    build_scratch,
+    build_shared_retention,
+    build_shelf,
+    build_store,
+    configured_description,
+)
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.left_nodes import left_nodes, live_node_ids
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.placement_watch import PlacementWatch
 from serve_app.graph.places import places_of
@@ -61,6 +68,11 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     configured = configured_description(args, env)
     readiness = Readiness(graph, watch, configured, can_start=scaling.can_start)
     show_queue(capacity.scheduler)
+    if (shared := build_shared_retention(args, env)) is not None:
+        shared.start()
+    left = left_nodes(args)
+    watch.subscribe(left.follow)
+    left.start(live_node_ids)
     scratch = build_scratch(args, env)
     scratch.start_janitor()
     makers = SegmentMakers(
@@ -72,6 +84,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         readiness.description,
         jobs_at_a_time(args, env),
         prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
+        left_nodes=left,
     )
     return assemble(args, env, driver, readiness, scaling=scaling)
 

@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from musetalk_pipeline.errors import PipelineError
+from orchestrator.store.errors import JobConflict, QueueFull, StoreUnavailable
 from serve_app.api.answers import failure_answer
 from serve_app.api.fields import shown_name, shown_path, unknown_field
 from serve_app.contract.codes import ErrorCode
@@ -20,8 +21,7 @@ from serve_app.contract.outcomes import (
     rejected,
     state_unavailable,
 )
-from serve_app.jobs.job import JobConflict, QueueFull, TooManyJoined, WorkerStopping
-from serve_app.jobs.state_file import StateUnavailable
+from serve_app.jobs.job import TooManyJoined, WorkerStopping
 
 RETRY_AFTER_S = 30
 STATE_RETRY_AFTER_S = 5  # space and locks may be free again at any moment
@@ -103,8 +103,9 @@ async def _on_rejected(request: Request, exc: Exception) -> JSONResponse:
 
 async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
     """Reject an id that another job has."""
+    assert isinstance(exc, JobConflict)
     message = "This id (or idempotency key) belongs to a job with different content. Use another."
-    return failure_answer(rejected(409, "job_conflict", message), str(exc))
+    return failure_answer(rejected(409, "job_conflict", message), exc.job_id)
 
 
 async def _on_full(request: Request, exc: Exception) -> JSONResponse:
@@ -172,6 +173,6 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     QueueFull: _on_full,
     TooManyJoined: _on_too_many_joined,
     WorkerStopping: _on_stopping,
-    StateUnavailable: _on_state_unavailable,
+    StoreUnavailable: _on_state_unavailable,
     PipelineError: _on_pipeline_error,
 }

@@ -55,7 +55,7 @@ async def event_stream(
     """
     last_sample: dict[str, Any] = {}
     sent_at = time.monotonic()
-    async with aclosing(service.follow(job_id, *_read_id(last_id))) as states:
+    async with aclosing(service.follow(job_id, _read_id(last_id))) as states:
         async for state in states:
             events = []
             if state is not None:
@@ -76,7 +76,7 @@ async def event_stream(
 
 def _change_event(job: Job, change: PhaseEvent, links: Links | None) -> bytes:
     body = job_body(_as_of(job, change), links)
-    return _event("progress", body, id=f"{job.run}.{change.number}")
+    return _event("progress", body, id=str(change.number))
 
 
 def _event(kind: str, body: dict[str, Any], id: str | None = None) -> bytes:
@@ -97,9 +97,7 @@ def _as_of(job: Job, change: PhaseEvent) -> Job:
     )
 
 
-def _read_id(last_id: str | None) -> tuple[int, int]:
-    """Return run and number; the beginning for an id that is not one of ours."""
-    run, _, number = (last_id or "").partition(".")
-    if not (run.isdecimal() and number.isdecimal() and len(run + number) <= 18):
-        return 0, 0
-    return int(run), int(number)
+def _read_id(last_id: str | None) -> int:
+    """Return the number of an event; the beginning for an id that is not one of ours."""
+    is_number = last_id is not None and last_id.isascii() and last_id.isdecimal()
+    return int(last_id[:9]) if is_number and last_id else 0

@@ -25,7 +25,7 @@ async def notify_forever(
     """Queue the notifications that are not queued yet, until cancelled.
 
     Raises:
-        StateUnavailable: the registry cannot be used now. Call this again later.
+        StoreUnavailable: the registry cannot be used now. Call this again later.
     """
     while True:
         for notification in await threads.read(registry.pending_notifications, NOTIFY_AT_ONCE):

@@ -61,6 +61,11 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     return folders
 
 
+def scratch_root(args: AppArgs, env: Environment) -> Path:
+    """Return where this node keeps the scratch of attempts; it may not be there."""
+    return _folders(args, env).scratch
+
+
 def _folders(args: AppArgs, env: Environment) -> Folders:
     work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir

@@ -316,6 +316,13 @@ class AvatarSettings(Section):
     keep_days: float = Field(
         30.0, gt=0, le=36500, description="Those that were not used for so long are removed."
     )
+    shared_days: float = Field(
+        30.0,
+        ge=1,
+        le=36500,
+        description="With B2, an avatar that no job of any machine has used for so long is removed "
+        "from the bucket.",
+    )
     folder: Path | None = Field(
         None, description="The folder. Without it, `avatars` in the folder of the state."
     )

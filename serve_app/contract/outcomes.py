@@ -26,8 +26,12 @@ HTTP_STATUS: tuple[tuple[type[PipelineError], int], ...] = (
 MAX_TRACE_CHARS = 8000
 
 
-def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
-    """Return the failure that an error means; only a 500 carries the stack trace."""
+def failure_of(
+    error: PipelineError, stage_times: dict[str, float], receipt: dict[str, Any] | None = None
+) -> Failure:
+    """Return the failure that an error means; only a 500 carries the stack trace. `receipt`: of
+    what was spent until then.
+    """
     status = next(code for kind, code in HTTP_STATUS if isinstance(error, kind))
     trace = None
     if status == 500:
@@ -45,6 +49,7 @@ def failure_of(error: PipelineError, stage_times: dict[str, float]) -> Failure:
         cancelled=isinstance(error, JobCancelled),
         hint=error.hint,
         input=error.input,
+        receipt=receipt,
     )
 
 
@@ -127,7 +132,7 @@ class Progress:
 
     `fraction` runs from 0 to 1 and never decreases. `stage_seconds` count work and not waiting.
     `frames_done` counts the frames that are drawn. `eta_s` is the remaining time at the rate so
-    far, None until it is known.
+    far, None until it is known. `receipt`: of a job that ends early, in its last progress.
     """
 
     phase: Phase
@@ -136,6 +141,7 @@ class Progress:
     frames_total: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     eta_s: float | None = None
+    receipt: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,10 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The error answer of docs/protocol.md §1 without the job id. `status_code`: 422 or 500."""
+    """The error answer of docs/protocol.md §1 without the job id. `status_code`: 422 or 500.
+
+    `receipt`: of what the job used until then; None if it never began.
+    """
 
     error_type: str
     error_message: str
@@ -167,6 +176,7 @@ class Failure:
     cancelled: bool = False
     hint: str | None = None
     input: InputName | None = None
+    receipt: dict[str, Any] | None = None
 
 
 Outcome = Success | Failure

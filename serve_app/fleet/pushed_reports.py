@@ -20,6 +20,7 @@ from orchestrator.client import (
     PushedClient,
     WorkerProfile,
 )
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.environment import Environment
 from serve_app.contract.outcomes import Failure, Outcome
 from serve_app.fleet.identity import kept_id, worker_id
@@ -29,7 +30,6 @@ from serve_app.fleet.polling import check_connection
 from serve_app.fleet.reported_run import ReportedRun, report_of
 from serve_app.jobs.job import Job, Origin, ProgressCallback
 from serve_app.jobs.service import JobService
-from serve_app.jobs.state_file import StateUnavailable
 from serve_app.telemetry.background import run_again
 
 logger = logging.getLogger(__name__)
@@ -181,6 +181,6 @@ class PushedReports:
         for pause_s in READ_PAUSES_S:
             try:
                 return await self._service.get(job_id)
-            except StateUnavailable:
+            except StoreUnavailable:
                 await asyncio.sleep(pause_s)
         return await self._service.get(job_id)

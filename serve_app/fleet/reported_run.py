@@ -102,7 +102,8 @@ def report_of(outcome: Outcome, fraction: float) -> SuccessReport | FailureRepor
         named = ("error_type", "code", "stage", "input", "retryable")
         facts = {name: getattr(outcome, name) for name in named}
         known = {name: value for name, value in facts.items() if value is not None}
-        return FailureReport(sendable(outcome.error_message), fraction, known)
+        error = sendable(outcome.error_message)
+        return FailureReport(error, fraction, known, outcome.receipt)
     return _report_of_success(outcome, fraction)
 
 

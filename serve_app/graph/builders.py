@@ -22,9 +22,10 @@ from serve_app.avatars.about import BLOCK_SUFFIX
 from serve_app.avatars.cache import AvatarCache
 from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import SharedAvatars
+from serve_app.avatars.shared_retention import SharedRetention
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.folders import make_folders
+from serve_app.config.folders import make_folders, scratch_root
 from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.graph.scratch import Scratch
@@ -134,14 +135,22 @@ def build_avatars(args: AppArgs, env: Environment) -> AvatarCache | None:
         return None
     local = _local_avatars(args, env)
     local.start_janitor()
-    return AvatarCache(local, tools, _shared_avatars(env))
+    return AvatarCache(local, tools, _shared_avatars(args, env))
 
 
 def build_shelf(args: AppArgs, env: Environment) -> AvatarShelf | None:
     """Return the avatars as callers see them; None if they are not kept here."""
     if args.avatars.max_gb == 0:
         return None
-    return AvatarShelf(_local_avatars(args, env), _shared_avatars(env))
+    return AvatarShelf(_local_avatars(args, env), _shared_avatars(args, env))
+
+
+def build_shared_retention(args: AppArgs, env: Environment) -> SharedRetention | None:
+    """Return what removes avatars from B2; None if they are not kept there."""
+    b2 = _b2_settings(env)
+    if b2 is None or args.avatars.max_gb == 0:
+        return None
+    return SharedRetention(B2Bucket(b2), args.avatars.shared_days * DAY_S)
 
 
 def _local_avatars(args: AppArgs, env: Environment) -> LocalAvatars:
@@ -150,9 +159,13 @@ def _local_avatars(args: AppArgs, env: Environment) -> LocalAvatars:
     return LocalAvatars(folder, max_bytes, rules.keep_days * DAY_S, first_to_go=BLOCK_SUFFIX)
 
 
-def _shared_avatars(env: Environment) -> SharedAvatars | None:
+def _shared_avatars(args: AppArgs, env: Environment) -> SharedAvatars | None:
     b2 = _b2_settings(env)
-    return SharedAvatars(B2Bucket(b2)) if b2 else None
+    if b2 is None:
+        return None
+    # So often that a failed mark, or a long job, does not make an avatar look unused.
+    mark_s = min(DAY_S, args.avatars.shared_days * DAY_S / 4)
+    return SharedAvatars(B2Bucket(b2), mark_s=mark_s)
 
 
 def build_store(args: AppArgs, env: Environment) -> OutputStore:
@@ -193,7 +206,7 @@ def configured_description(args: AppArgs, env: Environment) -> Description:
 def build_scratch(args: AppArgs, env: Environment) -> Scratch:
     """Return the scratch root of this node."""
     silence_s = args.longest_silence_s(jobs_at_a_time(args, env))
-    return Scratch(make_folders(args, env).scratch, silence_s + KEPT_AFTER_S)
+    return Scratch(scratch_root(args, env), silence_s + KEPT_AFTER_S)
 
 
 def device_of(pool: PoolSettings) -> str:

@@ -24,6 +24,7 @@ from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
+from serve_app.graph.left_nodes import LeftNodes
 from serve_app.graph.progress import ProgressMeter
 from serve_app.graph.ray_errors import is_of_ray
 from serve_app.graph.transfers import (
@@ -52,9 +53,10 @@ class JobDriver:
         places: int,
         *,
         prices: Callable[[], Prices] = lambda: NO_PRICES,
+        left_nodes: LeftNodes | None = None,
     ) -> None:
         """Make a driver that opens at most `places` jobs at once, and fetches more. `prices`: those
-        of now, for receipts.
+        of now, for receipts. `left_nodes`: None if there is one node.
         """
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
@@ -62,6 +64,7 @@ class JobDriver:
         self._open_timeout_s = open_timeout_s
         self._describe = describe
         self._prices = prices
+        self._left_nodes = left_nodes
         self._places = asyncio.Semaphore(places)  # first come, first served
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -93,6 +96,9 @@ class JobDriver:
                     pieces = await segments.make_all()
                     meter.uploading()
                     return await self._finish(opened.value, pieces, meter)
+        except BaseException:
+            meter.ended_early(self._prices())
+            raise
         finally:
             await asyncio.shield(self._release(assignment.attempt_id))
 
@@ -121,9 +127,9 @@ class JobDriver:
         attempt_id, scheduler = opened.attempt.attempt_id, self._makers.capacity.scheduler
         async with scheduler.turn(attempt_id, 1, Kind.GENERATE, is_first=True) as grant:
             drawing = graph.generator(grant.pool).draw_preview.remote(frame, options)
-            drawn = await calls.existing(drawing, timeout_s, grant.lost)
+            drawn = await calls.existing(drawing, timeout_s, grant.lost, inputs=(frame,))
         composing = graph.finisher.compose_preview.remote(frame, drawn, options)
-        picture: PreviewPicture = await calls.result(composing, timeout_s)
+        picture: PreviewPicture = await calls.result(composing, timeout_s, (frame, drawn))
         return picture
 
     @contextlib.asynccontextmanager
@@ -144,6 +150,8 @@ class JobDriver:
                 await self._makers.pieces.touch(attempt_id)
                 await self._tell_stages("keep", attempt_id)
 
+        if self._left_nodes is not None:
+            self._left_nodes.begin(attempt_id)
         keeper = asyncio.create_task(keep())
         try:
             yield
@@ -213,7 +221,7 @@ class JobDriver:
         the stages remove what this misses.
         """
         await self._makers.pieces.release(attempt_id)
-        if not await self._tell_stages("release", attempt_id):
+        if not await self._release_stages(attempt_id):
             # Outside the context of the request that runs the job, which ends before.
             later = self._release_later(attempt_id)
             releasing = asyncio.create_task(later, context=Context())
@@ -224,8 +232,22 @@ class JobDriver:
         """Remove the attempt's scratch when lost replicas have been replaced."""
         for pause_s in self._pauses.release_s:
             await asyncio.sleep(pause_s)
-            if await self._tell_stages("release", attempt_id):
+            if await self._release_stages(attempt_id):
                 return
+        if self._left_nodes is not None:
+            self._left_nodes.end(attempt_id)
+
+    async def _release_stages(self, attempt_id: str) -> bool:
+        """Remove the attempt's scratch from the nodes that stages are on, or have been on.
+
+        Return whether all replicas have answered.
+        """
+        told = await self._tell_stages("release", attempt_id)
+        if self._left_nodes is not None:
+            self._left_nodes.release(attempt_id)
+            if told:
+                self._left_nodes.end(attempt_id)
+        return told
 
     async def _tell_stages(self, method: str, attempt_id: str) -> bool:
         """Call a method of every replica that keeps scratch, since each node has its own.

@@ -14,10 +14,13 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import UploadFailed
 from musetalk_pipeline.media.encode import stitch
+from musetalk_pipeline.media.segment_frames import frames_in_order
+from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
 from musetalk_pipeline.receipts.receipt import Receipt, receipt_json, receipt_of
 from musetalk_pipeline.stages import OpenJob, compose_segment
+from musetalk_pipeline.watch import Check
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.folders import make_folders
 from serve_app.config.settings import AppArgs
@@ -26,6 +29,7 @@ from serve_app.graph.node_media import NodeMedia
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import (
+    Attempt,
     Description,
     Finished,
     Opened,
@@ -52,6 +56,8 @@ class Finisher:
         # Even if outputs go elsewhere, because the folder may hold earlier ones.
         retention(args, make_folders(args, self._env).results).start()
         self._threads = StageThreads(args.finisher.threads, "finish")
+        self._readers = SharedReaders(args.finisher.threads)
+        self._making_tracks: set[asyncio.Task[None]] = set()
         logger.info("finisher ready", extra={"store": self._store.name})
 
     def make_store(self, args: AppArgs, env: Environment) -> OutputStore:
@@ -63,12 +69,16 @@ class Finisher:
     ) -> Measured[Piece]:
         """Paste a segment's faces and encode it."""
         job = await self._media.here(opened, self._threads)
-        piece = await self._threads.measured(
-            "compose",
-            len(drawn.value.segment),
-            lambda check: compose_segment(job, avatar.value, drawn.value, check=check),
-            (drawn,),
-        )
+        faces = drawn.value
+        read = self._readers.of(opened.attempt.attempt_id, job.source, job.picture)
+
+        def compose(check: Check) -> Piece:
+            frames = frames_in_order(job.source, job.picture, faces.segment, read=read, check=check)
+            return compose_segment(job, avatar.value, faces, frames=frames, check=check)
+
+        if faces.segment.start == 0 and job.audio.untracked is not None:
+            self._make_track_early(opened.attempt, job)
+        piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
     async def finish(
@@ -80,6 +90,8 @@ class Finisher:
         """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
+        if job.audio.untracked is not None:
+            await self._media.make_track(opened.attempt, job.audio)
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
         data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
         await self._threads.run(stitch, data, job.audio, path, job.picture, job.plan.fps)
@@ -106,7 +118,8 @@ class Finisher:
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
-        """Remove an attempt's scratch on this node."""
+        """End an attempt's decoders here, and remove its scratch on this node."""
+        await asyncio.to_thread(self._readers.close, attempt_id)
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:
@@ -116,6 +129,17 @@ class Finisher:
         except UploadFailed as exc:
             return {f"storage-{self._store.name}": exc.message}
         return {f"storage-{self._store.name}": "ok"}
+
+    def _make_track_early(self, attempt: Attempt, job: OpenJob) -> None:
+        """Encode the sound while the job is drawn. Faults show when the job is finished."""
+        making = asyncio.create_task(self._media.make_track(attempt, job.audio))
+        self._making_tracks.add(making)
+        making.add_done_callback(self._end_making)
+
+    def _end_making(self, making: "asyncio.Task[None]") -> None:
+        self._making_tracks.discard(making)
+        if not making.cancelled() and (error := making.exception()) is not None:
+            logger.info("sound not encoded early", extra={"error": type(error).__name__})
 
     def _sidecar(self, opened: Opened, receipt: Receipt, about: Description) -> bytes:
         attempt, job = opened.attempt, opened.job

@@ -260,7 +260,7 @@ class JobSegments:
 
     async def _store_block(self, avatar: Any) -> bool:
         storing = self._graph.preprocessor.store_avatar.remote(self._opened, avatar)
-        is_kept: bool = await self._calls.result(storing, STORE_S)
+        is_kept: bool = await self._calls.result(storing, STORE_S, (avatar,))
         return is_kept
 
     async def _make_block(self, request: BlockRequest) -> EncodedBlock:
@@ -290,6 +290,7 @@ class JobSegments:
                     ),
                     calls.deadline_s(frames, expected_s),
                     grant.lost,
+                    inputs=(prepared,),
                 )
         return EncodedBlock(avatar, grant.pool)
 
@@ -325,6 +326,7 @@ class JobSegments:
                     ),
                     self._calls.deadline_s(frames, expected_s),
                     grant.lost,
+                    inputs=(block.avatar, speech),
                 )
 
     async def _compose(self, segment: Segment, block: EncodedBlock, drawn: Any) -> Measured[Piece]:
@@ -333,6 +335,7 @@ class JobSegments:
             piece: Measured[Piece] = await self._calls.result(
                 self._graph.finisher.compose.remote(self._opened, block.avatar, drawn),
                 self._calls.deadline_s(frames, pace.expected_s(frames)),
+                (block.avatar, drawn),
             )
             return piece
 

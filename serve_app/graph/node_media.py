@@ -29,7 +29,7 @@ from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_f
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
-from musetalk_pipeline.media.speech_audio import open_audio
+from musetalk_pipeline.media.speech_audio import make_track, open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
@@ -45,6 +45,9 @@ from serve_app.net.addresses import AddressPolicy
 logger = logging.getLogger(__name__)
 
 VIDEO, AUDIO, DIGESTS, CHECKED, LOCK = "video", "audio", "digests.json", "checked.pickle", "lock"
+TRACK_LOCK = "track.lock"
+# Longer sound is encoded beside the first segments. A process of its own costs as much as this.
+TRACK_WITHIN_S = 10.0
 LOCK_POLL_S = 0.05
 MAX_CHECKED = 64  # attempts of other nodes whose media a replica keeps in mind
 
@@ -75,6 +78,9 @@ class NodeMedia:
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
+        # Further ones wait here and not for a thread, so that the first segments of jobs that are
+        # open overtake them. Many jobs that begin at once would otherwise all begin late.
+        self._opening = asyncio.Semaphore(args.preprocessor.threads)
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
@@ -105,21 +111,22 @@ class NodeMedia:
         folder = self.scratch.folder(attempt.attempt_id)
         digests = fetched.value
         _require_same(await self._files(attempt, folder), digests)
-        started = time.monotonic()
-        with _spending("validation", fetched.costs):
-            job = await threads.run(
-                open_job,
-                JobFiles(folder / VIDEO, folder / AUDIO, digests),
-                folder,
-                attempt.options,
-                self._limits,
-                detector,
-                block_size=self._block_size,
-                known_surveys=known_surveys,
-            )
+        async with self._opening:
+            started = time.monotonic()
+            with _spending("validation", fetched.costs):
+                job = await threads.run(
+                    open_job,
+                    JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S),
+                    folder,
+                    attempt.options,
+                    self._limits,
+                    detector,
+                    block_size=self._block_size,
+                    known_surveys=known_surveys,
+                )
+            cost = StageCost("validation", time.monotonic() - started, frames=0)
         if attempt.is_avatar:
             job = dataclasses.replace(job, plan=job.plan.played_once())
-        cost = StageCost("validation", time.monotonic() - started, frames=0)
         return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))
 
     async def here(self, opened: Opened, threads: StageThreads) -> OpenJob:
@@ -142,6 +149,17 @@ class NodeMedia:
                 self._checked.popitem(last=False)
         return dataclasses.replace(job, source=checked.source, audio=checked.audio)
 
+    async def make_track(self, attempt: Attempt, audio: SpeechAudio) -> None:
+        """Have the sound of a job encoded on this node, once.
+
+        Raises:
+            InvalidAudio, DeadlineExceeded: see `speech_audio.make_track`.
+            OSError: the files have been removed, because the attempt is over.
+        """
+        kbps = attempt.options.encode.audio_bitrate_kbps
+        async with _locked(audio.track_path.with_name(TRACK_LOCK), self._wait_s):
+            await asyncio.to_thread(make_track, audio, self._limits, kbps)
+
     async def _check_once(self, opened: Opened, threads: StageThreads) -> CheckedMedia:
         """Return the media of an attempt, checked now unless another replica of this node has."""
         attempt, job = opened.attempt, opened.job
@@ -160,7 +178,14 @@ class NodeMedia:
         kbps = job.options.encode.audio_bitrate_kbps
         return CheckedMedia(
             probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256),
-            open_audio(folder / AUDIO, folder, self._limits, kbps, sha256=job.audio.sha256),
+            open_audio(
+                folder / AUDIO,
+                folder,
+                self._limits,
+                kbps,
+                sha256=job.audio.sha256,
+                track_within_s=TRACK_WITHIN_S,
+            ),
         )
 
     async def _files(self, attempt: Attempt, folder: Path) -> Digests:

@@ -17,6 +17,7 @@ from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
+from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
 from musetalk_pipeline.stages import Digests, prepare_block
@@ -52,6 +53,7 @@ class Preprocessor:
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
+        self._readers = SharedReaders(args.preprocessor.threads)
         self._avatars = NodeAvatars(build_avatars(args, env))
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
@@ -78,6 +80,7 @@ class Preprocessor:
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""
         job = await self._media.here(opened, self._threads)
+        read = self._readers.of(opened.attempt.attempt_id, job.source, job.picture)
         prepared = await self._threads.measured(
             "prepare",
             len(block),
@@ -86,6 +89,7 @@ class Preprocessor:
                 block,
                 self._detector,
                 needs_parse_inputs=self._needs_parse_inputs,
+                read=read,
                 check=check,
             ),
         )
@@ -139,7 +143,8 @@ class Preprocessor:
         await asyncio.to_thread(self._media.scratch.touch, attempt_id)
 
     async def release(self, attempt_id: str) -> None:
-        """Remove an attempt's scratch on this node."""
+        """End an attempt's decoders here, and remove its scratch on this node."""
+        await asyncio.to_thread(self._readers.close, attempt_id)
         await asyncio.to_thread(self._media.scratch.release, attempt_id)
 
     async def preflight(self) -> dict[str, str]:

@@ -10,13 +10,14 @@ frame is drawn, though most are encoded by then.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
-from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
@@ -47,17 +48,13 @@ class ProgressMeter:
         """Report a phase, and a fraction if it is further than the last."""
         self._phase = phase
         self._fraction = max(self._fraction, fraction)
-        frames = self._frames
-        self._callback(
-            Progress(
-                phase,
-                self._fraction,
-                0 if frames is None else frames.drawn,
-                0 if frames is None else frames.total,
-                {name: round(value, 3) for name, value in self._costs.seconds.items()},
-                self._eta_s(),
-            )
-        )
+        self._callback(self._progress())
+
+    def ended_early(self, prices: Prices) -> None:
+        """Report the receipt of a job that failed or was cancelled."""
+        facts = self.facts(prices)
+        spent = receipt_of(facts.work, prices, finished_s=0.0, wall_s=facts.elapsed_s)
+        self._callback(replace(self._progress(), receipt=receipt_json(spent)))
 
     @contextmanager
     def spending(self) -> Iterator[None]:
@@ -124,6 +121,17 @@ class ProgressMeter:
     def facts(self, prices: Prices = NO_PRICES) -> RunFacts:
         """Return what the sidecar, the metrics and the receipt contain about the run so far."""
         return RunFacts(self._costs.so_far(), self._clock() - self._started, prices)
+
+    def _progress(self) -> Progress:
+        frames = self._frames
+        return Progress(
+            self._phase,
+            self._fraction,
+            0 if frames is None else frames.drawn,
+            0 if frames is None else frames.total,
+            {name: round(value, 3) for name, value in self._costs.seconds.items()},
+            self._eta_s(),
+        )
 
     @property
     def _known_frames(self) -> "_Frames":

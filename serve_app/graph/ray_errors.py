@@ -6,7 +6,7 @@ import logging
 import traceback
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from musetalk_pipeline.errors import (
@@ -25,6 +25,8 @@ def as_pipeline_error(exc: BaseException, stage: Stage) -> PipelineError:
     while seen is not None:
         if isinstance(seen, PipelineError) and not isinstance(seen, RayTaskError):
             return seen
+        if isinstance(seen, ObjectLostError):
+            return StageFailed("A result was lost together with its node.", stage=stage)
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) and cause is not seen else None
     if isinstance(exc, TimeoutError):

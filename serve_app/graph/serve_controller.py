@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -32,7 +32,8 @@ class ReplicaCounts:
 
     `wanted` is the controller's target. `messages` holds what Serve reports about a deployment, for
     example that a constructor fails; most have none. `has_policy`: whether the application was
-    deployed with a policy of its own for the number of replicas.
+    deployed with a policy of its own for the number of replicas. `nodes`: the ids of the nodes that
+    replicas are on, whatever they do there.
     """
 
     running: Mapping[str, int]
@@ -40,6 +41,7 @@ class ReplicaCounts:
     wanted: Mapping[str, int]
     messages: Mapping[str, str]
     has_policy: bool = False
+    nodes: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def in_pool(self, pool: str) -> int:
         """Return the number of replicas that draw in a pool now."""
@@ -113,11 +115,19 @@ def counts_in(details: Mapping[str, Any], app_name: str) -> ReplicaCounts:
         {name: deployment["target_num_replicas"] for name, deployment in deployments.items()},
         {name: message for name, it in deployments.items() if (message := it["message"])},
         bool((application.get("deployed_app_config") or {}).get("autoscaling_policy")),
+        {name: _nodes(deployment) for name, deployment in deployments.items()},
     )
 
 
 def _number(deployment: Mapping[str, Any], states: frozenset[str]) -> int:
     return sum(replica["state"] in states for replica in deployment["replicas"])
+
+
+def _nodes(deployment: Mapping[str, Any]) -> frozenset[str]:
+    # A replica that waits for its place has no node, and no such key either.
+    return frozenset(
+        node for replica in deployment["replicas"] if (node := replica.get("node_id")) is not None
+    )
 
 
 def _find_controller() -> Any:

@@ -5,14 +5,14 @@ Serve does not retry a call that a replica has accepted, so whoever makes it doe
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, Stage, StageFailed
 from serve_app.config.settings import DriverSettings
 from serve_app.graph.ray_errors import as_pipeline_error, cancel_calls, is_of_ray
-from serve_app.graph.result_watch import until_result_exists
+from serve_app.graph.result_watch import until_result_exists, until_result_is_lost
 from serve_app.scheduling.scheduler import NoReplicaRuns
 from serve_app.telemetry.metrics import CALLS_RETRIED
 
@@ -51,10 +51,14 @@ class PoolLost(StageFailed):
     """The last replica of the pool that was to draw is gone, while another pool runs."""
 
 
+class ResultLost(StageFailed):
+    """What a call needs was on a node that is lost, and has to be made again."""
+
+
 class StageCalls:
     """Makes calls of stages.
 
-    `exists` waits until the result of a call exists.
+    `exists` waits until the result of a call exists, `is_lost` until one of several is lost.
     """
 
     def __init__(
@@ -62,31 +66,43 @@ class StageCalls:
         settings: DriverSettings,
         pauses: DriverPauses = DEFAULT_PAUSES,
         exists: Callable[[Any], Awaitable[None]] = until_result_exists,
+        is_lost: Callable[[Sequence[Any]], Awaitable[None]] = until_result_is_lost,
     ) -> None:
         self._settings = settings
         self._exists = exists
+        self._is_lost = is_lost
         self.pauses = pauses
 
-    async def result(self, response: Any, timeout_s: float) -> Any:
-        """Return a call's result. However this ends, the call does not run on."""
+    async def result(self, response: Any, timeout_s: float, inputs: Sequence[Any] = ()) -> Any:
+        """Return a call's result. However this ends, the call does not run on.
+
+        Raises:
+            ResultLost: one of the `inputs`, results of other calls, was lost before.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                return await response
+                return await self._unless(response, inputs, None)
         except BaseException:
             cancel_calls([response])
             raise
 
     async def existing(
-        self, response: Any, timeout_s: float, lost: asyncio.Event | None = None
+        self,
+        response: Any,
+        timeout_s: float,
+        lost: asyncio.Event | None = None,
+        *,
+        inputs: Sequence[Any] = (),
     ) -> Any:
         """Return the response when its result exists.
 
         Raises:
             PoolLost: `lost` was set before.
+            ResultLost: one of the `inputs`, results of other calls, was lost before.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                await (self._exists(response) if lost is None else self._unless(lost, response))
+                await self._unless(self._exists(response), inputs, lost)
         except BaseException:
             cancel_calls([response])
             raise
@@ -145,14 +161,33 @@ class StageCalls:
         )
         return error
 
-    async def _unless(self, lost: asyncio.Event, response: Any) -> None:
-        exists = asyncio.ensure_future(self._exists(response))
-        losing = asyncio.ensure_future(lost.wait())
+    async def _unless(
+        self, work: Awaitable[T], inputs: Sequence[Any], lost: asyncio.Event | None
+    ) -> T:
+        """Return what `work` returns, unless one of its inputs or its pool is lost before."""
+        losses: list[Coroutine[Any, Any, StageFailed]] = []
+        if inputs:
+            losses.append(self._loss_of_inputs(inputs))
+        if lost is not None:
+            losses.append(_loss_of_pool(lost))
+        if not losses:
+            return await work
+        working = asyncio.ensure_future(work)
+        losing = [asyncio.create_task(loss) for loss in losses]
         try:
-            await asyncio.wait({exists, losing}, return_when=asyncio.FIRST_COMPLETED)
-            if not exists.done():
-                raise PoolLost("The last replica of the pool is gone.")
-            await exists
+            await asyncio.wait({working, *losing}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise next(loss.result() for loss in losing if loss.done())
+            return await working
         finally:
-            losing.cancel()
-            exists.cancel()
+            for task in (*losing, working):
+                task.cancel()
+
+    async def _loss_of_inputs(self, inputs: Sequence[Any]) -> StageFailed:
+        await self._is_lost(inputs)
+        return ResultLost("A result was lost together with its node.")
+
+
+async def _loss_of_pool(lost: asyncio.Event) -> StageFailed:
+    await lost.wait()
+    return PoolLost("The last replica of the pool is gone.")

@@ -11,15 +11,17 @@ disk, another process's lock) is logged and the write repeated. Any other fault 
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from musetalk_pipeline.errors import PipelineError, StageFailed
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.contract.outcomes import Outcome, Phase, Progress, Success, failure_of
 from serve_app.graph.transfers import Finished
 from serve_app.jobs.job import CANCELLED, Job, ProgressCallback, Verdict
 from serve_app.jobs.job_log import log_end
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateUnavailable
+from serve_app.jobs.state_file import StateThreads
 from serve_app.jobs.unavailable import UnavailableLog
 
 logger = logging.getLogger(__name__)
@@ -136,7 +138,7 @@ class RunningAttempt:
                 phases,
                 has_client=self._has_client(),
             )
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc, job_id=self._job.id)  # the job and its beats go on
             return Verdict.GO_ON
         del self._phases[: len(phases)]
@@ -164,7 +166,7 @@ class RunningAttempt:
         while True:
             try:
                 written = await asyncio.shield(self._threads.write(write))
-            except StateUnavailable as exc:
+            except StoreUnavailable as exc:
                 self._log_unavailable(exc, job_id=self._job.id)
                 await asyncio.sleep(STORE_PAUSES_S[min(tries, len(STORE_PAUSES_S) - 1)])
                 tries += 1
@@ -176,7 +178,7 @@ class RunningAttempt:
         """Queue the job again. If that cannot be written, its lease runs out instead."""
         try:
             await self._threads.write(self._registry.requeue, self._job)
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc, job_id=self._job.id)
         else:
             self._on_stored()
@@ -191,24 +193,24 @@ def outcome_of(
     driving: "asyncio.Task[Finished]", verdict: Verdict, latest: Progress
 ) -> tuple[Outcome, Progress]:
     """Return the outcome of an ended attempt, and its last progress."""
-    seconds = latest.stage_seconds
+    seconds, receipt = latest.stage_seconds, latest.receipt
     failed = Progress(
         Phase.FAILED, latest.fraction, latest.frames_done, latest.frames_total, seconds
     )
     if verdict is not Verdict.GO_ON:
-        return CANCELLED, failed
+        return replace(CANCELLED, receipt=receipt), failed
     if driving.cancelled():
         # It was not cancelled here. A caller does not retry a job that is reported as cancelled.
         cut_off = StageFailed("The job was interrupted before it was done.")
-        return failure_of(cut_off, seconds), failed
+        return failure_of(cut_off, seconds, receipt), failed
     error = driving.exception()
     if isinstance(error, PipelineError):
-        return failure_of(error, seconds), failed
+        return failure_of(error, seconds, receipt), failed
     if error is not None:
         logger.error("driver crashed", exc_info=error)
         crash = StageFailed(f"The driver crashed ({type(error).__name__}).")
         crash.__cause__ = error
-        return failure_of(crash, seconds), failed
+        return failure_of(crash, seconds, receipt), failed
     finished = driving.result()
     total = latest.frames_total
     done = Progress(Phase.COMPLETED, 1.0, total, total, finished.metrics["stage_times"])

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import Context
 
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateUnavailable
+from serve_app.jobs.state_file import StateThreads
 from serve_app.jobs.unavailable import UnavailableLog
 
 RENEW_S = 0.5  # between two renewals of the jobs that clients wait for; each one is a write
@@ -123,5 +124,5 @@ class KeepAlive:
     async def _renew(self, job_ids: list[str], *seconds: float) -> None:
         try:
             await self._threads.write(self._registry.keep_alive, job_ids, *seconds)
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc)  # beats and sweeps renew the keep-alive too

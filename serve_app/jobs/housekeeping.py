@@ -44,7 +44,7 @@ class Housekeeping:
             awaited: jobs that clients of this process wait for.
 
         Raises:
-            StateUnavailable: the registry cannot be written now.
+            StoreUnavailable: the registry cannot be written now.
         """
         if time.monotonic() - self._swept_at <= self._timing.sweep_s:
             return []
@@ -57,7 +57,7 @@ class Housekeeping:
         """Delete the oldest ended jobs beyond the configured number, if it is time to.
 
         Raises:
-            StateUnavailable: the registry cannot be written now.
+            StoreUnavailable: the registry cannot be written now.
         """
         if time.monotonic() - self._forgot_at > self._timing.forget_s:
             self._forgot_at = time.monotonic()

@@ -1,12 +1,9 @@
-"""A job as the registry stores it, how it was submitted, and what makes two jobs the same."""
+"""A job as the registry stores it, and how it was submitted."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
 
 from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
 from serve_app.contract.requests import JobRequest
@@ -33,14 +30,6 @@ class Verdict(StrEnum):
     LOST = "lost"
 
 
-class JobConflict(Exception):
-    """The id belongs to a job with different content. Choose another id."""
-
-
-class QueueFull(Exception):
-    """The queue holds as many jobs as the configuration allows. Try again later."""
-
-
 class WorkerStopping(Exception):
     """The worker stops, and the job that was waited for stays in its queue for the next start."""
 
@@ -53,7 +42,8 @@ class TooManyJoined(Exception):
 class Job:
     """One row of the registry.
 
-    `run` counts the submissions that started the job again. Attempts are counted within a run.
+    `run` counts the submissions that started the job again. `number` counts all attempts and never
+    falls; `attempt` counts those of this run that were not put back.
     `warnings` are those of the submission; the run's own are in its outcome. `queue_position` is 1
     for the next job, and None unless the job is queued.
     """
@@ -65,6 +55,7 @@ class Job:
     created: float  # Unix seconds
     updated: float
     run: int
+    number: int
     attempt: int
     attempt_id: str | None
     lost_attempt_id: str | None
@@ -98,7 +89,7 @@ class SubmissionOptions:
 
 @dataclass(frozen=True, slots=True)
 class PhaseEvent:
-    """A change of phase of one attempt. `number` counts up within a run of the job."""
+    """A change of phase of one attempt. `number` counts all events of the job."""
 
     number: int
     attempt: int
@@ -116,10 +107,10 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some jobs, and whether more follow."""
+    """Some jobs, and the cursor of the next page; None on the last one."""
 
     jobs: tuple[Job, ...]
-    has_more: bool
+    next_cursor: tuple[float, str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,24 +140,3 @@ ABANDONED = Failure(
     retryable=True,
     status_code=500,
 )
-
-
-def content_key(request: JobRequest) -> str:
-    """Return a digest of everything that decides the output, without the job id.
-
-    Addresses count without query and fragment, because the same file may be signed again.
-    """
-    content = request.model_dump(mode="json", exclude={"musetalk_job_id"})
-    for name in ("video_url", "audio_url"):
-        content[name] = _unsigned(content[name])
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _unsigned(url: str) -> list[str]:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return [url]  # not a valid address; the download reports it
-    # Only the host is case-insensitive. User and port stay as they are written.
-    user, at, host = parts.netloc.rpartition("@")
-    return [parts.scheme.lower(), user + at + host.lower(), parts.path]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from musetalk_pipeline.options import JobOptions
+from orchestrator.store.errors import JobConflict, StoreUnavailable
 from serve_app.config.settings import QueueSettings
 from serve_app.contract.outcomes import Outcome, invalid_request, state_unavailable
 from serve_app.contract.requests import JobRequest
@@ -21,7 +22,6 @@ from serve_app.jobs.housekeeping import Housekeeping, SweepTiming
 from serve_app.jobs.job import (
     Followed,
     Job,
-    JobConflict,
     Origin,
     Page,
     ProgressCallback,
@@ -29,7 +29,7 @@ from serve_app.jobs.job import (
     WorkerStopping,
 )
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
+from serve_app.jobs.state_file import StateThreads, StateTiming
 from serve_app.jobs.unavailable import UnavailableLog
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class JobService:
         timing: JobTiming = DEFAULT_TIMING,
     ) -> None:
         self.registry = registry
-        self.threads = StateThreads(registry.file)
+        self.threads = StateThreads(registry.file, registry.timing)
         self._driver = driver
         self._queue = queue
         self._defaults = defaults
@@ -106,7 +106,7 @@ class JobService:
         """Queue a job or join the same one.
 
         Raises:
-            JobConflict, QueueFull, TooManyJoined, StateUnavailable: see the registry.
+            JobConflict, QueueFull, TooManyJoined, StoreUnavailable: see the registry.
         """
         gone = await self._gone(request, submission)
         job, is_new = await self.threads.write(
@@ -160,20 +160,18 @@ class JobService:
             await self._keep_alive.leave(job_id)
             raise
 
-    async def follow(
-        self, job_id: str, run: int, number: int
-    ) -> AsyncGenerator[Followed | None, None]:
+    async def follow(self, job_id: str, number: int) -> AsyncGenerator[Followed | None, None]:
         """Yield a job's state and its new changes of phase whenever there may be some.
 
-        Starts after the change `number` of that `run`. Yields None if the registry cannot be read,
+        Starts after event `number`. Yields None if the registry cannot be read,
         and tries again. Ends when the id is unknown, and as `wait` does.
         """
         with self._changes.following(job_id) as change:
             while True:
                 change.expect()
                 try:
-                    seen = await self.threads.read(self.registry.follow, job_id, run, number)
-                except StateUnavailable as exc:
+                    seen = await self.threads.read(self.registry.follow, job_id, number)
+                except StoreUnavailable as exc:
                     self._log_unavailable(exc)
                     yield None
                 else:
@@ -182,7 +180,6 @@ class JobService:
                     yield seen
                     if seen.job.is_terminal or self._changes.are_over(seen.job):
                         return
-                    run = seen.job.run
                     if seen.events:
                         number = seen.events[-1].number
                 await change.wait(FOLLOW_POLL_S)
@@ -204,7 +201,7 @@ class JobService:
         try:
             await self._sweep()
             job = await self._take_next()
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc)
             return None
         if job is None:
@@ -241,7 +238,7 @@ class JobService:
         """Cancel a job whose claim the orchestrator has revoked, unless a later claim runs here.
 
         Raises:
-            StateUnavailable: the job cannot be cancelled now.
+            StoreUnavailable: the job cannot be cancelled now.
         """
         if not self._claims.revoke(job_id):
             logger.info("a later claim of the job goes on", extra={"job_id": job_id})
@@ -260,7 +257,7 @@ class JobService:
             job = await self.submit(request, Origin.CLAIMED, submission)
         except JobConflict:
             return invalid_request("This job id belongs to a job with different content here.")
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc)
             return state_unavailable()
         return job.outcome or await self._run_or_follow(job, on_progress)
@@ -275,9 +272,9 @@ class JobService:
                     taken = await self._take(only=job.id)
                     if taken is not None:
                         return await self._run(taken, on_progress)
-                    seen = await self.threads.read(self.registry.follow, job.id, job.run, number)
+                    seen = await self.threads.read(self.registry.follow, job.id, number)
                     await self._sweep()
-                except StateUnavailable as exc:
+                except StoreUnavailable as exc:
                     self._log_unavailable(exc)
                 else:
                     if seen is None:
@@ -392,7 +389,7 @@ class JobService:
         """
         try:
             job = await self.get(job_id)
-        except StateUnavailable as exc:
+        except StoreUnavailable as exc:
             self._log_unavailable(exc)
             return None
         if job is None:

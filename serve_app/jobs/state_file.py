@@ -1,46 +1,29 @@
-"""One SQLite file, written by one connection and read by another, and the threads that use it.
+"""The store in a file of the state folder, and the threads that use it.
 
 Reads take no lock. They see the last committed state, even while a write is in progress. A write
-waits a short time for a writer in another process and then fails with `StateUnavailable`, as it
+waits a short time for a writer in another process and then fails with `StoreUnavailable`, as it
 does when the disk is full. An event loop uses the file through `StateThreads`.
 """
 
+from __future__ import annotations
+
 import asyncio
-import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+from orchestrator.store import migrate
+from orchestrator.store.database import Database, Opening
+from orchestrator.store.errors import StoreUnavailable
+from orchestrator.store.tables import probe
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 PROBE_BYTES = 16 * 1024  # about the size of a new job; an empty probe would fit into any full disk
-
-_FAULTS_OF_THE_FILE = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_NOTADB,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOMEM,
-    )
-)
-PROBE_SCHEMA = "CREATE TABLE IF NOT EXISTS probe (room BLOB NOT NULL)"
-
-
-class StateUnavailable(Exception):
-    """The state cannot be read or written now: the disk is full, or another process holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,103 +46,49 @@ class StateTiming:
 DEFAULT_TIMING = StateTiming()
 
 
-class StateFile:
-    """The connections to one file. They may be used from any thread.
-
-    Args:
-        version: the version of the schema. A file of another version is emptied.
-        schema: the statements that create the tables if they do not exist.
+def open_file(
+    path: Path, clock: Callable[[], float] = time.time, timing: StateTiming = DEFAULT_TIMING
+) -> Database:
+    """Open the store in a file that only its owner can read, with the newest tables.
 
     Raises:
-        StateUnavailable: the file cannot be opened or written.
+        StoreUnavailable: the file cannot be opened or written.
+        SchemaTooNew: it was written by a newer release.
     """
+    try:
+        path.touch(mode=0o600)  # addresses may be signed
+        path.chmod(0o600)
+    except OSError as exc:
+        raise StoreUnavailable(f"The state file cannot be made: {exc.strerror}") from exc
+    # Only a power cut can lose the last moments, and after one, no attempt runs any more.
+    opening = Opening(timing.busy_s, survives_power_cut=False, clock=clock)
+    database = Database(f"sqlite:///{path}", opening)
+    migrate.upgrade(database.engine)
+    return database
 
-    def __init__(
-        self, path: Path, version: int, schema: str, timing: StateTiming = DEFAULT_TIMING
-    ) -> None:
-        self.timing = timing
-        self._write_lock, self._read_lock = threading.Lock(), threading.Lock()
-        with _faults_translated():
-            self._writer = _connect(path, timing.busy_s)
-            path.chmod(0o600)
-            self._writer.execute("PRAGMA journal_mode = WAL")
-            self._make_tables(version, schema)
-            self._reader = _connect(path, timing.busy_s)
-            self._reader.execute("PRAGMA query_only = ON")
 
-    def _make_tables(self, version: int, schema: str) -> None:
-        db = self._writer
-        if db.execute("PRAGMA user_version").fetchone()[0] != version:
-            db.execute("PRAGMA foreign_keys = OFF")
-            tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
-            for [name] in db.execute(tables).fetchall():
-                if not name.startswith("sqlite_"):
-                    db.execute(f'DROP TABLE IF EXISTS "{name}"')
-            db.execute("PRAGMA foreign_keys = ON")
-        db.executescript(schema)
-        db.execute(PROBE_SCHEMA)
-        db.execute(f"PRAGMA user_version = {version}")
+def write_probe(database: Database) -> None:
+    """Write as much as a small job takes, and remove it.
 
-    def close(self) -> None:
-        """Close the file. It cannot be used afterwards."""
-        with self._write_lock, self._read_lock:
-            self._reader.close()
-            self._writer.close()
-
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """Run one transaction, which is the only one that writes.
-
-        Raises:
-            StateUnavailable: nothing has been written.
-        """
-        with self._write_lock, _faults_translated():
-            db = self._writer
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            finally:
-                if db.in_transaction:  # some errors end it themselves
-                    db.execute("ROLLBACK")
-
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """Read one consistent view of the committed state, without a lock on the file.
-
-        Raises:
-            StateUnavailable: the file cannot be read.
-        """
-        with self._read_lock, _faults_translated():
-            self._reader.execute("BEGIN")
-            try:
-                yield self._reader
-            finally:
-                if self._reader.in_transaction:
-                    self._reader.execute("ROLLBACK")
-
-    def probe(self) -> None:
-        """Write as much as a small job takes, and remove it.
-
-        Raises:
-            StateUnavailable: the disk is full, or the file may not be written.
-        """
-        with self.writing() as db:
-            db.execute("INSERT INTO probe VALUES (zeroblob(?))", (PROBE_BYTES,))
-            db.execute("DELETE FROM probe")
+    Raises:
+        StoreUnavailable: the disk is full, or the file may not be written.
+    """
+    with database.write() as tx:
+        tx.execute(probe.insert(), room=bytes(PROBE_BYTES))
+        tx.execute(probe.delete())
 
 
 class StateThreads:
-    """Uses a `StateFile` off the event loop, with one thread for writes and one for reads.
+    """Uses a file off the event loop, with one thread for writes and one for reads.
 
     A refused write counts as a result of `is_writable`, which then returns False without delay.
     """
 
-    def __init__(self, file: StateFile) -> None:
+    def __init__(self, file: Database, timing: StateTiming = DEFAULT_TIMING) -> None:
         self._file = file
         self._writer = ThreadPoolExecutor(1, "state-write")
         self._reader = ThreadPoolExecutor(1, "state-read")
-        self._timing = file.timing
+        self._timing = timing
         self._checked_at = float("-inf")
         self._is_writable = True
         self._probing: asyncio.Task[None] | None = None
@@ -170,7 +99,7 @@ class StateThreads:
         If this is cancelled it returns at once, but a write that has begun is completed.
 
         Raises:
-            StateUnavailable: it was not written.
+            StoreUnavailable: it was not written.
         """
         begun = self._writer.submit(function, *args, **kwargs)
         written = asyncio.wrap_future(begun)
@@ -178,9 +107,9 @@ class StateThreads:
             await asyncio.wait({written}, timeout=self._timing.queued_s)
             # Writes behind a stalled file are refused, so that their callers are answered in time.
             if not written.done() and begun.cancel():
-                raise StateUnavailable("too many writes wait for the state file")
+                raise StoreUnavailable("too many writes wait for the state file")
             return await written
-        except StateUnavailable:
+        except StoreUnavailable:
             self._set_writable(False)
             raise
         except asyncio.CancelledError:
@@ -191,7 +120,7 @@ class StateThreads:
         """Call a function that only reads.
 
         Raises:
-            StateUnavailable: the file cannot be read.
+            StoreUnavailable: the file cannot be read.
         """
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, lambda: function(*args, **kwargs))
@@ -208,31 +137,12 @@ class StateThreads:
 
     async def _probe(self) -> None:
         try:
-            await self.write(self._file.probe)
+            await self.write(write_probe, self._file)
             self._set_writable(True)
-        except StateUnavailable:
+        except StoreUnavailable:
             pass  # `write` has stored the result
         finally:
             self._probing = None
 
     def _set_writable(self, is_writable: bool) -> None:
         self._is_writable, self._checked_at = is_writable, time.monotonic()
-
-
-def _connect(path: Path, busy_s: float) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
-    db.row_factory = sqlite3.Row
-    db.execute("PRAGMA foreign_keys = ON")
-    db.execute("PRAGMA synchronous = NORMAL")
-    return db
-
-
-@contextmanager
-def _faults_translated() -> Iterator[None]:
-    """Raise `StateUnavailable` for faults of the file, but not for faults of a statement."""
-    try:
-        yield
-    except sqlite3.Error as exc:
-        if getattr(exc, "sqlite_errorcode", 0) & 0xFF in _FAULTS_OF_THE_FILE:
-            raise StateUnavailable(str(exc)) from exc
-        raise

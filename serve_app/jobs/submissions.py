@@ -1,20 +1,29 @@
-"""How a submission enters the tables: as a new job, or by joining one that is there already.
+"""How a submission enters the store: as a new job, or by joining one that is there already.
 
-Several callers may submit the same job. Each webhook is called once, each idempotency key finds the
-job later, and the job shows the metadata of all callers. Their numbers are bounded.
+The store itself decides what is new, what joins, and what conflicts. Several callers may submit the
+same job: each webhook is called once, each idempotency key finds the job later, and the job shows
+the metadata of all callers. Their numbers are bounded.
 
 All functions run inside a transaction of the caller.
 """
 
+from __future__ import annotations
+
 import json
-import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from serve_app.contract.outcomes import Phase, Progress
+from orchestrator.store import jobs as stored_jobs
+from orchestrator.store.database import Transaction
+from orchestrator.store.statements import UPDATE_JOB
+from orchestrator.store.states import JobState
+from orchestrator.store.tables import ingress_jobs, subscribers
+from orchestrator.store.values import NewJob, Rules
 from serve_app.contract.requests import JobRequest
-from serve_app.jobs import rows
-from serve_app.jobs.job import TERMINAL, Job, Origin, SubmissionOptions, TooManyJoined, content_key
+from serve_app.jobs import rows, statements
+from serve_app.jobs.job import Job, Origin, SubmissionOptions, TooManyJoined
+from serve_app.jobs.statements import CLAIMS, HERE
 
 KEEP_ALIVE_S = 5.0  # an open connection renews its job's keep-alive well within this
 MAX_SUBSCRIBERS = 16  # webhooks of one job
@@ -23,117 +32,128 @@ MAX_METADATA_CHARS = 64 * 1024  # of all callers of one job together
 MAX_WARNINGS = 32
 
 
-def find(db: sqlite3.Connection, job_id: str, idempotency_key: str | None) -> Any:
+def find(tx: Transaction, job_id: str, idempotency_key: str | None) -> Any:
     """Return the row of the key's job, else that of the id; None if there is neither."""
-    if idempotency_key is not None:
-        query = "SELECT job_id FROM idempotency_keys WHERE key = ?"
-        found = db.execute(query, (idempotency_key,)).fetchone()
-        if found is not None:
-            return rows.get(db, found["job_id"])
-    return rows.get(db, job_id)
+    named = NewJob(job_id, HERE, "", "", idempotency_key=idempotency_key)
+    known = stored_jobs.known_id(tx, named)
+    return tx.execute(statements.READ_ONE, job_id=known).mappings().one_or_none()
 
 
-def may_run_again(row: sqlite3.Row, gone: Job | None) -> bool:
-    """Return whether a submission starts the stored job again instead of joining it.
-
-    `gone` is a job that succeeded and whose output no longer exists.
-    """
-    if row["status"] in ("failed", "cancelled"):
-        return True
-    is_gone = gone is not None and (row["id"], row["run"]) == (gone.id, gone.run)
-    return is_gone and row["status"] in TERMINAL
-
-
-def enter(
-    db: sqlite3.Connection,
+def submit(
+    tx: Transaction,
     request: JobRequest,
     origin: Origin,
+    max_queued: int,
     submission: SubmissionOptions,
-    now: float,
-) -> None:
-    """Queue a job, or the next run of one that has ended."""
-    job_id = request.musetalk_job_id
-    values = {
-        "id": job_id,
-        "request": request.model_dump_json(),
-        "content_key": content_key(request),
-        "origin": origin,
-        "now": now,
-        "wanted_until": now + KEEP_ALIVE_S,
-        "progress": rows.progress_json(Progress(Phase.QUEUED, 0.0)),
-        "metadata": None if submission.metadata is None else json.dumps(submission.metadata),
-        "warnings": json.dumps(submission.warnings),
-        "queue_job_id": submission.queue_job_id,
-    }
-    db.execute(rows.ENTER, values)
-    db.execute("DELETE FROM phases WHERE job_id = ?", (job_id,))
-    # Webhooks that were called for the previous end are done. The others wait for the next end.
-    db.execute("DELETE FROM subscribers WHERE job_id = ? AND notified", (job_id,))
+    gone: Job | None,
+) -> tuple[Job, bool]:
+    """Queue a job, or join the one with the same id or key; see the registry."""
+    row = find(tx, request.musetalk_job_id, submission.idempotency_key)
+    new = new_job(request, submission.metadata, CLAIMS if origin is Origin.CLAIMED else HERE)
+    if row is not None:
+        new = replace(new, id=row["id"], client=row["client"])
+    limit = None if origin is Origin.CLAIMED else max_queued
+    redo = row is not None and gone is not None and (row["id"], row["run"]) == (gone.id, gone.run)
+    job, is_new = stored_jobs.submit(tx, new, Rules(max_queued=limit), redo=redo)
+    if is_new:
+        _enter(tx, job.id, job.attempt, origin, submission)
+    else:
+        _join(tx, row, origin, submission)
+    _subscribe(tx, new, submission)
+    stored = tx.execute(statements.READ_ONE, job_id=new.id).mappings().one()
+    return rows.job_of(stored), is_new
 
 
-def join(
-    db: sqlite3.Connection,
-    row: sqlite3.Row,
-    request: JobRequest,
-    origin: Origin,
-    submission: SubmissionOptions,
-    now: float,
-) -> None:
-    """Add one more caller to a job. The job keeps what each of them sent."""
-    job = rows.job_of(row)
-    metadata = merged(job.metadata, submission.metadata)
-    warnings = tuple(dict.fromkeys(job.warnings + submission.warnings))[:MAX_WARNINGS]
-    db.execute(
-        "UPDATE jobs SET metadata = ?, warnings = ?, queue_job_id = coalesce(?, queue_job_id) "
-        "WHERE id = ?",
-        (
-            None if metadata is None else json.dumps(metadata),
-            json.dumps(warnings),
-            submission.queue_job_id,
-            job.id,
-        ),
+def new_job(request: JobRequest, metadata: Mapping[str, Any] | None, client: str) -> NewJob:
+    """Return a request for the store."""
+    return NewJob(
+        id=request.musetalk_job_id,
+        client=client,
+        video_url=request.video_url,
+        audio_url=request.audio_url,
+        aspect_ratio=request.aspect_ratio,
+        resolution=request.resolution,
+        params=request.params.model_dump(mode="json", exclude_none=True),
+        metadata=metadata,
     )
-    if job.is_terminal:
-        return
-    # The content is the same, but its addresses may be signed again. The next start uses those.
-    db.execute("UPDATE jobs SET request = ? WHERE id = ?", (request.model_dump_json(), job.id))
-    if origin is Origin.SYNC:
-        keep_alive(db, [job.id], now + KEEP_ALIVE_S)
-    elif job.origin is Origin.SYNC or origin is Origin.ASYNC:
-        # This caller does not wait on a connection. From now on neither a disconnect nor an
-        # orchestrator that takes its claim back ends the job.
-        db.execute("UPDATE jobs SET origin = ? WHERE id = ?", (Origin.ASYNC, job.id))
 
 
-def keep_alive(db: sqlite3.Connection, job_ids: Iterable[str], until: float) -> None:
+def keep_alive(tx: Transaction, job_ids: Iterable[str], until: float) -> None:
     """Store until when connections keep these jobs alive, in Unix seconds."""
-    db.execute(rows.KEEP_ALIVE, (until, json.dumps(list(job_ids))))
+    if ids := list(job_ids):
+        tx.execute(statements.KEEP_ALIVE, job_ids=ids, until=until)
 
 
-def subscribe(db: sqlite3.Connection, job_id: str, submission: SubmissionOptions) -> None:
+def _enter(
+    tx: Transaction, job_id: str, attempt: int, origin: Origin, submission: SubmissionOptions
+) -> None:
+    """Add what the ingress keeps of a new job, or of the next run of one that has ended."""
+    fresh = {
+        "origin": origin,
+        "wanted_until": tx.now + KEEP_ALIVE_S,
+        "cancel_requested": False,
+        "uncounted": attempt,
+        "queue_job_id": submission.queue_job_id,
+        "warnings": list(submission.warnings),
+        "run_warnings": [],
+    }
+    insert = tx.insert(ingress_jobs).values(job_id=job_id, **fresh)
+    tx.execute(insert.on_conflict_do_update(index_elements=["job_id"], set_=fresh))
+    _own(tx, job_id, origin)
+    # Webhooks that were called for the previous end are done. The others wait for the next end.
+    called = subscribers.c.job_id == job_id, subscribers.c.is_notified
+    tx.execute(subscribers.delete().where(*called))
+
+
+def _join(tx: Transaction, row: Any, origin: Origin, submission: SubmissionOptions) -> None:
+    """Add one more caller to a job. The job keeps what each of them sent."""
+    metadata = merged(row["metadata"], submission.metadata)
+    tx.execute(UPDATE_JOB.values(metadata=metadata), job_id=row["id"])
+    warnings = [*dict.fromkeys((*row["warnings"], *submission.warnings))][:MAX_WARNINGS]
+    kept: dict[str, object] = {
+        "warnings": warnings,
+        "queue_job_id": submission.queue_job_id or row["queue_job_id"],
+    }
+    if not JobState(row["state"]).is_terminal:
+        if origin is Origin.SYNC:
+            kept["wanted_until"] = tx.now + KEEP_ALIVE_S
+        elif row["origin"] == Origin.SYNC or origin is Origin.ASYNC:
+            # This caller does not wait on a connection. From now on neither a disconnect nor an
+            # orchestrator that takes its claim back ends the job.
+            kept["origin"] = Origin.ASYNC
+            _own(tx, row["id"], Origin.ASYNC)
+    tx.execute(statements.UPDATE_INGRESS_JOB.values(kept), of_job=row["id"])
+
+
+def _own(tx: Transaction, job_id: str, origin: Origin) -> None:
+    """Put a job into this ingress's own queue, or leave it to its claim."""
+    client = CLAIMS if origin is Origin.CLAIMED else HERE
+    tx.execute(UPDATE_JOB.values(client=client), job_id=job_id)
+
+
+def _subscribe(tx: Transaction, new: NewJob, submission: SubmissionOptions) -> None:
     """Store a submission's idempotency key and webhook with the job, each once.
 
     Raises:
         TooManyJoined: the caller has to roll the transaction back.
     """
     if submission.idempotency_key is not None:
-        db.execute(
-            "INSERT OR REPLACE INTO idempotency_keys (key, job_id) VALUES (?, ?)",
-            (submission.idempotency_key, job_id),
-        )
-        _check_number(db, "idempotency_keys", job_id, MAX_KEYS)
+        named = replace(new, client=HERE, idempotency_key=submission.idempotency_key)
+        stored_jobs.remember_key(tx, named, new.id)
+        _check_number(tx, statements.COUNT_KEYS, new.id, MAX_KEYS)
     if submission.webhook_url is not None:
-        metadata = None if submission.metadata is None else json.dumps(submission.metadata)
-        db.execute(
-            "INSERT OR IGNORE INTO subscribers (job_id, webhook_url, metadata) VALUES (?, ?, ?)",
-            (job_id, submission.webhook_url, metadata),
-        )
-        _check_number(db, "subscribers", job_id, MAX_SUBSCRIBERS)
+        target = {
+            "job_id": new.id,
+            "webhook_url": submission.webhook_url,
+            "metadata": submission.metadata,
+            "is_notified": False,
+        }
+        tx.execute(tx.insert(subscribers).values(target).on_conflict_do_nothing())
+        _check_number(tx, statements.COUNT_WEBHOOKS, new.id, MAX_SUBSCRIBERS)
 
 
-def _check_number(db: sqlite3.Connection, table: str, job_id: str, limit: int) -> None:
-    query = f"SELECT count(*) FROM {table} WHERE job_id = ?"
-    if db.execute(query, (job_id,)).fetchone()[0] > limit:
+def _check_number(tx: Transaction, statement: Any, job_id: str, limit: int) -> None:
+    if (tx.execute(statement, job_id=job_id).scalar() or 0) > limit:
         raise TooManyJoined(job_id)
 
 

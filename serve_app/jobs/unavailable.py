@@ -3,7 +3,7 @@
 import logging
 import time
 
-from serve_app.jobs.state_file import StateUnavailable
+from orchestrator.store.errors import StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class UnavailableLog:
         self._text = text
         self._logged_at = float("-inf")
 
-    def __call__(self, exc: StateUnavailable, **facts: object) -> None:
+    def __call__(self, exc: StoreUnavailable, **facts: object) -> None:
         """Log `exc`, unless that was done a short time ago."""
         now = time.monotonic()
         if now - self._logged_at > LOG_AGAIN_S:

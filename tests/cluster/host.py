@@ -11,13 +11,17 @@ import json
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 from ray.serve._private.api import serve_start
 from ray.serve.schema import ServeDeploySchema
 
@@ -39,6 +43,7 @@ class Host:
     def __init__(self) -> None:
         self._cluster = Cluster()
         self._nodes: dict[str, Any] = {}
+        self._taking: dict[str, threading.Timer] = {}
 
     def add(self, name: str, folder: str, **options: Any) -> str:
         """Add a node with folders of its own; the first one is the head. Return its id."""
@@ -74,6 +79,22 @@ class Host:
     def remove(self, name: str) -> None:
         """Take a node away at once, with every process on it."""
         self._cluster.remove_node(self._nodes.pop(name), allow_graceful=False)
+
+    def drain(self, name: str, grace_s: float) -> None:
+        """Announce that a node goes, as a cloud does with a spot machine, and take it then."""
+        until_ms = int((time.time() + grace_s) * 1000)
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        client = GcsClient(address=self._cluster.address)
+        is_accepted, why = client.drain_node(
+            str(self._nodes[name].node_id), reason, "the machine is taken back", until_ms
+        )
+        assert is_accepted, why
+        self._taking[name] = threading.Timer(grace_s, self.remove, [name])
+        self._taking[name].start()
+
+    def taken(self, name: str) -> None:
+        """Return when a node that was drained is gone."""
+        self._taking.pop(name).join()
 
     def deploy(self, document: dict[str, Any]) -> None:
         """Hand a configuration to Serve, as `serve deploy` does; do not wait for it."""

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import yaml
 
-from demo.application import free_port
+from demo.application import free_port, session_processes
 from demo.application import stop as stop_session
 from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
 from tests.cluster.names import NODE
@@ -78,6 +78,33 @@ class Machines(RunningApp):
         self.nodes.discard(name)
         self.command("remove", name=name)
 
+    def cut_off(self, name: str) -> None:
+        """Stop every process of a node. To all others that looks like a network that is down."""
+        for process in self._processes_of(name):
+            process.suspend()
+
+    def reconnect(self, name: str) -> None:
+        """Let a node that was cut off go on, and wait until it has noticed that it was given up."""
+        for process in self._processes_of(name):
+            process.resume()
+        wait_until(lambda: not self._replicas_on(name), f"replicas on {name} go on")
+        self.remove(name)
+
+    def _processes_of(self, name: str) -> list[psutil.Process]:
+        found = []
+        for process in session_processes(self.ray_folder):
+            with contextlib.suppress(psutil.Error):
+                if self.node_of_process(process) == name:
+                    found.append(process)
+        return found
+
+    def _replicas_on(self, name: str) -> list[str]:
+        titles = []
+        for process in self._processes_of(name):
+            with contextlib.suppress(psutil.Error):
+                titles += [part for part in process.cmdline() if "ServeReplica" in part]
+        return titles
+
     def deploy(self, import_path: str = IMPORT_PATH, **args: Any) -> None:
         """Deploy the application with `args` over the project's own configuration."""
         document = config_document(self.folder, self.port, args)
@@ -124,23 +151,13 @@ class Machines(RunningApp):
 
     def node_of_process(self, process: psutil.Process) -> str:
         """Return the name of the node that a process belongs to."""
-        return process.environ()[NODE]
+        return process.environ().get(NODE, "")
 
     @property
     def scratch(self) -> list[str]:
-        """The attempts whose files are still on a node that has a Preprocessor or a Finisher.
-
-        Nobody removes them from a node that has lost its last one. The janitor of the next replica
-        there does, when they are old.
-        """
-        stages = ("Preprocessor", "Finisher")
-        replicas = [process for stage in stages for process in self.replicas(stage)]
-        return self.scratch_on({self.node_of_process(process) for process in replicas})
-
-    def scratch_on(self, nodes: set[str]) -> list[str]:
-        """Return the attempts whose files are on these nodes."""
+        """The attempts whose files are still on a node that is there."""
         found = []
-        for node in sorted(nodes):
+        for node in sorted(self.nodes):
             with contextlib.suppress(FileNotFoundError):
                 jobs = (self.folder / node / "work" / "jobs").iterdir()
                 found += [f"{node}/{path.name}" for path in jobs]

@@ -62,8 +62,6 @@ def test_a_pool_that_lost_its_only_node_is_replaced_by_another_from_zero(
         cluster.deploy(
             pools=[pool("ada", 0.1), pool("hopper", 9.0)],
             scaling={"drain_s": 30.0, "load_s": 2.0, "job_frames": 25},
-            # A call whose result was on a lost node is noticed by its deadline only.
-            driver={"call_timeout_s": 15.0},
         )
         cluster.wait_ready()
         assert cluster.client.post("/v1/avatar/jobs", json=media.job("moved")).status_code == 202

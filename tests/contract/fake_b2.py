@@ -50,6 +50,8 @@ class Stored:
     content: bytes
     content_type: str
     is_large: bool
+    file_id: str = ""
+    uploaded_ms: int = 1
 
 
 class FakeB2(ThreadingHTTPServer):
@@ -67,6 +69,8 @@ class FakeB2(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.all_tokens: set[str] = set()
         self.files: dict[str, Stored] = {}
+        self.older: list[tuple[str, Stored]] = []  # versions that a newer one hides, newest first
+        self.now_ms = 1
         self.unfinished: dict[str, LargeFile] = {}
         self.calls: list[str] = []
         self.faults: dict[str, list[Fault]] = defaultdict(list)
@@ -85,6 +89,12 @@ class FakeB2(ThreadingHTTPServer):
         self.tokens.add(token)
         self.all_tokens.add(token)
         return token
+
+    def store(self, name: str, content: bytes, kind: str, file_id: str, *, is_large: bool) -> None:
+        """Store a new version of a file."""
+        if name in self.files:
+            self.older.insert(0, (name, self.files[name]))
+        self.files[name] = Stored(content, kind, is_large, file_id, self.now_ms)
 
     def count(self, call: str) -> int:
         return self.calls.count(call)
@@ -246,17 +256,44 @@ class Handler(BaseHTTPRequestHandler):
         prefix, most = request.get("prefix") or "", request.get("maxFileCount") or 100
         start = request.get("startFileName") or ""
         names = sorted(n for n in self.server.files if n.startswith(prefix) and n >= start)
-        files = [
-            self._file("id-of-" + name, name, len(self.server.files[name].content), "none")
-            for name in names[:most]
-        ]
+        files = [self._version(name, self.server.files[name]) for name in names[:most]]
         return {"files": files, "nextFileName": names[most] if len(names) > most else None}
+
+    def b2_list_file_versions(self, body: bytes) -> dict[str, Any]:
+        request = self._authorised(body)
+        if "listFiles" not in self.server.capabilities:
+            raise RefusedError(401, "unauthorized")
+        prefix, most = request.get("prefix") or "", request.get("maxFileCount") or 100
+        start, start_id = request.get("startFileName") or "", request.get("startFileId")
+        versions = [*self.server.files.items(), *self.server.older]
+        versions = sorted((v for v in versions if v[0].startswith(prefix)), key=lambda v: v[0])
+        files = [self._version(*version) for version in versions if version[0] >= start]
+        while start_id and files and files[0]["fileId"] != start_id:
+            files.pop(0)
+        after = files[most] if len(files) > most else {"fileName": None, "fileId": None}
+        return {
+            "files": files[:most],
+            "nextFileName": after["fileName"],
+            "nextFileId": after["fileId"],
+        }
+
+    def _version(self, name: str, stored: Stored) -> dict[str, Any]:
+        file_id = stored.file_id or "id-of-" + name
+        found = self._file(file_id, name, len(stored.content), "none")
+        return found | {"uploadTimestamp": stored.uploaded_ms}
 
     def b2_delete_file_version(self, body: bytes) -> dict[str, Any]:
         request = self._authorised(body)
         if "deleteFiles" not in self.server.capabilities:
             raise RefusedError(401, "unauthorized")
-        if self.server.files.pop(request["fileName"], None) is None:
+        name, file_id = request["fileName"], request["fileId"]
+        older = [version for version in self.server.older if version[1].file_id == file_id]
+        newest = self.server.files.get(name)
+        if older:
+            self.server.older.remove(older[0])
+        elif newest is not None and file_id in (newest.file_id, "id-of-" + name):
+            del self.server.files[name]  # tests delete no newest version of several
+        else:
             raise RefusedError(400, "file_not_present")
         return {"fileId": request["fileId"], "fileName": request["fileName"]}
 
@@ -273,8 +310,10 @@ class Handler(BaseHTTPRequestHandler):
         self._check_token()
         sha1 = self._check_sha1(body)
         name = unquote(self.headers["X-Bz-File-Name"])
-        self.server.files[name] = Stored(body, self.headers["Content-Type"], False)
-        return self._file(f"id-{next(self.server.numbers)}", name, len(body), sha1)
+        file_id = f"id-{next(self.server.numbers)}"
+        self.server.store(name, body, self.headers["Content-Type"], file_id, is_large=False)
+        uploaded = {"uploadTimestamp": self.server.now_ms}
+        return self._file(file_id, name, len(body), sha1) | uploaded
 
     def b2_start_large_file(self, body: bytes) -> dict[str, Any]:
         request = self._authorised(body)
@@ -313,7 +352,7 @@ class Handler(BaseHTTPRequestHandler):
         if [hashlib.sha1(part).hexdigest() for part in parts] != request["partSha1Array"]:
             raise RefusedError(400, "bad_request", "the parts are not those that were sent")
         content = b"".join(parts)
-        self.server.files[large.name] = Stored(content, large.content_type, True)
+        self.server.store(large.name, content, large.content_type, file_id, is_large=True)
         del self.server.unfinished[file_id]
         return self._file(file_id, large.name, len(content), "none", large)
 

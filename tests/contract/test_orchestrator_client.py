@@ -198,6 +198,12 @@ async def test_a_worker_that_keeps_no_count_sends_no_receipt(main: MainClient) -
     assert "receipt" not in json.loads(report.body)
 
 
+async def test_the_report_of_a_failure_has_its_receipt(main: MainClient) -> None:
+    end = FailureReport("No face was found.", 0.25, receipt={"frames": 0, "usd": 0.001})
+    report = main.final_report(JOB, end, config_label=None, batch_size=None)
+    assert json.loads(report.body)["receipt"] == {"frames": 0, "usd": 0.001}
+
+
 async def test_failure_is_byte_exact(fake: FakeOrchestrator, main: MainClient) -> None:
     fake.add_job("job-1")
     await main.claim()
@@ -253,6 +259,11 @@ async def test_buffer_claim_is_byte_exact_and_returns_the_buffer_id(
         (
             FailureReport("No face was found."),
             '{"status":"failed","error":"No face was found.","output_url":null,"metrics":null}',
+        ),
+        (
+            FailureReport("No face was found.", receipt={"frames": 0}),
+            '{"status":"failed","error":"No face was found.","output_url":null,"metrics":null,'
+            '"receipt":{"frames":0}}',
         ),
     ],
 )

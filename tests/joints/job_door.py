@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import sqlalchemy as sa
 import uvicorn
 from starlette.types import ASGIApp
 
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
 from serve_app.contract.outcomes import Phase, Progress
@@ -201,22 +203,28 @@ def lock_held(path: Path) -> Iterator[subprocess.Popen[str]]:
 @contextlib.contextmanager
 def disk_full(registry: JobRegistry) -> Iterator[None]:
     """Let the registry's file grow no further, as on a full disk (SQLITE_FULL)."""
-    with registry.file.writing() as db:
-        db.execute("CREATE TABLE filling (x BLOB)")
-    with registry.file.writing() as db:
-        pages = db.execute("PRAGMA page_count").fetchone()[0]
-        db.execute(f"PRAGMA max_page_count = {pages}")
-    with contextlib.suppress(Exception):
-        for size in (4096, 1024, 128, 16):  # what is free within the file goes too
-            with contextlib.suppress(Exception):
-                while True:
-                    with registry.file.writing() as db:
-                        db.execute("INSERT INTO filling VALUES (zeroblob(?))", (size,))
+    filling = sa.table("filling", sa.column("x", sa.LargeBinary))
+    with registry.file.write() as tx:
+        tx.execute(sa.text("CREATE TABLE filling (x BLOB)"))
+    with registry.file.write() as tx:
+        pages = tx.execute(sa.text("PRAGMA page_count")).scalar()
+
+    def bound(connection: sa.Connection) -> None:  # each connection has a bound of its own
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    sa.event.listen(registry.file.engine, "begin", bound)
+    for size in (4096, 1024, 128, 16):  # what is free within the file goes too
+        with contextlib.suppress(StoreUnavailable):
+            while True:
+                with registry.file.write() as tx:
+                    tx.execute(filling.insert(), x=bytes(size))
     try:
         yield
     finally:
-        with registry.file.writing() as db:
-            db.execute("PRAGMA max_page_count = 1073741823")
+        pages = 1073741823
+        with registry.file.write():
+            sa.event.remove(registry.file.engine, "begin", bound)
+        registry.file.engine.dispose()  # the next connections have no bound
 
 
 def body(job_id: str = "a", **changes: object) -> dict[str, object]:

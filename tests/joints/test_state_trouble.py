@@ -12,13 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import sqlalchemy as sa
 
+from orchestrator.store.errors import StoreUnavailable
+from orchestrator.store.tables import ingress_jobs, jobs
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.jobs.housekeeping import SweepTiming
 from serve_app.jobs.job import Origin, SubmissionOptions
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobTiming
-from serve_app.jobs.state_file import StateThreads, StateTiming, StateUnavailable
+from serve_app.jobs.state_file import StateThreads, StateTiming, write_probe
 from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
 from tests.waiting import turns, until_async
 
@@ -51,7 +54,7 @@ def test_reads_see_what_was_committed_while_another_process_writes(tmp_path):
     with lock_held(tmp_path / "jobs.sqlite3"):
         assert registry.get("a").status == "queued"
         assert [job.id for job in registry.page(None, 10).jobs] == ["a"]
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(StoreUnavailable):
             registry.submit(request("b"), Origin.ASYNC, 10)
     registry.submit(request("b"), Origin.ASYNC, 10)
     registry.close()
@@ -95,8 +98,8 @@ async def test_a_full_disk_refuses_new_jobs_and_loses_no_running_one(rig):
         assert (await rig.client.get("/v1/avatar/jobs/a")).status_code == 200
         rig.graph.go_on.set()
         await until_async(lambda: rig.graph.at_work == 0, "the attempt has not ended")
-        with pytest.raises(StateUnavailable):
-            await rig.service.threads.write(rig.door.registry.file.probe)
+        with pytest.raises(StoreUnavailable):
+            await rig.service.threads.write(write_probe, rig.door.registry.file)
         assert (rig.service.active_jobs, work.done()) == (1, False)
     await work
     assert rig.door.registry.get("a").status == "succeeded"
@@ -111,8 +114,8 @@ async def test_a_lease_that_could_not_be_renewed_starts_no_second_attempt_here(t
         await rig.client.post("/v1/avatar/jobs", json=body())
         work = asyncio.create_task(rig.service.run_next())
         await rig.graph.inferring.wait()
-        with rig.door.registry.file.writing() as db:
-            db.execute("UPDATE jobs SET lease_until = 0")
+        with rig.door.registry.file.write() as tx:
+            tx.execute(jobs.update().values(lease_until=0.0))
         assert await rig.service.run_next() is None
         rig.graph.go_on.set()
         await work
@@ -124,9 +127,9 @@ async def test_a_registry_that_breaks_in_another_way_ends_the_attempt(rig):
     """Mend 3.2: no driver runs on alone, whatever was raised."""
     rig.graph.holds = True
     await rig.client.post("/v1/avatar/jobs", json=body())
-    with rig.door.registry.file.writing() as db:  # a fault of the statement, not of the file
-        db.execute("ALTER TABLE phases RENAME TO phases_of_old")
-    with pytest.raises(Exception, match="no such table: phases"):
+    with rig.door.registry.file.write() as tx:  # a fault of the statement, not of the file
+        tx.execute(sa.text("ALTER TABLE events RENAME TO events_of_old"))
+    with pytest.raises(Exception, match="no such table: events"):
         await rig.service.run_next()
     assert (rig.graph.at_work, rig.service.active_jobs) == (0, 0)
 
@@ -135,10 +138,10 @@ async def test_a_caller_that_waits_is_answered_when_the_lock_is_gone(rig):
     """Mend 3.6: its keep-alive could not be renewed before it ran out."""
     asked = asyncio.create_task(rig.client.post("/generate", json=body()))
     await until_async(lambda: rig.door.registry.get("a"), "the job was not entered")
-    with lock_held(rig.door.path), pytest.raises(StateUnavailable):
+    with lock_held(rig.door.path), pytest.raises(StoreUnavailable):
         await rig.service.threads.write(rig.door.registry.keep_alive, ["a"])
-    with rig.door.registry.file.writing() as db:
-        db.execute("UPDATE jobs SET wanted_until = 0")
+    with rig.door.registry.file.write() as tx:
+        tx.execute(ingress_jobs.update().values(wanted_until=0.0))
     await rig.service.run_next()
     assert (await asked).status_code == 200
 
@@ -220,12 +223,12 @@ async def test_behind_a_write_that_never_returns_others_are_refused_in_time(tmp_
     """A disk that stalls raises nothing, and a thread in it cannot be ended."""
     timing = replace(IMPATIENT, queued_s=0.1)
     registry = JobRegistry(tmp_path / "jobs.sqlite3", timing=timing)
-    threads = StateThreads(registry.file)
+    threads = StateThreads(registry.file, timing)
     go_on, written = threading.Event(), list[str]()
     stalled = asyncio.create_task(threads.write(go_on.wait, 30.0))
     async with asyncio.timeout(10.0):
         await turns()
-        with pytest.raises(StateUnavailable):
+        with pytest.raises(StoreUnavailable):
             await threads.write(written.append, "refused")
         assert not await threads.is_writable()
         given_up = asyncio.create_task(threads.write(written.append, "given up"))

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.errors import AudioTooShort, InvalidAudio
-from musetalk_pipeline.media.speech_audio import BLOCK_FRAMES, open_audio
+from musetalk_pipeline.media.containers import WAV, plain_wav
+from musetalk_pipeline.media.media_file import read_header
+from musetalk_pipeline.media.speech_audio import BLOCK_FRAMES, make_track, open_audio
 from musetalk_pipeline.options import MediaLimits
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -77,6 +79,27 @@ def test_samples_equal_librosas(
     assert track_fields(audio) == ["aac", str(track_rate), str(min(2, channels))]
 
 
+def test_a_plain_header_is_read_as_ffprobe_reads_it(tmp_path: Path) -> None:
+    path = noise_file(tmp_path / "speech.wav", 1.313, 22_050, 1, "PCM_16")
+    content = path.read_bytes()
+    found = plain_wav(content[:4096], len(content))
+    [stream] = read_header(path, WAV, InvalidAudio).streams
+    assert found is not None
+    assert found == {name: stream[name] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("channels", "subtype", "missing"),
+    [(2, "PCM_16", 0), (1, "PCM_24", 0), (1, "FLOAT", 0), (1, "PCM_16", 1)],
+)
+def test_any_other_header_is_left_to_ffprobe(
+    channels: int, subtype: str, missing: int, tmp_path: Path
+) -> None:
+    content = noise_file(tmp_path / "a.wav", 0.1, 16_000, channels, subtype).read_bytes()
+    assert plain_wav(content[:4096], len(content) - missing) is None
+    assert plain_wav(content[: 44 - 1], 43) is None
+
+
 def test_many_blocks_join_without_a_seam(tmp_path: Path) -> None:
     path = noise_file(tmp_path / "long.wav", 4.5 * BLOCK_FRAMES / 44_100, 44_100, 1, "PCM_16")
     assert np.array_equal(samples(open_audio(path, tmp_path, MediaLimits())), librosa_load(path))
@@ -123,6 +146,20 @@ def test_both_forms_hold_the_same_sound(tmp_path: Path) -> None:
     assert abs(int(np.abs(samples(audio)).argmax()) - 8000) <= 1
     assert abs(int(np.abs(track).argmax()) - 24_000) <= 24  # half a millisecond
     assert len(track) >= len(sound)
+
+
+def test_a_track_that_is_made_later_is_the_same_file(tmp_path: Path) -> None:
+    path = noise_file(tmp_path / "noise.wav", 1.5, 22_050, 2, "PCM_16")
+    at_once = open_audio(path, tmp_path, MediaLimits())
+    (tmp_path / "later").mkdir()
+    later = open_audio(path, tmp_path / "later", MediaLimits(), track_within_s=1.0)
+    assert not later.track_path.exists()
+    np.testing.assert_array_equal(samples(later), samples(at_once))
+    make_track(later, MediaLimits())
+    assert later.track_path.read_bytes() == at_once.track_path.read_bytes()
+    made = later.track_path.stat()
+    make_track(later, MediaLimits())  # it is there
+    assert later.track_path.stat() == made
 
 
 def test_what_is_not_a_number_becomes_silence(tmp_path: Path) -> None:

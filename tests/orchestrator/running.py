@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx
 
+from orchestrator.server import Server, new_server
 from orchestrator.service.errors import HINTS
-from orchestrator.service.server import Server, new_server
+from orchestrator.service.fleet_file import FleetPlan
 from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from tests.orchestrator.databases import Bench
@@ -62,6 +63,13 @@ class Running:
         """Return the state of a job."""
         return str(self.admin.get(f"/v1/avatar/jobs/{job_id}").json()["state"])
 
+    def wait_for_status(self, job_id: str, status: str) -> None:
+        """Wait until a job has a state."""
+        deadline = time.monotonic() + 20
+        while self.status(job_id) != status:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
     def claim(self, worker_id: str = "w1", **fields: Any) -> dict[str, Any] | None:
         """Claim as a main worker."""
         body = {"worker_id": worker_id, "worker_type": "main", "gpu_class": "RTX-3090-24GB"}
@@ -93,10 +101,12 @@ DONE: dict[str, Any] = {
 
 
 @contextmanager
-def running_service(bench: Bench, **variables: str) -> Iterator[Running]:
+def running_service(
+    bench: Bench, fleet_plan: FleetPlan | None = None, **variables: str
+) -> Iterator[Running]:
     """Serve a store on a free port of this machine. The store is closed with it."""
     settings = read_settings(ENVIRONMENT | variables)
-    services = Services(settings, bench.store)
+    services = Services(settings, bench.store, fleet_plan)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = new_server(settings, services)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.scaling import Decision
 from orchestrator.scaling.dry_run import DryRun
-from orchestrator.scaling.fleet import FleetError, MachineState, apply, load_provider
+from orchestrator.scaling.fleet import FleetError, MachineState, load_provider
 from orchestrator.scaling.process import GUARD, KEPT_FOLDERS, LOG, ProcessFleet
 
 WORKER = Path(__file__).with_name("fleet_worker.py")
@@ -199,24 +198,12 @@ async def test_workers_that_end_early_are_started_again_with_growing_pauses(hub,
             now[0] += 0.5
 
 
-async def test_there_are_at_most_max_workers_and_the_other_decisions_are_applied(
-    hub, tmp_path, caplog
-):
-    decisions = [
-        Decision("local", "cpu", 0, 3, "Too many."),
-        Decision("nowhere", "cpu", 0, 1, "No such provider."),
-        Decision("dry", "cpu", 0, 2, "Enough."),
-    ]
-    dry = DryRun()
+async def test_there_are_at_most_max_workers(hub, tmp_path):
     async with a_fleet(hub, tmp_path, max_workers=1) as fleet:
-        await apply(decisions, {"local": fleet, "dry": dry}, busy=())
+        with pytest.raises(FleetError, match="All 1 workers of this machine are in use"):
+            await fleet.want("cpu", 3)
         await hub.hello()
         assert len(await fleet.have()) == 1
-        assert len(await dry.have()) == 2
-        await apply([Decision("local", "cpu", 1, 0, "Nothing left.")], {"local": fleet}, busy=())
-        assert [machine.state for machine in await fleet.have()] == [MachineState.DRAINING]
-    assert "All 1 workers of this machine are in use." in caplog.text
-    assert "no such provider" in caplog.text
 
 
 async def test_a_closed_fleet_starts_nothing(tmp_path):
@@ -277,18 +264,18 @@ async def test_the_log_of_a_worker_is_bounded_and_keeps_the_end(tmp_path):
 
 def test_a_provider_is_chosen_by_its_path(tmp_path):
     options = {"command": ["true"], "folder": tmp_path}
-    loaded = load_provider("orchestrator.scaling.process.ProcessFleet", options)
+    loaded = load_provider("orchestrator.scaling.process:ProcessFleet", options)
     assert isinstance(loaded, ProcessFleet)
-    assert isinstance(load_provider("orchestrator.scaling.dry_run.DryRun", {}), DryRun)
+    assert isinstance(load_provider("orchestrator.scaling.dry_run:DryRun", {}), DryRun)
 
 
 @pytest.mark.parametrize(
     ("path", "options"),
     [
-        ("orchestrator.scaling.nowhere.Fleet", {}),
-        ("orchestrator.scaling.dry_run.Fleet", {}),
+        ("orchestrator.scaling.nowhere:Fleet", {}),
+        ("orchestrator.scaling.dry_run:Fleet", {}),
         ("DryRun", {}),
-        ("orchestrator.scaling.dry_run.DryRun", {"colour": 1}),
+        ("orchestrator.scaling.dry_run:DryRun", {"colour": 1}),
     ],
 )
 def test_a_provider_that_cannot_be_made_is_named(path, options):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.left_nodes import LeftNodes
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.scratch import Scratch
@@ -70,6 +71,11 @@ async def exists(response: Any) -> None:
     await asyncio.wait({response})
 
 
+async def is_lost(results: Sequence[Any]) -> None:
+    """Wait for ever, as nothing is lost here."""
+    await asyncio.Event().wait()
+
+
 def driver_of(
     graph: Graph,
     folder: Path,
@@ -77,14 +83,16 @@ def driver_of(
     args: AppArgs | None = None,
     places: int = 1,
     pauses: DriverPauses = DEFAULT_PAUSES,
+    left_nodes: LeftNodes | None = None,
 ) -> tuple[JobDriver, SharedCapacity]:
     """Return a driver over `graph`, and what its jobs share."""
     args = args or AppArgs.model_validate({"pools": [{"name": "cpu"}]})
     capacity = SharedCapacity(args)
     pieces = PieceFiles(Scratch(folder / "scratch", 3600.0), share=lambda data: data)
-    calls = StageCalls(args.driver, pauses, exists)
+    calls = StageCalls(args.driver, pauses, exists, is_lost)
     makers = SegmentMakers(graph, args.driver, capacity, calls, pieces)
-    return JobDriver(makers, 60.0, lambda: None, places), capacity  # type: ignore[arg-type, return-value]
+    driver = JobDriver(makers, 60.0, lambda: None, places, left_nodes=left_nodes)  # type: ignore[arg-type, return-value]
+    return driver, capacity
 
 
 def running(**replicas: int) -> ReplicaCounts:
@@ -109,6 +117,7 @@ class Stages:
         frames: int = 500,
         source: int = 1000,
         driver: DriverSettings | None = None,
+        left_nodes: LeftNodes | None = None,
     ) -> None:
         self.frames, self.source = frames, source
         self.holds: set[str] = set()
@@ -130,7 +139,7 @@ class Stages:
             driver=driver or DriverSettings(),
         )
         self.driver, self.capacity = driver_of(
-            self.graph, folder, args=args, places=8, pauses=AT_ONCE
+            self.graph, folder, args=args, places=8, pauses=AT_ONCE, left_nodes=left_nodes
         )
 
     def start(self, job_id: str = "a", report: Callable[..., None] = lambda _: None) -> Any:

@@ -4,21 +4,17 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from orchestrator.store.changes import MAX_EVENTS
+from orchestrator.store.errors import JobConflict, QueueFull
+from orchestrator.store.tables import metadata
 from serve_app.api.answers import generate_body, job_body
 from serve_app.api.notifications import event_of
 from serve_app.contract.outcomes import Failure, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
-from serve_app.jobs.job import (
-    CANCELLED,
-    JobConflict,
-    Origin,
-    QueueFull,
-    SubmissionOptions,
-    TooManyJoined,
-    Verdict,
-)
-from serve_app.jobs.registry import MAX_PHASES, JobRegistry
+from serve_app.jobs.job import CANCELLED, Origin, SubmissionOptions, TooManyJoined, Verdict
+from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.submissions import MAX_KEYS, MAX_SUBSCRIBERS
 
 DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
@@ -424,10 +420,9 @@ def test_a_job_that_ends_in_the_same_way_again_is_notified_again(registry):
 # Phases ------------------------------------------------------------------------------------------
 
 
-def phases_after(registry: JobRegistry, run: int = 0, number: int = 0) -> list[tuple[int, str]]:
+def phases_after(registry: JobRegistry, number: int = 0) -> list[tuple[int, str]]:
     return [
-        (event.number, str(event.progress.phase))
-        for event in registry.follow("a", run, number).events
+        (event.number, str(event.progress.phase)) for event in registry.follow("a", number).events
     ]
 
 
@@ -441,10 +436,20 @@ def test_every_change_of_phase_is_kept_in_order(registry):
     job = take(registry)
     registry.beat(job, 20.0, RUNNING, [at(Phase.DOWNLOADING), at(Phase.INFERRING)])
     registry.finish(job, SUCCESS, DONE, [at(Phase.ENCODING), at(Phase.UPLOADING)])
-    all_four = [(1, "downloading"), (2, "inferring"), (3, "encoding"), (4, "uploading")]
-    assert phases_after(registry) == all_four
-    assert phases_after(registry, run=1, number=2) == all_four[2:]
-    assert phases_after(registry, run=7, number=2) == all_four  # of another run nothing is known
+    all_four = phases_after(registry)
+    assert [phase for _, phase in all_four] == ["downloading", "inferring", "encoding", "uploading"]
+    assert sorted(all_four) == all_four
+    assert phases_after(registry, number=all_four[1][0]) == all_four[2:]
+
+
+def test_who_has_followed_an_earlier_run_sees_the_next_one_from_its_beginning(registry):
+    registry.submit(request(), Origin.ASYNC, 10)
+    registry.finish(take(registry), FAILURE, DONE, [at(Phase.DOWNLOADING), at(Phase.INFERRING)])
+    seen = phases_after(registry)[-1][0]
+    registry.submit(request(), Origin.ASYNC, 10)
+    registry.beat(take(registry), 20.0, RUNNING, [at(Phase.DOWNLOADING)])
+    assert [phase for _, phase in phases_after(registry)] == ["downloading"]
+    assert phases_after(registry) == phases_after(registry, number=seen)
 
 
 def test_phases_of_a_lost_attempt_and_of_an_earlier_run_do_not_mix_in(registry, clock):
@@ -463,10 +468,11 @@ def test_phases_of_a_lost_attempt_and_of_an_earlier_run_do_not_mix_in(registry, 
 def test_the_phases_of_one_job_are_bounded(registry):
     registry.submit(request(), Origin.ASYNC, 10)
     job = take(registry)
-    for _ in range(MAX_PHASES):
+    for _ in range(MAX_EVENTS):
         registry.beat(job, 20.0, RUNNING, [at(Phase.INFERRING), at(Phase.ENCODING)])
     kept = phases_after(registry)
-    assert (len(kept), kept[-1][0]) == (MAX_PHASES, 2 * MAX_PHASES)
+    assert len(kept) == MAX_EVENTS
+    assert kept[-1][0] - kept[0][0] == MAX_EVENTS - 1
 
 
 # Leases, order, pages ----------------------------------------------------------------------------
@@ -513,15 +519,15 @@ def test_a_page_is_bounded_in_bytes_and_holds_one_job_at_least(registry, clock):
         clock.now += 1
     seen, before = [], None
     while True:
-        page = registry.page(None, 10, before, max_bytes=15_000)
+        page = registry.page(None, 10, before, max_chars=15_000)
         assert len(page.jobs) == 2
         seen += [job.id for job in page.jobs]
-        if not page.has_more:
+        if page.next_cursor is None:
             break
         before = (page.jobs[-1].created, page.jobs[-1].id)
     assert seen == ["job3", "job2", "job1", "job0"]
-    assert len(registry.page(None, 10, max_bytes=1).jobs) == 1
-    assert not registry.page(None, 4).has_more
+    assert len(registry.page(None, 10, max_chars=1).jobs) == 1
+    assert registry.page(None, 4).next_cursor is None
 
 
 def test_what_belongs_to_a_forgotten_job_is_forgotten(registry):
@@ -532,10 +538,10 @@ def test_what_belongs_to_a_forgotten_job_is_forgotten(registry):
     [queued] = registry.pending_notifications(10)
     registry.mark_notified(queued)
     registry.forget(keep=0)
-    with registry.file.reading() as db:
-        tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
-        for [table] in db.execute(tables).fetchall():
-            assert db.execute(f'SELECT count(*) FROM "{table}"').fetchone()[0] == 0, table
+    with registry.file.read() as tx:
+        of_jobs = [table for table in metadata.sorted_tables if table.name != "virtual_clock"]
+        for table in of_jobs:
+            assert tx.execute(sa.select(table)).all() == [], table.name
     other = request(video="https://h/other.mp4")
     assert registry.submit(other, Origin.ASYNC, 10, SubmissionOptions(idempotency_key="key"))[1]
 

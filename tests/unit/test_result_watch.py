@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorUnavailableError, ObjectLostError
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayTaskError
 from ray.serve.handle import DeploymentResponse
 
-from serve_app.graph.result_watch import Locations, until_result_exists
+from musetalk_pipeline.errors import Stage
+from serve_app.config.settings import DriverSettings
+from serve_app.graph import result_watch
+from serve_app.graph.ray_errors import as_pipeline_error
+from serve_app.graph.result_watch import Locations, until_result_exists, until_result_is_lost
+from serve_app.graph.stage_calls import ResultLost, StageCalls
 
 
 class Reference:
@@ -145,3 +150,110 @@ async def test_who_waits_no_more_is_not_called_back():
     await asyncio.wait({waiting})
     assert reference.stopped
     reference.come()  # was on its way
+
+
+class Nodes:
+    """Which node holds each result, as their owner knows it."""
+
+    def __init__(self, *held: Reference) -> None:
+        self.nodes: dict[Reference, list[str]] = {one: ["a"] for one in held}
+        self.seen = asyncio.Event()
+
+    def __call__(self, references: list[Any]) -> dict[Any, dict[str, Any]]:
+        self.seen.set()
+        return {one: {"node_ids": self.nodes[one]} for one in references if one in self.nodes}
+
+    async def look(self) -> None:
+        """Return after the next two looks."""
+        for _ in range(2):
+            self.seen.clear()
+            async with asyncio.timeout(10):
+                await self.seen.wait()
+
+
+def answered(reference: Reference) -> Response:
+    response = Response()
+    response.assigned.set_result(reference)
+    return response
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(result_watch, "LOOK_S", 0.001)
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_a_result_whose_last_node_is_gone_is_lost():
+    kept, moved, small = Reference(), Reference(), Reference("small")
+    nodes = Nodes(kept, moved)
+    results = [answered(one) for one in (kept, moved, small)]
+    waiting = asyncio.create_task(until_result_is_lost(results, nodes))
+    nodes.nodes[moved] = ["a", "b"]
+    await nodes.look()
+    nodes.nodes[moved] = ["b"]
+    await nodes.look()
+    assert not waiting.done()
+    nodes.nodes[moved] = []
+    async with asyncio.timeout(10):
+        await waiting
+    assert not any(one.was_fetched for one in (kept, moved, small))
+
+
+@pytest.mark.usefixtures("no_pause")
+async def test_what_is_on_a_disk_is_not_lost():
+    spilled = Reference()
+    nodes = Nodes(spilled)
+
+    def locations(references: list[Any]) -> dict[Any, dict[str, Any]]:
+        return {one: {**where, "did_spill": True} for one, where in nodes(references).items()}
+
+    waiting = asyncio.create_task(until_result_is_lost([answered(spilled)], locations))
+    await nodes.look()
+    nodes.nodes[spilled] = []
+    await nodes.look()
+    assert not waiting.done()
+    waiting.cancel()
+
+
+class Call:
+    """A call that never ends by itself."""
+
+    def __init__(self) -> None:
+        self.was_cancelled = False
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from asyncio.Event().wait().__await__()
+
+    def cancel(self) -> None:
+        self.was_cancelled = True
+
+
+@pytest.mark.parametrize("method", ["result", "existing"])
+@pytest.mark.usefixtures("no_pause")
+async def test_a_call_whose_input_is_lost_ends_long_before_its_deadline(method: str):
+    """Its replica waits for the input without an end, and tells nobody."""
+    call, reference, nodes = Call(), Reference(), Nodes()
+
+    async def exists(response: Any) -> None:
+        await response
+
+    async def is_lost(results: Any) -> None:
+        await until_result_is_lost(results, nodes)
+
+    nodes.nodes[reference] = ["a"]
+    calls = StageCalls(DriverSettings(), exists=exists, is_lost=is_lost)
+    made = getattr(calls, method)(call, 1e6, inputs=(answered(reference),))
+    waiting = asyncio.create_task(made)
+    await nodes.look()
+    nodes.nodes[reference] = []
+    async with asyncio.timeout(10):
+        with pytest.raises(ResultLost):
+            await waiting
+    assert call.was_cancelled
+
+
+def test_a_call_that_was_given_a_lost_result_may_be_made_again():
+    cause = ObjectLostError("ref", "owner", "site")
+    raised = RayTaskError("generate", "traceback", cause)
+    error = as_pipeline_error(raised, Stage.INFERENCE)
+    assert (error.retryable, error.message) == (True, "A result was lost together with its node.")

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.settings import AppArgs, PoolSettings
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.placement_watch import EAGER_S, PlacementWatch
 from serve_app.graph.places import places_of
 from serve_app.graph.replicas import ReplicaCounts, ReplicaWatch, WatchTimes
 from serve_app.graph.scaling_loop import Scaling
-from serve_app.jobs.state_file import StateUnavailable
 from serve_app.scaling.placement import Node
 from serve_app.scheduling.pool_state import Kind
 from serve_app.scheduling.scheduler import NoReplicaRuns
@@ -100,7 +100,7 @@ async def test_a_job_in_the_registry_starts_a_pool_once_the_registry_can_be_read
     async def unfinished() -> int:
         if not is_readable.is_set():
             failed.set()
-            raise StateUnavailable("the disk is full")
+            raise StoreUnavailable("the disk is full")
         return 1
 
     following = asyncio.create_task(rig.scaling.follow_forever(unfinished))

@@ -11,9 +11,14 @@ from serve_app.graph import serve_controller
 from serve_app.graph.serve_controller import NO_REPLICAS, ReplicaCounts, counts_in
 
 
+def replica(state: str) -> dict[str, Any]:
+    """Return a replica as Serve describes it; one that starts may have no place yet."""
+    return {"state": state} if state == "STARTING" else {"state": state, "node_id": f"on-{state}"}
+
+
 def replicas(*states: str) -> dict[str, Any]:
     return {
-        "replicas": [{"state": state} for state in states],
+        "replicas": [replica(state) for state in states],
         "target_num_replicas": len(states),
         "message": "",
     }
@@ -55,6 +60,10 @@ def test_replicas_are_counted_by_what_they_do():
         starting={"Ingress": 0, "Finisher": 1},
         wanted={"Ingress": 1, "Finisher": 4},
         messages={},
+        nodes={
+            "Ingress": frozenset({"on-RUNNING"}),
+            "Finisher": frozenset({"on-PENDING_MIGRATION", "on-RECOVERING", "on-STOPPING"}),
+        },
     )
 
 

@@ -71,8 +71,7 @@ async def list_jobs(
     """Return one page; pass its `next_cursor` as `cursor` to get the next one."""
     links = services.links.for_request(http.scope)
     page = await services.jobs.page(status, limit, _read_cursor(cursor))
-    last = page.jobs[-1] if page.has_more else None
-    more = None if last is None else f"{last.created!r}:{last.id}"
+    more = None if page.next_cursor is None else f"{page.next_cursor[0]!r}:{page.next_cursor[1]}"
     bodies = [job_body(job, links) for job in page.jobs]
     return JSONResponse({"jobs": bodies, "next_cursor": more})
 

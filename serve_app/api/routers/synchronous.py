@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from orchestrator.store.errors import QueueFull
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
 from serve_app.api.fields import check_size, odd_size
@@ -15,7 +16,7 @@ from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
 from serve_app.contract.lenient import read_leniently
 from serve_app.contract.requests import JobRequest, PreviewRequest
-from serve_app.jobs.job import Origin, QueueFull, SubmissionOptions
+from serve_app.jobs.job import Origin, SubmissionOptions
 
 router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
 

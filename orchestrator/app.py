@@ -8,8 +8,17 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from orchestrator.service import errors, job_routes, operator_routes, worker_routes
+from orchestrator.pages.routes import add_pages
+from orchestrator.service import (
+    errors,
+    job_routes,
+    operator_routes,
+    scaling_routes,
+    worker_routes,
+)
 from orchestrator.service.body_limit import BodyLimit
+from orchestrator.service.metrics import MeasureRequests
+from orchestrator.service.scaling_thread import scaling_thread
 from orchestrator.service.services import Services
 from orchestrator.service.settings import API_VERSION
 
@@ -20,10 +29,16 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(services.sweep_forever(), name="sweeping")
+        plan = services.fleet_plan
+        scaling = scaling_thread(services.store, plan) if plan and plan.fleets else None
+        if scaling is not None:
+            scaling.start()
         try:
             yield
         finally:
             services.stop()
+            if scaling is not None:
+                await asyncio.to_thread(scaling.stop)
             await sweeping
             await services.aclose()
 
@@ -39,8 +54,11 @@ def create_app(services: Services) -> FastAPI:
         job_routes.router,
         worker_routes.router,
         operator_routes.router,
+        scaling_routes.router,
     ):
         app.include_router(router)
+    add_pages(app, services)
     errors.add_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(MeasureRequests, metrics=services.metrics)
     return app

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from types import FrameType
 
 import uvicorn
-from pythonjsonlogger.json import JsonFormatter
 
-from orchestrator.service.app import create_app
+from orchestrator.app import create_app
+from orchestrator.service.logs import set_up_logs
 from orchestrator.service.services import Services
 from orchestrator.service.settings import Settings, make_folder
 from orchestrator.store.store import JobStore
@@ -44,7 +43,8 @@ def serve(settings: Settings) -> None:
     set_up_logs()
     url = settings.database_url.get_secret_value()
     make_folder(url)
-    services = Services(settings, JobStore.open(url, settings.rules()))
+    plan = settings.fleet_plan()
+    services = Services(settings, JobStore.open(url, settings.rules(plan)), plan)
     if settings.admin_api_key is None and not services.store.all_keys():
         logger.warning(
             "nobody can submit a job yet: set ORCHESTRATOR_ADMIN_KEY, or add a client's key"
@@ -61,20 +61,11 @@ def new_server(settings: Settings, services: Services) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
+        root_path=settings.root_path,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=END_S,
         limit_concurrency=4096,
     )
     return Server(config, services)
-
-
-def set_up_logs() -> None:
-    """Write log lines as JSON to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", timestamp=False)
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    for quiet in ("alembic", "sqlalchemy.engine"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
