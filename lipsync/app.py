@@ -17,7 +17,7 @@ from typer._click.exceptions import (  # typer's own copy of click, which has no
 )
 
 from lipsync import __version__
-from lipsync.commands import config, doctor, drain, make, preview, run_job, serve, weights
+from lipsync.commands import bench, config, doctor, drain, make, preview, run_job, serve, weights
 from lipsync.exit_codes import EPILOG
 from lipsync.terminal import Complaint, Terminal
 from musetalk_pipeline.errors import PipelineError
@@ -44,6 +44,7 @@ app.command("run-job")(run_job.run_job)
 app.add_typer(weights.app, name="weights")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 def _print_version(is_asked: bool) -> None:

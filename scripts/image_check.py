@@ -245,7 +245,7 @@ def in_container(
     variables = [word for pair in env.items() for word in ("--env", "=".join(pair))]
     return store.command(
         *("run", "--isolation", "chroot", "--user", "worker", "-v", f"{media}:/media:ro"),
-        *(*variables, made, "--", "tini", "--", "entrypoint", *words),
+        *(*variables, made, "--", "tini", "-s", "--", "entrypoint", *words),
     )
 
 
@@ -263,7 +263,8 @@ def check_serve(store: Store, made: str, media: Path) -> Facts:
         _until_ready(port, process, store.folder / "serve.log")
         ready_s = time.monotonic() - began
         with _files(media) as files:
-            job = _post(port, {f"{kind}_url": f"{files}/{file}" for kind, file in _INPUTS.items()})
+            inputs = {f"{kind}_url": f"{files}/{file}" for kind, file in _INPUTS.items()}
+            job = _post(port, {"musetalk_job_id": "image-check", **inputs})
         stopped_at = time.monotonic()
         _terminate(process)
         status = process.wait(STOP_S)
