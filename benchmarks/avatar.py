@@ -163,18 +163,26 @@ class Floor:
         return self._kept / avatar.avatar_id
 
     def run(self) -> None:
-        """Do the rest, the stages at the same time."""
+        """Do the rest, the stages at the same time. Decoders go on from segment to segment as in
+        the application; starting one for each would not be the least that can be done.
+        """
+        from musetalk_pipeline.media.segment_frames import frames_in_order
+        from musetalk_pipeline.media.shared_readers import SharedReaders
         from musetalk_pipeline.stages import compose_segment
 
-        options = self._job.options.speech
+        job, options = self._job, self._job.options.speech
+        readers = SharedReaders(COMPOSE_THREADS)
+        read = readers.of("floor", job.source, job.picture)
         with ThreadPoolExecutor(1) as drawing, ThreadPoolExecutor(COMPOSE_THREADS) as composing:
 
             def one(part: tuple[Any, Any, Any]) -> None:
                 segment, avatar, speech = part
                 drawn = drawing.submit(self._engine.generate, avatar, speech, segment, options)
-                compose_segment(self._job, avatar, drawn.result())
+                frames = frames_in_order(job.source, job.picture, segment, read=read)
+                compose_segment(job, avatar, drawn.result(), frames=frames)
 
             list(composing.map(one, self._segments))
+        readers.close()
 
 
 def in_session(process: psutil.Process, app: RunningApp) -> bool:

@@ -23,7 +23,10 @@ def stage_kinds() -> tuple[type, type, type]:
     """Return Preprocessor, Generator and Finisher that take no time but what is wanted."""
 
     def note(kind: str, pool: str, frames: int, began: float) -> None:
-        call = {"kind": kind, "pool": pool, "frames": frames, "began": began, "ended": time.time()}
+        call = {
+            **{"kind": kind, "pool": pool, "frames": frames, "replica": os.getpid()},
+            **{"began": began, "ended": time.time()},
+        }
         with Path(os.environ[JOURNAL]).open("a") as journal:
             journal.write(json.dumps(call) + "\n")
 
@@ -59,8 +62,10 @@ def _generator(note: Note) -> type:
 
     class SleepingGenerator(Generator):
         def __init__(self, args: Any, pool: Any) -> None:
+            began = time.time()
             super().__init__(args, pool)
             self._engine = SleepingEngine(pool)
+            note("start", pool.name, 0, began)
 
     return SleepingGenerator
 

@@ -1,6 +1,6 @@
 """How jobs share replicas: an engine of fixed latency behind the real application and real Ray.
 
-    python benchmarks/scaling.py [--segment-s 4] [--replicas 1 2 4 8] [--only long short pools]
+    python benchmarks/scaling.py [--segment-s 4] [--replicas 1 2 4 8] [--only long short]
 
 The engine sleeps, so that replicas cost no CPU and two cores are enough for eight of them. A
 picture is small and has 10 frames a second, a segment has 20 frames, and the landmarks are known.
@@ -13,6 +13,9 @@ All else is what jobs go through. Every figure is a ratio of times of the same r
   a pool's frames from its share of the speed, as a part of that share.
 - `first_piece_segments`: from the request to the first encoded piece, in times of a segment.
 - `overhead_s`: what a segment takes in addition to the engine's time, if nothing else runs.
+- `burst_…`: eight jobs at once for a pool of at most four replicas that has none. When the first
+  replica starts and runs, how many start, how many different numbers run one after the other, and
+  how often a number goes up again after it has gone down, until the pool is at zero again.
 
 CPU seconds are of all processes of the application. The last line is one JSON object.
 """
@@ -20,177 +23,32 @@ CPU seconds are of all processes of the application. The last line is one JSON o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import re
 import shutil
+import statistics
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
-from latency_stages import JOURNAL, stage_kinds
-from media import make_clip, make_speech
-from project import RESULTS
+from project import RESULTS, ROOT
+from scaling_burst import measure_burst
+from scaling_site import Run, Site, at_once
 
-FPS, SIZE, BLOCK_FRAMES = 10, (128, 128), 20
-LONG_S, SHORT_S = 60, 2
-START_S, JOB_S = 120.0, 600.0
-DRAWING = ("encode", "generate")  # the calls that occupy a replica
-OPTIONS = {"preset": "ultrafast"}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a replica, times in Unix seconds. `pool`: empty for the Finisher."""
-
-    kind: str
-    pool: str
-    frames: int
-    began: float
-    ended: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """One job, or several at once. `cpu_s`: by deployment; `Ray` is all else."""
-
-    began: float
-    wall_s: float
-    cpu_s: dict[str, float]
-    calls: tuple[Call, ...]
-
-    @property
-    def engine_s(self) -> float:
-        """How long the engines worked, together."""
-        return sum(call.ended - call.began for call in self.calls if call.kind in DRAWING)
-
-    @property
-    def lead_s(self) -> float:
-        """How long no engine had work at the start."""
-        return min(call.began for call in self.calls if call.kind in DRAWING) - self.began
-
-    @property
-    def rest_s(self) -> float:
-        """How long it took after the engines had ended."""
-        ended = max(call.ended for call in self.calls if call.kind in DRAWING)
-        return self.began + self.wall_s - ended
-
-
-class Site:
-    """The application as it is deployed now, and files to send."""
-
-    def __init__(self, folder: Path, segment_s: float) -> None:
-        self.folder, self.journal = folder, folder / "calls"
-        self.frames_per_s = BLOCK_FRAMES / segment_s
-        self.port = _free_port()
-        self.client = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}", timeout=JOB_S, trust_env=False,
-            limits=httpx.Limits(max_connections=64),
-        )  # fmt: skip
-        os.environ[JOURNAL] = str(self.journal)
-        width, height = SIZE
-        self.long, self.short = folder / "long", folder / "short"
-        for path, seconds in ((self.long, LONG_S), (self.short, SHORT_S)):
-            make_clip(path.with_suffix(".mp4"), width, height, seconds * FPS, FPS)
-            make_speech(path.with_suffix(".wav"), seconds + 0.01)
-
-    def deploy(self, *pools: dict[str, Any]) -> None:
-        """Run the application with these pools, and wait until all their replicas run."""
-        from ray import serve
-
-        from serve_app.app import StageKinds, bind_app
-        from serve_app.config.settings import APP_NAME, AppArgs
-
-        pool_rows = [{"num_cpus": 0.01, **pool} for pool in pools]
-        args = AppArgs.model_validate(
-            {
-                "engine": "warp",
-                "landmarks": "mesh",
-                "pools": pool_rows,
-                "ingress_cpus": 0.1,
-                "preprocessor": {"num_cpus": 0.1},
-                "finisher": {"num_cpus": 0.1},
-                "work_dir": str(self.folder / "work"),
-                "result_dir": str(self.folder / "results"),
-                "state_dir": str(self.folder / "state"),
-                "queue": {"max_concurrent_jobs": 16, "max_queued_jobs": 100},
-                "inputs": {"allowed_folders": [str(self.folder)]},
-                "avatars": {"max_gb": 0},  # all jobs have the same video
-            }
-        )
-        kinds = StageKinds(*stage_kinds())
-        serve.run(bind_app(args, kinds), name=APP_NAME, route_prefix="/")
-        self._until_running(sum(pool["replicas"] for pool in pools))
-
-    def generate(self, media: Path) -> float:
-        """Do one job with files of that name; return when it was asked for."""
-        began = time.time()
-        body = {
-            "musetalk_job_id": uuid.uuid4().hex,
-            "video_url": media.with_suffix(".mp4").as_uri(),
-            "audio_url": media.with_suffix(".wav").as_uri(),
-            "params": OPTIONS,
-        }
-        answer = self.client.post("/generate", json=body)
-        if answer.status_code != 200:
-            raise RuntimeError(answer.text)
-        return began
-
-    def run(self, work: Callable[[], object]) -> Run:
-        """Do some work and return what it took."""
-        self.journal.write_text("")
-        before, began = cpu_by_deployment(), time.time()
-        work()
-        wall_s, after = time.time() - began, cpu_by_deployment()
-        cpu_s = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
-        return Run(began, wall_s, cpu_s, tuple(self._calls()))
-
-    def _calls(self) -> Iterator[Call]:
-        for line in self.journal.read_text().splitlines():
-            yield Call(**json.loads(line))
-
-    def _until_running(self, generators: int) -> None:
-        from ray import serve
-
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                [app] = serve.status().applications.values()
-                running = sum(
-                    deployment.replica_states.get("RUNNING", 0)
-                    for name, deployment in app.deployments.items()
-                    if name.startswith("Generator")
-                )
-                stopping = any(d.replica_states.get("STOPPING") for d in app.deployments.values())
-                ready = self.client.get("/hc", timeout=5.0).status_code == 200
-                if ready and running == generators and not stopping:
-                    return
-            time.sleep(0.2)
-        raise RuntimeError("the application does not become ready")
+BURST_REPLICAS = 4
 
 
 def one_job(site: Site, replicas: int) -> Run:
     """Return a long job on so many replicas."""
     site.deploy({"name": "gpu", "replicas": replicas, "frames_per_s": site.frames_per_s})
     return site.run(lambda: site.generate(site.long))
-
-
-def at_once(site: Site, media: Sequence[Path]) -> None:
-    """Do jobs at the same time."""
-    with ThreadPoolExecutor(len(media)) as threads:
-        list(threads.map(site.generate, media))
 
 
 def beside_long_jobs(site: Site, replicas: int) -> tuple[float, Run]:
@@ -237,6 +95,8 @@ def measure(site: Site, options: argparse.Namespace) -> dict[str, Any]:
         figures |= measure_short(site, options)
     if "pools" in options.only:
         figures |= measure_pools(site)
+    if "burst" in options.only:
+        figures |= measure_burst(site, BURST_REPLICAS)
     return figures
 
 
@@ -297,6 +157,8 @@ def measure_pools(site: Site) -> dict[str, Any]:
 def show(name: str, run: Run, **more: float) -> None:
     """Print one line about a run."""
     calls = Counter(call.kind for call in run.calls)
+    if run.gaps_s:
+        more = {"gap_ms": 1000 * statistics.mean(run.gaps_s), **more}
     facts = ", ".join(f"{key} {value:.3g}" for key, value in more.items())
     print(
         f"{name}: {run.wall_s:.2f} s wall, {sum(run.cpu_s.values()):.2f} s CPU, "
@@ -307,40 +169,19 @@ def show(name: str, run: Run, **more: float) -> None:
     print("   CPU:", {key: round(seconds, 2) for key, seconds in run.cpu_s.items()}, flush=True)
 
 
-def cpu_by_deployment() -> dict[str, float]:
-    """Return the CPU seconds of this run's Ray so far; pools count together."""
-    seconds: Counter[str] = Counter()
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("RAY_TMPDIR") != os.environ["RAY_TMPDIR"]:
-                continue
-            title = " ".join(process.cmdline()).split(":lipsync:")
-            name = re.split(r"[-#:. ]", title[1])[0] if len(title) > 1 else "Ray"
-            if process.pid != os.getpid():
-                times = process.cpu_times()
-                children = times.children_user + times.children_system
-                seconds[name] += times.user + times.system + children
-    return dict(seconds)
-
-
-def _free_port() -> int:
-    from demo.application import free_port
-
-    return free_port("127.0.0.1")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--segment-s", type=float, default=4.0, help="for drawing one segment")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8])
-    parts = ("long", "short", "pools")
+    parts = ("long", "short", "pools", "burst")
     parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     parser.add_argument("--out", type=Path, default=RESULTS / "scaling.json")
     options = parser.parse_args(arguments)
     ray_folder = tempfile.mkdtemp(prefix="ray")  # Ray's sockets lie below: a short path
     os.environ |= {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray_folder, "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ |= {"ALLOW_ANONYMOUS": "1"}
+    folders = [str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"ALLOW_ANONYMOUS": "1", "PYTHONPATH": os.pathsep.join(folders)}
     import ray
     from ray import serve
 

@@ -17,7 +17,19 @@ from typer._click.exceptions import (  # typer's own copy of click, which has no
 )
 
 from lipsync import __version__
-from lipsync.commands import bench, config, doctor, drain, make, preview, run_job, serve, weights
+from lipsync.commands import (
+    bench,
+    cluster,
+    config,
+    doctor,
+    drain,
+    fleet,
+    make,
+    preview,
+    run_job,
+    serve,
+    weights,
+)
 from lipsync.exit_codes import EPILOG
 from lipsync.terminal import Complaint, Terminal
 from musetalk_pipeline.errors import PipelineError
@@ -43,6 +55,8 @@ app.command("drain")(drain.drain)
 app.command("run-job")(run_job.run_job)
 app.add_typer(weights.app, name="weights")
 app.add_typer(config.app, name="config")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(fleet.app, name="fleet")
 app.command("doctor")(doctor.doctor)
 app.command("bench")(bench.bench)
 

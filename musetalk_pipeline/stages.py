@@ -38,10 +38,8 @@ from musetalk_pipeline.errors import (
     AudioTooShort,
     InvalidOptions,
     JobCancelled,
-    ModelLoadFailed,
     NoFaceFound,
 )
-from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.faces.face_boxes import face_of, smooth
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
@@ -49,6 +47,7 @@ from musetalk_pipeline.media.encode import PieceEncoder
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
+from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
@@ -64,7 +63,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import FaceCounter, KnownSurveys, Survey, survey
+from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
@@ -126,11 +125,13 @@ def open_job(
     *,
     block_size: BlockSize = DEFAULT_BLOCKS,
     known_surveys: KnownSurveys | None = None,
+    read_for: ReaderOf | None = None,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
-    `known_surveys`: of the same video and options, which save that search.
+    `known_surveys`: of the same video and options, which save that search. `read_for`: returns what
+    reads the frames that are searched; None starts decoders that end with this call.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
@@ -145,7 +146,9 @@ def open_job(
             duration_s=audio.duration_s,
         )
     reached = min(source.n_frames, n_output)
-    found = _find_faces(source, options, detector, known_surveys, reached=reached, fps=fps)
+    found = _find_faces(
+        source, options, detector, known_surveys, read_for, reached=reached, fps=fps
+    )
     picture = fit_picture(source, options.frame, found.faces)
     plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
     warnings = (*size_warnings(source, options.frame), *found.warnings)
@@ -157,6 +160,7 @@ def _find_faces(
     options: JobOptions,
     detector: LandmarkDetector,
     known: KnownSurveys | None,
+    read_for: ReaderOf | None,
     *,
     reached: int,
     fps: Fraction,
@@ -168,26 +172,19 @@ def _find_faces(
         return found
     # The frames as the run will decode them, unless the crop depends on the face: then whole.
     searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
-    found = survey(
-        source,
-        searched,
-        detector,
-        reached=reached,
-        fps=fps,
-        counter=_face_counter(),
-        is_cropped=is_cropped,
-    )
+    with closing(SharedReaders(1)) as own:
+        found = survey(
+            (read_for or partial(own.of, "survey"))(source, searched),
+            searched,
+            detector,
+            reached=reached,
+            fps=fps,
+            counter=face_counter(),
+            is_cropped=is_cropped,
+        )
     if known:
         known.keep(reached, fps, found)
     return found
-
-
-def _face_counter() -> FaceCounter | None:
-    """Return what counts faces; None on a worker that has another detector and not its networks."""
-    try:
-        return shared_mesh()
-    except ModelLoadFailed:
-        return None
 
 
 def _open_both(

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -20,12 +19,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import Picture, SourceVideo
+from musetalk_pipeline.artifacts import Picture
 from musetalk_pipeline.boxes import Box, face_box
-from musetalk_pipeline.errors import NoFaceFound
+from musetalk_pipeline.errors import ModelLoadFailed, NoFaceFound
+from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.media.reader import ReadFrames
-from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.pixels.colour import BgrFrames
 
 MIN_SAMPLES, MAX_SAMPLES = 9, 60
@@ -71,7 +70,7 @@ class KnownSurveys(Protocol):
 
 
 def survey(
-    source: SourceVideo,
+    read: ReadFrames,
     picture: Picture,
     detector: LandmarkDetector,
     *,
@@ -82,33 +81,38 @@ def survey(
 ) -> Survey:
     """Search frames spread over the first `reached` of the source, until one shows a face.
 
-    `picture`: how the frames are brought to the detector. `fps`: at which they are played. With
-    `is_cropped`, five frames are searched in any case, and `picture` is the source unscaled.
-    `counter`: None if nothing here can count faces; there is no warning about them then.
+    `read`: reads them as `picture`. `fps`: at which they are played. With `is_cropped`, five frames
+    are searched in any case, and `picture` is the source unscaled. `counter`: None if nothing here
+    can count faces; there is no warning about them then.
 
     Raises:
         NoFaceFound: none of the frames shows a face. The input's fault.
     """
-    readers = SharedReaders(1)  # frames that are near to each other come from one decoder
-    with closing(readers):
-        samples = _SampledFrames(readers.of("survey", source, picture), picture, detector)
-        if is_cropped:
-            for place in evenly_spaced(reached, CROP_SAMPLES):
-                samples.take(place)
-        wanted = evenly_spaced(reached, sample_count(reached, fps))
-        for place in spread_out(wanted):
-            if samples.faces:
-                break
+    samples = _SampledFrames(read, picture, detector)
+    if is_cropped:
+        for place in evenly_spaced(reached, CROP_SAMPLES):
             samples.take(place)
-        if not samples.faces:
-            raise NoFaceFound(
-                f"No face was found in {len(samples.seen)} frames spread over the part of the "
-                "video that the audio reaches. Use a video in which a face is visible from the "
-                "front.",
-                looks=len(samples.seen),
-            )
-        warning = _warn_of_others(samples, counter, reached) if counter else None
+    wanted = evenly_spaced(reached, sample_count(reached, fps))
+    for place in spread_out(wanted):
+        if samples.faces:
+            break
+        samples.take(place)
+    if not samples.faces:
+        raise NoFaceFound(
+            f"No face was found in {len(samples.seen)} frames spread over the part of the video "
+            "that the audio reaches. Use a video in which a face is visible from the front.",
+            looks=len(samples.seen),
+        )
+    warning = _warn_of_others(samples, counter, reached) if counter else None
     return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
+
+
+def face_counter() -> FaceCounter | None:
+    """Return what counts faces; None on a worker that has another detector and not its networks."""
+    try:
+        return shared_mesh()
+    except ModelLoadFailed:
+        return None
 
 
 def evenly_spaced(reached: int, count: int) -> list[int]:

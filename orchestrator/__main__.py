@@ -3,6 +3,7 @@
 python -m orchestrator                        serve until it is stopped
 python -m orchestrator keys add client NAME   make a client's key and print it, once
 python -m orchestrator keys add worker ID     make the token of one worker
+python -m orchestrator keys webhook-secret NAME   print what a client verifies webhooks with
 python -m orchestrator keys list
 python -m orchestrator keys revoke KEY_ID
 """
@@ -17,6 +18,7 @@ from orchestrator.service.access import ADMIN
 from orchestrator.service.settings import Settings, SettingsError, make_folder, read_settings
 from orchestrator.store.errors import StoreError, UnknownKey
 from orchestrator.store.store import JobStore
+from orchestrator.webhooks.sender import client_secret
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +45,10 @@ def _keys(settings: Settings, options: argparse.Namespace) -> None:
             if options.kind == "client" and options.name == ADMIN:
                 raise SettingsError((f"A client cannot be called {ADMIN}: the operator is.",))
             print(store.add_key(options.kind, options.name, weight=options.weight))
+        elif options.act == "webhook-secret":
+            if settings.webhook_secret is None:
+                raise SettingsError(("WEBHOOK_SECRET is not set, so no webhooks are sent.",))
+            print(client_secret(settings.webhook_secret.get_secret_value(), options.name))
         elif options.act == "revoke":
             store.revoke_key(options.key_id)
         else:
@@ -63,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("name", help="the client's name, or the worker's identity")
     help_text = "a client's share while several have jobs, compared with 1 by default"
     add.add_argument("--weight", type=_weight, help=help_text)
+    secret = acts.add_parser("webhook-secret", help="print a client's secret for webhooks")
+    secret.add_argument("name", help="the client's name")
     acts.add_parser("list", help="list all keys, without their secrets")
     revoke = acts.add_parser("revoke", help="let a key no longer be accepted")
     revoke.add_argument("key_id", help="the part of the key before the dot")

@@ -29,6 +29,7 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         sweeping = asyncio.create_task(services.sweep_forever(), name="sweeping")
+        delivering = asyncio.create_task(services.deliver_forever(), name="webhooks")
         plan = services.fleet_plan
         scaling = scaling_thread(services.store, plan) if plan and plan.fleets else None
         if scaling is not None:
@@ -37,9 +38,10 @@ def create_app(services: Services) -> FastAPI:
             yield
         finally:
             services.stop()
+            delivering.cancel()
             if scaling is not None:
                 await asyncio.to_thread(scaling.stop)
-            await sweeping
+            await asyncio.wait({sweeping, delivering})
             await services.aclose()
 
     app = FastAPI(

@@ -115,7 +115,9 @@ def read_heartbeat(answer: bytes) -> HeartbeatAnswer:
     cancel = fields.get("cancel")
     named = cancel if isinstance(cancel, list) else []
     ids = frozenset(name for name in named if isinstance(name, str))
-    return HeartbeatAnswer(ids, fields.get("drain") is True)
+    return HeartbeatAnswer(
+        ids, fields.get("drain") is True, "drain" in fields, fields.get("outputs") is True
+    )
 
 
 def read_claim(http: OrchestratorHttp, status: int, answer: bytes, *, id_field: str) -> Claim:

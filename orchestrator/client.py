@@ -31,6 +31,7 @@ from orchestrator.messages import (
     FailureReport,
     FinalReport,
     HeartbeatAnswer,
+    OutputAddresses,
     ProgressReport,
     Status,
     SuccessReport,
@@ -57,6 +58,7 @@ class Timeouts:
     claim_s: float = 15.0
     progress_s: float = 5.0
     report_s: float = 15.0
+    goodbye_s: float = 3.0
 
 
 class WorkerClient(Protocol):
@@ -76,8 +78,12 @@ class WorkerClient(Protocol):
         orchestrator has accepted that.
         """
 
-    async def claim(self) -> Claim:
-        """Claim one job, without a second try."""
+    async def claim(self, wait_s: float = 0.0) -> Claim:
+        """Claim one job, without a second try.
+
+        The orchestrator may hold its answer for `wait_s` until there is a job. Only one that has
+        answered with `has_additions` may be asked to.
+        """
 
     def as_reported(self, report: ProgressReport) -> ProgressReport:
         """Return the report in the phases of this kind of worker."""
@@ -105,6 +111,9 @@ class WorkerClient(Protocol):
         Raises:
             JobGone: the job is cancelled or belongs to another worker.
         """
+
+    async def goodbye(self, reason: str) -> None:
+        """Report that the worker ends. Its jobs go back into the queue at once."""
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -136,6 +145,11 @@ class _Client:
             self._http, report.path, report.body, timeout_s=self._timeouts.report_s
         )
 
+    async def goodbye(self, reason: str) -> None:
+        """See `WorkerClient`. The path is the same for all kinds of worker."""
+        path = f"/internal/main/workers/{segment(self._profile.worker_id)}/goodbye"
+        await self._http.post(path, encode({"reason": reason}), timeout_s=self._timeouts.goodbye_s)
+
     async def aclose(self) -> None:
         """See `WorkerClient`."""
         await self._http.aclose()
@@ -144,9 +158,12 @@ class _Client:
         answer = await self._post_as_worker("heartbeat", body, self._timeouts.heartbeat_s)
         return read_heartbeat(answer.body)
 
-    async def _claim(self, body: Body) -> Claim:
+    async def _claim(self, body: Body, wait_s: float) -> Claim:
         path = f"/internal/{self._paths}/jobs/claim"
-        answer = await self._http.post(path, encode(body), timeout_s=self._timeouts.claim_s)
+        if wait_s:
+            body = {**body, "wait_s": wait_s, "capabilities": dict(self._profile.capabilities)}
+        timeout_s = self._timeouts.claim_s + wait_s
+        answer = await self._http.post(path, encode(body), timeout_s=timeout_s)
         return read_claim(self._http, answer.status, answer.body, id_field=self._job_id_field)
 
     async def _post_as_worker(self, call: str, body: Body, timeout_s: float) -> Answer:
@@ -190,14 +207,15 @@ class MainClient(_Client):
             }
         )
 
-    async def claim(self) -> Claim:
+    async def claim(self, wait_s: float = 0.0) -> Claim:
         """See `WorkerClient`."""
         return await self._claim(
             {
                 "worker_id": self._profile.worker_id,
                 "worker_type": self._profile.worker_type,
                 "gpu_class": self._profile.gpu_class,
-            }
+            },
+            wait_s,
         )
 
     def as_reported(self, report: ProgressReport) -> ProgressReport:
@@ -227,6 +245,7 @@ class MainClient(_Client):
             config_label=config_label,
             batch_size=batch_size,
             failure=_failure_facts(job, end),
+            **(success.upload if success else {}),
         )
         return FinalReport(job.job_id, progress_path(job), body)
 
@@ -269,9 +288,9 @@ class BufferClient(_Client):
             }
         )
 
-    async def claim(self) -> Claim:
+    async def claim(self, wait_s: float = 0.0) -> Claim:
         """See `WorkerClient`."""
-        return await self._claim({"worker_id": self._profile.worker_id})
+        return await self._claim({"worker_id": self._profile.worker_id}, wait_s)
 
     def as_reported(self, report: ProgressReport) -> ProgressReport:
         """See `WorkerClient`."""
@@ -295,6 +314,8 @@ class BufferClient(_Client):
         }
         if end.receipt:
             body["receipt"] = dict(end.receipt)
+        if success:
+            body |= success.upload
         if job.attempt is not None:
             body["attempt"] = job.attempt
         facts = _failure_facts(job, end)
@@ -338,6 +359,7 @@ __all__ = [
     "HeartbeatAnswer",
     "MainClient",
     "OrchestratorHttp",
+    "OutputAddresses",
     "ProgressReport",
     "PushedClient",
     "Status",

@@ -14,7 +14,10 @@ Status = Literal["idle", "busy"]
 
 @dataclass(frozen=True, slots=True)
 class WorkerProfile:
-    """The description of a worker. `capacity` jobs may run at once under its one identity."""
+    """The description of a worker. `capacity` jobs may run at once under its one identity.
+
+    `capabilities` are sent to orchestrators that understand docs/protocol.md §9.
+    """
 
     worker_id: str
     gpu_class: str
@@ -22,6 +25,16 @@ class WorkerProfile:
     provider: str = "unknown"
     capacity: int = 1
     system_info: Mapping[str, JsonValue] = field(default_factory=dict)
+    capabilities: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputAddresses:
+    """Where to put the outputs of one attempt, with `headers`. Whoever has these can use them."""
+
+    video_put_url: str = field(repr=False)
+    sidecar_put_url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,19 @@ class ClaimedJob:
         number = self.payload.get("attempt")
         return number if isinstance(number, int) and not isinstance(number, bool) else None
 
+    @property
+    def output(self) -> OutputAddresses | None:
+        """Where to put the outputs; None if this worker has to store them itself."""
+        fields = self.payload.get("output")
+        if not isinstance(fields, dict):
+            return None
+        urls = fields.get("video_put_url"), fields.get("sidecar_put_url")
+        video, sidecar = (url if isinstance(url, str) else "" for url in urls)
+        given = fields.get("headers")
+        headers = given if isinstance(given, dict) else {}
+        texts = {name: value for name, value in headers.items() if isinstance(value, str)}
+        return OutputAddresses(video, sidecar, texts) if video and sidecar else None
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -63,10 +89,14 @@ class HeartbeatAnswer:
     """The requests in the answer to a heartbeat.
 
     `cancel` has the ids of jobs to cancel. `drain` asks the worker to claim nothing more.
+    `has_additions` is whether the orchestrator understands docs/protocol.md §9: the predecessor's
+    answers have neither field. `has_outputs` is whether its claims have `output`.
     """
 
     cancel: frozenset[str] = frozenset()
     drain: bool = False
+    has_additions: bool = False
+    has_outputs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +114,14 @@ class ProgressReport:
 class SuccessReport:
     """The end of a job that succeeded. It needs an address and metrics (known fault 2).
 
-    `receipt`: seconds, frames and dollars of the job, if the worker keeps count.
+    `receipt`: seconds, frames and dollars of the job, if the worker keeps count. `upload`: `bytes`
+    and `sha256` of what was put to the address of the claim.
     """
 
     output_url: str = field(repr=False)
     metrics: Mapping[str, JsonValue]
     receipt: Mapping[str, JsonValue] | None = None
+    upload: Mapping[str, JsonValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.output_url or not self.metrics:

@@ -6,7 +6,7 @@
 3. Ray and Serve are started, and the application is deployed.
 4. The launcher waits until the application is ready, or says in one sentence why it never will be.
 5. On SIGTERM or SIGINT no new job is taken, running jobs finish, and everything stops. A second
-   signal stops it at once.
+   signal stops it at once; an orchestrator then gets its jobs back.
 
 Exit codes: 0 after a stop that was requested, 2 if the application cannot be started, 3 if a GPU of
 this machine cannot run this build, so that another machine or another image is needed, 1 if the
@@ -51,6 +51,9 @@ STILL_S = 30.0  # a slow start is reported this often
 ANSWER_S = 5.0
 STOP_POLL_S = 1.0
 DRAIN_POLL_S = 0.1
+HAND_BACK_S = (
+    8.0  # guess: a stage may be in a call of some seconds, and a goodbye takes 3 s at most
+)
 FREE_S, FREE_POLL_S = 10.0, 0.05
 LAST_WORDS_S = 3.0  # Ray delivers log lines some tenths of a second late
 
@@ -114,6 +117,8 @@ def _start_and_run(start: Start, cluster: Cluster, console: Console, stops: Stop
             return 1
         if _drain(cluster, start.args.queue.drain_s, stops):
             console.wait_for_last_words(LAST_WORDS_S)
+        elif start.env.mode != "queue":
+            _hand_back(cluster)
     return 0
 
 
@@ -200,6 +205,14 @@ def _drain(cluster: Cluster, seconds: float, stops: StopRequests) -> bool:
     except Exception:
         logger.exception("the launcher could not wait for running jobs")
     return False
+
+
+def _hand_back(cluster: Cluster) -> None:
+    """Let the orchestrator give the running jobs to other workers now, and not after a silence."""
+    try:
+        cluster.ask("leave").result(timeout_s=HAND_BACK_S)
+    except Exception as exc:
+        logger.warning("running jobs were not handed back", extra={"error": type(exc).__name__})
 
 
 def _wait_until_free(start: Start) -> None:

@@ -48,6 +48,9 @@ RULES = {
     "orchestrator.store.store": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
     "orchestrator.__main__": ("ray", *HEAVY),
     "cluster": ("torch",),
+    # The scaling loop and the command line load these.
+    "cluster.rental.clients": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
+    "cluster.fleet.provider": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
 }
 # One wrong import for each contract: the file that gets it, and what it imports.
 PLANTED = {
@@ -65,6 +68,9 @@ PLANTED = {
     "scheduling_without_ray": ("serve_app/scaling/demand.py", "ray"),
     "orchestrator_rooms": ("orchestrator/store/keys.py", "orchestrator.app"),
     "store_without_http": ("orchestrator/store/keys.py", "fastapi"),
+    "cluster_rooms": ("cluster/rental/identity.py", "cluster.fleet.cells"),
+    "cluster_without_torch": ("cluster/rental/http.py", "torch"),
+    "renting_without_ray": ("cluster/fleet/cells.py", "ray"),
     "jobs_without_http": ("serve_app/contract/outcomes.py", "fastapi"),
 }
 

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.media.decode import FRAME_S, START_S, frame_bytes, read_frames
 from musetalk_pipeline.media.reader import MAX_AGE_S, Frames, ReadFrames
@@ -21,26 +24,66 @@ from musetalk_pipeline.media.reader import MAX_AGE_S, Frames, ReadFrames
 IDLE_S = 10.0  # a decoder without a next range holds memory for so long
 # Leaving out more frames than this would cost more than a decoder that starts at the right place.
 SKIP_FRAMES, SKIP_BYTES = 100, 64 << 20
+# All that wait may hold so much, one of them more if its pictures are large. A decoder holds the
+# pictures that others refer to, at most 16 in H.264, and those on their way out (guess).
+IDLE_BYTES, HELD_FRAMES = 256 << 20, 24
+# What a decoder delivered first is kept, if it is no more than this, for one more reading. The
+# frames that are searched for a face before a job begins are the first of its first block.
+KEPT_BYTES = 32 << 20
+
+ReaderOf = Callable[[SourceVideo, Picture], ReadFrames]
 
 
 @dataclass(slots=True, eq=False)
 class _Decoder:
-    """One that delivers the frames from `place` on. `idle_since`: when it was left to others."""
+    """One that delivers the frames from `place` on.
+
+    `kept`: the frames from `start` to `place`; None if they are not kept. `idle_since`: when it was
+    left to others.
+    """
 
     job: str
     source: SourceVideo
     picture: Picture
     frames: Frames
+    start: int
     place: int
     opened: float
+    kept: list[NDArray[np.uint8]] | None
     idle_since: float = 0.0
+
+    def has(self, start: int, skip: int) -> bool:
+        """Tell whether it delivers a frame next, after leaving out so many at most."""
+        return start - skip <= self.place <= start or (
+            self.kept is not None and self.start <= start < self.place
+        )
+
+    def read(self, start: int, end: int, *, keeps: bool) -> Frames:
+        """Yield the frames `[start, end)`."""
+        kept, self.kept = self.kept, (self.kept if keeps else None)
+        if kept is not None and start < self.place:
+            again = kept[start - self.start : end - self.start]
+            yield from (frame.copy() for frame in again)
+        while self.place < end:
+            frame = next(self.frames)
+            self.place += 1
+            self._keep(frame)
+            if self.place > start:
+                yield frame
+
+    def _keep(self, frame: NDArray[np.uint8]) -> None:
+        if self.kept is not None:
+            self.kept.append(frame.copy())
+            if len(self.kept) * frame.nbytes > KEPT_BYTES:
+                self.kept = None
 
 
 class SharedReaders:
     """Reads ranges of the videos of several jobs, from any thread.
 
     Args:
-        most: decoders that wait; the one that has waited longest makes room for another.
+        most: decoders that wait, if they do not hold too much memory. The one that has waited
+            longest makes room for another.
         idle_s: how long one waits.
         max_age_s: older ones are not used again. Each has its deadline from its start.
     """
@@ -61,42 +104,39 @@ class SharedReaders:
         self._idle: list[_Decoder] = []  # the one that has waited longest is first
         self._sweeper: threading.Timer | None = None
 
-    def of(self, job: str, source: SourceVideo, picture: Picture) -> ReadFrames:
-        """Return what reads ranges of a video as `decode.read_frames` does, for a job."""
-        return partial(self._read, job, source, picture)
+    def of(
+        self, job: str, source: SourceVideo, picture: Picture, *, keeps: bool = False
+    ) -> ReadFrames:
+        """Return what reads ranges of a video as `decode.read_frames` does, for a job.
+
+        `keeps`: what a decoder delivers first is kept for one more reading, if it is not too much.
+        """
+        return partial(self._read, job, source, picture, keeps)
 
     def close(self, job: str | None = None) -> None:
         """End the decoders that wait for ranges of a job; of all jobs if it is None."""
         self._end(lambda decoder: job is None or decoder.job == job)
 
     def _read(
-        self, job: str, source: SourceVideo, picture: Picture, start: int, end: int
+        self, job: str, source: SourceVideo, picture: Picture, keeps: bool, start: int, end: int
     ) -> Frames:
         """Yield the frames `[start, end)`. If the caller leaves early, the decoder ends."""
         decoder = self._take(job, source, picture, start)
         if decoder is None:
-            decoder = self._start(job, source, picture, start, end)
+            # Whoever takes it at the last moment has as long as if it were started then.
+            seconds = START_S + FRAME_S * max(end - start, SKIP_FRAMES) + self._max_age_s
+            frames = read_frames(source, picture, start, source.n_frames, seconds=seconds)
+            kept: list[NDArray[np.uint8]] | None = [] if keeps else None
+            decoder = _Decoder(job, source, picture, frames, start, start, self._clock(), kept)
         try:
-            while decoder.place < end:
-                frame = next(decoder.frames)
-                decoder.place += 1
-                if decoder.place > start:
-                    yield frame
+            yield from decoder.read(start, end, keeps=keeps)
         except BaseException:
             decoder.frames.close()
             raise
         self._leave(decoder)
 
-    def _start(
-        self, job: str, source: SourceVideo, picture: Picture, start: int, end: int
-    ) -> _Decoder:
-        # Whoever takes it at the last moment has as long as if the range had a decoder of its own.
-        seconds = START_S + FRAME_S * max(end - start, SKIP_FRAMES) + self._max_age_s
-        frames = read_frames(source, picture, start, source.n_frames, seconds=seconds)
-        return _Decoder(job, source, picture, frames, start, self._clock())
-
     def _take(self, job: str, source: SourceVideo, picture: Picture, start: int) -> _Decoder | None:
-        """Return the decoder that waits nearest before `start`, unless it is too far away."""
+        """Return the decoder that waits nearest before `start`, or has kept that frame."""
         skip = min(SKIP_FRAMES, SKIP_BYTES // frame_bytes(picture.width, picture.height))
         oldest = self._clock() - self._max_age_s
         with self._lock:
@@ -105,7 +145,7 @@ class SharedReaders:
                 for decoder in self._idle
                 if decoder.job == job
                 and (decoder.source, decoder.picture) == (source, picture)
-                and start - skip <= decoder.place <= start
+                and decoder.has(start, skip)
                 and decoder.opened >= oldest
             ]
             nearest = max(fit, key=lambda decoder: decoder.place, default=None)
@@ -121,11 +161,17 @@ class SharedReaders:
             self._idle.append(decoder)
             if decoder.place >= decoder.source.n_frames:
                 ending.append(self._idle.pop())
-            while len(self._idle) > self._most:
+            while len(self._idle) > 1 and not self._may_wait():
                 ending.append(self._idle.pop(0))
             self._sweep_later()
         for one in ending:
             one.frames.close()
+
+    def _may_wait(self) -> bool:
+        """Tell whether no more wait than may. To be called with the lock."""
+        pictures = [decoder.picture for decoder in self._idle]
+        held = sum(HELD_FRAMES * frame_bytes(one.width, one.height) for one in pictures)
+        return len(pictures) <= self._most and held <= IDLE_BYTES
 
     def _sweep_later(self) -> None:
         """Have those that wait too long ended. To be called with the lock."""

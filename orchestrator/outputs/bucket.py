@@ -95,6 +95,10 @@ class OutputBucket:
         url = self._settings.url_of(key)
         return presign("GET", url, self._settings.credentials, self._clock(), expires_s=READ_S)
 
+    def plain_url(self, job_id: str) -> str:
+        """Return the address of a published video without a signature."""
+        return self.read_url(job_id).partition("?")[0]
+
     async def publish(self, job_id: str, attempt: int, size_bytes: int) -> str:
         """Publish what an accepted attempt has uploaded, and return `read_url`.
 

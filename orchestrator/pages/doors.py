@@ -23,7 +23,7 @@ from orchestrator.store.overview import Overview
 
 COOKIE = "orchestrator_session"
 WRONG_KEYS_PER_MINUTE = 10  # from one address
-OVERVIEW_S = 1.0  # for so long, all pages show the same counts
+OVERVIEW_S = 2.0  # for so long, all pages show the same counts
 MAX_FIELDS = 20
 
 
@@ -141,6 +141,9 @@ class PageRoute(APIRoute):
 def _to_sign_in(request: Request) -> Response:
     if request.method != "GET":
         return redirect(request, "/sign-in")
+    if request.headers.get("Sec-Fetch-Site") == "cross-site":
+        # A link in a mail or a chat. The cookie, if there is one, comes with the next request.
+        return pages_of(request).renderer.page(request, "again.html")
     query = f"?{request.url.query}" if request.url.query else ""
     path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
     return redirect(request, "/sign-in", next=path + query if path + query != "/" else None)

@@ -13,8 +13,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 
+from orchestrator.job_api.event_stream import EventStream
 from orchestrator.pages.doors import COOKIE, PageRoute, Pages, PagesDep
-from orchestrator.service.event_stream import EventStream
 from orchestrator.service.texts import MAX_ID_CHARS
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from orchestrator.job_api.lists import read_cursor, write_cursor
 from orchestrator.pages.doors import PageRoute, PagesDep, redirect, signed_in
 from orchestrator.pages.timeline import bars
 from orchestrator.pages.words import origin_of
-from orchestrator.service.job_routes import read_cursor, write_cursor
+from orchestrator.service.scaling_loop import SCALING
 from orchestrator.service.texts import MAX_ID_CHARS
 from orchestrator.store.errors import JobNotFound
 from orchestrator.store.overview import Overview, WorkerFilter, cost_of
@@ -24,6 +25,8 @@ router = APIRouter(
 JOBS_A_PAGE = 50
 WORKERS_A_PAGE = 50
 SHOWN_HERE = 10  # jobs of each list of the overview
+DECISIONS_HERE = 6
+DECISIONS = 100  # the newest
 TIERS = ("main", "transient", "expensive", "buffer")
 ENDED = tuple(state for state in JobState if state.is_terminal)
 
@@ -48,6 +51,7 @@ async def overview_page(request: Request, pages: PagesDep) -> Response:
         tiers=_by_tier(seen),
         active=running.jobs + queued.jobs,
         ended=ended.jobs,
+        decisions=await run(store.decisions, DECISIONS_HERE),
     )
 
 
@@ -95,6 +99,7 @@ async def job_page(
     """
     run, store = pages.services.run, pages.services.store
     job, events = await run(store.follow, id, 0)
+    job = pages.services.shown(job)
     attempts = await run(store.attempts, id)
     now = max((await pages.overview()).now, job.updated_at)
     return pages.renderer.page(
@@ -108,6 +113,21 @@ async def job_page(
         now=now,
         cost=cost_of(job.receipt),
         may_retry=job.state in (JobState.FAILED, JobState.CANCELLED, JobState.DEAD),
+    )
+
+
+@router.get("/scaling")
+async def scaling_page(request: Request, pages: PagesDep) -> Response:
+    """Show what scaling sees, which workers it wants, and why."""
+    run, store = pages.services.run, pages.services.store
+    plan = pages.services.fleet_plan
+    return pages.renderer.page(
+        request,
+        "scaling.html",
+        is_on=bool(plan and plan.fleets),
+        stepped=await run(store.loop_status, SCALING),
+        decisions=await run(store.decisions, DECISIONS),
+        now=(await pages.overview()).now,
     )
 
 

@@ -104,7 +104,7 @@ def dollars(amount: float | None) -> str:
     """Return an amount with as many digits as it needs."""
     if amount is None:
         return "–"
-    return f"${amount:,.2f}" if amount >= 1 or amount == 0 else f"${amount:.4f}"
+    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.4f}"
 
 
 def pretty(value: Any) -> str:

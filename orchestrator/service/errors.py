@@ -15,6 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from orchestrator.outputs.errors import OutputError
 from orchestrator.store import errors as store_errors
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,24 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "job_not_found": "Check the id; old jobs are deleted, so the job may be sent again.",
         "worker_not_found": "Check the id; GET /v1/workers lists all workers.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
+        "delivery_not_found": "GET /v1/avatar/jobs/ID/deliveries lists the deliveries of a job.",
+        "webhooks_off": "Leave webhook_url out, or set WEBHOOK_SECRET where the service runs.",
+        "webhook_refused": "Send a URL on the public internet. If you operate this service and "
+        "trust that host, add it to ORCHESTRATOR_WEBHOOK_HOSTS.",
+        "too_many_webhooks": "Submit another job, or send one of the addresses that it has.",
         "job_ended": "Nothing is left to cancel; request the job to see its result.",
         "job_not_ended": "Cancel the job first, or wait for its end.",
         "job_gone": "Stop the job and report nothing more of it.",
         "queue_full": "Send it again after Retry-After seconds.",
         "too_many_readers": "Send it again after Retry-After seconds.",
         "state_unavailable": "Send it again later; the operator should check the database.",
+        "outputs_unavailable": "Send it again later; the operator should check the object store.",
         "internal_error": "Send it again; if it fails again, report it with the service's log.",
     }
 )
 RETRYABLE = frozenset(
     {"too_many_guesses", "too_many_requests", "queue_full", "too_many_readers", "body_too_slow"}
-    | {"state_unavailable", "internal_error"}
+    | {"state_unavailable", "outputs_unavailable", "internal_error"}
 )
 RETRY_AFTER_S = 5
 
@@ -92,6 +99,11 @@ def of_store(error: store_errors.StoreError) -> Rejected:
     match error:
         case store_errors.JobNotFound():
             return Rejected(404, "job_not_found", "There is no such job.")
+        case store_errors.DeliveryNotFound():
+            return Rejected(404, "delivery_not_found", "The job has no such delivery.")
+        case store_errors.TooManyWebhooks():
+            text = "The job has as many webhooks as one job may have."
+            return Rejected(409, "too_many_webhooks", text)
         case store_errors.AttemptGone():
             return Rejected(409, "job_gone", "This attempt no longer holds the job.")
         case store_errors.JobConflict():
@@ -114,6 +126,7 @@ def add_handlers(app: FastAPI) -> None:
     """Answer every error of every route in the one shape."""
     app.add_exception_handler(Rejected, _on_rejected)
     app.add_exception_handler(store_errors.StoreError, _on_store_error)
+    app.add_exception_handler(OutputError, _on_output_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
@@ -127,6 +140,12 @@ async def _on_rejected(_: Request, error: Exception) -> JSONResponse:
 async def _on_store_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, store_errors.StoreError)
     return error_answer(of_store(error))
+
+
+async def _on_output_error(_: Request, error: Exception) -> JSONResponse:
+    logger.error("the object store is unavailable", extra={"error": str(error)})
+    text = "The object store of the outputs cannot be used at present."
+    return error_answer(Rejected(503, "outputs_unavailable", text, retry_after_s=RETRY_AFTER_S))
 
 
 async def _on_invalid(_: Request, error: Exception) -> JSONResponse:

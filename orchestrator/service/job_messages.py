@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -14,12 +14,23 @@ from pydantic import (
     Field,
     FiniteFloat,
     field_validator,
+    model_validator,
 )
 
+from orchestrator.net.addresses import parse_location
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
-from orchestrator.store.states import JobState
-from orchestrator.store.values import Attempt, Event, Job, NewJob, Worker, without_query
+from orchestrator.store.delivery_values import Delivery
+from orchestrator.store.states import status_of
+from orchestrator.store.values import (
+    KEPT_AVATAR,
+    Attempt,
+    Event,
+    Job,
+    NewJob,
+    Worker,
+    without_query,
+)
 
 MAX_METADATA_ENTRIES, MAX_OBJECT_BYTES = 64, 16 * 1024
 
@@ -36,13 +47,10 @@ def _is_address(url: str) -> str:
     return url
 
 
-Address = Annotated[
-    Text, Field(min_length=1, max_length=8192, repr=False), AfterValidator(_is_address)
-]
+Address = Annotated[Text, Field(min_length=1, max_length=8192), AfterValidator(_is_address)]
 Size = Annotated[Text, Field(min_length=1, max_length=32)]
 MetadataValue = Annotated[Text, Field(max_length=4096)] | int | FiniteFloat | bool | None
 Architecture = Literal["turing", "ampere", "ada", "hopper", "blackwell"]
-Status = Literal["queued", "running", "succeeded", "failed", "cancelled", "dead"]
 
 
 class RequiresBody(BaseModel):
@@ -54,13 +62,19 @@ class RequiresBody(BaseModel):
     architectures: frozenset[Architecture] = frozenset()
 
 
+AvatarId = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
 class JobCreate(BaseModel):
     """`POST /v1/avatar/jobs`. A field that is not here is refused: it would be dropped silently."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    video_url: Address
-    audio_url: Address
+    video_url: Address | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: AvatarId | None = Field(
+        None, description="A prepared avatar, in place of video_url, for workers that have it."
+    )
+    audio_url: Address = Field(repr=False)
     aspect_ratio: Size | None = None
     resolution: Size | None = None
     params: JsonObject | None = Field(
@@ -78,6 +92,16 @@ class JobCreate(BaseModel):
         None, description="When the result is needed, with its time zone. The worker is told."
     )
 
+    webhook_url: Address | None = Field(
+        None, description="It is sent a signed POST when the job has ended.", repr=False
+    )
+
+    @model_validator(mode="after")
+    def _has_one_video(self) -> Self:
+        if (self.video_url is None) == (self.avatar_id is None):
+            raise ValueError("send either video_url or avatar_id")
+        return self
+
     @field_validator("params", "metadata", mode="after")
     @classmethod
     def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -90,7 +114,7 @@ class JobCreate(BaseModel):
         return NewJob(
             id=job_id,
             client=client,
-            video_url=self.video_url,
+            video_url=self.video_url or f"{KEPT_AVATAR}{self.avatar_id}",
             audio_url=self.audio_url,
             aspect_ratio=self.aspect_ratio,
             resolution=self.resolution,
@@ -100,14 +124,8 @@ class JobCreate(BaseModel):
             deadline=None if self.deadline is None else self.deadline.timestamp(),
             requires=Requirements(self.requires.min_vram_gb, self.requires.architectures),
             idempotency_key=idempotency_key,
+            webhook_url=self.webhook_url,
         )
-
-
-def states_of(status: Status | None) -> tuple[JobState, ...]:
-    """Return the states that a status of the API stands for. A dead job has failed, too."""
-    if status is None:
-        return ()
-    return (JobState.FAILED, JobState.DEAD) if status == "failed" else (JobState(status),)
 
 
 def job_body(job: Job) -> dict[str, Any]:
@@ -119,7 +137,7 @@ def job_body(job: Job) -> dict[str, Any]:
     counts = job.counts or {}
     return {
         "id": job.id,
-        "status": "failed" if job.state is JobState.DEAD else job.state,
+        "status": status_of(job.state),
         "state": job.state,
         "output_url": job.output_url,
         "metrics": job.metrics,
@@ -128,7 +146,8 @@ def job_body(job: Job) -> dict[str, Any]:
         "failure": job.failure,
         "input": {
             # Signed query strings never leave this service, but to the worker.
-            "video_url": without_query(job.video_url),
+            "video_url": None if job.avatar_id else without_query(job.video_url),
+            "avatar_id": job.avatar_id,
             "audio_url": without_query(job.audio_url),
             "aspect_ratio": job.aspect_ratio,
             "resolution": job.resolution,
@@ -169,6 +188,25 @@ def attempt_body(attempt: Attempt) -> dict[str, Any]:
         "phase": attempt.phase,
         "error": attempt.error,
         "failure": attempt.failure,
+    }
+
+
+def delivery_body(delivery: Delivery) -> dict[str, Any]:
+    """Return the log of one webhook. Its address may contain tokens, so only the host is shown."""
+    target = parse_location(delivery.url)  # it was checked when it was stored
+    return {
+        "id": delivery.id,
+        "event": delivery.event,
+        "target": "://".join((target.scheme, target.authority)),
+        "status": delivery.status,
+        "tries": delivery.tries,
+        "created_at": instant(delivery.created_at),
+        "next_try_at": instant(delivery.due_at),
+        "ended_at": instant(delivery.ended_at),
+        "log": [
+            {"at": instant(told.at), "code": told.code, "error": told.error}
+            for told in delivery.log
+        ],
     }
 
 

@@ -72,7 +72,7 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         jobs = GaugeMetricFamily(
             "orchestrator_jobs",
-            "Jobs by state: those that wait, run or are dead, and those that ended in 24 hours.",
+            "Jobs by state: those that wait, run or are dead, and those ended in the last hour.",
             labels=["state"],
         )
         for state in JobState:

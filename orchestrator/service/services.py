@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
 from orchestrator.service.fleet_file import FleetPlan
+from orchestrator.service.job_messages import instant, job_body
 from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
+from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
+from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.store.errors import StoreError
+from orchestrator.store.jobs import job_of
 from orchestrator.store.store import JobStore
-from orchestrator.store.values import StoredKey
+from orchestrator.store.threads import Run
+from orchestrator.store.values import Job, StoredKey
+from orchestrator.webhooks.posting import Poster
+from orchestrator.webhooks.rules import DeliveryRules
+from orchestrator.webhooks.sender import DeliveryLoop
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +60,32 @@ class Services:
         self.metrics = Metrics()
         self.is_stopping = asyncio.Event()
         self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self.uploads = _uploads(settings, store, self.run)
+        self.deliveries = self._delivery_loop()
         self.access = Access(settings, self._find_key, self._is_right)
 
     async def run(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do something that blocks, such as an operation of the store, in a thread."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, partial(act, *args, **kwargs))
+
+    def shown(self, job: Job) -> Job:
+        """Return a job with an address at which its output can be read from now on."""
+        return job if self.uploads is None else self.uploads.shown(job)
+
+    def body(self, job: Job) -> dict[str, Any]:
+        """Return a job as clients see it."""
+        return job_body(self.shown(job))
+
+    def wake_deliveries(self) -> None:
+        """Send the webhooks of a job that has just ended at once."""
+        if self.deliveries is not None:
+            self.deliveries.wake()
+
+    async def deliver_forever(self) -> None:
+        """Send webhooks until cancelled."""
+        if self.deliveries is not None:
+            await self.deliveries.deliver_forever()
 
     def stop(self) -> None:
         """Let all calls that wait return."""
@@ -72,6 +102,8 @@ class Services:
                 await self._sweep()
                 if loop.time() >= forget_at:
                     await self.run(self.store.forget)
+                    if self.uploads is not None:
+                        await self.uploads.sweep()
                     forget_at = loop.time() + FORGET_S
             except StoreError as error:
                 logger.error("sweeping failed", extra={"error": str(error)})
@@ -84,6 +116,8 @@ class Services:
 
     async def aclose(self) -> None:
         """Wait for what still runs in threads, and close the store."""
+        if self.uploads is not None:
+            await self.uploads.close()
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self.store.close)
 
@@ -98,6 +132,23 @@ class Services:
             # waited for long enough to overflow.
             self.bell.nudge(NUDGED)
 
+    def _delivery_loop(self) -> DeliveryLoop | None:
+        secret = self.settings.webhook_secret
+        if secret is None:
+            return None
+        rules = DeliveryRules()
+        poster = Poster(self.settings.webhook_targets(), rules.timeout_s)
+        return DeliveryLoop(
+            self.store, self.run, poster, secret.get_secret_value(), self._event, rules
+        )
+
+    def _event(self, taken: TakenDelivery) -> str:
+        """Return the body of a webhook, in the form that the scheme recommends."""
+        data = self.body(job_of(taken.snapshot))
+        happened = instant(taken.created_at)
+        event = {"type": taken.event, "timestamp": happened, "data": data}
+        return json.dumps(event, separators=(",", ":"), allow_nan=False)
+
     async def _find_key(self, key_id: str) -> StoredKey | None:
         return await self.run(self.store.find_key, key_id)
 
@@ -105,7 +156,14 @@ class Services:
         return await self.run(keys.is_right, presented, stored)
 
 
-def _services(request: Request) -> Services:
+def _uploads(settings: Settings, store: JobStore, run: Run) -> Uploads | None:
+    bucket, valid_s = settings.bucket(), settings.rules().upload_s
+    if bucket is None or valid_s is None:
+        return None
+    return Uploads(OutputBucket(bucket), store, run, int(valid_s))
+
+
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

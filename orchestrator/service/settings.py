@@ -14,13 +14,17 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.net.addresses import AddressPolicy
+from orchestrator.outputs.settings import BucketSettings
 from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.service.fleet_file import FleetFileError, FleetPlan, read_fleet_file
 from orchestrator.store.database import open_engine
 from orchestrator.store.values import Rules
+from orchestrator.webhooks.posting import signing_key
 
 API_VERSION = "0.1.0"
 MIN_KEY_CHARS = 16
+UPLOAD_MARGIN_S = 300  # for clocks that differ, and for uploads that have begun
 DEFAULT_DATABASE = "sqlite:///.state/orchestrator/orchestrator.db"
 # Variables that begin so are this service's; an unknown one is a misspelt one.
 PREFIX = "ORCHESTRATOR_"
@@ -129,6 +133,58 @@ class Settings(BaseSettings):
         description="When jobs overflow into the second, third and fourth tier: an age in seconds, "
         "a colon, and a number of waiting jobs.",
     )
+    max_attempt_hours: float = Field(
+        12.0,
+        gt=0,
+        le=144,
+        validation_alias="ORCHESTRATOR_MAX_ATTEMPT_HOURS",
+        description="A worker that has held a job for so long loses it. Signed addresses of "
+        "outputs are valid a little longer.",
+    )
+    output_endpoint: str | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_OUTPUT_ENDPOINT",
+        description="The S3 endpoint of the bucket that workers without storage keys upload to, "
+        "such as `https://s3.us-west-004.backblazeb2.com`. Set it with the next three.",
+    )
+    output_bucket: str | None = Field(
+        None, validation_alias="ORCHESTRATOR_OUTPUT_BUCKET", description="The bucket's name."
+    )
+    output_key_id: str | None = Field(
+        None, validation_alias="ORCHESTRATOR_OUTPUT_KEY_ID", description="The id of its key."
+    )
+    output_secret: SecretStr | None = Field(
+        None, validation_alias="ORCHESTRATOR_OUTPUT_SECRET", description="The key itself."
+    )
+    output_region: str | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_OUTPUT_REGION",
+        description="Its region, if the endpoint does not contain it; else `us-east-1`.",
+    )
+    output_prefix: str = Field(
+        "avatar/outputs",
+        max_length=200,
+        validation_alias="ORCHESTRATOR_OUTPUT_PREFIX",
+        description="The first part of all names in the bucket.",
+    )
+    output_public_url: str | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_OUTPUT_PUBLIC_URL",
+        description="Where anybody can read the bucket. Without it, readers get addresses that are "
+        "signed for seven days, anew each time that they read the job.",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias="WEBHOOK_SECRET",
+        description="What the secrets of clients' webhooks are made from: `whsec_` and the base64 "
+        "of 24 to 64 random bytes. Without it, `webhook_url` is refused.",
+    )
+    webhook_hosts: str | None = Field(
+        None,
+        validation_alias="ORCHESTRATOR_WEBHOOK_HOSTS",
+        description="Private hosts or networks that webhooks may be sent to, separated by commas. "
+        "The public internet is allowed.",
+    )
     fleet: str | None = Field(
         None,
         pattern=r"^[\w.]+:\w+$",
@@ -187,6 +243,51 @@ class Settings(BaseSettings):
         open_engine(url.get_secret_value()).dispose()
         return url
 
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            signing_key(secret.get_secret_value())
+        return secret
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: str | None) -> str | None:
+        AddressPolicy(_split(hosts))
+        return hosts
+
+    def webhook_targets(self) -> AddressPolicy:
+        """Return where webhooks may be sent to."""
+        return AddressPolicy(_split(self.webhook_hosts))
+
+    @property
+    def upload_s(self) -> int:
+        """How long the addresses of an attempt are valid: longer than its lease can be renewed."""
+        return int(self.max_attempt_hours * 3600 + self.lease_s + UPLOAD_MARGIN_S)
+
+    def bucket(self) -> BucketSettings | None:
+        """Return the bucket of outputs; None if none is set.
+
+        Raises:
+            ValueError: some of its settings are missing or cannot be used.
+        """
+        given = self.output_endpoint, self.output_bucket, self.output_key_id, self.output_secret
+        if given == (None,) * len(given):
+            return None
+        endpoint, bucket, key_id, secret = given
+        if endpoint is None or bucket is None or key_id is None or secret is None:
+            names = "ENDPOINT, _BUCKET, _KEY_ID and _SECRET"
+            raise ValueError(f"set all of ORCHESTRATOR_OUTPUT_{names}, or none of them")
+        return BucketSettings(
+            endpoint,
+            bucket,
+            key_id,
+            secret.get_secret_value(),
+            self.output_region,
+            self.output_prefix,
+            self.output_public_url,
+        )
+
     def fleet_plan(self) -> FleetPlan | None:
         """Read the fleet file, and try that its providers can be made.
 
@@ -212,6 +313,8 @@ class Settings(BaseSettings):
             max_interruptions=self.max_interruptions,
             keep_ended_s=self.keep_days * 24 * 3600,
             max_queued=self.max_queued,
+            max_attempt_s=self.max_attempt_hours * 3600,
+            upload_s=None if self.output_endpoint is None else self.upload_s,
             routing=RoutingRules(overflow=_overflow(self.overflow)),
             offers=() if plan is None else plan.offers,
         )
@@ -235,6 +338,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         settings = Settings.model_validate(given)
     except ValidationError as error:
         raise SettingsError((*unknown, *_sentences(error))) from None
+    try:
+        settings.bucket()
+    except ValueError as error:
+        unknown.append(f"ORCHESTRATOR_OUTPUT_…: {error}.")
     if unknown:
         raise SettingsError(tuple(unknown))
     shared = settings.internal_api_key, settings.admin_api_key
@@ -245,6 +352,10 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
         text = "ORCHESTRATOR_FLEET needs ORCHESTRATOR_FLEET_FILE, which says what may be rented."
         raise SettingsError((text,))
     return settings
+
+
+def _split(hosts: str | None) -> frozenset[str]:
+    return frozenset(host.strip() for host in (hosts or "").split(",") if host.strip())
 
 
 def _overflow(text: str) -> tuple[OverflowRule, OverflowRule, OverflowRule]:

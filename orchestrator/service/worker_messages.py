@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.service.texts import Id, JsonObject, clipped
 from orchestrator.store.leases import FailureKind
-from orchestrator.store.values import Beat, Failure, ListedJob, WorkerFacts
+from orchestrator.store.values import Beat, Completion, Failure, ListedJob, WorkerFacts
 
 MAX_LISTED = 64
 Short = Annotated[str, clipped(200)]
@@ -136,12 +136,24 @@ class FailureFacts(_FromWorker):
 
 
 class _Report(_FromWorker):
+    status: Literal["running", "succeeded", "failed"]
     metrics: JsonObject | None = None
     receipt: JsonObject | None = None
     error: Sentence | None = None
     output_url: Url | None = None
     attempt: int | None = None
     failure: FailureFacts | None = None
+    # What was put to the addresses of the claim; absent if the worker stores outputs itself.
+    size_bytes: int | None = Field(None, ge=1, alias="bytes")
+    sha256: Short | None = None
+
+    def completion(self) -> Completion | None:
+        """Return a success for the store; None if its output or its metrics are missing."""
+        if self.status != "succeeded" or not self.output_url or not self.metrics:
+            return None
+        stored = {"bytes": self.size_bytes, "sha256": self.sha256}
+        known = {name: value for name, value in stored.items() if value is not None}
+        return Completion(self.output_url, {**self.metrics, **known}, self.receipt)
 
     def failed(self) -> tuple[Failure, FailureKind]:
         """Return a failure for the store. Without further facts, another machine may do the job."""
@@ -155,7 +167,6 @@ class _Report(_FromWorker):
 class Report(_Report):
     """`jobs/{id}/progress`."""
 
-    status: Literal["running", "succeeded", "failed"]
     progress: float = Field(0.0, ge=0, le=1)
     phase: Short = "running"
     worker_id: Id

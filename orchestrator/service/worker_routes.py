@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 
+from orchestrator.outputs.errors import OutputMissing
 from orchestrator.service.services import Services, ServicesDep, WorkerDep
 from orchestrator.service.texts import Id
 from orchestrator.service.worker_messages import (
@@ -30,7 +31,6 @@ from orchestrator.store.leases import FailureKind
 from orchestrator.store.values import (
     AttemptName,
     Beat,
-    Completion,
     Failure,
     Lease,
     Progress,
@@ -116,11 +116,12 @@ async def progress(
     if said.status == "running":
         report = Progress(said.progress, said.phase, _counts(said.metrics))
         await services.run(services.store.progress, name, report)
+        answer = OK
         services.metrics.reports.labels("progress").inc()
     else:
-        await _end(services, name, said)
+        answer = await _end(services, name, said)
     services.news.tell(job_id)
-    return OK
+    return answer
 
 
 @router.post("/buffer/jobs/{buffer_job_id:path}/status")
@@ -132,16 +133,19 @@ async def buffer_status(
 ) -> dict[str, str]:
     """Take the final report of a buffer job."""
     name = AttemptName(None, caller.only_id, said.attempt, buffer_job_id)
-    await _end(services, name, said)
+    answer = await _end(services, name, said)
     services.news.tell_all()  # the report does not name the job
-    return OK
+    return answer
 
 
 async def _beat(services: Services, heard: Beat) -> dict[str, Any]:
     answer = await services.run(services.store.beat, heard)
     if heard.jobs is None:
         return {**OK}
-    return {**OK, "cancel": list(answer.cancel), "drain": answer.is_drained}
+    additions = {"cancel": list(answer.cancel), "drain": answer.is_drained}
+    if services.uploads is not None:
+        additions["outputs"] = True
+    return {**OK, **additions}
 
 
 async def _claim(request: Request, services: Services, said: BufferClaim) -> dict[str, Any]:
@@ -156,7 +160,10 @@ async def _claim(request: Request, services: Services, said: BufferClaim) -> dic
     facts = {"job_id": lease.job.id, "attempt": lease.attempt, "worker_id": said.worker_id}
     logger.info("job claimed", extra=facts)
     services.news.tell(lease.job.id)
-    return {"job": _handed_out(lease)}
+    job = _handed_out(lease)
+    if services.uploads is not None:
+        job["output"] = services.uploads.addresses(lease)
+    return {"job": job}
 
 
 async def _claim_held(request: Request, services: Services, said: BufferClaim) -> Lease | None:
@@ -166,8 +173,13 @@ async def _claim_held(request: Request, services: Services, said: BufferClaim) -
     bell, rung = services.bell, None
     while True:
         heard = bell.number
-        with services.metrics.claim_seconds.time():
-            lease = await services.run(services.store.claim, said.facts())
+        try:
+            with services.metrics.claim_seconds.time():
+                lease = await services.run(services.store.claim, said.facts())
+        except WorkerDrained:
+            if rung is not None:
+                bell.pass_on(rung)
+            raise
         if lease is not None:
             return lease
         if rung is not None:
@@ -192,10 +204,11 @@ def _handed_out(lease: Lease) -> dict[str, Any]:
         "deadline": None if deadline is None else deadline.isoformat(),
     }
     named = {} if lease.buffer_job_id is None else {"buffer_job_id": lease.buffer_job_id}
+    avatar_id = job.avatar_id
     return {
         **named,
         "musetalk_job_id": job.id,
-        "video_url": job.video_url,
+        **({"video_url": job.video_url} if avatar_id is None else {"avatar_id": avatar_id}),
         "audio_url": job.audio_url,
         **{name: value for name, value in optional.items() if value is not None},
         "attempt": lease.attempt,
@@ -203,18 +216,27 @@ def _handed_out(lease: Lease) -> dict[str, Any]:
     }
 
 
-async def _end(services: Services, name: AttemptName, said: Report | BufferReport) -> None:
+async def _end(
+    services: Services, name: AttemptName, said: Report | BufferReport
+) -> dict[str, str]:
     """Store how an attempt ended. A success without its result is a failure of that machine."""
-    store = services.store
-    if said.status == "succeeded" and said.output_url and said.metrics:
-        result = Completion(said.output_url, said.metrics, said.receipt)
-        is_news = await services.run(store.finish, name, result)
-        kind = None
-    else:
-        failure, kind = said.failed()
-        if said.status == "succeeded":
-            failure, kind = Failure(PHANTOM), FailureKind.PROCESSING
-        is_news = await services.run(store.fail, name, failure, kind)
+    answer, kind = OK, None
+    result = said.completion()
+    try:
+        if result is None:
+            failure, kind = said.failed()
+            if said.status == "succeeded":
+                failure, kind = Failure(PHANTOM), FailureKind.PROCESSING
+            is_news = await services.run(services.store.fail, name, failure, kind)
+        elif services.uploads is not None and said.size_bytes is not None:
+            is_news, url = await services.uploads.accept(name, result, said.size_bytes)
+            answer = {**OK, "output_url": url}
+        else:
+            is_news = await services.run(services.store.finish, name, result)
+    except OutputMissing as error:
+        kind = FailureKind.PROCESSING
+        is_news = await services.run(services.store.fail, name, Failure(str(error)), kind)
+    if kind is not None:
         services.bell.ring()  # the job may have returned to the queue
     services.metrics.reports.labels("succeeded" if kind is None else "failed").inc()
     facts = {
@@ -225,6 +247,8 @@ async def _end(services: Services, name: AttemptName, said: Report | BufferRepor
         "failure": kind,
     }
     logger.info("job reported", extra=facts)
+    services.wake_deliveries()
+    return answer
 
 
 def _counts(metrics: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from orchestrator.store import statements
 from orchestrator.store.database import Transaction
+from orchestrator.store.deliveries import announce
 from orchestrator.store.errors import WrongState
 from orchestrator.store.states import AttemptEnd, Change, JobState, after
 from orchestrator.store.tables import events
@@ -41,6 +42,8 @@ def change_state(tx: Transaction, row: Row, change: Change, **columns: object) -
     ended_at = tx.now if state.is_terminal else None
     values = {"state": state, "updated_at": tx.now, "ended_at": ended_at, **columns}
     tx.execute(statements.UPDATE_JOB.values(values), job_id=row["id"])
+    if state.is_terminal:
+        announce(tx, row["id"])
     return state
 
 

@@ -6,6 +6,9 @@ of the machines that run the service do not count.
 SQLite has one writer at a time. Writing transactions begin with `BEGIN IMMEDIATE`, because one that
 reads first and then finds that another has written would fail. In this process they wait for a
 lock, which is fairer than SQLite's own waiting. PostgreSQL locks rows instead.
+
+What has been answered survives a power cut, except for heartbeats and progress: they may be lost
+with the last moments before it, and do not wait for the disk. There are ten of them for each job.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +29,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from orchestrator.store.errors import StoreUnavailable
 
 WAIT_S = 5.0  # for a lock, a connection of the pool, or the server
-WRITES = "orchestrator_writes"
+WRITES, IS_DURABLE = "orchestrator_writes", "orchestrator_is_durable"
 NO_DATABASE = "the address must begin with sqlite:/// and name a file, or with postgresql://"
 
 
@@ -49,6 +52,27 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 
 
+class database_now_and_soon(FunctionElement[float]):
+    """The same, in a transaction whose end does not wait for the disk."""
+
+    type = sa.Double()
+    inherit_cache = True
+    name = "database_now_and_soon"
+
+
+@compiles(database_now_and_soon, "sqlite")
+def _sqlite_now_and_soon(*_: Any, **__: Any) -> str:
+    return _sqlite_now()  # the PRAGMA before the transaction says the rest
+
+
+@compiles(database_now_and_soon, "postgresql")
+def _postgresql_now_and_soon(*_: Any, **__: Any) -> str:
+    # One exchange with the server for both.
+    off = "set_config('synchronous_commit', 'off', true)"
+    return f"CASE WHEN {off} = 'off' THEN {_postgresql_now()} END"
+
+
+NOW, NOW_AND_SOON = sa.select(database_now()), sa.select(database_now_and_soon())
 _FAULTS_OF_THE_FILE = frozenset(
     (
         sqlite3.SQLITE_BUSY,
@@ -114,8 +138,11 @@ class Database:
         self._writing = threading.Lock() if is_sqlite else None
 
     @contextmanager
-    def write(self) -> Iterator[Transaction]:
+    def write(self, *, is_durable: bool = True) -> Iterator[Transaction]:
         """Open a transaction that writes. It is committed at the end, unless that raises.
+
+        Without `is_durable`, the end does not wait until the disk has it. A killed process loses
+        nothing all the same.
 
         Raises:
             StoreUnavailable: the database does not answer, or cannot be written.
@@ -123,7 +150,7 @@ class Database:
         if self._writing is not None and not self._writing.acquire(timeout=self._opening.wait_s):
             raise StoreUnavailable("other writes have held the database for too long")
         try:
-            with self._begin(writes=True) as transaction:
+            with self._begin(writes=True, is_durable=is_durable) as transaction:
                 yield transaction
         finally:
             if self._writing is not None:
@@ -144,22 +171,42 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def _begin(self, *, writes: bool) -> Iterator[Transaction]:
+    def _begin(self, *, writes: bool, is_durable: bool = True) -> Iterator[Transaction]:
+        options = {WRITES: writes, IS_DURABLE: is_durable}
         try:
-            with (
-                self.engine.connect().execution_options(**{WRITES: writes}) as connection,
-                connection.begin(),
-            ):
-                yield Transaction(connection, self._now(connection))
+            with ExitStack() as stack:
+                yield self._first_answer(stack, options)
         except (exc.DBAPIError, exc.TimeoutError) as error:
             if _is_fault_of_statement(error):
                 raise
             raise StoreUnavailable(_reason(error)) from error
 
-    def _now(self, connection: sa.Connection) -> float:
+    def _first_answer(self, stack: ExitStack, options: dict[str, bool]) -> Transaction:
+        """Begin, and take the time. A connection that has died with its server is replaced.
+
+        Trying each connection before its use would cost one more exchange with the server.
+        """
+        for is_last in (False, True):
+            connection = self.engine.connect().execution_options(**options)
+            try:
+                begun = connection.begin()
+                now = self._now(connection, options)
+            except BaseException as error:
+                connection.close()
+                was_dead = isinstance(error, exc.DBAPIError) and error.connection_invalidated
+                if is_last or not was_dead:
+                    raise
+            else:
+                stack.callback(connection.close)
+                stack.enter_context(begun)
+                return Transaction(connection, now)
+        raise AssertionError("unreachable")
+
+    def _now(self, connection: sa.Connection, options: dict[str, bool]) -> float:
         if self._opening.clock is not None:
             return self._opening.clock()
-        return connection.scalar(sa.select(database_now())) or 0.0
+        waits = options[IS_DURABLE] or not options[WRITES]
+        return connection.scalar(NOW if waits else NOW_AND_SOON) or 0.0
 
 
 def open_engine(url: str, opening: Opening = DEFAULT_OPENING) -> sa.Engine:
@@ -188,7 +235,6 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
         pool_size=8,
         max_overflow=8,
         pool_timeout=WAIT_S,
-        pool_pre_ping=True,  # a connection that died with the server is replaced, not used
         connect_args={
             "connect_timeout": int(WAIT_S),
             "options": f"{timeouts} -c idle_in_transaction_session_timeout=30000",
@@ -204,23 +250,26 @@ def _sqlite_engine(url: sa.URL, opening: Opening) -> sa.Engine:
         pool_timeout=opening.wait_s,
         connect_args={"timeout": opening.wait_s, "check_same_thread": False},
     )
-    synchronous = "FULL" if opening.survives_power_cut else "NORMAL"
 
     def set_up(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver would begin transactions of its own
         cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
+    def begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        writes = options.get(WRITES, True)
+        if writes and opening.survives_power_cut:
+            # FULL: an accepted result survives a power cut too.
+            level = "FULL" if options.get(IS_DURABLE, True) else "NORMAL"
+            connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
     sa.event.listen(engine, "connect", set_up)
-    sa.event.listen(engine, "begin", _begin_sqlite)
+    sa.event.listen(engine, "begin", begin)
     return engine
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get(WRITES, True)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _is_fault_of_statement(error: Exception) -> bool:

@@ -7,6 +7,8 @@ StoreError
 ├── JobConflict        the id or the idempotency key belongs to a job with other content
 ├── WrongState         the job's state does not allow it
 ├── QueueFull          too many jobs wait
+├── DeliveryNotFound   the job has no such delivery
+├── TooManyWebhooks    the job has as many webhooks as one job may have
 ├── WorkerDrained      the worker may claim nothing more
 ├── UnknownKey         there is no such key
 └── SchemaTooNew       the database is of a newer release
@@ -49,6 +51,14 @@ class WrongState(StoreError):
 
 class QueueFull(StoreError):
     """As many jobs wait as may wait."""
+
+
+class DeliveryNotFound(StoreError):
+    """The job has no delivery with this id."""
+
+
+class TooManyWebhooks(StoreError):
+    """The job has as many webhooks as one job may have. Submit another job."""
 
 
 class WorkerDrained(StoreError):

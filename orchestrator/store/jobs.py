@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from orchestrator.store import statements
 from orchestrator.store.changes import FREE, Row, add_event, change_state, end_attempt
 from orchestrator.store.database import Transaction
+from orchestrator.store.deliveries import subscribe
 from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull
 from orchestrator.store.queue import order_columns, requirements_of
 from orchestrator.store.statements import begins_with
@@ -30,6 +32,7 @@ FRESH: dict[str, Any] = {
     "receipt": None,
     "error": None,
     "failure": None,
+    "published_attempt": None,
 }
 """The columns of a run that has not been claimed yet."""
 
@@ -48,6 +51,7 @@ def submit(tx: Transaction, new: NewJob, rules: Rules, *, redo: bool = False) ->
     Raises:
         JobConflict: the id or the key belongs to another job, or to another client's.
         QueueFull: as many jobs wait as may wait.
+        TooManyWebhooks: the job has as many webhooks as one job may have.
     """
     job_id = known_id(tx, new)
     row = tx.execute(statements.LOCK_JOB, job_id=job_id).mappings().one_or_none()
@@ -63,6 +67,8 @@ def submit(tx: Transaction, new: NewJob, rules: Rules, *, redo: bool = False) ->
     else:
         is_new = _join(tx, row, new, rules, redo=redo)
     remember_key(tx, new, job_id)
+    if new.webhook_url is not None:
+        subscribe(tx, job_id, new.webhook_url, new.metadata)
     return job_of(_row(tx, job_id)), is_new
 
 
@@ -178,7 +184,7 @@ def count_queued(tx: Transaction, at_most: int) -> int:
     return tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar() or 0
 
 
-def job_of(row: Row) -> Job:
+def job_of(row: Row | Mapping[str, Any]) -> Job:
     """Return a row of `jobs`."""
     values = {name: row[name] for name in _JOB_FIELDS}
     return Job(**{**values, "state": JobState(row["state"]), "requires": requirements_of(row)})

@@ -24,12 +24,13 @@ from orchestrator.store.values import (
     AttemptName,
     Completion,
     Failure,
+    Job,
     Lease,
     Progress,
     Rules,
     WorkerFacts,
 )
-from orchestrator.store.workers import touch
+from orchestrator.store.workers import PUBLISHING, renewed, touch
 
 MAX_TRIES = 50  # jobs that others may be claiming at the same moment
 
@@ -69,18 +70,42 @@ def progress(tx: Transaction, name: AttemptName, report: Progress, rules: Rules)
     """
     row, attempt = _lock(tx, name)
     _require_current(row, attempt)
+    if row["phase"] == PUBLISHING:
+        return  # the report was overtaken by the final one
     values = {
         "progress": max(row["progress"], report.fraction),
         "phase": report.phase,
         "counts": dict(report.counts) if report.counts else row["counts"],
         "frames": frames_of(report.counts) or row["frames"],
-        "lease_until": tx.now + rules.lease_s,
+        "lease_until": renewed(tx, row, rules),
         "unlisted": 0,
         "updated_at": tx.now,
     }
     tx.execute(statements.UPDATE_JOB.values(values), job_id=row["id"])
     if report.phase != row["phase"]:
         add_event(tx, row, "phase", phase=report.phase)
+
+
+def begin_publishing(tx: Transaction, name: AttemptName, rules: Rules) -> Job:
+    """Hold the job of a running attempt that has reported its success, until `finish`.
+
+    Meanwhile the service holds the lease, whatever its worker does. If it ends in the middle, the
+    worker repeats the report, or the job returns to the queue when that lease is over.
+
+    Return the job, which has succeeded if the report had been accepted before.
+
+    Raises:
+        AttemptGone, JobNotFound: the result is not this worker's to report.
+    """
+    row, attempt = _lock(tx, name)
+    if attempt["ending"] == AttemptEnd.SUCCEEDED:
+        return job_of(row)
+    _require_current(row, attempt)
+    held = {"phase": PUBLISHING, "lease_until": tx.now + rules.publish_lease_s, "unlisted": 0}
+    tx.execute(statements.UPDATE_JOB.values(held), job_id=row["id"])
+    if row["phase"] != PUBLISHING:
+        add_event(tx, row, "phase", phase=PUBLISHING)
+    return job_of(row)
 
 
 def finish(tx: Transaction, name: AttemptName, result: Completion) -> bool:
@@ -103,6 +128,7 @@ def finish(tx: Transaction, name: AttemptName, result: Completion) -> bool:
         "phase": "completed",
         "error": None,
         "failure": None,
+        "published_attempt": result.published_attempt,
     }
     change_state(tx, row, Change.SUCCEED, **columns, **FREE)
     add_event(tx, row, "succeeded", worker_id=row["worker_id"])
@@ -173,6 +199,7 @@ def _lease(tx: Transaction, row: Row, known: Row, rules: Rules) -> Lease:
             worker_type=known["worker_type"],
             gpu_class=known["gpu_class"],
             started_at=tx.now,
+            uploads_until=None if rules.upload_s is None else tx.now + rules.upload_s,
         )
     )
     add_event(tx, row, "claimed", attempt=number, worker_id=known["id"])

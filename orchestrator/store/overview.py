@@ -19,8 +19,7 @@ from orchestrator.store.values import Rules, Worker
 from orchestrator.store.workers import held_jobs, worker_of
 
 COUNTED = 100_000  # of the jobs in one state
-RECENT_S = 24 * 3600.0  # jobs that have ended for longer are not in the counts of ended ones
-SPENDING_S = 3600.0
+RECENT_S = 3600.0  # jobs that ended before are neither counted nor added up
 RECEIPTS = 500  # of the newest results, in which dollars are looked for
 
 
@@ -64,8 +63,9 @@ class Spending:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Everything at once. Of the jobs that have ended, `jobs` counts those of the last day, but
-    all dead ones. `oldest_queued_s` is None if no job waits.
+    """Everything at once. Of the jobs that have ended, `jobs` counts those of the last hour, but
+    all dead ones. `oldest_queued_s` is None if no job waits. `usd_per_hour` is what the workers
+    cost that are online and whose price is known; None if no prices are.
     """
 
     now: float
@@ -73,16 +73,20 @@ class Overview:
     oldest_queued_s: float | None
     workers: tuple[WorkerCount, ...]
     spending: Spending
+    usd_per_hour: float | None
 
 
 def overview(tx: Transaction, rules: Rules) -> Overview:
     """Return how many jobs and workers there are in which state, and what jobs have cost."""
     open_states = (JobState.QUEUED, JobState.RUNNING, JobState.DEAD)
     counts = {state: _count(tx, jobs.c.state == state) for state in open_states}
-    ended = {
-        state: _count(tx, jobs.c.state == state, jobs.c.ended_at > tx.now - RECENT_S)
-        for state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-    }
+    ended = dict.fromkeys((JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED), 0)
+    recent = sa.select(jobs.c.state).where(jobs.c.ended_at > tx.now - RECENT_S).limit(COUNTED)
+    found = recent.subquery()
+    grouped = sa.select(found.c.state, sa.func.count().label("jobs")).group_by(found.c.state)
+    for row in tx.execute(grouped).mappings():
+        if JobState(row["state"]) in ended:
+            ended[JobState(row["state"])] = row["jobs"]
     first = sa.select(sa.func.min(jobs.c.queued_at)).where(jobs.c.state == JobState.QUEUED)
     since = tx.execute(first).scalar()
     return Overview(
@@ -91,6 +95,7 @@ def overview(tx: Transaction, rules: Rules) -> Overview:
         oldest_queued_s=None if since is None else max(0.0, tx.now - since),
         workers=_worker_counts(tx, rules),
         spending=_spending(tx),
+        usd_per_hour=_usd_per_hour(tx, rules),
     )
 
 
@@ -146,11 +151,27 @@ def _worker_counts(tx: Transaction, rules: Rules) -> tuple[WorkerCount, ...]:
     return tuple(WorkerCount(row["worker_type"], row["state"], row["workers"]) for row in rows)
 
 
+def _usd_per_hour(tx: Transaction, rules: Rules) -> float | None:
+    if not rules.offers:
+        return None
+    prices = {offer.key: offer.usd_per_hour for offer in rules.offers}
+    kinds = workers.c.provider, workers.c.gpu_class
+    online = (
+        sa.select(*kinds, sa.func.count().label("workers"))
+        .where(_is_online(tx, rules))
+        .group_by(*kinds)
+    )
+    usd = 0.0
+    for row in tx.execute(online).mappings():
+        usd += prices.get((row["provider"], row["gpu_class"]), 0.0) * row["workers"]
+    return usd
+
+
 def _spending(tx: Transaction) -> Spending:
     """Add up the receipts of the last hour. A worker may send anything as its receipt."""
     newest = (
         sa.select(jobs.c.receipt)
-        .where(jobs.c.state == JobState.SUCCEEDED, jobs.c.ended_at > tx.now - SPENDING_S)
+        .where(jobs.c.state == JobState.SUCCEEDED, jobs.c.ended_at > tx.now - RECENT_S)
         .order_by(jobs.c.ended_at.desc())
         .limit(RECEIPTS)
     )

@@ -5,6 +5,7 @@ Every query is bounded: some jobs of some clients, one row for each kind of live
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -32,7 +33,7 @@ from orchestrator.store.database import Transaction
 from orchestrator.store.learning import LearntKind, usual, usual_s
 from orchestrator.store.states import AttemptEnd, JobState
 from orchestrator.store.tables import accounts, attempts, jobs, learnt, virtual_clock, workers
-from orchestrator.store.values import NewJob, Rules
+from orchestrator.store.values import KEPT_AVATAR, NewJob, Rules
 
 CLIENTS, JOBS_OF_A_CLIENT = 16, 16
 
@@ -42,9 +43,13 @@ VIRTUAL_TIME = sa.select(virtual_clock.c.time)
 # -- first_clients -- Those with queued jobs that have had the least service.
 _used = sa.func.coalesce(accounts.c.used, 0.0)
 _start = sa.case((_used < sa.bindparam("time"), sa.bindparam("time")), else_=_used)
-_waiting = (
-    sa.select(jobs.c.client).where(jobs.c.state == JobState.QUEUED).group_by(jobs.c.client)
-).subquery()
+# Each step reads one entry of the index: grouping would read those of all queued jobs.
+_queued = jobs.c.state == JobState.QUEUED
+_waiting = sa.select(sa.func.min(jobs.c.client).label("client")).where(_queued).cte(recursive=True)
+_next = sa.select(sa.func.min(jobs.c.client)).where(_queued, jobs.c.client > _waiting.c.client)
+_waiting = _waiting.union_all(
+    sa.select(_next.scalar_subquery()).where(_waiting.c.client.is_not(None))
+)
 _seconds = learnt.alias()
 FIRST_CLIENTS = (
     sa.select(
@@ -58,6 +63,7 @@ FIRST_CLIENTS = (
         _seconds,
         sa.and_(_seconds.c.kind == LearntKind.SECONDS, _seconds.c.name == _waiting.c.client),
     )
+    .where(_waiting.c.client.is_not(None))
     .order_by(_start, _waiting.c.client)
     .limit(CLIENTS)
 )
@@ -72,6 +78,8 @@ _has_failed_here = sa.exists().where(
 _has_place_here = (
     sa.or_(jobs.c.failures == 0, ~_has_failed_here),
     jobs.c.min_vram_gb <= sa.bindparam("vram_gb"),
+    # An avatar is used only by workers that say that they keep avatars.
+    sa.or_(sa.bindparam("has_avatars"), ~jobs.c.video_url.startswith(KEPT_AVATAR)),
     sa.or_(jobs.c.architectures == "", jobs.c.architectures.contains(sa.bindparam("arch"))),
 )
 
@@ -153,6 +161,7 @@ def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob],
         worker_id=worker["id"],
         vram_gb=gpu.vram_gb or 0.0,
         arch=_marked(gpu.architecture),
+        has_avatars=(worker["capabilities"] or {}).get("avatars") is True,
         **{f"client_{number}": client for number, client in enumerate(clients)},
     ).mappings()
     found = [_queued_job(row, expected_s[row["client"]]) for row in rows]
@@ -210,7 +219,7 @@ def _queued_job(row: Row, expected_s: float) -> QueuedJob:
     )
 
 
-def requirements_of(row: Row) -> Requirements:
+def requirements_of(row: Row | Mapping[str, Any]) -> Requirements:
     """Return the cards that a job may run on."""
     names = frozenset(name for name in row["architectures"].split(",") if name)
     return Requirements(row["min_vram_gb"], names)

@@ -36,6 +36,20 @@ class JobState(StrEnum):
         return self not in (JobState.QUEUED, JobState.RUNNING)
 
 
+STATUSES: Mapping[str, tuple[JobState, ...]] = MappingProxyType(
+    {
+        **{str(state): (state,) for state in JobState},
+        "failed": (JobState.FAILED, JobState.DEAD),
+    }
+)
+"""The states behind each status of the job API. A dead job has failed, too."""
+
+
+def status_of(state: JobState) -> str:
+    """Return the status that clients are shown; they do not know `dead`."""
+    return "failed" if state is JobState.DEAD else str(state)
+
+
 class Change(StrEnum):
     """What can happen to a job."""
 

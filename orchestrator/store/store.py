@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator.scaling.values import Decision
 from orchestrator.store import (
+    deliveries,
     fleet_facts,
     jobs,
     keys,
@@ -31,6 +32,7 @@ from orchestrator.store import (
 )
 from orchestrator.store import tables as t
 from orchestrator.store.database import Database
+from orchestrator.store.delivery_values import Delivery, TakenDelivery, Try
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.overview import Overview, WorkerFilter, WorkerPage
 from orchestrator.store.values import (
@@ -131,11 +133,44 @@ class JobStore:
         with self._database.read() as tx:
             return jobs.get(tx, job_id, client), jobs.events_after(tx, job_id, number)
 
+    # Webhooks --------------------------------------------------------------------------------
+
+    def take_delivery(self, lease_s: float) -> TakenDelivery | None:
+        """See `deliveries.take`."""
+        with self._database.write() as tx:
+            return deliveries.take(tx, lease_s)
+
+    def settle_delivery(self, taken: TakenDelivery, result: Try, pause_s: float | None) -> bool:
+        """See `deliveries.settle`."""
+        with self._database.write() as tx:
+            return deliveries.settle(tx, taken, result, pause_s)
+
+    def seconds_to_next_delivery(self) -> float | None:
+        """See `deliveries.seconds_to_next`."""
+        with self._database.read() as tx:
+            return deliveries.seconds_to_next(tx)
+
+    def deliveries(self, job_id: str, client: str | None = None) -> tuple[Delivery, ...]:
+        """Return the deliveries of a job, the first one first.
+
+        Raises:
+            JobNotFound: there is none for this client.
+        """
+        with self._database.read() as tx:
+            jobs.get(tx, job_id, client)
+            return deliveries.of_job(tx, job_id)
+
+    def deliver_again(self, job_id: str, delivery_id: str, client: str | None = None) -> Delivery:
+        """See `deliveries.again`."""
+        with self._database.write() as tx:
+            jobs.get(tx, job_id, client)
+            return deliveries.again(tx, job_id, delivery_id)
+
     # Workers ---------------------------------------------------------------------------------
 
     def register(self, worker: WorkerFacts) -> None:
         """See `workers.touch`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             workers.touch(tx, worker)
 
     def claim(self, worker: WorkerFacts) -> Lease | None:
@@ -145,13 +180,18 @@ class JobStore:
 
     def beat(self, heard: Beat) -> BeatAnswer:
         """See `workers.beat`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             return workers.beat(tx, heard, self.rules)
 
     def progress(self, name: AttemptName, report: Progress) -> None:
         """See `leases.progress`."""
-        with self._database.write() as tx:
+        with self._database.write(is_durable=False) as tx:
             leases.progress(tx, name, report, self.rules)
+
+    def begin_publishing(self, name: AttemptName) -> Job:
+        """See `leases.begin_publishing`."""
+        with self._database.write() as tx:
+            return leases.begin_publishing(tx, name, self.rules)
 
     def finish(self, name: AttemptName, result: Completion) -> bool:
         """See `leases.finish`."""
@@ -269,11 +309,14 @@ class JobStore:
     def forget(self) -> int:
         """Delete what has been kept for long enough. Return how many jobs that were."""
         with self._database.write() as tx:
-            old = (
-                sa.select(t.jobs.c.id)
-                .where(t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s)
-                .limit(FORGET_BATCH)
-            )
+            is_old = t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s
+            if self.rules.upload_s is not None:
+                # Its attempts are needed until what they have uploaded is removed.
+                has_uploads = sa.exists().where(
+                    t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.uploads_until.is_not(None)
+                )
+                is_old = sa.and_(is_old, ~has_uploads)
+            old = sa.select(t.jobs.c.id).where(is_old).limit(FORGET_BATCH)
             count = tx.execute(t.jobs.delete().where(t.jobs.c.id.in_(old))).rowcount
             silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
             tx.execute(t.workers.delete().where(silent))
@@ -281,6 +324,21 @@ class JobStore:
             tx.execute(t.learnt.delete().where(unused))
             loops.forget_decisions(tx, self.rules.keep_decisions_s)
             return count
+
+    def old_uploads(self, at_most: int = 20) -> tuple[tuple[str, int], ...]:
+        """Return jobs and numbers of attempts that can upload no more, the oldest first."""
+        c = t.attempts.c
+        statement = sa.select(c.job_id, c.number).where(c.uploads_until < sa.bindparam("now"))
+        with self._database.read() as tx:
+            rows = tx.execute(statement.order_by(c.uploads_until).limit(at_most), now=tx.now)
+            return tuple((row.job_id, row.number) for row in rows)
+
+    def forget_uploads(self, job_id: str, number: int) -> None:
+        """Store that nothing is left of what an attempt has uploaded."""
+        c = t.attempts.c
+        which = c.job_id == job_id, c.number == number
+        with self._database.write() as tx:
+            tx.execute(t.attempts.update().where(*which).values(uploads_until=None))
 
     def count_queued(self, at_most: int) -> int:
         """Return how many jobs wait, counted no further than `at_most`."""

@@ -59,6 +59,7 @@ jobs = sa.Table(
     sa.Column("receipt", Json),  # seconds, frames and dollars, as the worker counted them
     sa.Column("error", sa.Text),
     sa.Column("failure", Json),
+    sa.Column("published_attempt", sa.Integer),  # whose upload this service has published
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("queued_at", Instant, nullable=False),  # of this run
     sa.Column("updated_at", Instant, nullable=False),
@@ -95,7 +96,9 @@ attempts = sa.Table(
     sa.Column("phase", sa.Text),  # the last that was reported
     sa.Column("error", sa.Text),
     sa.Column("failure", Json),
+    sa.Column("uploads_until", Instant),  # its signed addresses end then; null: nothing is left
     sa.Index("ix_attempts_worker", "worker_id", "job_id"),
+    sa.Index("ix_attempts_uploads", "uploads_until"),
 )
 
 events = sa.Table(
@@ -107,6 +110,38 @@ events = sa.Table(
     sa.Column("happened_at", Instant, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("facts", Json),
+)
+
+# Who is told when a job ends, each with the metadata that was sent with that address.
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("url", sa.Text, primary_key=True),
+    sa.Column("metadata", Json),
+)
+
+# One row for each webhook and each end of its job. It is the queue of deliveries and their log.
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # the same however often it is sent
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.Column("snapshot", Json, nullable=False),  # the job as it was when it ended
+    sa.Column("status", sa.Text, nullable=False),  # pending, delivered or failed
+    sa.Column("tries", sa.Integer, nullable=False),  # since it was queued, or queued again
+    sa.Column("taken", sa.Integer, nullable=False),  # all tries; fences a late result
+    sa.Column("log", Json, nullable=False),  # the newest tries: when, answer code, error
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("started_at", Instant, nullable=False),  # of these tries
+    sa.Column("due_at", Instant),  # the next try, or the end of the lease of the one that runs
+    sa.Column("ended_at", Instant),
+    sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
+    sa.Index("ix_deliveries_due", "due_at"),
+    sa.Index("ix_deliveries_job", "job_id"),
 )
 
 idempotency_keys = sa.Table(

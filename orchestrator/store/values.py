@@ -20,6 +20,9 @@ from orchestrator.store.states import AttemptEnd, JobState
 JsonObject = Mapping[str, JsonValue]
 DEFAULT_ROUTING = RoutingRules()
 
+# In place of the address of a video. Clients cannot send such an address.
+KEPT_AVATAR = "avatar:"
+
 KeyKind = Literal["client", "worker"]
 
 
@@ -38,6 +41,11 @@ class Rules:
         keep_workers_s: Silence after which a worker's row is deleted.
         max_queued: Jobs that may wait. More are refused. None: any number may.
         keep_decisions_s: Age at which a decision of the scaling is deleted.
+        max_attempt_s: A worker that has held a job for so long loses it, heartbeats or not.
+        upload_s: How long the addresses are valid that an attempt uploads to. None: no attempt
+            gets such addresses.
+        publish_lease_s: How long this service holds a job while it publishes its output. It is
+            longer than all tries at that take.
         routing: Which worker gets which job.
         offers: The kinds of worker that have a price, which routing and scaling compare.
     """
@@ -50,6 +58,9 @@ class Rules:
     keep_workers_s: float = 7 * 24 * 3600.0
     max_queued: int | None = 100_000
     keep_decisions_s: float = 7 * 24 * 3600.0
+    max_attempt_s: float = 12 * 3600.0
+    upload_s: float | None = None
+    publish_lease_s: float = 600.0
     routing: RoutingRules = DEFAULT_ROUTING
     offers: tuple[Offer, ...] = ()
 
@@ -70,6 +81,7 @@ class NewJob:
     deadline: float | None = None
     requires: Requirements = ANY_GPU
     idempotency_key: str | None = None
+    webhook_url: str | None = field(default=None, repr=False)
 
     @property
     def content_key(self) -> str:
@@ -132,9 +144,16 @@ class Job:
     receipt: JsonObject | None
     error: str | None
     failure: JsonObject | None
+    published_attempt: int | None
     created_at: float
     updated_at: float
     ended_at: float | None
+
+    @property
+    def avatar_id(self) -> str | None:
+        """The prepared avatar that is used in place of a video; None if there is a video."""
+        is_avatar = self.video_url.startswith(KEPT_AVATAR)
+        return self.video_url.removeprefix(KEPT_AVATAR) if is_avatar else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,11 +289,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The result of an attempt that succeeded."""
+    """The result of an attempt that succeeded.
+
+    `published_attempt` is the attempt if this service has published what it uploaded.
+    """
 
     output_url: str = field(repr=False)
     metrics: JsonObject
     receipt: JsonObject | None = None
+    published_attempt: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,9 @@ from orchestrator.store.values import (
 )
 
 UNLISTED_LIMIT = 2  # heartbeats in a row that do not list a job which is leased here
+PUBLISHING = "publishing"  # the phase in which the service holds the lease, not the worker
 SILENT = "The worker was silent for longer than its lease."
+TOO_LONG = "The worker had the job for longer than one attempt may take."
 UNLISTED = "The worker does not have the job: the answer to its claim was lost, or it restarted."
 
 
@@ -62,8 +64,10 @@ def beat(tx: Transaction, heard: Beat, rules: Rules) -> BeatAnswer:
     worker = touch(tx, heard.worker, status=status, error=heard.error)
     held = tx.execute(statements.LOCK_HELD_JOBS, worker_id=heard.worker.id).mappings().all()
     for row in held:
+        if row["phase"] == PUBLISHING:
+            continue
         if _is_listed(row, heard):
-            tx.execute(statements.RENEW_LEASE, job_id=row["id"], until=tx.now + rules.lease_s)
+            tx.execute(statements.RENEW_LEASE, job_id=row["id"], until=renewed(tx, row, rules))
         elif tx.now - row["leased_at"] >= rules.listing_grace_s:
             _count_unlisted(tx, row, rules)
     unheld = [job for job in heard.jobs or () if job.job_id not in {row["id"] for row in held}]
@@ -75,7 +79,8 @@ def goodbye(tx: Transaction, worker_id: str, reason: str, rules: Rules) -> int:
     """Take leave of a worker. Return how many of its jobs go back to the queue."""
     said = {"left_at": tx.now, "left_because": reason, "status": "idle"}
     tx.execute(workers.update().where(workers.c.id == worker_id).values(said))
-    held = tx.execute(statements.LOCK_HELD_JOBS, worker_id=worker_id).mappings().all()
+    rows = tx.execute(statements.LOCK_HELD_JOBS, worker_id=worker_id).mappings().all()
+    held = [row for row in rows if row["phase"] != PUBLISHING]
     for row in held:
         interrupt(tx, row, rules, f"The worker ended: {reason}")
     return len(held)
@@ -85,8 +90,14 @@ def expire(tx: Transaction, rules: Rules, *, at_most: int = 200) -> tuple[Attemp
     """Return to the queue the jobs whose workers have been silent. Return the lost attempts."""
     expired = tx.execute(statements.LOCK_EXPIRED_JOBS, now=tx.now, at_most=at_most).mappings().all()
     for row in expired:
-        interrupt(tx, row, rules, SILENT)
+        is_long = tx.now - row["leased_at"] >= rules.max_attempt_s
+        interrupt(tx, row, rules, TOO_LONG if is_long else SILENT)
     return tuple(AttemptName(row["id"], row["worker_id"], row["attempt"]) for row in expired)
+
+
+def renewed(tx: Transaction, row: Row, rules: Rules) -> float:
+    """Return until when a lease is renewed now. No attempt holds a job for ever."""
+    return float(min(tx.now + rules.lease_s, row["leased_at"] + rules.max_attempt_s))
 
 
 def drain(tx: Transaction, worker_id: str, *, is_drained: bool) -> bool:

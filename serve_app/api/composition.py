@@ -175,6 +175,7 @@ def _polling(
         can_run=availability.may_begin,
         capacity=reported_jobs(args, env),
         batch_size=_batch_size(env, availability),
+        capabilities={"engines": [args.engine], "avatars": args.avatars.max_gb > 0},
     )
 
 

@@ -9,7 +9,14 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from musetalk_pipeline.errors import PipelineError
-from orchestrator.store.errors import JobConflict, QueueFull, StoreUnavailable
+from orchestrator.store.errors import (
+    JobConflict,
+    JobNotFound,
+    QueueFull,
+    StoreUnavailable,
+    WrongState,
+)
+from orchestrator.store.states import JobState, status_of
 from serve_app.api.answers import failure_answer
 from serve_app.api.fields import shown_name, shown_path, unknown_field
 from serve_app.contract.codes import ErrorCode
@@ -18,6 +25,7 @@ from serve_app.contract.outcomes import (
     busy,
     failure_of,
     invalid_request,
+    job_ended,
     rejected,
     state_unavailable,
 )
@@ -40,9 +48,11 @@ class BadField(Exception):
 class RequestRejected(Exception):
     """A request that is answered with `failure`, whatever route it is for."""
 
-    def __init__(self, failure: Failure, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, failure: Failure, headers: dict[str, str] | None = None, *, job_id: str = ""
+    ) -> None:
         super().__init__(failure.error_message)
-        self.failure, self.headers = failure, headers
+        self.failure, self.headers, self.job_id = failure, headers, job_id
 
 
 def reject_if_stopping(is_stopping: bool) -> None:
@@ -98,7 +108,7 @@ async def _on_bad_field(request: Request, exc: Exception) -> JSONResponse:
 async def _on_rejected(request: Request, exc: Exception) -> JSONResponse:
     """Answer with what a route or a dependency rejects."""
     assert isinstance(exc, RequestRejected)
-    return failure_answer(exc.failure, headers=exc.headers)
+    return failure_answer(exc.failure, exc.job_id, headers=exc.headers)
 
 
 async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
@@ -106,6 +116,21 @@ async def _on_conflict(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, JobConflict)
     message = "This id (or idempotency key) belongs to a job with different content. Use another."
     return failure_answer(rejected(409, "job_conflict", message), exc.job_id)
+
+
+async def _on_not_found(request: Request, exc: Exception) -> JSONResponse:
+    """Reject an id that no job has."""
+    return failure_answer(rejected(404, "job_not_found", "There is no such job."))
+
+
+async def _on_wrong_state(request: Request, exc: Exception) -> JSONResponse:
+    """Reject what the job's state does not allow."""
+    assert isinstance(exc, WrongState)
+    status = status_of(JobState(exc.state))
+    if JobState(exc.state).is_terminal:
+        return failure_answer(job_ended(status))
+    message = f"The job is {status}."
+    return failure_answer(rejected(409, "job_not_ended", message, status=status))
 
 
 async def _on_full(request: Request, exc: Exception) -> JSONResponse:
@@ -170,6 +195,8 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     BadField: _on_bad_field,
     RequestRejected: _on_rejected,
     JobConflict: _on_conflict,
+    JobNotFound: _on_not_found,
+    WrongState: _on_wrong_state,
     QueueFull: _on_full,
     TooManyJoined: _on_too_many_joined,
     WorkerStopping: _on_stopping,

@@ -62,3 +62,7 @@ class Ingress:
     async def drain(self) -> None:
         """Begin no more jobs; return when the running ones have ended and were answered."""
         await self._runner.drain()
+
+    async def leave(self) -> None:
+        """End the running jobs at once, because this machine stops."""
+        await self._runner.leave()

@@ -57,6 +57,7 @@ class JobRunner:
         self._draining: asyncio.Task[None] | None = None
         self._at_work: set[asyncio.Task[Any]] = set()  # requests that run a job, or look for one
         self._is_handing_back = False
+        self._is_last = False  # nothing of this machine resumes what is handed back
 
     def start(self) -> None:
         """Start the slots and the loops behind webhooks, claims, reports and the drain."""
@@ -104,6 +105,8 @@ class JobRunner:
         self._services.draining.requested.set()
         self._services.jobs.leave_queue()
         await self._slots.stop()
+        if self._services.polling is not None and (self._is_last or not self._is_handing_back):
+            await self._services.polling.leave("It was stopped.")
         until = time.monotonic() + ANSWER_S
         while self._services.open_calls.count and time.monotonic() < until:
             await asyncio.sleep(WAIT_S)
@@ -121,6 +124,12 @@ class JobRunner:
         self._is_handing_back = True
         for request in self._at_work:
             request.cancel()
+
+    async def leave(self) -> None:
+        """End the running jobs at once, for good: an orchestrator gives them to other workers."""
+        self._is_last = True
+        self.hand_back()
+        await self.drain()
 
     async def aclose(self) -> None:
         """Cancel what `start` began."""
@@ -147,6 +156,7 @@ class JobRunner:
 
     async def _do_next(self, slot: int) -> bool:
         services = self._services
+        woken = self._slots.woken
         runner = None if services.reports is None else services.reports.run_reported
         if await services.availability.may_begin() and await services.jobs.run_next(runner):
             return True
@@ -154,7 +164,7 @@ class JobRunner:
         has_place = slot < services.capacity and services.jobs.active_jobs < services.most_claimed()
         if services.availability.is_stopping or not has_place or services.polling is None:
             return False
-        return await services.polling.claim_and_run()
+        return await services.polling.claim_and_run(woken)
 
     async def _drain_on_request(self) -> None:
         await self._services.draining.requested.wait()
@@ -174,6 +184,7 @@ class JobRunner:
             await asyncio.sleep(DEPARTURE_POLL_S)
         self._services.draining.requested.set()
         is_deletion = await departure.is_deletion()
+        self._is_last = is_deletion
         logger.info("this replica is stopped", extra={"is_deletion": is_deletion})
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.0 if is_deletion else self._handover_s):

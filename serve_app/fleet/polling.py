@@ -7,9 +7,11 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import JsonValue
 
 from orchestrator.client import (
     BufferClient,
@@ -27,6 +29,7 @@ from serve_app.fleet.options import WorkerOptions
 from serve_app.fleet.outbox import Outbox
 from serve_app.fleet.system_info import collect_system_info, measure_download_mbit_s
 from serve_app.fleet.worker import FleetWorker
+from serve_app.graph.builders import keeps_results_locally
 from serve_app.jobs.service import JobService
 from serve_app.telemetry.background import run_again
 
@@ -110,6 +113,7 @@ class Polling:
         can_run: returns whether a job could run now.
         capacity: how many jobs may run at once, each in a call of `claim_and_run`.
         batch_size: returns the batch size for the reports, None if it is unknown.
+        capabilities: what this machine can do, for an orchestrator that understands it.
     """
 
     def __init__(
@@ -122,11 +126,14 @@ class Polling:
         can_run: Callable[[], Awaitable[bool]],
         capacity: int,
         batch_size: Callable[[], int | None],
+        capabilities: Mapping[str, JsonValue] | None = None,
     ) -> None:
         self._rules, self._env, self._state = rules, env, state
         self._service, self._can_run = service, can_run
         self._capacity, self._batch_size = capacity, batch_size
         self._worker: FleetWorker | None = None
+        self._capabilities = capabilities or {}
+        self._beating: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -148,7 +155,8 @@ class Polling:
             finally:
                 await sender.aclose()
 
-        self._tasks.append(asyncio.create_task(worker.beat_forever()))
+        self._beating = asyncio.create_task(worker.beat_forever())
+        self._tasks.append(self._beating)
         self._tasks.append(asyncio.create_task(run_again("final reports", deliver)))
         self._worker = worker
 
@@ -160,9 +168,20 @@ class Polling:
         if self._worker is not None:
             await self._worker.aclose()
 
-    async def claim_and_run(self) -> bool:
-        """Claim and run a job if the poll interval has passed. Return False if there was none."""
-        return self._worker is not None and await self._worker.claim_and_run()
+    async def claim_and_run(self, give_up: asyncio.Event | None = None) -> bool:
+        """Claim and run a job if the poll interval has passed. Return False if there was none.
+
+        A claim that the orchestrator holds is given up when `give_up` is set.
+        """
+        return self._worker is not None and await self._worker.claim_and_run(give_up)
+
+    async def leave(self, reason: str) -> None:
+        """Stop the heartbeats and say goodbye. Call it when nothing runs here any more."""
+        if self._worker is None or self._beating is None:
+            return
+        self._beating.cancel()
+        await asyncio.wait({self._beating})
+        await self._worker.leave(reason)
 
     async def _collect_profile(self) -> WorkerProfile:
         is_buffer = self._rules.is_buffer
@@ -181,6 +200,7 @@ class Polling:
             provider=self._env.provider,
             capacity=self._capacity,
             system_info=info.as_fields(),
+            capabilities=self._capabilities,
         )
 
     def _make_worker(
@@ -198,6 +218,7 @@ class Polling:
                 heartbeat_interval_s=self._rules.heartbeat_interval_s,
                 claim_interval_s=self._rules.interval_s,
                 config_label=self._env.config_label,
+                has_storage=not keeps_results_locally(self._env) or self._env.allow_local_store,
                 legacy_size_source=self._env.legacy_size_source,
             ),
             batch_size=self._batch_size,

@@ -140,7 +140,7 @@ class PushedReports:
         if await reported.to_end() is None:
             return
         ended = await self._read(job.id)
-        if ended is None or ended.outcome is None or ended.attempt_id != job.attempt_id:
+        if ended is None or ended.outcome is None or ended.number != job.number:
             return
         if isinstance(ended.outcome, Failure) and ended.outcome.cancelled:
             return

@@ -119,8 +119,9 @@ def _report_of_success(outcome: Success, fraction: float) -> SuccessReport | Fai
     if not outcome.metrics:
         return FailureReport("The job ended without metrics. Send it again.", fraction)
     metrics = dict(outcome.metrics)
-    receipt = metrics.pop("receipt", None)  # a field of its own in reports
-    return SuccessReport(outcome.output_url, metrics, receipt)
+    receipt = metrics.pop("receipt", None)  # fields of their own in reports
+    upload = metrics.pop("upload", {})
+    return SuccessReport(outcome.output_url, metrics, receipt, upload)
 
 
 def _report_of_task(

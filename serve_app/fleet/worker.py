@@ -14,6 +14,11 @@ ways:
 - `claim_and_run` is cancelled, or the process dies. The claim stays in the journal, and the next
   owner of this identity resumes it. If there is none, the heartbeats stop and the orchestrator puts
   the job back into its queue.
+
+An orchestrator whose answers to heartbeats have the additions of docs/protocol.md §9 may hold a
+claim until there is a job. Such a claim is given up when something else is to be done here. If a
+job was handed out in that moment, the heartbeats do not list it, and it goes back into the queue.
+`leave` says goodbye to such an orchestrator, which then takes back all jobs of this worker at once.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ Runner = Callable[[JobRequest, ProgressCallback, SubmissionOptions], Awaitable[O
 Cancel = Callable[[str], Awaitable[None]]
 
 MAX_STARTS = 3
+HELD_S = 1.0  # an orchestrator that answers later than that has held the claim
 INVALID_JOB: Mapping[str, JsonValue] = {
     "error_type": "media_error",
     "code": "invalid_request",
@@ -53,6 +59,10 @@ INVALID_JOB: Mapping[str, JsonValue] = {
 }
 NOT_READY = "No replica can take a job."
 OUTBOX_FULL = "Too many final reports wait to be accepted."
+NO_STORAGE = (
+    "This worker has nowhere to store results: set B2_KEY_ID, B2_APP_KEY and B2_BUCKET_NAME, or "
+    "use an orchestrator that signs addresses for outputs."
+)
 DRAINING = "The orchestrator asked this worker to claim nothing more."
 
 
@@ -103,7 +113,10 @@ class FleetWorker:
         self._active: set[str] = set()  # keys of held jobs that a call of `claim_and_run` runs
         self._runs: dict[str, ReportedRun] = {}  # by the same keys
         self._is_claiming = False
+        self._claiming: asyncio.Task[HeldJob | None] | None = None  # a claim that may be held
         self._is_drained = False
+        self._can_store: bool | None = self._options.has_storage or None  # None: not known yet
+        self._has_additions = False  # of the orchestrator, by its last answer to a heartbeat
         self._claim_again_at = float("-inf")
         self._error: str | None = None  # why no job can run, for the heartbeats
         self._called_at = clock()
@@ -133,20 +146,26 @@ class FleetWorker:
         finally:
             await asyncio.shield(asyncio.to_thread(heartbeats.stop))
 
-    async def claim_and_run(self) -> bool:
+    async def claim_and_run(self, give_up: asyncio.Event | None = None) -> bool:
         """Run one job from claim to report. Return False if there was none.
 
         A call returns False at once if all slots are taken, if another call claims, or if the last
-        claim without a job was too short a time ago.
+        claim without a job was too short a time ago. A claim that the orchestrator holds is given
+        up when `give_up` is set.
         """
-        self._called_at = self._clock()
+        self._called_at = called_at = self._clock()
         if self._is_claiming or len(self._active) >= self._options.capacity:
             return False
-        if self._called_at < self._claim_again_at:
+        if called_at < self._claim_again_at:
             return False
-        held = await self._next_job()
+        held = await self._next_job(give_up or asyncio.Event())
         if held is None:
-            self._claim_again_at = self._clock() + self._options.claim_interval_s
+            now = self._clock()
+            was_held = now - called_at >= HELD_S or (give_up is not None and give_up.is_set())
+            # An orchestrator that holds claims sets their pace.
+            is_paced = self._has_additions and was_held
+            pause_s = 0.0 if is_paced else self._options.claim_interval_s
+            self._claim_again_at = now + pause_s
             return False
         try:
             await self._run_and_report(held)
@@ -154,6 +173,27 @@ class FleetWorker:
             self._active.discard(held.key)
             self._claim_again_at = float("-inf")  # the next job may be waiting
         return True
+
+    async def leave(self, reason: str) -> None:
+        """Let the orchestrator take back all jobs of this worker at once, because it ends.
+
+        Call it when nothing runs any more and `beat_forever` has ended, because a heartbeat would
+        take it back. Nothing is sent to an orchestrator without the additions, nor while another
+        process owns this identity, nor while a final report waits, as its job is done.
+        """
+        if not self._has_additions or not await asyncio.to_thread(self._journal.acquire):
+            return
+        if await asyncio.to_thread(self._outbox.pending):
+            return
+        try:
+            await self._client.goodbye(reason)
+        except OrchestratorError as exc:
+            # The leases run out instead, and the jobs return then.
+            logger.warning("goodbye not accepted", extra={"error": exc.message})
+            return
+        logger.info("goodbye said", extra={"jobs": len(self._held)})
+        for held in self._held:
+            await self._forget(held)
 
     async def aclose(self) -> None:
         """Close the connections and let another process own this identity."""
@@ -189,6 +229,14 @@ class FleetWorker:
     def _apply(self, answer: HeartbeatAnswer) -> None:
         """Apply the answer to a heartbeat. Runs in the event loop."""
         self._is_drained = answer.drain
+        if answer.has_additions and not self._has_additions:
+            self._claim_again_at = float("-inf")  # the next claim can be held
+        self._has_additions = answer.has_additions
+        if not (self._options.has_storage or answer.has_outputs) and self._can_store is not False:
+            logger.warning(NO_STORAGE)
+        self._can_store = self._options.has_storage or answer.has_outputs
+        if answer.drain and self._claiming is not None:
+            self._claiming.cancel()
         for held in self._held:
             run = self._runs.get(held.key)
             if run is not None and held.job.musetalk_job_id in answer.cancel:
@@ -197,7 +245,7 @@ class FleetWorker:
 
     # Claims ----------------------------------------------------------------------------------
 
-    async def _next_job(self) -> HeldJob | None:
+    async def _next_job(self, give_up: asyncio.Event) -> HeldJob | None:
         """Return an unfinished or a claimed job, marked as active; None if there is none."""
         # Meanwhile no other call does this, so that a job that was just claimed is not taken for an
         # unfinished one.
@@ -208,7 +256,7 @@ class FleetWorker:
             if not await self._can_run():
                 self._error = NOT_READY
                 return None
-            held = await self._unfinished() or await self._claim()
+            held = await self._unfinished() or await self._claim(give_up)
             if held is not None:
                 self._active.add(held.key)
             return held
@@ -229,7 +277,7 @@ class FleetWorker:
                 return held
         return None
 
-    async def _claim(self) -> HeldJob | None:
+    async def _claim(self, give_up: asyncio.Event) -> HeldJob | None:
         """Claim a job. Repeat that after each backoff while the orchestrator does not answer."""
         for pause_s in (*self._options.claim_backoff_s, None):
             self._called_at = self._clock()
@@ -237,7 +285,7 @@ class FleetWorker:
             if self._error is not None:
                 return None
             try:
-                return await _complete(self._claim_once())
+                return await self._claim_in_one_go(give_up)
             except OrchestratorError as exc:
                 self._error = exc.message
                 logger.warning("claim failed", extra={"error": exc.message})
@@ -246,8 +294,29 @@ class FleetWorker:
             await self._sleep(pause_s)
         raise AssertionError("unreachable: the last claim returns")
 
-    async def _claim_once(self) -> HeldJob | None:
-        claim = await self._client.claim()
+    async def _claim_in_one_go(self, give_up: asyncio.Event) -> HeldJob | None:
+        """Claim once, held if the orchestrator can do that.
+
+        A claim that is not held is never cancelled, because the orchestrator might not notice that
+        its answer was lost.
+        """
+        if not self._has_additions:
+            return await _complete(self._claim_once(0.0))
+        self._claiming = claiming = asyncio.create_task(
+            self._claim_once(self._options.claim_wait_s)
+        )
+        given_up = asyncio.create_task(give_up.wait())
+        try:
+            await asyncio.wait({claiming, given_up}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._claiming = None
+            for task in (claiming, given_up):
+                task.cancel()
+            await asyncio.wait({claiming})
+        return None if claiming.cancelled() else claiming.result()
+
+    async def _claim_once(self, wait_s: float) -> HeldJob | None:
+        claim = await self._client.claim(wait_s)
         if claim.error:
             self._error = claim.error
             logger.warning("the orchestrator handed out no job", extra={"error": claim.error})
@@ -263,6 +332,8 @@ class FleetWorker:
     async def _reason_not_to_claim(self) -> str | None:
         if self._is_drained:
             return DRAINING
+        if not self._can_store:
+            return NO_STORAGE
         if not await self._can_run():
             return NOT_READY
         if await asyncio.to_thread(lambda: self._outbox.is_full):
@@ -294,12 +365,15 @@ class FleetWorker:
             )
         except ValidationError as exc:
             return FailureReport(_invalid_job(exc), facts=INVALID_JOB)
+        output = held.job.output
+        if output is None and not self._options.has_storage:
+            return FailureReport(NO_STORAGE, facts={"code": "upload_failed"})
         if held.starts > MAX_STARTS:
             return FailureReport(_gave_up(held), facts={"code": "abandoned"})
         if warnings:
             facts = {"job_id": held.job.job_id, "warnings": warnings}
             logger.warning("values of a claimed job were replaced by defaults", extra=facts)
-        submission = SubmissionOptions(warnings=warnings)
+        submission = SubmissionOptions(warnings=warnings, output=output)
         run = ReportedRun(
             self._client,
             held.job,

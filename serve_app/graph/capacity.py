@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from musetalk_pipeline.artifacts import frame_bytes
+from musetalk_pipeline.stages import OpenJob
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs
 from serve_app.graph.replicas import ReplicaCounts, pool_deployment
@@ -15,9 +17,6 @@ from serve_app.scheduling.fair_gate import FairGate
 from serve_app.scheduling.pool_state import Pace, PoolRates
 from serve_app.scheduling.scheduler import SegmentScheduler
 
-# What one frame of a segment takes between the stages at most: its crop and the drawn face
-# (256 x 256), the parser's input (512 x 512), Whisper's features, latents and mask.
-FRAME_BYTES = 2 * 256 * 256 * 3 + 512 * 512 * 3 + 50 * 384 * 4 + 32 * 1024 * 2
 MEMORY_SHARE = 0.1  # of the machine, for segments in flight; Ray's object store has 0.3
 CALLS_AHEAD = 1  # calls at a CPU stage beyond its threads, so that their arguments are there
 
@@ -42,14 +41,19 @@ class SharedCapacity:
         self._preprocessor_threads = args.preprocessor.threads
         self._finisher_threads = args.finisher.threads
         self._pools = [pool.name for pool in args.pools]
-        frames = budget_bytes(driver.max_mb_in_flight) / FRAME_BYTES
-        self.segments = FairGate(1, frames=frames, always_one=True)
+        self._engine = args.engine
+        room = budget_bytes(driver.max_mb_in_flight)
+        self.segments = FairGate(1, size=room, always_one=True)  # in bytes
         self.prepare, self.compose = FairGate(1), FairGate(1)
         self.prepare_pace, self.listen_pace, self.compose_pace = Pace(), Pace(), Pace()
 
     def weight_of(self, origin: str) -> float:
         """Return the share of a job that was submitted in this way, beside others."""
         return self.weights.get(origin, 1.0)
+
+    def frame_bytes(self, job: OpenJob) -> int:
+        """Return what a frame of a job takes between the stages."""
+        return frame_bytes(self._engine, job.picture, job.options.encode)
 
     def follow(self, counts: ReplicaCounts) -> None:
         """Take the replicas that run now as what there is."""

@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import Context
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,9 @@ class JobDriver:
                         return await self._finish_avatar(opened.value, kept, meter)
                     pieces = await segments.make_all()
                     meter.uploading()
-                    return await self._finish(opened.value, pieces, meter)
+                    addressed = replace(attempt, output=assignment.output())
+                    ready = replace(opened.value, attempt=addressed)
+                    return await self._finish(ready, pieces, meter)
         except BaseException:
             meter.ended_early(self._prices())
             raise

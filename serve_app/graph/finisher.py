@@ -36,8 +36,17 @@ from serve_app.graph.transfers import (
     PreviewPicture,
     RunFacts,
 )
+from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.retention import retention
-from serve_app.outputs.store import OutputStore, SidecarFacts, StoredOutput, peak_ram_kb, sidecar
+from serve_app.outputs.signed import SignedStore
+from serve_app.outputs.store import (
+    OutputStore,
+    Place,
+    SidecarFacts,
+    StoredOutput,
+    peak_ram_kb,
+    sidecar,
+)
 from serve_app.telemetry.metrics import record_stage, recorded
 
 logger = logging.getLogger(__name__)
@@ -55,6 +64,9 @@ class Finisher:
         self._store.check()
         # Even if outputs go elsewhere, because the folder may hold earlier ones.
         retention(args, make_folders(args, self._env).results).start()
+        self._policy = AddressPolicy(
+            frozenset([*args.inputs.allowed_hosts, *self._env.allowed_hosts])
+        )
         self._threads = StageThreads(args.finisher.threads, "finish")
         self._readers = SharedReaders(args.finisher.threads)
         self._making_tracks: set[asyncio.Task[None]] = set()
@@ -98,7 +110,8 @@ class Finisher:
         stitched = time.monotonic()
         last_stages = {"stitch": stitched - started}
         note = self._sidecar(opened, _receipt(job, facts, last_stages, facts.elapsed_s), about)
-        stored = await self._threads.run(self._store.put, opened.attempt.job_id, path, note)
+        put = self._store_of(opened.attempt).put
+        stored = await self._threads.run(put, opened.attempt.job_id, path, note)
         last_stages["upload"] = time.monotonic() - stitched
         for stage, seconds in last_stages.items():
             record_stage(stage, seconds)
@@ -130,6 +143,10 @@ class Finisher:
             return {f"storage-{self._store.name}": exc.message}
         return {f"storage-{self._store.name}": "ok"}
 
+    def _store_of(self, attempt: Attempt) -> OutputStore | SignedStore:
+        """Return where the outputs of an attempt go."""
+        return SignedStore(attempt.output, self._policy) if attempt.output else self._store
+
     def _make_track_early(self, attempt: Attempt, job: OpenJob) -> None:
         """Encode the sound while the job is drawn. Faults show when the job is finished."""
         making = asyncio.create_task(self._media.make_track(attempt, job.audio))
@@ -143,7 +160,7 @@ class Finisher:
 
     def _sidecar(self, opened: Opened, receipt: Receipt, about: Description) -> bytes:
         attempt, job = opened.attempt, opened.job
-        place = self._store.place(attempt.job_id)
+        place = Place(None, None) if attempt.output else self._store.place(attempt.job_id)
         return sidecar(
             SidecarFacts(
                 musetalk_job_id=attempt.job_id,

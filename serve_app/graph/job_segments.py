@@ -89,6 +89,7 @@ class JobSegments:
         self._capacity, self._scheduler = makers.capacity, makers.capacity.scheduler
         self._opened, self._meter = opened, meter
         self._plan = opened.job.plan
+        self._frame_bytes = self._capacity.frame_bytes(opened.job)
         self._job_id = opened.attempt.attempt_id  # two attempts at a job may overlap
         self._avatar = JobAvatar(opened, makers.in_making, self._load_block, self._store_block)
         self._blocks = BlockCache(self._plan, self._encode_block, makers.settings.kept_blocks)
@@ -141,7 +142,7 @@ class JobSegments:
             with self._scheduler.working_on(self._job_id, to_encode, 0):
                 async with asyncio.TaskGroup() as tasks:
                     for segment in plan.segments:
-                        await self._capacity.segments.enter(self._job_id, len(segment))
+                        await self._enter(segment)
                         making = tasks.create_task(one(segment))
                         making.add_done_callback(partial(self._leave, segment))
         except BaseExceptionGroup as group:
@@ -171,10 +172,10 @@ class JobSegments:
         gate, rest = self._capacity.segments, deque(self._plan.segments)
         while rest:
             segment = rest.popleft()
-            await gate.enter(self._job_id, len(segment))
+            await self._enter(segment)
             frames = self._frames_of_part(segment)
-            if frames < len(segment):
-                gate.resize(len(segment), frames)  # its place was taken for the whole segment
+            if frames < len(segment):  # its place was taken for the whole segment
+                gate.resize(len(segment) * self._frame_bytes, frames * self._frame_bytes)
                 segment, left = cut_segment(segment, frames)
                 rest.appendleft(left)
                 self._blocks.expect_another(left.block)
@@ -189,8 +190,12 @@ class JobSegments:
         scheduler = self._scheduler
         return part_frames(len(segment), left, scheduler.running, scheduler.mean_speed())
 
+    async def _enter(self, segment: Segment) -> None:
+        size = len(segment) * self._frame_bytes
+        await self._capacity.segments.enter(self._job_id, len(segment), size)
+
     def _leave(self, segment: Segment, _: "asyncio.Task[None]") -> None:
-        self._capacity.segments.leave(self._job_id, len(segment))
+        self._capacity.segments.leave(self._job_id, len(segment) * self._frame_bytes)
 
     async def _make(self, segment: Segment) -> None:
         """Make one segment, in several tries if necessary."""

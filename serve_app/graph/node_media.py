@@ -29,6 +29,7 @@ from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_f
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.media.speech_audio import make_track, open_audio
 from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 VIDEO, AUDIO, DIGESTS, CHECKED, LOCK = "video", "audio", "digests.json", "checked.pickle", "lock"
 TRACK_LOCK = "track.lock"
 # Longer sound is encoded beside the first segments. A process of its own costs as much as this.
-TRACK_WITHIN_S = 10.0
+TRACK_WITHIN_S = 5.0
 LOCK_POLL_S = 0.05
 MAX_CHECKED = 64  # attempts of other nodes whose media a replica keeps in mind
 
@@ -78,9 +79,9 @@ class NodeMedia:
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
-        # Further ones wait here and not for a thread, so that the first segments of jobs that are
-        # open overtake them. Many jobs that begin at once would otherwise all begin late.
-        self._opening = asyncio.Semaphore(args.preprocessor.threads)
+        # Further ones wait here, so that a thread is left for the first segments of jobs that are
+        # open. Many jobs that begin at once would otherwise all begin late.
+        self._opening = asyncio.Semaphore(max(1, args.preprocessor.threads - 1))
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:
@@ -102,8 +103,9 @@ class NodeMedia:
         detector: LandmarkDetector,
         threads: StageThreads,
         known_surveys: KnownSurveys | None = None,
+        read_for: ReaderOf | None = None,
     ) -> Measured[Opened]:
-        """Check a job's media and plan its frames.
+        """Check a job's media and plan its frames. `known_surveys`, `read_for`: see `open_job`.
 
         Raises:
             MediaError: they cannot be used.
@@ -123,6 +125,7 @@ class NodeMedia:
                     detector,
                     block_size=self._block_size,
                     known_surveys=known_surveys,
+                    read_for=read_for,
                 )
             cost = StageCost("validation", time.monotonic() - started, frames=0)
         if attempt.is_avatar:

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -53,7 +54,8 @@ class Preprocessor:
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
         self._threads = StageThreads(args.preprocessor.threads, "preprocess")
-        self._readers = SharedReaders(args.preprocessor.threads)
+        # Every job that has just been opened leaves one or two to its first blocks.
+        self._readers = SharedReaders(2 * args.preprocessor.threads)
         self._avatars = NodeAvatars(build_avatars(args, env))
         logger.info("preprocessor ready", extra={"landmarks": args.landmarks})
 
@@ -71,6 +73,7 @@ class Preprocessor:
             self._detector,
             self._threads,
             known_surveys=None if looked_up is None else looked_up.surveys,
+            read_for=partial(self._readers.of, attempt.attempt_id, keeps=True),
         )
         if looked_up is not None:
             known = await looked_up.known(opened.value.job)

@@ -33,7 +33,7 @@ class ReplicaCounts:
     `wanted` is the controller's target. `messages` holds what Serve reports about a deployment, for
     example that a constructor fails; most have none. `has_policy`: whether the application was
     deployed with a policy of its own for the number of replicas. `nodes`: the ids of the nodes that
-    replicas are on, whatever they do there.
+    running replicas are on.
     """
 
     running: Mapping[str, int]
@@ -124,10 +124,9 @@ def _number(deployment: Mapping[str, Any], states: frozenset[str]) -> int:
 
 
 def _nodes(deployment: Mapping[str, Any]) -> frozenset[str]:
-    # A replica that waits for its place has no node, and no such key either.
-    return frozenset(
-        node for replica in deployment["replicas"] if (node := replica.get("node_id")) is not None
-    )
+    running = (replica for replica in deployment["replicas"] if replica["state"] in _SERVING)
+    # One that the controller finds again after its own restart may have none yet.
+    return frozenset(node for replica in running if (node := replica.get("node_id")))
 
 
 def _find_controller() -> Any:

@@ -1,6 +1,6 @@
 """The values that travel between the deployments, in addition to those of the pipeline itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,7 @@ from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.cost_sum import JobWork
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import OpenJob
+from orchestrator.messages import OutputAddresses
 from serve_app.contract.requests import JobRequest
 
 
@@ -19,7 +20,9 @@ class Assignment:
     `attempt_id` names its scratch folder; it is made here and never comes from a caller.
     `lost_attempt_id`: the attempt before, if its lease expired; its scratch may still exist.
     `queue_job_id`: the id of the job in Salad's queue, for the sidecar. `origin`: how the job was
-    submitted, `sync`, `async` or `claimed`; it decides the job's share of the replicas.
+    submitted, `sync`, `async` or `claimed`; it decides the job's share of the replicas. `output`
+    returns where the outputs go, if not into the store of this application; a later claim of the
+    job changes that.
     """
 
     attempt_id: str
@@ -30,6 +33,7 @@ class Assignment:
     options: JobOptions
     queue_job_id: str | None = None
     origin: str = "sync"
+    output: Callable[[], OutputAddresses | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Attempt:
     queue_job_id: str | None
     origin: str = "sync"
     is_avatar: bool = False
+    output: OutputAddresses | None = None  # set for the finish
 
     @classmethod
     def of(cls, assignment: Assignment) -> "Attempt":

@@ -40,6 +40,7 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.files import part_name
 from musetalk_pipeline.retries import async_retrying
+from orchestrator.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.inputs import curl
 from serve_app.inputs.download_body import (
     WRITE_BLOCK_BYTES,
@@ -50,8 +51,7 @@ from serve_app.inputs.download_body import (
     TryAgainError,
 )
 from serve_app.inputs.local_files import open_allowed_file
-from serve_app.net.addresses import AddressPolicy, IpAddress, Location, parse_location
-from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
+from serve_app.net.addresses import AddressPolicy, IpAddress, Location, follow, parse_location
 from serve_app.telemetry.redact import is_signed, shown_url
 
 logger = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ class _Fetch:
                 answer = await self._get_with_curl(location, addresses, body, fault)
             if answer.redirect is None:
                 return
-            location = location.follow(answer.redirect)
+            location = follow(location, answer.redirect)
         raise DownloadFailed(
             f"Download failed: more than {self._limits.max_redirects} redirects.",
             url=self._start.shown,

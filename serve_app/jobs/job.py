@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.messages import OutputAddresses
 from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
 from serve_app.contract.requests import JobRequest
 
@@ -77,7 +78,8 @@ class SubmissionOptions:
     """What a caller sends with a job in addition to its request.
 
     `warnings` are sentences about values that were replaced by a default. They are part of the
-    answer. `queue_job_id` is the id of the job in Salad's queue.
+    answer. `queue_job_id` is the id of the job in Salad's queue. `output` is where the orchestrator
+    wants the outputs of this claim; it is not stored.
     """
 
     webhook_url: str | None = None
@@ -85,6 +87,7 @@ class SubmissionOptions:
     idempotency_key: str | None = None
     warnings: tuple[str, ...] = ()
     queue_job_id: str | None = None
+    output: OutputAddresses | None = None
 
 
 @dataclass(frozen=True, slots=True)

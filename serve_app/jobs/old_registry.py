@@ -59,10 +59,13 @@ def set_aside(path: Path) -> None:
             tables = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
             if "alembic_version" in tables:
                 return
-            db.execute("PRAGMA journal_mode = DELETE")  # the log becomes part of the file
+            # The log becomes part of the file, unless another process still uses both.
+            [mode] = db.execute("PRAGMA journal_mode = DELETE").fetchone()
+            if mode != "delete":
+                return
     except sqlite3.DatabaseError as exc:
         if isinstance(exc, sqlite3.OperationalError):
-            return  # it is locked; opening it says so
+            return  # it is locked; opening it fails, and the next start tries again
     path.replace(aside)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from orchestrator.store import jobs as stored_jobs
+from orchestrator.store.states import STATUSES
 from orchestrator.store.tables import jobs
 from serve_app.contract.outcomes import Outcome, Progress
 from serve_app.contract.requests import JobRequest
@@ -82,6 +83,16 @@ class JobRegistry:
         submission = submission or SubmissionOptions()
         with self.file.write() as tx:
             return submissions.submit(tx, request, origin, max_queued, submission, gone)
+
+    def retry(self, job_id: str) -> Job:
+        """Queue a job again that has failed, was cancelled or was given up, as its next run.
+
+        Raises:
+            JobNotFound: the id is unknown.
+            WrongState: the job waits, runs or has succeeded.
+        """
+        with self.file.write() as tx:
+            return submissions.retry(tx, job_id)
 
     def find(self, job_id: str, idempotency_key: str | None) -> Job | None:
         """Return the job that `submit` would join, None if there is none."""
@@ -190,7 +201,7 @@ class JobRegistry:
         """
         statement = statements.READ
         if status is not None:
-            statement = statement.where(jobs.c.state.in_(rows.STATES_OF[status]))
+            statement = statement.where(jobs.c.state.in_(STATUSES[status]))
         with self.file.read() as tx:
             found, cursor = stored_jobs.newest(tx, statement, limit, before, max_chars)
             return Page(tuple(map(rows.job_of, found)), cursor)
@@ -228,7 +239,7 @@ class JobRegistry:
             "url": notification.webhook_url,
             "run": job.run,
             "number": job.number,
-            "states": rows.STATES_OF[job.status],
+            "states": STATUSES[job.status],
         }
         with self.file.write() as tx:
             tx.execute(statements.MARK_NOTIFIED, **values)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 
-from orchestrator.store.states import JobState
+from orchestrator.store.states import JobState, status_of
 from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import Job, Origin, PendingNotification, PhaseEvent
 
 Row = sa.RowMapping
-
-STATES_OF: Mapping[str, tuple[JobState, ...]] = {
-    "queued": (JobState.QUEUED,),
-    "running": (JobState.RUNNING,),
-    "succeeded": (JobState.SUCCEEDED,),
-    "failed": (JobState.FAILED, JobState.DEAD),
-    "cancelled": (JobState.CANCELLED,),
-}
-"""The states behind each status of the API. A dead job has failed, too."""
-_STATUS_OF: Mapping[JobState, Any] = {
-    state: status for status, states in STATES_OF.items() for state in states
-}
-
-
-def status_of(state: str) -> JobStatus:
-    """Return the status that the API shows for a state."""
-    status: JobStatus = _STATUS_OF[JobState(state)]
-    return status
 
 
 def job_of(row: Row, *, lost_attempt_id: str | None = None) -> Job:
@@ -47,7 +28,7 @@ def job_of(row: Row, *, lost_attempt_id: str | None = None) -> Job:
             params=row["params"] or {},
         ),
         origin=Origin(row["origin"]),
-        status=status_of(row["state"]),
+        status=cast("JobStatus", status_of(JobState(row["state"]))),
         created=row["created_at"],
         updated=row["updated_at"],
         run=row["run"],

@@ -140,6 +140,12 @@ class JobService:
         self._announce(job_id)
         return cancelled
 
+    async def retry(self, job_id: str) -> Job:
+        """Queue a job again that has ended without a result; see the registry."""
+        job = await self.threads.write(self.registry.retry, job_id)
+        self._announce(job_id)
+        return job
+
     async def wait(self, job_id: str) -> Job:
         """Wait for a job's end, and keep the job alive meanwhile.
 
@@ -231,7 +237,8 @@ class JobService:
         submission: SubmissionOptions | None = None,
     ) -> Outcome:
         """Run a job that the orchestrator handed out, or join it if it is here already."""
-        with self._claims.running(request.musetalk_job_id):
+        output = None if submission is None else submission.output
+        with self._claims.running(request.musetalk_job_id, output):
             return self.publish(await self._run_claimed(request, on_progress, submission))
 
     async def revoke_claim(self, job_id: str) -> None:
@@ -300,6 +307,7 @@ class JobService:
             job.request.options(self._defaults),
             job.queue_job_id,
             job.origin,
+            partial(self._claims.output, job.id),
         )
         attempt = RunningAttempt(
             job,
@@ -376,7 +384,11 @@ class JobService:
             return None
         key = None if submission is None else submission.idempotency_key
         job = await self.threads.read(self.registry.find, request.musetalk_job_id, key)
-        if job is None or job.status != "succeeded" or await self._has_output(job):
+        if job is None or job.status != "succeeded":
+            return None
+        # A new attempt has addresses of its own, where the output of an earlier one is not.
+        is_elsewhere = submission is not None and submission.output is not None
+        if not is_elsewhere and await self._has_output(job):
             return None
         logger.info("output is gone, the job runs again", extra={"job_id": job.id})
         return job

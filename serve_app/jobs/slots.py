@@ -60,6 +60,11 @@ class Slots:
         """Whether no further job is started here."""
         return self._stopping.is_set()
 
+    @property
+    def woken(self) -> asyncio.Event:
+        """An event that the next `wake` sets. Get it before a search that it may interrupt."""
+        return self._woken
+
     def wake(self) -> None:
         """Let the calls that wait look for a job now."""
         self._woken.set()

@@ -64,6 +64,15 @@ def submit(
     return rows.job_of(stored), is_new
 
 
+def retry(tx: Transaction, job_id: str) -> Job:
+    """Queue a job again that has ended without a result; see the registry."""
+    job = stored_jobs.retry(tx, job_id, None)
+    row = tx.execute(statements.LOCK_ONE, job_id=job_id).mappings().one()
+    kept = SubmissionOptions(warnings=tuple(row["warnings"]), queue_job_id=row["queue_job_id"])
+    _enter(tx, job_id, job.attempt, Origin.ASYNC, kept)
+    return rows.job_of(tx.execute(statements.READ_ONE, job_id=job_id).mappings().one())
+
+
 def new_job(request: JobRequest, metadata: Mapping[str, Any] | None, client: str) -> NewJob:
     """Return a request for the store."""
     return NewJob(

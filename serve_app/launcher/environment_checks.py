@@ -30,12 +30,6 @@ def environment_faults(env: Environment) -> Iterator[str]:
             report_rules(env)
         except EnvironmentInvalid as exc:
             yield str(exc)
-    if env.mode != "queue" and not given and not env.allow_local_store:
-        yield (
-            "this worker is to poll an orchestrator, but its outputs would stay on this "
-            f"machine: set {', '.join(SHARED_STORE)}, or ALLOW_LOCAL_STORE=true if "
-            "whoever reads them can reach this worker, by the `public_base_url` that you set"
-        )
 
 
 def _unusable_values(env: Environment) -> Iterator[str]:
@@ -44,7 +38,7 @@ def _unusable_values(env: Environment) -> Iterator[str]:
     except ValueError as exc:
         yield str(exc)
     if env.webhook_secret is not None:
-        from serve_app.webhooks.sender import signing_key  # takes a second to import
+        from orchestrator.webhooks.posting import signing_key  # takes a second to import
 
         try:
             signing_key(env.webhook_secret.get_secret_value())

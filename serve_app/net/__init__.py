@@ -1,1 +1,1 @@
-"""The network guard: which addresses are allowed, and connections to those only."""
+"""Which addresses media may be fetched from, by the rules of orchestrator/net."""

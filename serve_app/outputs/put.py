@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpcore
 
 from musetalk_pipeline.errors import Detail, Stage, UploadFailed
 from musetalk_pipeline.retries import async_retrying
+from orchestrator.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.net.addresses import AddressPolicy, parse_location
-from serve_app.net.connections import DEFAULT_NETWORK, Network, PinnedClient
 from serve_app.outputs.store import READ_BLOCK_BYTES, Place, StoredOutput, file_digests
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ class PutStore:
         policy: AddressPolicy | None = None,
         limits: PutLimits | None = None,
         network: Network = DEFAULT_NETWORK,
+        headers: Mapping[str, str] = MappingProxyType({"Content-Type": "video/mp4"}),
     ) -> None:
+        self._headers = headers
         self._target = parse_location(output_url)
         self._limits = limits = limits or PutLimits()
         self._client = PinnedClient(
@@ -138,7 +141,7 @@ class PutStore:
                 while block := reader.read(READ_BLOCK_BYTES):
                     yield block
 
-            headers = {"Content-Type": "video/mp4", "Content-Length": str(size_bytes)}
+            headers = {**self._headers, "Content-Length": str(size_bytes)}
             async with self._client.stream(
                 "PUT", self._target, addresses, headers=headers, content=body()
             ) as response:

@@ -54,6 +54,7 @@ class StoredOutput:
     """A stored video. `bucket` and `file_name` are set if it is in B2.
 
     `url` is its address. That of a local file is the path under this worker (`/files/…`).
+    `is_reported`: an orchestrator publishes it, and is told its size and its digest.
     """
 
     url: str
@@ -61,10 +62,13 @@ class StoredOutput:
     file_name: str | None
     size_bytes: int
     sha256: str
+    is_reported: bool = False
 
     @property
-    def metrics(self) -> dict[str, str]:
-        """The store's part of a job's metrics, which is empty unless the output is in B2."""
+    def metrics(self) -> dict[str, object]:
+        """The store's part of a job's metrics."""
+        if self.is_reported:
+            return {"upload": {"bytes": self.size_bytes, "sha256": self.sha256}}
         if self.bucket is None or self.file_name is None:
             return {}
         return {"b2_bucket": self.bucket, "b2_file_name": self.file_name}

@@ -11,11 +11,14 @@ from serve_app.scheduling.fair_queue import FairQueue, Item
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Waiter(Item):
+    size: float
     entered: "asyncio.Future[None]"
 
 
 class FairGate:
-    """Lets at most `places` items through at a time, and at most `frames` of them together.
+    """Lets at most `places` items through at a time, and those of at most `size` together.
+
+    Frames decide what is fair. The size of an item is in any unit; without one it is its frames.
 
     Args:
         always_one: let one item of every job through in any case, so that a job that has just
@@ -24,14 +27,14 @@ class FairGate:
     """
 
     def __init__(
-        self, places: int, *, frames: float = float("inf"), always_one: bool = False
+        self, places: int, *, size: float = float("inf"), always_one: bool = False
     ) -> None:
         self._places = places
-        self._most_frames = frames
+        self._most_size = size
         self._always_one = always_one
         self._queue: FairQueue[_Waiter] = FairQueue()
         self._inside: Counter[str] = Counter()
-        self._frames_inside = 0
+        self._size_inside = 0.0
 
     @property
     def inside(self) -> int:
@@ -59,33 +62,34 @@ class FairGate:
         finally:
             self.leave(job_id, frames)
 
-    async def enter(self, job_id: str, frames: int) -> None:
+    async def enter(self, job_id: str, frames: int, size: float | None = None) -> None:
         """Wait for a place; `leave` gives it back. If this is cancelled, no place is held."""
         entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(job_id=job_id, frames=frames, entered=entered)
+        size = frames if size is None else size
+        waiter = _Waiter(job_id=job_id, frames=frames, size=size, entered=entered)
         self._queue.push(waiter)
         self._let_in()
         try:
             await entered
         except asyncio.CancelledError:
             if entered.done() and not entered.cancelled():
-                self.leave(job_id, frames)
+                self.leave(job_id, size)
             else:
                 self._queue.discard(waiter)
                 self._let_in()  # those behind it may fit
             raise
 
-    def leave(self, job_id: str, frames: int) -> None:
-        """Give a place back."""
+    def leave(self, job_id: str, size: float) -> None:
+        """Give the place of an item of that size back."""
         self._inside[job_id] -= 1
         if not self._inside[job_id]:
             del self._inside[job_id]
-        self._frames_inside -= frames
+        self._size_inside -= size
         self._let_in()
 
-    def resize(self, frames: int, to_frames: int) -> None:
-        """Count an item that is inside with another number of frames than it entered with."""
-        self._frames_inside += to_frames - frames
+    def resize(self, size: float, to_size: float) -> None:
+        """Count an item that is inside with another size than it entered with."""
+        self._size_inside += to_size - size
         self._let_in()
 
     def forget(self, job_id: str) -> None:
@@ -106,10 +110,10 @@ class FairGate:
                 continue
             self._queue.take(waiter)
             self._inside[waiter.job_id] += 1
-            self._frames_inside += waiter.frames
+            self._size_inside += waiter.size
             waiter.entered.set_result(None)
 
     def _has_room(self, waiter: _Waiter) -> bool:
         # An item that is larger than the bound enters when nothing else is inside.
-        fits = self._frames_inside + waiter.frames <= self._most_frames or not self._frames_inside
+        fits = self._size_inside + waiter.size <= self._most_size or not self._size_inside
         return self.inside < self._places and fits

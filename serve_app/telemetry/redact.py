@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
-from urllib.parse import quote
 
-MAX_SHOWN_CHARS = 300
-HIDDEN = "[hidden]"
+from orchestrator.net.shown import HIDDEN, bare_url, shown_url
 
-_SAFE_IN_SHOWN_URL = "/:@!$&'()*+,;=-._~%[]"
+__all__ = ["RedactingFilter", "is_signed", "redact", "shown_url"]
+
+
 # The patterns below run over text that strangers wrote. Each consumes what it matches, so that the
 # time stays proportional to the length.
 _URL = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{0,31}://[^\s\"'<>]*+")
@@ -26,55 +26,17 @@ _AUTHORISATION = re.compile(
 )
 
 
-def shown_url(url: str) -> str:
-    """Return scheme, host and last path element of `url`, the parts that may be shown to anybody.
-
-    Some services put a secret into the path instead of the query, so the middle of it is left out.
-    Works on any text, however malformed, and never raises; control characters and non-ASCII
-    characters come out percent-encoded, long names cut.
-    """
-    text = _without_folders(_bare(url))
-    # JSON can carry half a surrogate pair, which UTF-8 cannot.
-    shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
-    return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
-
-
-def _without_folders(url: str) -> str:
-    scheme, colon, rest = url.partition("://")
-    if not colon:
-        scheme, rest = "", url
-    host, _, path = rest.partition("/")
-    folders, _, name = path.rpartition("/")
-    return f"{scheme}{colon}{host}/.../{name}" if folders else url
-
-
 def is_signed(url: str) -> bool:
     """Return whether the query of `url` looks like a signature, a token or a time of expiry."""
     query = url.partition("?")[2].partition("#")[0]
     return any(_SIGNED_NAME.search(part.partition("=")[0]) for part in query.split("&"))
 
 
-def _bare(url: str) -> str:
-    """Cut userinfo, query and fragment off."""
-    scheme, colon, rest = url.partition("://")
-    if not colon:
-        scheme, rest = "", url
-    authority, slash, path = rest.partition("/")
-    bare = re.split(r"[?#]", authority, maxsplit=1)[0]
-    if bare != authority:
-        # Either a password holds a question mark or a query follows the host.
-        host, path = (HIDDEN, "") if "@" in authority else (bare, "")
-    else:
-        host = authority.rpartition("@")[2]
-        path = slash + re.split(r"[?#]", path, maxsplit=1)[0]
-    return f"{scheme}{colon}{host}{path}"
-
-
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """Return `text` without known `secrets`, URL credentials, query strings and auth headers."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
-    text = _URL.sub(lambda found: _bare(found[0]), text)
+    text = _URL.sub(lambda found: bare_url(found[0]), text)
     text = _ASSIGNMENT.sub(_hide_secret_value, text)
     return _AUTHORISATION.sub(rf"\g<name>{HIDDEN}", text)
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.webhooks.rules import DeliveryRules
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id TEXT PRIMARY KEY,
@@ -53,27 +55,6 @@ class Event:
             "data": dict(self.data),
         }
         return json.dumps(payload, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryRules:
-    """How long and how often delivery is tried.
-
-    `pauses_s` follows the scheme's recommendation: seconds, then minutes, then hours, each varied
-    by up to a fifth. The first try is immediate, so there is one more try than pauses.
-    """
-
-    pauses_s: tuple[float, ...] = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18000.0)
-    max_age_s: float = 24 * 3600.0
-    timeout_s: float = 15.0
-    max_retry_after_s: float = 3600.0
-    concurrent: int = 8
-    capacity: int = 10_000
-
-    @property
-    def lease_s(self) -> float:
-        """Seconds that one try may take before another process may try."""
-        return 2 * self.timeout_s + 5.0
 
 
 @dataclass(frozen=True, slots=True)

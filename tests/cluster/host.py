@@ -96,6 +96,19 @@ class Host:
         """Return when a node that was drained is gone."""
         self._taking.pop(name).join()
 
+    def held_bytes(self) -> int:
+        """Return what the object stores of all nodes hold."""
+        total, free = ray.cluster_resources(), ray.available_resources()
+        return round(total["object_store_memory"] - free.get("object_store_memory", 0.0))
+
+    def labels(self, dead: bool = False) -> list[dict[str, str]]:
+        """Return the labels of each node that lives, or also of those that have lived.
+
+        Ray's own are left out.
+        """
+        nodes = [node["Labels"] for node in ray.nodes() if dead or node["Alive"]]
+        return [{k: v for k, v in one.items() if not k.startswith("ray.io/")} for one in nodes]
+
     def deploy(self, document: dict[str, Any]) -> None:
         """Hand a configuration to Serve, as `serve deploy` does; do not wait for it."""
         config = ServeDeploySchema.model_validate(document)

@@ -10,12 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
-from tests.cluster.machines import STATE, Machines, machines
+from tests.cluster.machines import STATE, Machines, machines, wait_until
 from tests.cluster.names import CHECKS
 from tests.decoding import frames_of
 
 pytestmark = pytest.mark.slow
 
+RAYS_OWN = 2_000_000  # bytes that Ray and Serve hold at most, whatever the jobs; measured: 0.9 MB
 POOLS = [{"name": "ada", "arch": "ada", "num_gpus": 1.0, "device": "cpu", "frames_per_s": 25.0}]
 # The Preprocessor is on one node. The Finisher is on the other, where the results are served.
 ARGS = {
@@ -52,6 +53,17 @@ def test_a_node_checks_the_media_of_a_job_once(
     assert {cluster.node_of("Preprocessor"), cluster.node_of("Finisher")} == {"ada", "head"}
     assert cluster.notes("ada", CHECKS) == []  # the job was opened there
     assert len(cluster.notes("head", CHECKS)) == 1  # six calls of the Finisher
+
+
+def test_a_job_leaves_nothing_in_the_object_stores(
+    cluster: Machines, media: Media, undisturbed: NDArray[np.uint8]
+) -> None:
+    """Finding 12: 69 MiB in 13 objects were left after a job."""
+    wait_until(lambda: cluster.command("held_bytes") < RAYS_OWN, "an earlier job has left some")
+    begin(cluster, media, "stored")
+    wait_until(lambda: cluster.command("held_bytes") > 2 * RAYS_OWN, "nothing is ever stored")
+    cluster.wait_for("stored", "succeeded")
+    wait_until(lambda: cluster.command("held_bytes") < RAYS_OWN, "the job has left something")
 
 
 def begin(cluster: Machines, media: Media, job_id: str) -> None:

@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Kind = Literal["register", "heartbeat", "claim", "progress", "final"]
+Kind = Literal["register", "heartbeat", "claim", "progress", "final", "goodbye"]
 
 GARBAGE = b"\x00this is no TLS record\r\n" * 8
 
@@ -92,6 +92,9 @@ class Claim(_Strict):
     worker_id: Text
     worker_type: WorkerType
     gpu_class: Text
+    # docs/protocol.md §9, for an orchestrator whose heartbeats' answers have §9's fields
+    wait_s: Annotated[float, Field(gt=0, le=30)] = 1
+    capabilities: dict[str, Any] = {}
 
 
 class Progress(_Strict):
@@ -149,6 +152,12 @@ class BufferHeartbeat(_Strict):
 
 class BufferClaim(_Strict):
     worker_id: Text
+    wait_s: Annotated[float, Field(gt=0, le=30)] = 1
+    capabilities: dict[str, Any] = {}
+
+
+class Goodbye(_Strict):
+    reason: Text
 
 
 class BufferStatus(_Strict):
@@ -495,6 +504,8 @@ class FakeOrchestrator:
         fault = parsed.fault() if isinstance(parsed, Progress | BufferStatus) else None
         if fault is not None:
             return self._violation(422, f"{route}: {fault}")
+        if ("wait_s" in body or route == "goodbye") and "drain" not in self.heartbeat_answer:
+            return self._violation(422, "an addition, sent to an orchestrator without additions")
         return self._act(route, _identifier(path), body)
 
     def _violation(self, status: int, text: str) -> tuple[int, bytes]:
@@ -564,6 +575,7 @@ _BODIES: dict[str, type[_Strict]] = {
     "buffer heartbeat": BufferHeartbeat,
     "buffer claim": BufferClaim,
     "buffer status": BufferStatus,
+    "goodbye": Goodbye,
 }
 _KINDS: dict[str, Kind] = {
     "register": "register",
@@ -573,13 +585,14 @@ _KINDS: dict[str, Kind] = {
     "buffer heartbeat": "heartbeat",
     "buffer claim": "claim",
     "buffer status": "final",
+    "goodbye": "goodbye",
 }
 
 
 def _route(path: str) -> str:
     """Return which call of the protocol a path is; empty for none."""
     match path.strip("/").split("/"):
-        case ["internal", "main", "workers", _, "register" | "heartbeat" as call]:
+        case ["internal", "main", "workers", _, "register" | "heartbeat" | "goodbye" as call]:
             return call
         case ["internal", "main", "jobs", "claim"]:
             return "claim"

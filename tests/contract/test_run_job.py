@@ -24,10 +24,10 @@ from musetalk_pipeline.errors import (
     SourceUnreachable,
     StageFailed,
 )
+from orchestrator.net.connections import Network
 from serve_app.inputs.download_body import DownloadLimits
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.net.connections import Network
 from serve_app.one_shot.stopping import Stopping
 from serve_app.one_shot.variables import VARIABLES, read_one_shot
 from serve_app.run_job import _store, exit_code

@@ -8,13 +8,9 @@ import ipaddress
 import json
 import logging
 import sqlite3
-import ssl
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +18,14 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from musetalk_pipeline.errors import SourceRefused
+from orchestrator.net.connections import Network
+from orchestrator.webhooks.posting import signing_key
+from orchestrator.webhooks.rules import DeliveryRules
 from serve_app.net.addresses import AddressPolicy, IpAddress
-from serve_app.net.connections import Network
-from serve_app.webhooks.events import DeliveryRules, Event, EventStore
-from serve_app.webhooks.sender import WebhookSender, signing_key
+from serve_app.webhooks.events import Event, EventStore
+from serve_app.webhooks.sender import WebhookSender
 from tests.contract.fake_orchestrator import TlsFiles
+from tests.contract.webhook_target import Target, listening
 from tests.threads import threads_taken
 from tests.waiting import until_async
 
@@ -34,82 +33,6 @@ from tests.waiting import until_async
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=2.0)
 OPEN = AddressPolicy(frozenset({"127.0.0.1"}))
-
-
-@dataclass
-class Delivery:
-    """One request that a target got."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    status: int
-
-
-@dataclass
-class Target:
-    """A receiver. `answers`: statuses (with headers) of the next requests; afterwards 204."""
-
-    url: str = ""
-    got: list[Delivery] = field(default_factory=list)
-    answers: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
-    stalls: int = 0
-    leaving: threading.Event = field(default_factory=threading.Event)
-
-    def next_answer(self) -> tuple[int, dict[str, str]]:
-        return self.answers.popleft() if self.answers else (204, {})
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-
-    def do_POST(self) -> None:
-        target = self.server.target
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if target.stalls:
-            target.stalls -= 1
-            target.leaving.wait(30.0)
-            return
-        status, headers = target.next_answer()
-        names = {name.lower(): value for name, value in self.headers.items()}
-        target.got.append(Delivery(self.path, names, body, status))
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: `got` is the log."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = False
-
-    def __init__(self, target: Target, tls: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.target = target
-        if tls is not None:
-            self.socket = tls.wrap_socket(self.socket, server_side=True)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that went away."""
-
-
-@contextlib.contextmanager
-def listening(tls: ssl.SSLContext | None = None) -> Iterator[Target]:
-    target = Target()
-    with _Server(target, tls) as server:
-        scheme = "https" if tls else "http"
-        target.url = f"{scheme}://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
-        try:
-            yield target
-        finally:
-            target.leaving.set()
-            server.shutdown()
-            thread.join()
 
 
 @pytest.fixture

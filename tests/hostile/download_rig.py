@@ -14,10 +14,10 @@ from musetalk_pipeline.errors import (
     PipelineError,
     Stage,
 )
+from orchestrator.net.connections import Network
 from serve_app.inputs.download_body import Downloaded, DownloadLimits
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.net.connections import Network
 from tests.hostile.raw_server import Exchange, RawServer, Script, serve
 
 BODY = bytes(range(256)) * 40

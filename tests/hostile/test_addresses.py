@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musetalk_pipeline.errors import SourceRefused, Stage
-from serve_app.net.addresses import AddressPolicy, parse_location
-from serve_app.net.connections import Network, checked_addresses, resolve_host
-from serve_app.net.special_addresses import refusal
+from orchestrator.net.connections import Network, checked_addresses, resolve_host
+from orchestrator.net.special_addresses import refusal
+from serve_app.net.addresses import AddressPolicy, follow, parse_location
 from tests.threads import threads_taken
 
 CLOSED = AddressPolicy()
@@ -345,7 +345,7 @@ def test_any_text_is_either_refused_or_names_a_clean_host(text: str, start: str)
 @given(ANY_TEXT)
 def test_redirects_are_judged_like_first_addresses(reference: str) -> None:
     try:
-        location = parse_location("https://example.org/a/b").follow(reference)
+        location = follow(parse_location("https://example.org/a/b"), reference)
     except SourceRefused:
         return
     assert location.scheme in ("http", "https") and location.target.startswith("/")
@@ -362,7 +362,7 @@ def test_redirects_are_judged_like_first_addresses(reference: str) -> None:
     ],
 )
 def test_redirects_may_be_relative(reference: str, url: str) -> None:
-    assert parse_location("https://example.org/a/b").follow(reference).url == url
+    assert follow(parse_location("https://example.org/a/b"), reference).url == url
 
 
 def check(policy: AddressPolicy, url: str, *addresses: str) -> None:

@@ -16,9 +16,9 @@ from musetalk_pipeline.errors import (
     PipelineError,
     SourceRefused,
 )
+from orchestrator.net.connections import Network
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.net.connections import Network
 from tests.hostile.download_rig import (
     BODY,
     LOOPBACK,

@@ -22,10 +22,10 @@ from musetalk_pipeline.errors import (
     Stage,
     StageFailed,
 )
+from orchestrator.net.connections import Network
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
-from serve_app.net.connections import Network
 from serve_app.telemetry.redact import RedactingFilter
 from tests.hostile.download_rig import (
     BODY,

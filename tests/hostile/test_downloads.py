@@ -15,9 +15,9 @@ from musetalk_pipeline.errors import (
     MediaTooLarge,
     Stage,
 )
+from orchestrator.net.connections import Network
 from serve_app.inputs.download_body import Downloaded
 from serve_app.inputs.downloads import download
-from serve_app.net.connections import Network
 from tests.hostile.download_rig import (
     BODY,
     LOOPBACK,

@@ -48,6 +48,22 @@ async def test_cancelling_what_has_ended_is_a_conflict_with_its_state(rig):
     assert (await rig.client.delete(f"{JOBS}/unknown")).status_code == 404
 
 
+async def test_a_job_that_was_cancelled_can_be_tried_again(rig):
+    await rig.client.post(JOBS, json=body(metadata={"who": "me"}))
+    waiting = await rig.client.post(f"{JOBS}/a/retry")
+    assert (waiting.status_code, waiting.json()["code"]) == (409, "job_not_ended")
+    await rig.client.delete(f"{JOBS}/a")
+    again = await rig.client.post(f"{JOBS}/a/retry")
+    told = again.json()
+    assert (again.status_code, told["status"], told["metadata"]) == (200, "queued", {"who": "me"})
+    assert (await rig.service.run_next()).id == "a"
+    assert (await rig.client.get(f"{JOBS}/a")).json()["status"] == "succeeded"
+    ended = await rig.client.post(f"{JOBS}/a/retry")
+    assert (ended.status_code, ended.json()["code"]) == (409, "job_ended")
+    unknown = await rig.client.post(f"{JOBS}/unknown/retry")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "job_not_found")
+
+
 async def test_the_caller_of_a_cancelled_job_is_not_asked_to_try_again(rig):
     """Mend 1.12: a 5xx would make Salad's queue do the cancelled job after all."""
     rig.graph.holds = True

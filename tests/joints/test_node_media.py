@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 import pickle
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 
 import pytest
 
+from musetalk_pipeline.artifacts import SpeechAudio
 from musetalk_pipeline.errors import DownloadFailed, MediaError, SourceRefused, StageFailed
 from musetalk_pipeline.faces.mesh import MeshDetector
+from musetalk_pipeline.media.speech_audio import make_track
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import JobRequest
-from serve_app.graph.node_media import NodeMedia
+from serve_app.graph import node_media
+from serve_app.graph.node_media import TRACK_WITHIN_S, NodeMedia
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Assignment, Attempt
 from tests.hostile.raw_server import Exchange, RawServer, serve
@@ -134,6 +138,54 @@ async def test_the_configured_block_length_is_that_of_the_plan(node, files, thre
         work = attempt(server)
         opened = await media.open(work, await media.fetch(work), detector, threads)
     assert [len(block) for block in opened.value.job.plan.blocks] == [5, 5, 5]
+
+
+async def test_long_sound_is_encoded_once_on_each_node(
+    node, files, threads, detector, speech, monkeypatch
+):
+    files["/a.wav"] = speech(TRACK_WITHIN_S + 0.5).read_bytes()
+    made: list[Path] = []
+
+    def make(audio: SpeechAudio, *more: Any) -> None:
+        if not audio.track_path.exists():
+            made.append(audio.track_path)
+        make_track(audio, *more)
+
+    monkeypatch.setattr(node_media, "make_track", make)
+    async with serving(files) as server:
+        work, opening, other = attempt(server), node("one"), node("two")
+        fetched = await opening.fetch(work)
+        opened = (await opening.open(work, fetched, detector, threads)).value
+        for media in (opening, other):
+            audio = (await media.here(opened, threads)).audio
+            assert not audio.track_path.exists()
+            await asyncio.gather(*(media.make_track(work, audio) for _ in range(3)))
+            assert audio.track_path.exists()
+    assert len(made) == len(set(made)) == 2
+
+
+async def test_jobs_that_are_opened_leave_a_thread_to_jobs_that_are_open(node, files, threads):
+    begun, may_end = threading.Event(), threading.Event()
+
+    class SlowDetector(MeshDetector):
+        def detect(self, frames: Any) -> Any:
+            begun.set()
+            assert may_end.wait(60.0)
+            return super().detect(frames)
+
+    media, detector = node("one"), SlowDetector()
+
+    async def open_one(server: RawServer) -> None:
+        work = attempt(server)
+        await media.open(work, await media.fetch(work), detector, threads)
+
+    async with serving(files) as server, asyncio.TaskGroup() as tasks:
+        for _ in range(3):
+            tasks.create_task(open_one(server))
+        assert await asyncio.to_thread(begun.wait, 60.0)
+        async with asyncio.timeout(60.0):
+            assert await threads.run(lambda: "prepared") == "prepared"
+        may_end.set()
 
 
 async def test_another_node_fetches_for_itself_once(node, files, threads, detector):

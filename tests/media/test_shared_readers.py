@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
+from musetalk_pipeline.media import shared_readers
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.shared_readers import SharedReaders
@@ -58,12 +59,48 @@ def test_a_decoder_goes_on_behind_a_gap_but_not_before_its_place(media, shared):
     assert len(decoders()) == 2
 
 
+def test_what_was_searched_is_read_once_more_from_the_same_decoder(media, shared):
+    source, picture = media
+    whole = np.stack(list(read_frames(source, picture, 0, source.n_frames)))
+    search = shared.of("job", source, picture, keeps=True)
+    for place in (0, 6, 3):
+        [found] = search(place, place + 1)
+        np.testing.assert_array_equal(found, whole[place])
+        found[:] = 0  # it belongs to the caller
+    [first] = decoders()
+    read = shared.of("job", source, picture)
+    np.testing.assert_array_equal(np.stack(list(read(0, 10))), whole[:10])
+    assert decoders() == [first]
+    np.testing.assert_array_equal(np.stack(list(read(2, 4))), whole[2:4])
+    assert len(decoders()) == 2  # only once
+
+
+def test_more_than_the_budget_is_not_kept(media, shared, monkeypatch):
+    source, picture = media
+    monkeypatch.setattr(shared_readers, "KEPT_BYTES", 3 * picture.width * picture.height)
+    search = shared.of("job", source, picture, keeps=True)
+    list(search(0, 3))
+    list(shared.of("job", source, picture)(0, 1))
+    assert len(decoders()) == 2
+
+
 def test_no_more_than_the_wanted_number_waits(media, shared):
     source, picture = media
     read = shared.of("job", source, picture)
     for start in (30, 20, 10, 0):
         list(read(start, start + 1))
     assert len(decoders()) == 2
+
+
+def test_decoders_of_large_pictures_do_not_wait_together(media, shared, monkeypatch):
+    source, picture = media
+    monkeypatch.setattr(shared_readers, "IDLE_BYTES", 40 * picture.width * picture.height)
+    read = shared.of("job", source, picture)
+    for start in (20, 0):
+        list(read(start, start + 1))
+    [left] = decoders()
+    list(read(1, 2))
+    assert decoders() == [left]
 
 
 def test_a_job_does_not_use_the_decoder_of_another_and_ends_its_own(media, shared):

@@ -16,6 +16,7 @@ from tests.orchestrator.databases import (
     postgres_server,
     why_no_postgres,
 )
+from tests.orchestrator.object_store import WHY_NONE, moto_server, object_store
 from tests.orchestrator.running import Running, running_service
 
 
@@ -50,6 +51,16 @@ def bench(database_url: str) -> Iterator[Bench]:
     opened = open_bench(database_url, RULES)
     yield opened
     opened.store.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server with the bucket `videos`."""
+    command = moto_server()
+    if command is None:
+        pytest.skip(WHY_NONE)
+    with object_store(command) as address:
+        yield address
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 
 from orchestrator.routing import OverflowRule, RoutingRules
 from orchestrator.store import migrate
-from orchestrator.store.database import Database
+from orchestrator.store.database import DEFAULT_OPENING, Database, Opening
 from orchestrator.store.store import JobStore
 from orchestrator.store.tables import metadata
 from orchestrator.store.values import NewJob, Rules, WorkerFacts
@@ -55,10 +56,30 @@ class SqliteFiles:
 class PostgresServer:
     """A server that listens on a socket in `folder` only. Its databases are copies of one."""
 
-    def __init__(self, folder: Path, user: str) -> None:
+    def __init__(self, folder: Path, user: str, command: list[Any], run: dict[str, Any]) -> None:
         self._folder, self._user = folder, user
+        self._command, self._run = command, run
+        self.start()
         self.create("template")
         migrate_new(self.url("template"))
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._server = subprocess.Popen(
+                self._command, stdout=log, stderr=log, cwd=self._folder, **self._run
+            )
+        _wait_for(self._folder, self._server)
+
+    def stop(self, how: int = signal.SIGINT) -> None:
+        """End it and its connections: orderly, or at once as after a crash with SIGQUIT."""
+        self._server.send_signal(how)
+        self._server.wait(START_S)
+
+    def restart(self, how: int = signal.SIGINT) -> None:
+        """Stop and start it."""
+        self.stop(how)
+        self.start()
 
     def url(self, database: str) -> str:
         return f"postgresql://{self._user}@/{database}?host={self._folder}"
@@ -98,7 +119,7 @@ def why_no_postgres() -> str | None:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server(*, fsync: bool = False) -> Iterator[PostgresServer]:
     """Start a server as an unprivileged user, and end it."""
     user = "nobody" if os.getuid() == 0 else None
     run: dict[str, Any] = {"user": user, "group": "nogroup", "extra_groups": []} if user else {}
@@ -112,22 +133,14 @@ def postgres_server() -> Iterator[PostgresServer]:
         subprocess.run(
             [*initdb, "UTF8"], check=True, capture_output=True, timeout=START_S, cwd=folder, **run
         )
-        settings = ("fsync=off", "listen_addresses=", f"unix_socket_directories={folder}")
+        sync = f"fsync={'on' if fsync else 'off'}"
+        settings = (sync, "listen_addresses=", f"unix_socket_directories={folder}")
         options = [part for setting in settings for part in ("-c", setting)]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [_program("postgres"), "-D", data, *options],
-                stdout=log,
-                stderr=log,
-                cwd=folder,
-                **run,
-            )
+        server = PostgresServer(folder, name, [_program("postgres"), "-D", data, *options], run)
         try:
-            _wait_for(folder, server)
-            yield PostgresServer(folder, name)
+            yield server
         finally:
-            server.terminate()  # "smart" would wait for clients; every test has closed its own
-            server.wait(START_S)
+            server.stop()
     finally:
         shutil.rmtree(folder)
 
@@ -168,9 +181,9 @@ class Bench:
                     tx.execute(table.update().values(earlier))
 
 
-def open_bench(url: str, rules: Rules) -> Bench:
+def open_bench(url: str, rules: Rules, opening: Opening = DEFAULT_OPENING) -> Bench:
     """Open a database that has the newest tables."""
-    database = Database(url)
+    database = Database(url, opening)
     return Bench(JobStore(database, rules), database)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
+from orchestrator.gpus import read_gpu_class
 from orchestrator.routing import Requirements
+from orchestrator.scaling import Decision
+from orchestrator.scaling.values import Offer
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.values import (
     AttemptName,
@@ -38,6 +41,24 @@ NO_MEMORY = Failure(
 )
 
 
+OFFERS = tuple(
+    Offer(provider, name, read_gpu_class(name), price, speed, 300.0, 20)
+    for provider, name, price, speed in (
+        ("salad", "RTX-5060Ti-16GB", 0.07, 31.0),
+        ("salad", "RTX-3090-24GB", 0.09, 36.0),
+        ("salad", "RTX-4070-12GB", 0.07, 33.0),
+        ("vast", "RTX-4090-24GB", 0.34, 74.0),
+        ("vast", "RTX-3090-24GB", 0.19, 36.0),
+        ("runpod", "RTX-5090-32GB", 0.69, 96.0),
+    )
+)
+DECISIONS = (
+    Decision("salad", "RTX-5060Ti-16GB", 0, 2, "Start 2 workers: the queue needs 61 frames/s."),
+    Decision("vast", "RTX-3090-24GB", 0, 1, "Start 1 worker: a deadline would be missed."),
+    Decision("vast", "RTX-3090-24GB", 1, 0, "Drain 1 worker: it has not been needed for 60 s."),
+)
+
+
 class Plant:
     """Fills a store as clients and workers would."""
 
@@ -46,11 +67,36 @@ class Plant:
         self._random = random.Random(7)
         self.workers = [WorkerFacts(*card) for card in CARDS]
 
-    def fill(self) -> None:
-        """Let a service be at work for an hour."""
+    def decide(self) -> None:
+        """Let the scaling loop have run."""
+        self._store.hold_loop("scaling", "a process", 120.0)
+        for count, decision in enumerate(DECISIONS):
+            number = self._store.add_decisions([decision])[0]
+            if count == 1:
+                self._store.decision_failed(number, "Vast: no machine is free at this price.")
+            self._bench.age(48)
+        offers = [
+            {
+                "provider": offer.provider,
+                "gpu_class": offer.gpu_class,
+                "ready": 2,
+                "starting": int(offer.provider == "salad"),
+                "draining": int(offer.provider == "vast"),
+                "frames_per_s": offer.frames_per_s,
+                "usd_per_hour": 3 * offer.usd_per_hour,
+                "usd_per_minute": offer.usd_per_minute,
+            }
+            for offer in OFFERS
+        ]
+        usd = sum(3 * offer.usd_per_hour for offer in OFFERS)
+        facts = {"jobs": 9, "frames": 37_155, "usd_per_hour": usd, "offers": offers}
+        self._store.note_loop("scaling", "a process", None, facts)
+
+    def fill(self, lessons: int = 14) -> None:
+        """Let a service be at work for an hour, and finish so many jobs."""
         for worker in self.workers:
             self._store.register(worker)
-        for number in range(14):
+        for number in range(lessons):
             self._finish(self._submit(f"lesson-{number + 1:02}-{self._language(number)}"), number)
             self._bench.age(self._random.uniform(90, 240))
         self._reject(self._submit("intro-take-2"))
@@ -61,6 +107,7 @@ class Plant:
         for worker in self.workers[:-1]:
             self._store.register(worker)
         self._store.drain("vast-311027")
+        self.decide()
         for number, fraction in enumerate((0.83, 0.46, 0.12)):
             self._run(self._submit(f"webinar-{number + 3}"), number, fraction)
             self._bench.age(14)

@@ -35,6 +35,7 @@ class Running:
     worker: httpx.Client
     admin: httpx.Client
     nobody: httpx.Client
+    loop: asyncio.AbstractEventLoop
 
     def caller(self, key: str) -> httpx.Client:
         """Return a caller with another key. The test closes it."""
@@ -46,6 +47,16 @@ class Running:
         while len(self.services.bell) < count:
             assert time.monotonic() < deadline
             time.sleep(0.005)
+
+    def sweep_uploads(self) -> None:
+        """Do what the service does once a minute."""
+        uploads = self.services.uploads
+        assert uploads is not None
+        asyncio.run_coroutine_threadsafe(uploads.sweep(), self.loop).result(20)
+
+    def wake_deliveries(self) -> None:
+        """Let the service find out now what is due, after time has passed."""
+        self.loop.call_soon_threadsafe(self.services.wake_deliveries)
 
     def submit(self, job_id: str, **fields: Any) -> dict[str, Any]:
         """Submit a job as the operator and return the answer."""
@@ -117,7 +128,7 @@ def running_service(
     thread.start()
     clients = [_client(url, key) for key in (INTERNAL_KEY, ADMIN_KEY, None)]
     try:
-        yield Running(url, services, bench, *clients)
+        yield Running(url, services, bench, *clients, loop)
     finally:
         loop.call_soon_threadsafe(server.handle_exit, signal.SIGTERM, None)
         thread.join(20)

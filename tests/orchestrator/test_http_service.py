@@ -87,7 +87,7 @@ def test_the_same_idempotency_key_gives_the_same_job(service: Running) -> None:
         {"deadline": "2030-01-01T00:00:00"},
         {"params": {"a": "x" * 20_000}},
         {"metadata": {str(number): number for number in range(65)}},
-        {"webhook_url": "https://example.com/hook"},
+        {"callback_url": "https://example.com/hook"},
     ],
 )
 def test_a_request_that_is_not_valid_names_its_field(

@@ -35,12 +35,12 @@ def test_a_speed_follows_the_reports_and_begins_with_the_configured_one() -> Non
 
 
 def test_finished_jobs_teach_the_speed_of_their_class(bench: Bench) -> None:
-    for number in range(60):
+    for number in range(20):
         finish(bench, f"job-{number}", "a", seconds=60, frames=3000)
     (speed,) = bench.store.fleet_facts(60.0).speeds.items()
     assert speed[0] == CLASS
     assert speed[1].mean(0.0) == pytest.approx(50.0, rel=0.01)
-    assert speed[1].frames_per_s(prior=20.0) == pytest.approx(50.0, rel=0.07)
+    assert speed[1].frames_per_s(prior=20.0) == pytest.approx(50.0, rel=0.1)
 
 
 def test_a_worker_that_runs_two_jobs_at_once_is_twice_as_fast_as_each_of_them(bench: Bench) -> None:
@@ -108,11 +108,11 @@ def test_a_client_with_long_jobs_gets_fewer_of_them(bench: Bench) -> None:
     for number in range(5):
         finish(bench, f"l{number}", "long", seconds=100, frames=1000)
         finish(bench, f"s{number}", "short", seconds=10, frames=100)
-    for number in range(60):
+    for number in range(40):
         for client in ("long", "short"):
             bench.store.submit(new_job(f"{client}-{number}", client=client))
-    clients = [claimed(bench, f"w{number}").job.client for number in range(60)]
-    assert 4 <= clients.count("long") <= 8
+    clients = [claimed(bench, f"w{number}").job.client for number in range(40)]
+    assert 2 <= clients.count("long") <= 6
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_prices_and_learnt_speeds_reorder_the_tiers(priced: Bench) -> None:
     bench.store.submit(new_job("first"))
     assert bench.store.claim(transient) is None  # it waits for the cheaper worker
     assert bench.store.claim(main) is not None
-    for number in range(40):  # the class of the dear worker turns out to be 20 times as fast
+    for number in range(15):  # the class of the dear worker turns out to be 20 times as fast
         bench.store.submit(new_job(f"job-{number}"))
         fast = WorkerFacts(f"f{number}", "buffer", None, DEAR)
         bench.age(700.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from orchestrator.store.errors import (
 )
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.states import AttemptEnd, JobState
+from orchestrator.store.store import JobStore
 from orchestrator.store.values import (
     Beat,
     JobFilter,
@@ -181,6 +183,23 @@ def test_a_worker_learns_from_its_heartbeat_what_it_has_lost(bench: Bench) -> No
     listed = [ListedJob(f"job-{number}", 1) for number in range(3)]
     answer = bench.store.beat(heartbeat("w1", *listed, ListedJob("never heard of", 1)))
     assert answer.cancel == ("job-0",)  # a job whose report was accepted is not to be stopped
+
+
+def test_no_attempt_holds_a_job_for_ever(bench: Bench) -> None:
+    rules = replace(bench.store.rules, max_attempt_s=50.0)
+    store = JobStore(bench.database, rules)
+    store.submit(new_job("job-1"))
+    lease = store.claim(worker("w1"))
+    assert lease is not None
+    beat = Beat(worker("w1"), is_busy=True, jobs=(ListedJob("job-1", 1),))
+    for _ in range(2):
+        bench.age(20.0)
+        store.beat(beat)
+        assert not store.expire()
+    bench.age(11.0)
+    assert len(store.expire()) == 1
+    assert "longer than one attempt may take" in (store.attempts("job-1")[0].error or "")
+    assert store.beat(beat).cancel == ("job-1",)
 
 
 def test_a_goodbye_returns_the_jobs_at_once(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,15 @@ from orchestrator.store.values import AttemptName, Completion
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress
 from serve_app.contract.requests import JobRequest
 from tests.contract.fake_orchestrator import FakeOrchestrator
-from tests.contract.worker_rig import DONE, Desk, ProgressCallback, Rig, preparing, worker_rig
+from tests.contract.worker_rig import (
+    DONE,
+    OPTIONS,
+    Desk,
+    ProgressCallback,
+    Rig,
+    preparing,
+    worker_rig,
+)
 from tests.orchestrator.databases import worker
 from tests.orchestrator.running import INTERNAL_KEY, Running
 
@@ -167,6 +176,90 @@ async def test_a_worker_without_its_claim_gives_the_job_back(
         await until(lambda: service.bench.store.get("job-1").state == "queued")
     job = service.bench.store.get("job-1")
     assert (job.failures, job.interruptions) == (0, 1)
+
+
+async def claims(rig: Rig, give_up: asyncio.Event | None = None) -> bool:
+    """Claim until there is a job or `give_up` is set, as the slots of the ingress do."""
+    while True:
+        if await rig.worker.claim_and_run(give_up):
+            return True
+        if give_up is not None and give_up.is_set():
+            return False
+        await asyncio.sleep(0)
+
+
+async def held_claim(service: Running) -> None:
+    await asyncio.to_thread(service.wait_for_held_claims, 1)
+
+
+@pytest.mark.parametrize("is_buffer", [False, True], ids=["main", "buffer"])
+async def test_a_claim_is_held_until_there_is_a_job(
+    service: Running, tmp_path: Path, is_buffer: bool
+) -> None:
+    async with rig_for(service, tmp_path, is_buffer=is_buffer, is_beating=True) as rig:
+        claiming = asyncio.create_task(claims(rig))
+        await held_claim(service)
+        await submit(service, "job-1")
+        assert await asyncio.wait_for(claiming, 20)
+    assert service.bench.store.get("job-1").state == "succeeded"
+
+
+async def test_a_held_claim_is_given_up_and_the_next_job_is_another_workers(
+    service: Running, tmp_path: Path
+) -> None:
+    give_up = asyncio.Event()
+    async with (
+        rig_for(service, tmp_path / "a", worker_id="a", is_beating=True) as busy,
+        rig_for(service, tmp_path / "b", worker_id="b", is_beating=True) as other,
+    ):
+        first = asyncio.create_task(claims(busy, give_up))
+        await held_claim(service)
+        give_up.set()
+        assert not await asyncio.wait_for(first, 20)
+        second = asyncio.create_task(claims(other))
+        await asyncio.to_thread(service.wait_for_held_claims, 2)  # the first one is not missed yet
+        await submit(service, "job-1")
+        assert await asyncio.wait_for(second, 20)
+    (attempt,) = service.bench.store.attempts("job-1")
+    assert attempt.worker_id == "b"
+
+
+async def test_a_drain_ends_a_held_claim(service: Running, tmp_path: Path) -> None:
+    options = replace(OPTIONS, claim_wait_s=30.0)
+    async with rig_for(service, tmp_path, options=options, is_beating=True) as rig:
+        await until(lambda: rig.worker._has_additions)
+        claiming = asyncio.create_task(rig.worker.claim_and_run())
+        await held_claim(service)
+        service.bench.store.drain("machine-7")
+        assert not await asyncio.wait_for(claiming, 20)
+
+
+@pytest.mark.parametrize("is_buffer", [False, True], ids=["main", "buffer"])
+async def test_a_worker_that_leaves_gives_its_job_back_at_once(
+    service: Running, tmp_path: Path, is_buffer: bool
+) -> None:
+    is_running = asyncio.Event()
+
+    async def job(request: JobRequest, on_progress: ProgressCallback) -> Outcome:
+        is_running.set()
+        await asyncio.Event().wait()
+        return DONE
+
+    await submit(service, "job-1")
+    async with rig_for(service, tmp_path, desk=Desk(job), is_buffer=is_buffer) as rig:
+        beating = asyncio.create_task(rig.worker.beat_forever())
+        await until(lambda: rig.worker._has_additions)
+        running = asyncio.create_task(rig.worker.claim_and_run())
+        await asyncio.wait_for(is_running.wait(), 20)
+        for task in (running, beating):
+            task.cancel()
+            await asyncio.wait({task})
+        await rig.worker.leave("it was stopped")
+    job_row = service.bench.store.get("job-1")
+    assert (job_row.state, job_row.failures, job_row.interruptions) == ("queued", 0, 1)
+    (left,) = service.bench.store.workers()
+    assert (left.left_because, left.is_online) == ("it was stopped", False)
+    assert not list((tmp_path / "claims").glob("*.held"))
 
 
 async def test_a_late_worker_stops_and_reports_nothing(service: Running, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Outputs without keys on the workers: signatures, and the life of an output in a real S3 server.
 
-The server is moto's (`pip install "moto[server,s3]"`), found on the path, beside this Python, or by
-`MOTO_SERVER`. The tests that need it are skipped without it.
+The tests that need the server are skipped without it (object_store.py).
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,11 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.outputs import BucketSettings, OutputBucket
+from orchestrator.outputs import OutputBucket
 from orchestrator.outputs.errors import BucketRefused, BucketUnavailable, OutputMissing
 from orchestrator.outputs.signature import Credentials, presign, sign_headers
+from tests.orchestrator.object_store import B2, LIMIT_S, moto_server
 
-B2 = BucketSettings("https://s3.us-west-004.backblazeb2.com", "videos", "key", "secret")
 # The key, the instant and the three signatures are those of Amazon's documentation.
 EXAMPLE = Credentials(
     "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "us-east-1"
@@ -36,7 +33,6 @@ EXAMPLE = Credentials(
 EXAMPLE_AT = datetime(2013, 5, 24, tzinfo=UTC)
 EXAMPLE_HOST = "https://examplebucket.s3.amazonaws.com"
 VIDEO, SIDECAR = b"video" * 1000, b'{"musetalk_job_id": "job"}'
-LIMIT_S = 60
 
 
 # Signatures
@@ -134,42 +130,11 @@ async def test_an_attempt_gets_addresses_of_its_own_at_b2():
 # A real server
 
 
-def moto_server() -> str | None:
-    """Return the command that starts moto's server, if it is installed."""
-    beside = Path(sys.executable).with_name("moto_server")
-    named = os.environ.get("MOTO_SERVER") or shutil.which("moto_server")
-    return named or (str(beside) if beside.exists() else None)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of an S3 server with the bucket `videos`."""
-    command = moto_server()
-    if command is None:
-        pytest.skip('moto\'s server is not installed (pip install "moto[server,s3]")')
-    process = subprocess.Popen(
-        [command, "-H", "127.0.0.1", "-p", "0"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    address = next(m.group() for m in (re.search(r"http://[\d.]+:\d+", x) for x in lines) if m)
-    settings = replace(B2, endpoint=address)
-    signed = sign_headers("PUT", f"{address}/videos", settings.credentials, datetime.now(UTC))
-    assert httpx.put(f"{address}/videos", headers=signed).status_code == 200
-    yield address
-    process.terminate()
-    process.wait(LIMIT_S)
-    process.stderr.close()
-
-
 @pytest.fixture
-async def bucket(server) -> AsyncIterator[OutputBucket]:
+async def bucket(s3_server) -> AsyncIterator[OutputBucket]:
     """A bucket of a fresh prefix."""
     prefix = f"outputs-{os.urandom(4).hex()}"
-    bucket = OutputBucket(replace(B2, endpoint=server, prefix=prefix))
+    bucket = OutputBucket(replace(B2, endpoint=s3_server, prefix=prefix))
     yield bucket
     await bucket.close()
 

@@ -1,11 +1,13 @@
 """The store against a model: any order of submissions, claims, heartbeats, reports and restarts.
 
-Reports come late, twice, and from attempts that have lost their job. After every step the store has
-to hold what the model holds: no job is lost, none has two leases, and none two accepted results.
+Reports come late, twice, out of order, and from attempts that have lost their job; answers are
+lost; the process dies in the middle of a transaction. After every step the store has to hold what
+the model holds: no job is lost, none has two leases, and none two accepted results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from orchestrator.store import leases, workers
+from orchestrator.store.database import Opening, Transaction
 from orchestrator.store.errors import AttemptGone, WrongState
+from orchestrator.store.jobs import submit as submit_job
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.states import JobState
 from orchestrator.store.tables import attempts, jobs, metadata
@@ -36,7 +41,6 @@ from orchestrator.store.values import (
 )
 from tests.orchestrator.databases import OPEN, Bench, Databases, new_job, open_bench, worker
 
-# Time passes in steps of 10 s, so that the moments that the test itself takes decide nothing.
 STEP_S = 10.0
 # So long a wait that no job of priority 3 becomes due before one of priority 7.
 ROUTING = replace(OPEN, max_wait_s=1e6)
@@ -48,9 +52,13 @@ WORKERS = {"w0": "main", "w1": "expensive", "b0": "buffer"}
 
 REPORTS = ("progress", "finish", "fail")
 ACTS = (*("submit", "retry", "claim", "claim", "claim", "beat", "beat", "beat"), *REPORTS)
-ACTS += ("fail", "sweep", "sweep", "goodbye", "cancel", "restart")
+ACTS += ("fail", "sweep", "sweep", "goodbye", "cancel", "restart", "crash")
 
 job_ids, worker_ids = st.sampled_from(JOBS), st.sampled_from(sorted(WORKERS))
+
+
+class Crash(Exception):
+    """The process dies."""
 
 
 @dataclass
@@ -94,13 +102,18 @@ class StoreMachine(RuleBasedStateMachine):
     """See the module."""
 
     url: str
+    steps = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.bench: Bench = open_bench(self.url, RULES)
+        self.clock = 1e9
+        self.bench = self.open()
         self.model: dict[str, Modelled] = {}
-        self.clock = 0.0
         self.count = 0
+
+    def open(self) -> Bench:
+        """Open the store with the clock of the model, so that the time of the test is nothing."""
+        return open_bench(self.url, RULES, Opening(clock=lambda: self.clock))
 
     def teardown(self) -> None:
         with self.bench.database.write() as tx:
@@ -118,6 +131,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def act(self, data: st.DataObject) -> None:
         """Do one thing. One rule draws all of them, so that the rare ones stay rare."""
+        StoreMachine.steps += 1
         acts = [each for each in ACTS if each not in REPORTS or self.has_tries()]
         getattr(self, data.draw(st.sampled_from(acts)))(data)
 
@@ -274,7 +288,6 @@ class StoreMachine(RuleBasedStateMachine):
     # Time ------------------------------------------------------------------------------------
 
     def pass_time(self, steps: int) -> None:
-        self.bench.age(steps * STEP_S)
         self.clock += steps * STEP_S
 
     def sweep(self, data: st.DataObject) -> None:
@@ -286,7 +299,23 @@ class StoreMachine(RuleBasedStateMachine):
 
     def restart(self, data: st.DataObject) -> None:
         self.bench.store.close()
-        self.bench = open_bench(self.url, RULES)
+        self.bench = self.open()
+
+    def crash(self, data: st.DataObject) -> None:
+        """Do something, and die before it is stored. The next process finds nothing of it."""
+        worker_id = data.draw(worker_ids)
+        facts = worker(worker_id, WORKERS[worker_id])
+        acts: dict[str, Callable[[Transaction], object]] = {
+            "claim": lambda tx: leases.claim(tx, facts, RULES),
+            "submit": lambda tx: submit_job(tx, new_job("never stored"), RULES),
+            "goodbye": lambda tx: workers.goodbye(tx, worker_id, "it crashes", RULES),
+            "cancel": lambda tx: tx.execute(sa.update(jobs).values(priority=0)),
+        }
+        act = acts[data.draw(st.sampled_from(sorted(acts)))]
+        with pytest.raises(Crash), self.bench.database.write() as tx:
+            act(tx)
+            raise Crash
+        self.restart(data)
 
     # What holds ------------------------------------------------------------------------------
 
@@ -333,4 +362,6 @@ def test_the_store_does_what_the_model_does(databases: Databases, tmp_path: Path
 def test_the_store_does_what_the_model_does_in_ten_thousand_steps(
     databases: Databases, tmp_path: Path
 ) -> None:
-    run_machine(databases, tmp_path, examples=200, steps=50)
+    StoreMachine.steps = 0
+    run_machine(databases, tmp_path, examples=280, steps=50)
+    assert StoreMachine.steps >= 10_000

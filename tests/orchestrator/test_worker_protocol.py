@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serve_app.contract.lenient import read_leniently
 from tests.orchestrator.running import (
     DONE,
     Running,
@@ -192,3 +193,32 @@ def test_a_success_without_its_result_is_a_failure(service: Running) -> None:
     assert service.claim("w1") is None  # that machine does not get it again
     (attempt,) = service.admin.get("/v1/avatar/jobs/job-1/attempts").json()["attempts"]
     assert (attempt["worker_id"], attempt["end"]) == ("w1", "failed")
+
+
+def test_a_job_with_an_avatar_goes_to_workers_that_keep_avatars(service: Running) -> None:
+    avatar_id = "0123456789abcdef" * 2
+    service.submit("job-1", video_url=None, avatar_id=avatar_id)
+    assert service.claim("w1") is None
+    assert service.claim("w2", capabilities={"avatars": False}) is None
+    job = service.claim("w3", capabilities={"avatars": True, "engines": ["warp"]})
+    assert job is not None
+    assert job["avatar_id"] == avatar_id
+    assert "video_url" not in job
+    shown = service.admin.get("/v1/avatar/jobs/job-1").json()["input"]
+    assert (shown["avatar_id"], shown["video_url"]) == (avatar_id, None)
+    request, _ = read_leniently(job)
+    assert request.avatar_id == avatar_id  # as this project's worker reads it
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"avatar_id": "0123456789abcdef" * 2},  # and a video
+        {"video_url": None},
+        {"video_url": None, "avatar_id": "../x"},
+        {"video_url": "avatar:0123456789abcdef0123456789abcdef"},
+    ],
+)
+def test_a_job_has_either_a_video_or_an_avatar(service: Running, fields: dict[str, Any]) -> None:
+    body = {"video_url": "https://m/v.mp4", "audio_url": "https://m/a.wav"} | fields
+    assert_error(service.admin.post("/v1/avatar/jobs", json=body), 422, "invalid_request")

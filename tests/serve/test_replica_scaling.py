@@ -139,6 +139,7 @@ def media(clip: Any, speech: Any) -> dict[str, str]:
 def test_a_pool_starts_from_zero_draws_and_goes_back_to_zero_without_a_flap(
     scaled: RunningApp, media: dict[str, str], tmp_path: Path
 ) -> None:
+    """Finding 9: Ray's scaling by requests saw no backlog, so it began late, and flapped."""
     watched = Watched(scaled)
     assert watched.look()["running"] == 0
     jobs = [f"burst-{index}" for index in range(4)]

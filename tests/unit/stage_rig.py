@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from musetalk_pipeline.artifacts import Piece
+from musetalk_pipeline.artifacts import ColourTags, Picture, Piece
 from musetalk_pipeline.cost import Measured, StageCost, StageName
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block, Segment, plan_frames
@@ -36,6 +36,7 @@ from serve_app.graph.transfers import Assignment, Attempt, Finished, Opened
 
 Method = Callable[..., Awaitable[Any]]
 FPS = Fraction(25)
+PICTURE = Picture(640, 480, 640, 480, 0, 0, None, ColourTags())
 AT_ONCE = DriverPauses(retry_s=(0.0,))
 
 
@@ -158,7 +159,7 @@ class Stages:
 
     async def open(self, attempt: Attempt, fetched: Any) -> Measured[Opened]:
         plan = plan_frames(self.source, self.frames, FPS)
-        job: Any = SimpleNamespace(plan=plan, options=attempt.options)
+        job: Any = SimpleNamespace(plan=plan, options=attempt.options, picture=PICTURE)
         return Measured(Opened(attempt, "node", job), (StageCost("validation", 0.1, 0),))
 
     async def prepare(self, opened: Opened, block: Block) -> Any:

@@ -1,6 +1,5 @@
 """The registry: one job per id, leases, joins, cancels, and survival of a restart."""
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -297,17 +296,6 @@ def test_old_finished_jobs_are_forgotten(registry, clock):
 
 def test_the_file_is_for_its_owner_alone(registry, tmp_path):
     assert (tmp_path / "jobs.sqlite3").stat().st_mode & 0o077 == 0
-
-
-def test_a_registry_of_another_version_is_emptied(tmp_path, clock):
-    path = tmp_path / "jobs.sqlite3"
-    with sqlite3.connect(path) as old:
-        old.execute("CREATE TABLE jobs (id TEXT PRIMARY KEY, state TEXT)")
-    old.close()
-    registry = JobRegistry(path, clock)
-    registry.submit(request(), Origin.ASYNC, 10)
-    assert take(registry).id == "a"
-    registry.close()
 
 
 def test_warnings_and_the_queues_own_id_stay_with_the_job(registry):

@@ -96,6 +96,7 @@ def end(outcome: Outcome, caplog: pytest.LogCaptureFixture) -> logging.LogRecord
         created=0.0,
         updated=0.0,
         run=1,
+        number=1,
         attempt=1,
         attempt_id="x",
         lost_attempt_id=None,

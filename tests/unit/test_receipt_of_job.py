@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Receipt, receipt_of
-from tests.unit.stage_rig import Stages, running, until
+from tests.unit.stage_rig import Stages, running, settle, until
 
 
 def receipt(stages: Stages) -> Receipt:
@@ -34,6 +34,7 @@ async def test_a_lost_try_is_paid_for_and_its_frames_are_finished_once(tmp_path:
     stages.holds = {"generate"}
     job = stages.start()
     await until(lambda: stages.of("generate") == [("lost", 0)])
+    await settle()  # it is held a moment after it has begun
     stages.holds.clear()
     stages.capacity.follow(running(lost=0, other=1))
     await job

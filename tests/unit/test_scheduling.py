@@ -141,7 +141,7 @@ class Visitors:
 )
 def test_a_gate_keeps_its_bounds_and_lets_everybody_in(visits, places, room, cancelled):
     async def go() -> None:
-        gate = FairGate(places, frames=room)
+        gate = FairGate(places, size=room)
         visitors = Visitors(gate)
         tasks = [visitors.come(job_id, frames) for job_id, frames in visits]
         await settle()
@@ -154,7 +154,7 @@ def test_a_gate_keeps_its_bounds_and_lets_everybody_in(visits, places, room, can
         assert visitors.most_at_once <= places
         assert visitors.most_frames <= room
         assert (gate.inside, len(gate)) == (0, 0)
-        assert gate._frames_inside == 0
+        assert gate._size_inside == 0
 
     asyncio.run(asyncio.wait_for(go(), 30))
 

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
+from musetalk_pipeline.artifacts import frame_bytes
 from musetalk_pipeline.errors import InvalidVideo, PipelineError, StageFailed
+from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import DriverSettings
-from serve_app.graph.capacity import FRAME_BYTES
 from serve_app.scheduling.scheduler import NoReplicaRuns
-from tests.unit.stage_rig import Stages, running, settle, until
+from tests.unit.stage_rig import PICTURE, Stages, running, settle, until
 
 
 def covers_all(stages: Stages) -> bool:
@@ -72,7 +73,8 @@ async def test_segments_in_flight_follow_the_replicas_that_run(tmp_path):
 
 
 async def test_segments_in_flight_are_bounded_in_bytes(tmp_path):
-    mb = -(-3 * 50 * FRAME_BYTES // 1_000_000)  # three segments of 50 frames
+    one = frame_bytes("warp", PICTURE, JobOptions().encode)
+    mb = -(-3 * 50 * one // 1_000_000)  # three segments of 50 frames
     stages = Stages(tmp_path, frames=5000, driver=DriverSettings(max_mb_in_flight=mb))
     stages.capacity.follow(running(cpu=8))
     stages.holds = {"generate"}
@@ -84,7 +86,21 @@ async def test_segments_in_flight_are_bounded_in_bytes(tmp_path):
     await job
 
 
+async def test_short_jobs_draw_on_all_replicas_at_once(tmp_path):
+    """Finding 8: two jobs ran at a time, so 16 short ones took eight times too long on 8."""
+    stages = Stages(tmp_path, frames=50)
+    stages.capacity.follow(running(cpu=8))
+    stages.holds = {"generate"}
+    jobs = [stages.start(f"{number}") for number in range(16)]
+    await until(lambda: stages.at_once["generate"] == 8)
+    stages.go_on.set()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*jobs)
+    assert stages.most_at_once["generate"] == 8
+
+
 async def test_a_job_that_begins_does_not_wait_for_those_that_fill_the_graph(tmp_path):
+    """Finding 8: a job of 2 s behind two of 60 s waited until one of them had ended."""
     stages = Stages(tmp_path, frames=5000)
     stages.capacity.follow(running(cpu=1))
     stages.holds = {"generate"}
@@ -151,6 +167,7 @@ async def test_a_pool_that_is_gone_gives_its_segments_to_another(tmp_path):
     stages.holds = {"generate"}
     job = stages.start()
     await until(lambda: stages.of("generate") == [("lost", 0)])
+    await settle()  # it is held a moment after it has begun
     stages.holds.clear()
     stages.capacity.follow(running(lost=0, other=1))
     await job

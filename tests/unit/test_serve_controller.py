@@ -62,7 +62,7 @@ def test_replicas_are_counted_by_what_they_do():
         messages={},
         nodes={
             "Ingress": frozenset({"on-RUNNING"}),
-            "Finisher": frozenset({"on-PENDING_MIGRATION", "on-RECOVERING", "on-STOPPING"}),
+            "Finisher": frozenset({"on-PENDING_MIGRATION", "on-RECOVERING"}),
         },
     )
 

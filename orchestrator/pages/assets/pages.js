@@ -19,9 +19,14 @@ function say(state, text) {
   connection.querySelector("span").textContent = text;
 }
 
+// Not `.id`, which is the field named "id" if the element is a form with one.
+function idOf(node) {
+  return node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("id") : null;
+}
+
 // Make `old` the same as `fresh`, and keep every element that is in both.
 function morph(old, fresh) {
-  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) {
+  if (old.nodeName !== fresh.nodeName || idOf(old) !== idOf(fresh)) {
     old.replaceWith(fresh);
     return;
   }
@@ -42,10 +47,11 @@ function morph(old, fresh) {
 
 function morphChildren(old, fresh) {
   const known = new Map();
-  for (const child of old.children) if (child.id) known.set(child.id, child);
+  for (const child of old.children) if (idOf(child)) known.set(idOf(child), child);
   let at = old.firstChild;
   for (const wanted of [...fresh.childNodes]) {
-    const match = wanted.id ? known.get(wanted.id) : at && !at.id ? at : null;
+    const id = idOf(wanted);
+    const match = id ? known.get(id) : at && !idOf(at) ? at : null;
     if (!match) {
       old.insertBefore(wanted, at);
       continue;
@@ -76,8 +82,15 @@ async function load() {
     }
     if (!answer.ok) throw new Error(String(answer.status));
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.querySelector("main");
+    if (fresh.querySelector("video") && !main.querySelector("video")) {
+      // Only a page that is loaded with a video may fetch it: its policy names the video's origin.
+      sessionStorage.setItem("announce", fresh.dataset.said);
+      location.reload();
+      return;
+    }
     const before = main.dataset.said;
-    morph(main, document.adoptNode(page.querySelector("main")));
+    morph(main, document.adoptNode(fresh));
     document.title = page.title;
     if (main.dataset.said !== before) announcer.textContent = main.dataset.said;
     say("on", "Live");
@@ -111,5 +124,7 @@ if (main) {
     history.replaceState(null, "", address);
     document.getElementById("outcome").focus();
   }
+  announcer.textContent = sessionStorage.getItem("announce") ?? "";
+  sessionStorage.removeItem("announce");
   follow();
 }

@@ -2,7 +2,8 @@
 
 Nothing resolves the name again between the check and the connection. The Host header, SNI and the
 certificate check use the name. Downloads, uploads by PUT and webhooks all go through
-`PinnedClient`; the curl fallback of downloads is pinned to the same addresses.
+`PinnedClient`, which raises what its policy raises; the curl fallback of downloads is pinned to
+the same addresses.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 import certifi
 import httpcore
 
-from serve_app.net.addresses import AddressPolicy, IpAddress, Location
+from orchestrator.net.addresses import AddressPolicy, IpAddress, Location
 
 MAX_ADDRESSES = 4  # of one host that are tried in turn
 # A resolver that does not answer occupies its thread for half a minute, even if nobody waits for it
@@ -84,7 +85,7 @@ async def checked_addresses(
     Returns at least one and at most `MAX_ADDRESSES` addresses.
 
     Raises:
-        SourceRefused: the policy refuses one of them.
+        AddressRefused: the policy refuses one of them.
         OSError: the name does not resolve in time.
     """
     if location.ip is not None:
@@ -141,7 +142,7 @@ class PinnedClient:
         """Return the checked addresses of a host.
 
         Raises:
-            SourceRefused: the policy refuses one of them.
+            AddressRefused: the policy refuses one of them.
             OSError: the name does not resolve in time.
         """
         return await checked_addresses(location, self._policy, self._network, self._connect_s)

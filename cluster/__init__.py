@@ -1,0 +1,1 @@
+"""Rented GPUs: machines at five vendors, as fleets of workers and as one Ray cluster."""

@@ -1,0 +1,1 @@
+"""Fleets of cells: independent machines of the worker image that poll the orchestrator."""

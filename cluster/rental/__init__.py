@@ -1,0 +1,1 @@
+"""Renting machines: one interface, five vendors, and a ledger of what was rented."""

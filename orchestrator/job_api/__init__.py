@@ -1,0 +1,1 @@
+"""`/v1/avatar/jobs`, as the orchestrator and the ingress of a worker both serve it."""

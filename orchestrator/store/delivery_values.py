@@ -1,0 +1,55 @@
+"""The values of webhooks: a delivery, its lease, and its tries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.store.values import JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One try at a delivery: the answer's status, or why there was none."""
+
+    code: int | None
+    error: str | None = None
+    at: float | None = None
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the target has accepted the event."""
+        return self.error is None
+
+
+@dataclass(frozen=True, slots=True)
+class TakenDelivery:
+    """A delivery under a lease.
+
+    `tries` are those since it was queued, `taken` all of them, both with this one. `age_s` is the
+    time since it was queued. `snapshot` is the row of the job as it was when the job ended.
+    """
+
+    id: str
+    client: str
+    url: str = field(repr=False)
+    event: str
+    snapshot: JsonObject = field(repr=False)
+    created_at: float
+    tries: int
+    taken: int
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The log of one webhook for one end of its job. `due_at` is the next try."""
+
+    id: str
+    url: str = field(repr=False)
+    event: str
+    status: str
+    tries: int
+    created_at: float
+    due_at: float | None
+    ended_at: float | None
+    log: tuple[Try, ...]

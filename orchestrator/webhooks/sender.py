@@ -1,0 +1,147 @@
+"""Delivers what is due, by the store's queue. Several processes may do so on one database.
+
+    take, under a lease ─► POST, signed with the client's key ─► delivered, due again, or failed
+
+A delivery survives a restart, and may arrive twice with the same `webhook-id`. Targets may contain
+tokens, so logs name only their hosts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from base64 import b64encode
+from collections.abc import Callable
+from contextlib import suppress
+
+from orchestrator.net.addresses import AddressRefused, parse_location
+from orchestrator.store.delivery_values import TakenDelivery, Try
+from orchestrator.store.errors import StoreError
+from orchestrator.store.store import JobStore
+from orchestrator.store.threads import Run
+from orchestrator.webhooks.posting import SECRET_PREFIX, Poster, signing_key
+from orchestrator.webhooks.rules import DeliveryFailed, DeliveryRules
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 5.0  # another process may have queued a delivery
+FAILED_PAUSE_S = 5.0
+
+
+def client_secret(secret: str, client: str) -> str:
+    """Return the secret that a client verifies its webhooks with.
+
+    Each client has its own, which follows from the service's, so that no client can sign for
+    another.
+    """
+    key = hmac.digest(signing_key(secret), f"webhooks of {client}".encode(), "sha256")
+    return SECRET_PREFIX + b64encode(key).decode()
+
+
+class DeliveryLoop:
+    """Delivers for one service.
+
+    Args:
+        run: calls the store in a thread.
+        render: returns the body of an event, the same for each try.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        run: Run,
+        poster: Poster,
+        secret: str,
+        render: Callable[[TakenDelivery], str],
+        rules: DeliveryRules | None = None,
+    ) -> None:
+        self._store, self._run, self._poster = store, run, poster
+        self._secret, self._render = secret, render
+        self._rules = rules or DeliveryRules()
+        self._woken = asyncio.Event()
+
+    async def check_target(self, url: str) -> None:
+        """Check a target before a job with it is accepted.
+
+        Raises:
+            AddressRefused: it is malformed, or at an address that is not allowed. A name that does
+                not resolve now is accepted, because it may resolve later.
+        """
+        await self._poster.check(parse_location(url))
+
+    def wake(self) -> None:
+        """Find out now whether something is due."""
+        self._woken.set()
+
+    async def deliver_forever(self) -> None:
+        """Deliver what is due, a few concurrently, until cancelled."""
+        slots = asyncio.Semaphore(self._rules.concurrent)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self._woken.clear()
+                await slots.acquire()
+                taken = await self._take()
+                if taken is None:
+                    slots.release()
+                    await self._wait()
+                    continue
+                tasks.create_task(self._deliver_in_slot(taken, slots))
+
+    async def _take(self) -> TakenDelivery | None:
+        try:
+            return await self._run(self._store.take_delivery, self._rules.lease_s)
+        except StoreError as error:
+            logger.error("deliveries cannot be taken", extra={"error": str(error)})
+            await asyncio.sleep(FAILED_PAUSE_S)
+            return None
+
+    async def _wait(self) -> None:
+        try:
+            due_s = await self._run(self._store.seconds_to_next_delivery)
+        except StoreError:
+            due_s = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S if due_s is None else min(POLL_S, due_s)):
+                await self._woken.wait()
+
+    async def _deliver_in_slot(self, taken: TakenDelivery, slots: asyncio.Semaphore) -> None:
+        try:
+            await self._deliver(taken)
+        except Exception:
+            # The loop must go on. The delivery is tried again when its lease has expired.
+            logger.exception("a try could not be stored", extra={"event_id": taken.id})
+        finally:
+            slots.release()
+            self.wake()
+
+    async def _deliver(self, taken: TakenDelivery) -> None:
+        """Make one try and store its result."""
+        if taken.tries > len(self._rules.pauses_s) + 1:
+            # Earlier tries ended with their process, or their result could not be stored.
+            result, pause_s = Try(None, "every try was interrupted"), None
+        else:
+            result, pause_s = await self._try(taken)
+        await self._run(self._store.settle_delivery, taken, result, pause_s)
+        facts = {"event_id": taken.id, "try": taken.tries, "code": result.code}
+        if result.is_accepted:
+            logger.info("webhook delivered", extra=facts)
+        else:
+            text = "webhook given up" if pause_s is None else "webhook will be tried again"
+            logger.warning(text, extra={**facts, "reason": result.error})
+
+    async def _try(self, taken: TakenDelivery) -> tuple[Try, float | None]:
+        """Return the result of one try, and the pause after it; None: there is no next one."""
+        try:
+            key = signing_key(client_secret(self._secret, taken.client))
+            body, location = self._render(taken), parse_location(taken.url)
+            return Try(await self._poster.post(taken.id, location, body, key)), None
+        except AddressRefused as refused:
+            return Try(None, refused.reason), None
+        except DeliveryFailed as failed:
+            failure = failed
+        except Exception as error:
+            logger.exception("webhook failed", extra={"event_id": taken.id})
+            failure = DeliveryFailed(f"failed unexpectedly ({type(error).__name__})")
+        pause_s = self._rules.pause_s(failure, taken.tries, taken.age_s)
+        return Try(failure.status, failure.reason), pause_s
