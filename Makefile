@@ -1,7 +1,7 @@
 # `make help` lists everything. Set-up happens by itself and only once.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run run-fleet serve drain orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock install image clean
+.PHONY: help run run-fleet serve drain orchestrator test test-gpu soak parity check lint fmt types bench mm weights lock install image image-check clean
 
 PY := .venv/bin/python
 
@@ -112,6 +112,10 @@ image:  ## build the GPU worker's container image (needs docker)
 	docker build -f Dockerfile.gpu --target $(IMAGE) -t lipsync-serve:$(IMAGE) \
 	  --build-arg BUILD_COMMIT=$$(git rev-parse HEAD) \
 	  --build-arg BUILD_TIME=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+image-check:  ## build the image without a daemon, have it do a job, count its bytes (needs root, buildah)
+	@scripts/setup.sh dev
+	@$(PY) scripts/image_check.py
 
 clean:  ## remove .venv, caches and out/ (weights in models/ stay)
 	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -18,6 +18,7 @@ from typer._click.exceptions import (  # typer's own copy of click, which has no
 
 from lipsync import __version__
 from lipsync.commands import (
+    bench,
     cluster,
     config,
     doctor,
@@ -57,6 +58,7 @@ app.add_typer(config.app, name="config")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(fleet.app, name="fleet")
 app.command("doctor")(doctor.doctor)
+app.command("bench")(bench.bench)
 
 
 def _print_version(is_asked: bool) -> None:

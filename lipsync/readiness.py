@@ -21,6 +21,7 @@ SHARED_MEMORY = Path("/dev/shm")
 SCRATCH_BYTES, LEAST_BYTES, SHARED_BYTES = 5 * GB, GB // 2, 2 * GB
 TITLES: dict[Topic, str] = {
     "gpu": "GPU for the pools",
+    "card": "GPU and the build of torch",
     "placement": "CPUs and labels",
     "ports": "ports",
     "folders": "working folders",
@@ -28,6 +29,7 @@ TITLES: dict[Topic, str] = {
 REMEDIES: dict[Topic, str] = {
     "weights": "Run `lipsync weights fetch`, or set `engine: warp`.",
     "gpu": "Use serve_config.yaml, which needs no GPU, or make one visible.",
+    "card": "Use the build, or the machine, that the sentence names (docs/images.md).",
     "placement": "Change the configuration as the sentence says.",
     "ports": "Stop that process, or choose another port as the sentence says.",
     "folders": "Change the folder or the setting that the sentence names.",
@@ -94,6 +96,12 @@ def _fine(topic: Topic, planned: PlannedStart) -> str:
     if topic == "gpu":
         shares = [pool.num_gpus for pool in start.args.pools]
         return f"{sum(shares):g} needed" if any(shares) else "none is needed"
+    if topic == "card":
+        return (
+            "they fit each other"
+            if any(pool.num_gpus for pool in start.args.pools)
+            else "none is needed"
+        )
     if topic == "placement":
         return "there is room for every replica"
     if topic == "ports":

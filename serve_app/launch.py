@@ -8,8 +8,9 @@
 5. On SIGTERM or SIGINT no new job is taken, running jobs finish, and everything stops. A second
    signal stops it at once; an orchestrator then gets its jobs back.
 
-Exit codes: 0 after a stop that was requested, 2 if the application cannot be started, 1 if it is
-lost while it runs.
+Exit codes: 0 after a stop that was requested, 2 if the application cannot be started, 3 if a GPU of
+this machine cannot run this build, so that another machine or another image is needed, 1 if the
+application is lost while it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from typing import NoReturn
 from serve_app.config.config_file import ConfigInvalid
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import in_address
-from serve_app.launcher.checks import Start, check_start
+from serve_app.launcher.card_checks import shm_fault
+from serve_app.launcher.checks import MachineUnfit, Start, check_start
 from serve_app.launcher.console import Console
 from serve_app.launcher.health_monitor import HealthMonitor
 from serve_app.launcher.machine import port_fault
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigInvalid as invalid:
         for fault in invalid.faults:
             print(f"lipsync-serve: {fault}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(invalid, MachineUnfit) else 2
     if start.cluster is None and not start.metrics_port:
         start = replace(start, metrics_port=_free_port())
     os.environ |= environment_of_replicas(start)
@@ -99,6 +101,8 @@ def run(start: Start) -> int:
 
 def _start_and_run(start: Start, cluster: Cluster, console: Console, stops: StopRequests) -> int:
     logger.info("starting", extra={"port": start.port})
+    if start.cluster is None and (small := shm_fault()):
+        logger.warning("%s", small)
     cluster.begin()
     stops.install()
     console.attach()

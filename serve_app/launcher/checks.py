@@ -28,6 +28,7 @@ from serve_app.config.environment import Environment, EnvironmentInvalid, read_e
 from serve_app.config.folders import check_folders
 from serve_app.config.live_settings import INGRESS, read_live_settings
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings
+from serve_app.launcher.card_checks import card_faults, installed_build, read_cards
 from serve_app.launcher.environment_checks import environment_faults
 from serve_app.launcher.machine import cpus, has_gpu, has_ipv6, port_fault
 from serve_app.launcher.weight_checks import weight_faults
@@ -35,7 +36,7 @@ from serve_app.private_folders import FolderRefused
 
 IMPORT_PATH = "serve_app.app:build_app"
 POLICY_PATH = "serve_app.scaling.policy:follow_work"
-Topic = Literal["weights", "gpu", "placement", "ports", "folders"]
+Topic = Literal["weights", "gpu", "card", "placement", "ports", "folders"]
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000  # Serve's own
 
 
@@ -86,16 +87,22 @@ class PlannedStart:
         return self.file.fault((*self.place, *place), text)
 
 
+class MachineUnfit(ConfigInvalid):
+    """Nothing is wrong with the configuration, but a GPU here cannot run this build."""
+
+
 def check_start(path: Path, environ: Mapping[str, str] = os.environ) -> Start:
     """Check everything that a start needs.
 
     Raises:
-        ConfigInvalid: something is wrong. All that could be found out is said at once.
+        MachineUnfit: a GPU cannot run the installed build of torch.
+        ConfigInvalid: something else is wrong. All that could be found out is said at once.
     """
     planned = plan_start(path, environ)
-    faults = [text for _, text in machine_faults(planned, environ)]
+    faults = list(machine_faults(planned, environ))
     if faults:
-        raise ConfigInvalid(*faults)
+        kind = MachineUnfit if any(topic == "card" for topic, _ in faults) else ConfigInvalid
+        raise kind(*(text for _, text in faults))
     return planned.start
 
 
@@ -134,6 +141,9 @@ def machine_faults(
         return  # the replicas run on the cluster's machines
     for place, text in _gpu_faults(start, environ):
         yield "gpu", planned.fault(place, text)
+    if _asks_for_gpu(start.args) and has_gpu(environ):
+        for text in card_faults(read_cards(), installed_build()):
+            yield "card", text
     for place, text in _placement_faults(start, environ):
         yield "placement", planned.fault(place, text)
     for text in _port_faults(start):
@@ -245,6 +255,10 @@ def _gpu_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Plac
                 f"`num_gpus: {share:g}` asks for an NVIDIA GPU, and none is visible here "
                 "(see `nvidia-smi` and CUDA_VISIBLE_DEVICES)",
             )
+
+
+def _asks_for_gpu(args: AppArgs) -> bool:
+    return args.preprocessor.num_gpus > 0 or any(pool.num_gpus > 0 for pool in args.pools)
 
 
 def _placement_faults(start: Start, environ: Mapping[str, str]) -> Iterator[tuple[Place, str]]:

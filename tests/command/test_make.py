@@ -208,3 +208,13 @@ def test_a_preview_is_one_picture(lipsync, video, audio, tmp_path):
     again = lipsync("preview", video, audio, "--json")
     assert again.returncode == 2
     assert json.loads(again.stdout)["code"] == "invalid_options"
+
+
+def test_the_benchmark_does_one_fixed_job_and_prices_it(lipsync):
+    done = lipsync("bench", "--seconds", "1", "--dollars-per-hour", "0.36", *FAST, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["frames"] == 25
+    assert set(facts["stage_seconds"]) >= {"prepare", "inference", "compose"}
+    # 0.36 dollars an hour are 0.0001 a second, and 25 frames are a sixtieth of a minute.
+    assert facts["dollars_per_finished_minute"] == pytest.approx(facts["seconds"] * 0.006, rel=0.01)

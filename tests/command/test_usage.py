@@ -22,7 +22,7 @@ from serve_app.one_shot.stopping import Stopping
 from serve_app.run_job import EXIT_CODES
 
 COMMANDS = (
-    ("make",), ("preview",), ("serve",), ("drain",), ("run-job",), ("doctor",),
+    ("make",), ("preview",), ("serve",), ("drain",), ("run-job",), ("doctor",), ("bench",),
     ("weights", "fetch"), ("weights", "verify"), ("config", "check"),
 )  # fmt: skip
 

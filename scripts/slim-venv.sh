@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Remove from a virtual environment what a running worker never opens.
+#
+#   scripts/slim-venv.sh VENV
+#
+# Headers and static libraries serve compilers, and the image has none. Tests of packages and type stubs
+# are not needed either. Bytecode stays: without it every process of Ray would compile what it imports.
+set -euo pipefail
+
+venv=$1
+before=$(du -sm "$venv" | cut -f1)
+site=$(echo "$venv"/lib/python3*/site-packages)
+rm -rf "$site"/pip "$site"/pip-*.dist-info "$venv"/bin/pip* "$venv"/include
+rm -rf "$site"/torch/include "$site"/torch/share/cmake "$site"/torch/test "$site"/torch/bin/protoc*
+find "$site" -type d \( -name tests -o -name test \) \
+  -path '*/site-packages/*' ! -path '*/torch/*' ! -path '*/numpy/*' ! -path '*/ray/*' -prune -exec rm -rf {} +
+find "$site" -type d -path '*/nvidia/*/include' -prune -exec rm -rf {} +
+find "$site" \( -name '*.a' -o -name '*.pyi' -o -name '*.pxd' -o -name '*.pyx' \) -delete
+echo "$venv: $before MB before, $(du -sm "$venv" | cut -f1) MB after"

@@ -1,0 +1,117 @@
+"""The container image: what is written about it, and the check that builds and runs it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE, BAKE = ROOT / "Dockerfile.gpu", ROOT / "docker-bake.hcl"
+sys.path.insert(0, str(ROOT / "scripts"))
+import image_check  # noqa: E402
+
+
+def test_the_bake_file_sets_only_arguments_that_the_dockerfile_has() -> None:
+    declared = set(re.findall(r"^ARG (\w+)", DOCKERFILE.read_text(), re.M))
+    blocks = re.findall(r"args\s*=\s*\{(.*?)\}", BAKE.read_text(), re.S)
+    given = {name for block in blocks for name in re.findall(r"(\w+)\s*=", block)}
+    assert len(given) > 4
+    assert given <= declared
+
+
+def test_the_bake_file_names_only_stages_that_there_are() -> None:
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", DOCKERFILE.read_text(), re.M))
+    [line] = re.findall(r"^\s+target\s+= (.+)$", BAKE.read_text(), re.M)
+    assert set(re.findall(r'"(worker\S*)"', line)) == stages - {"builder"}
+
+
+def test_code_comes_after_packages_so_that_a_change_of_it_moves_little() -> None:
+    worker = DOCKERFILE.read_text().partition(" AS worker\n")[2]
+    order = [worker.index(text) for text in ("apt-get", "COPY --from=builder", "COPY lipsync")]
+    assert order == sorted(order)
+    # What differs from build to build comes last.
+    assert worker.index("ARG BUILD_TIME") > worker.index("COPY serve_app")
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="hadolint is not installed")
+def test_hadolint_has_nothing_to_say() -> None:
+    done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["serve"], "lipsync serve serve_config.gpu.yaml"),
+        ([], "lipsync serve serve_config.gpu.yaml"),
+        (["serve", "mine.yaml"], "lipsync serve mine.yaml"),
+        (["run-job"], "lipsync run-job"),
+        (["run_job"], "lipsync run-job"),
+        (["bench", "--json"], "lipsync bench --json"),
+        (["lipsync", "doctor"], "lipsync doctor"),
+    ],
+)
+def test_the_first_argument_is_what_a_container_does(
+    tmp_path: Path, words: list[str], expected: str
+) -> None:
+    program = tmp_path / "lipsync"
+    program.write_text('#!/bin/sh\necho lipsync "$@"\n')
+    program.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "cluster" / "image" / "entrypoint.sh", *words],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SERVE_CONFIG": "serve_config.gpu.yaml"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_an_image_that_has_grown_is_refused_with_what_has_grown() -> None:
+    before = json.loads(image_check.SIZES.read_text())
+    image_check.check_growth(before, before)
+    image_check.check_growth(before | {"all": round(before["all"] * 1.04)}, before)
+    larger = before | {"all": round(before["all"] * 1.06), "ray": before["ray"] + 77}
+    with pytest.raises(image_check.Wrong, match="'ray': 77"):
+        image_check.check_growth(larger, before)
+
+
+def test_secrets_are_found_in_files_and_in_the_description(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "notes").write_bytes(b"nothing here")
+    assert image_check.secrets_in(tmp_path, b"{}") == []
+    (tmp_path / "app" / "notes").write_bytes(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+    assert image_check.secrets_in(tmp_path, image_check.PLANTED) == [
+        "its environment or history",
+        "app/notes",
+    ]
+
+
+def test_packages_lose_what_only_compilers_and_tests_need(tmp_path: Path) -> None:
+    site = tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
+    gone = ["torch/include/a.h", "pip/x.py", "thing/tests/test_a.py", "thing/lib.a", "thing/a.pyi"]
+    kept = ["torch/testing/__init__.py", "thing/__init__.py", "thing/__pycache__/a.pyc"]
+    for name in gone + kept:
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).touch()
+    (tmp_path / "venv" / "bin").mkdir()
+    subprocess.run([ROOT / "scripts" / "slim-venv.sh", tmp_path / "venv"], check=True)
+    assert [name for name in gone if (site / name).exists()] == []
+    assert [name for name in kept if not (site / name).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(image_check.why_not() is not None, reason=str(image_check.why_not()))
+def test_the_image_is_built_does_a_job_and_stops() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "image_check.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout.splitlines()[-1])
+    assert facts["job_frames"] == 50
