@@ -103,15 +103,3 @@ def test_packages_lose_what_only_compilers_and_tests_need(tmp_path: Path) -> Non
     subprocess.run([ROOT / "scripts" / "slim-venv.sh", tmp_path / "venv"], check=True)
     assert [name for name in gone if (site / name).exists()] == []
     assert [name for name in kept if not (site / name).exists()] == []
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.skipif(image_check.why_not() is not None, reason=str(image_check.why_not()))
-def test_the_image_is_built_does_a_job_and_stops() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "image_check.py"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts["job_frames"] == 50
