@@ -22,7 +22,7 @@ from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Succe
 from serve_app.gate.access_control import GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
-from serve_app.jobs.registry import ABANDONED, CANCELLED, Job
+from serve_app.jobs.job import ABANDONED, CANCELLED, Job
 from serve_app.outputs.store import object_name
 from tests.hostile.test_requests import MINIMAL
 from tests.joints.job_door import Door, serving
