@@ -96,7 +96,7 @@ def _facts(result: Result, usd_per_hour: float | None) -> dict[str, Any]:
         "seconds": round(result.elapsed_s, 3),
         "frames_per_s": round(result.frames / result.elapsed_s, 2),
         "stage_seconds": {name: round(s, 3) for name, s in result.stage_seconds.items()},
-        "peak_gpu_mib": result.peak_memory_mib,
+        "peak_vram_mib": result.peak_memory_mib,
         "dollars_per_hour": usd_per_hour,
         "dollars_per_finished_minute": None if usd is None else round(usd / minutes, 5),
     }

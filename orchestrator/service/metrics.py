@@ -50,6 +50,12 @@ class Metrics:
             "Leases that ended because their worker was silent.",
             registry=self.registry,
         )
+        self.deliveries = Counter(
+            "orchestrator_deliveries",
+            "Tries to deliver a webhook by what became of them: delivered, waiting, given_up.",
+            ["result"],
+            registry=self.registry,
+        )
         self.request_seconds = Histogram(
             "orchestrator_request_seconds",
             "Seconds of requests by route and status. Held claims and followed jobs wait in it.",

@@ -139,7 +139,13 @@ class Services:
         rules = DeliveryRules()
         poster = Poster(self.settings.webhook_targets(), rules.timeout_s)
         return DeliveryLoop(
-            self.store, self.run, poster, secret.get_secret_value(), self._event, rules
+            self.store,
+            self.run,
+            poster,
+            secret.get_secret_value(),
+            self._event,
+            rules,
+            count=lambda result: self.metrics.deliveries.labels(result).inc(),
         )
 
     def _event(self, taken: TakenDelivery) -> str:

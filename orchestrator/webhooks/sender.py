@@ -45,6 +45,7 @@ class DeliveryLoop:
     Args:
         run: calls the store in a thread.
         render: returns the body of an event, the same for each try.
+        count: is called with what became of each try: delivered, waiting, given_up.
     """
 
     def __init__(
@@ -55,10 +56,12 @@ class DeliveryLoop:
         secret: str,
         render: Callable[[TakenDelivery], str],
         rules: DeliveryRules | None = None,
+        count: Callable[[str], None] = lambda result: None,
     ) -> None:
         self._store, self._run, self._poster = store, run, poster
         self._secret, self._render = secret, render
         self._rules = rules or DeliveryRules()
+        self._count = count
         self._woken = asyncio.Event()
 
     async def check_target(self, url: str) -> None:
@@ -125,8 +128,10 @@ class DeliveryLoop:
         await self._run(self._store.settle_delivery, taken, result, pause_s)
         facts = {"event_id": taken.id, "try": taken.tries, "code": result.code}
         if result.is_accepted:
+            self._count("delivered")
             logger.info("webhook delivered", extra=facts)
         else:
+            self._count("given_up" if pause_s is None else "waiting")
             text = "webhook given up" if pause_s is None else "webhook will be tried again"
             logger.warning(text, extra={**facts, "reason": result.error})
 

@@ -140,6 +140,9 @@ def test_a_target_that_fails_is_tried_again_and_given_up_and_sent_again_by_one_c
     assert service.admin.post(url).json()["status"] == "pending"
     assert ended(service, "job/1", "delivered", 8)["log"][-1]["code"] == 204
     assert verified(target.got[-1])["data"] == verified(target.got[0])["data"]
+    metrics = service.admin.get("/metrics").text
+    for result, tries in (("waiting", 6), ("given_up", 1), ("delivered", 1)):
+        assert f'orchestrator_deliveries_total{{result="{result}"}} {tries}.0' in metrics
     unknown = service.admin.post("/v1/avatar/jobs/job/1/deliveries/evt_0/retry")
     assert_error(unknown, 404, "delivery_not_found")
 
