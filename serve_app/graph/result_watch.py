@@ -39,7 +39,7 @@ async def until_result_exists(
         # Cancelling it would cancel the call itself, from another thread than its event loop's.
         ref = await asyncio.shield(sending)
     except asyncio.CancelledError:
-        sending.add_done_callback(_forget)
+        sending.add_done_callback(forget_error)
         raise
     loop = asyncio.get_running_loop()
     exists: asyncio.Future[None] = loop.create_future()
@@ -78,7 +78,7 @@ def _is_held(ref: Any, locations: Locations) -> bool:
     return bool(where.get("node_ids") or where.get("did_spill"))
 
 
-def _forget(sending: "asyncio.Future[Any]") -> None:
+def forget_error(sending: "asyncio.Future[Any]") -> None:
     """Take note of an error that nobody waits for any more."""
     if not sending.cancelled():
         sending.exception()

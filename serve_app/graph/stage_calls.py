@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 from musetalk_pipeline.errors import PipelineError, Stage, StageFailed
 from serve_app.config.settings import DriverSettings
 from serve_app.graph.ray_errors import as_pipeline_error, cancel_calls, is_of_ray
-from serve_app.graph.result_watch import until_result_exists, until_result_is_lost
+from serve_app.graph.result_watch import (
+    forget_error,
+    until_result_exists,
+    until_result_is_lost,
+)
 from serve_app.scheduling.scheduler import NoReplicaRuns
 from serve_app.telemetry.metrics import CALLS_RETRIED
 
@@ -182,6 +186,7 @@ class StageCalls:
         finally:
             for task in (*losing, working):
                 task.cancel()
+                task.add_done_callback(forget_error)
 
     async def _loss_of_inputs(self, inputs: Sequence[Any]) -> StageFailed:
         await self._is_lost(inputs)
