@@ -33,6 +33,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".cache" / "image"
 SIZES = ROOT / "cluster" / "image" / "sizes.json"
@@ -283,8 +285,8 @@ def check_serve(store: Store, made: str, media: Path) -> Facts:
             "stop_s": round(time.monotonic() - stopped_at, 1),
         }
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_session(process.pid)
+        process.wait()
         log.close()
 
 
@@ -348,8 +350,6 @@ def _until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None
 
 def _terminate(process: subprocess.Popen[bytes]) -> None:
     """Send SIGTERM to tini, as `docker stop` does; buildah does not pass signals on."""
-    import psutil
-
     inner = [
         child for child in psutil.Process(process.pid).children(True) if child.name() == "tini"
     ]
@@ -366,14 +366,23 @@ def _left_of(session: int) -> list[str]:
     return left
 
 
-def _processes_of(session: int) -> list[str]:
-    import psutil
+def _kill_session(session: int) -> None:
+    """End a container's processes. They have groups of their own, but one session."""
+    for process in _in_session(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
+
+def _processes_of(session: int) -> list[str]:
+    return [process.name() for process in _in_session(session)]
+
+
+def _in_session(session: int) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, ProcessLookupError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.name())
+                found.append(process)
     return found
 
 
