@@ -56,3 +56,10 @@ target "cpu-arm64" {
   args      = { TORCH_BUILD = "cpu", CUDA_REQUIRED = "0.0", SERVE_CONFIG = "serve_config.yaml" }
   tags      = ["${REGISTRY}lipsync-worker:${TAG}-cpu-arm64"]
 }
+
+# A node of one Ray cluster (docs/ray-cluster.md), with the weights inside.
+target "cluster-node" {
+  inherits = ["cu13"]
+  target   = "cluster-node"
+  tags     = ["${REGISTRY}lipsync-cluster-node:${TAG}-cu13"]
+}

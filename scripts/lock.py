@@ -201,7 +201,9 @@ def main() -> None:
     by_hand = sorted(REQUIREMENTS.glob("*.txt"))
     everything = {**pins[0], **pins[1]}
     for path in by_hand:
-        everything |= read(path)
+        for name, pin in read(path).items():
+            if everything.setdefault(name, pin) != pin:  # its hashes would be those of the other
+                raise SystemExit(f"{path.name} pins {name} to {pin}, a lock to {everything[name]}")
     hashes = hashes_of(everything)
     write(base, pins[0], hashes)
     write(dev, pins[1], hashes)
