@@ -136,12 +136,15 @@ class NodeMedia:
         """Return the opened job with paths that are valid on this node.
 
         Raises:
-            StageFailed: the attempt is over, or the media have changed since it began.
+            StageFailed: the media have changed since the attempt began.
+            CancelledError: the attempt is over. Its caller has cancelled the call and gone on, and
+                Serve logs every other error with a trace. To a caller that does wait it is the same
+                as a lost replica.
         """
         attempt, job = opened.attempt, opened.job
         if opened.node_id == self.node_id:
             if not self.scratch.touch(attempt.attempt_id):
-                raise StageFailed("The attempt is over, and its files have been removed.")
+                raise asyncio.CancelledError("The attempt is over, and its files are gone.")
             return job
         checked = self._checked.get(attempt.attempt_id)
         # A folder that is gone was released, or removed by a cleaner; then nothing here is valid.
