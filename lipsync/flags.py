@@ -15,17 +15,17 @@ from typing import Annotated, Any, cast
 import typer
 
 from musetalk_pipeline.loading import ToolOptions
+from musetalk_pipeline.option_spec import Option, options_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
     MaskOptions,
-    Option,
     SpeechOptions,
     defaults_for,
-    options_of,
 )
+from musetalk_pipeline.time_options import TimeOptions
 
 PANELS = (
     ("Picture", FrameOptions),
@@ -33,6 +33,7 @@ PANELS = (
     ("Face", FaceOptions),
     ("Mask", MaskOptions),
     ("Speech", SpeechOptions),
+    ("Time", TimeOptions),
     ("Engine and landmarks", ToolOptions),
 )
 

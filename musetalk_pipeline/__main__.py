@@ -24,22 +24,22 @@ from musetalk_pipeline.errors import (
     PipelineError,
 )
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
+from musetalk_pipeline.option_spec import Option, options_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
     MaskOptions,
-    Option,
     SpeechOptions,
     defaults_for,
     job_options,
-    options_of,
 )
 from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.receipts.receipt import receipt_json, receipt_line
+from musetalk_pipeline.time_options import TimeOptions
 from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
@@ -48,6 +48,7 @@ GROUPS = (
     ("picture", (FrameOptions, EncodeOptions)),
     ("face and mask", (FaceOptions, MaskOptions)),
     ("speech", (SpeechOptions,)),
+    ("time", (TimeOptions,)),
 )
 
 

@@ -26,6 +26,7 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, Prepared
 from musetalk_pipeline.cost import EngineClock, Measured, measure
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import frame_bytes
 from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.media.reader import Frames, ReadFrames, RunningReader
@@ -39,7 +40,6 @@ from musetalk_pipeline.receipts.receipt import NO_PRICES, Receipt, receipt_of
 from musetalk_pipeline.stages import (
     BLOCK_BYTES,
     BlockSize,
-    JobFiles,
     OpenJob,
     compose_segment,
     open_job,
@@ -356,7 +356,7 @@ class _Run:
 
     def _reader(self) -> RunningReader:
         job = self._job
-        return RunningReader(job.source, job.picture, job.plan.blocks[-1].end)
+        return RunningReader(job.source, job.picture, job.source.n_frames)
 
 
 def _keeping(read: ReadFrames, block: Block, kept: deque[NDArray[np.uint8]]) -> ReadFrames:

@@ -22,6 +22,7 @@ from musetalk_pipeline.boxes import crop_box
 from musetalk_pipeline.contact_sheet import spread
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import Tools
@@ -30,7 +31,6 @@ from musetalk_pipeline.pixels.colour import to_bgr
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.stages import (
     DrawnFace,
-    JobFiles,
     OpenJob,
     open_job,
     prepare_block,
@@ -115,7 +115,9 @@ def pick_preview_frame(
     face_options = replace(job.options.face, box_smoothing=0)
     job = replace(job, options=replace(job.options, face=face_options))
     spoken = job.plan.segments[0]
-    for frame in sorted({0, *spread(job.plan.blocks[-1].end, SAMPLED_FRAMES - 1)}):
+    shown = range(job.plan.blocks[0].start, job.plan.blocks[-1].end)
+    for place in sorted({0, *spread(len(shown), SAMPLED_FRAMES - 1)}):
+        frame = shown[place]
         block = Block(0, frame, frame + 1)
         prepared = prepare_block(job, block, detector, needs_parse_inputs=needs_parse_inputs)
         [face] = prepared.faces

@@ -10,10 +10,7 @@ comes last. Memory is bounded by one block; `block_seconds` keeps blocks of larg
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -35,59 +32,26 @@ from musetalk_pipeline.artifacts import (
 )
 from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.errors import (
-    AudioTooShort,
-    InvalidOptions,
-    JobCancelled,
     NoFaceFound,
 )
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.faces.face_boxes import face_of, smooth
+from musetalk_pipeline.job_media import JobFiles, open_media
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
 from musetalk_pipeline.media.encode import PieceEncoder
-from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
 from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
-from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
 from musetalk_pipeline.pixels.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
-from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, target_size, whole_picture
-from musetalk_pipeline.plan import (
-    BLOCK_S,
-    Block,
-    FramePlan,
-    count_output_frames,
-    plan_frames,
-    playing_fps,
-    speech_fps,
-)
+from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, whole_picture
+from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, plan_order, playing_fps
 from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
-MIN_FPS = 1  # of the option `fps`; a lower rate would not be a video
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """SHA-256, in hex, of a job's two files."""
-
-    video: str
-    audio: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobFiles:
-    """A job's two files. If `digests` is None, `open_job` reads the files to compute them.
-    `track_within_s`: see `open_audio`.
-    """
-
-    video: Path
-    audio: Path
-    digests: Digests | None = None
-    track_within_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,23 +100,15 @@ def open_job(
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = _open_both(files, work_dir, options, limits)
+    media = open_media(files, work_dir, options, limits)
+    source, order = media.source, media.timeline.order
     fps = playing_fps(source.fps, options.frame.fps)
-    n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
-    if n_output < 1:
-        raise AudioTooShort(
-            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(fps):.3g} frames a second. Send longer audio.",
-            duration_s=audio.duration_s,
-        )
-    reached = min(source.n_frames, n_output)
-    found = _find_faces(
-        source, options, detector, known_surveys, read_for, reached=reached, fps=fps
-    )
+    shown = order.reached()
+    found = _find_faces(source, options, detector, known_surveys, read_for, shown=shown, fps=fps)
     picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
+    plan = plan_order(order, fps, block_seconds(picture, fps, block_size))
     warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, audio, picture, plan, options, warnings)
+    return OpenJob(source, media.audio, picture, plan, options, warnings)
 
 
 def _find_faces(
@@ -162,19 +118,23 @@ def _find_faces(
     known: KnownSurveys | None,
     read_for: ReaderOf | None,
     *,
-    reached: int,
+    shown: range,
     fps: Fraction,
 ) -> Survey:
-    """Return a known survey of the frames that the sound reaches, or make one."""
+    """Return a known survey of the frames that are shown, or make one."""
     is_cropped = options.frame.fit == "crop"
+    reached = len(shown)
+    if shown.start:
+        known = None  # those are of the beginning of a video
     found = known and known.find(reached, fps, is_cropped=is_cropped)
     if found:
         return found
     # The frames as the run will decode them, unless the crop depends on the face: then whole.
     searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
     with closing(SharedReaders(1)) as own:
+        read = (read_for or partial(own.of, "survey"))(source, searched)
         found = survey(
-            (read_for or partial(own.of, "survey"))(source, searched),
+            lambda start, end: read(shown[start], shown[end - 1] + 1),
             searched,
             detector,
             reached=reached,
@@ -185,41 +145,6 @@ def _find_faces(
     if known:
         known.keep(reached, fps, found)
     return found
-
-
-def _open_both(
-    files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
-) -> tuple[SourceVideo, SpeechAudio]:
-    """Check both files concurrently. If both are unusable, the video's error is the one raised."""
-    is_over = threading.Event()
-
-    def check() -> None:
-        if is_over.is_set():
-            raise JobCancelled("The video cannot be used.")
-
-    digests = files.digests
-    with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
-        kbps = options.encode.audio_bitrate_kbps
-        sha256 = None if digests is None else digests.audio
-        opening = partial(open_audio, sha256=sha256, track_within_s=files.track_within_s)
-        audio = other.submit(opening, files.audio, work_dir, limits, kbps, check)
-        try:
-            sha256 = None if digests is None else digests.video
-            source = probe_video(files.video, limits, work_dir, sha256=sha256)
-            target_size(source.width, source.height, options.frame)
-            _check_fps(options.frame.fps, limits)
-            return source, audio.result()
-        finally:
-            is_over.set()
-
-
-def _check_fps(fps: float | None, limits: MediaLimits) -> None:
-    if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
-        raise InvalidOptions(
-            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are "
-            "accepted.",
-            hint="Leave `fps` out to play the video at its own rate.",
-        )
 
 
 def block_seconds(

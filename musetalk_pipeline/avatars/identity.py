@@ -28,6 +28,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
 )
 from musetalk_pipeline.plan import Block, FramePlan
+from musetalk_pipeline.time_options import TimeOptions
 
 # Raised whenever faces, crops, latents or masks are computed differently.
 REVISION = 1
@@ -42,7 +43,7 @@ IN_IDENTITY: dict[type, frozenset[str]] = {
     MaskOptions: frozenset({"parsing_mode", "left_cheek_width", "right_cheek_width"}),
 }
 # `fps` decides which frames a block has, and those are in its name. `blur` acts when a face is
-# pasted. The others concern the sound or the encoder.
+# pasted. Times decide which blocks there are. The others concern the sound or the encoder.
 NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
     FrameOptions: frozenset({"fps"}),
     MaskOptions: frozenset({"blur"}),
@@ -58,6 +59,9 @@ NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
         }
     ),
     EncodeOptions: frozenset({"crf", "preset", "audio_bitrate_kbps"}),
+    TimeOptions: frozenset(
+        {"sync_mode", "video_start_s", "video_end_s", "audio_start_s", "audio_end_s"}
+    ),
 }
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from musetalk_pipeline.errors import InvalidOptions
+from musetalk_pipeline.option_spec import options_of
 from musetalk_pipeline.options import FrameOptions
 from musetalk_pipeline.pixels.picture import target_size
+from musetalk_pipeline.time_options import TimeOptions
 from serve_app.contract.requests import AVATAR_ID, KEPT_VIDEO, JobRequest, Params, is_inside
 
 MAX_SHOWN_CHARS = 32  # of a value or a name in a warning, and of a size that is read at all
@@ -169,11 +171,22 @@ def _params(given: object, warnings: list[str]) -> Params:
         try:
             Params.model_validate({name: given[name]})
         except ValidationError as exc:
-            reason = exc.errors(include_input=False, include_url=False)[0]["msg"]
-            warnings.append(f"params.{name}: {reason}; the default was used.")
+            warnings.append(f"params.{name}: {_reason(exc)}; the default was used.")
         else:
             good[name] = given[name]
-    return Params.model_validate(good)
+    try:
+        return Params.model_validate(good)
+    except ValidationError as exc:
+        warnings.append(f"params: {_reason(exc)}; no time in them was used.")
+        times = {option.name for option in options_of(TimeOptions)}
+        return Params.model_validate({name: good[name] for name in good.keys() - times})
+
+
+def _reason(exc: ValidationError) -> str:
+    """Return the first fault without the value that was given, and without a full stop."""
+    error = exc.errors(include_input=False, include_url=False)[0]
+    own = error.get("ctx", {}).get("error")
+    return str(own or error["msg"]).removesuffix(".")
 
 
 def _listed(names: list[Any]) -> str:

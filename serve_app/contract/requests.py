@@ -7,7 +7,8 @@ of `Params` are made from the options' own definition in musetalk_pipeline/optio
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,9 +19,12 @@ from pydantic import (
     StringConstraints,
     create_model,
     field_validator,
+    model_validator,
 )
 
-from musetalk_pipeline.options import JobOptions, Option, job_options
+from musetalk_pipeline.errors import InvalidOptions
+from musetalk_pipeline.option_spec import Option
+from musetalk_pipeline.options import JobOptions, job_options
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -35,6 +39,19 @@ class _Choices(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def chosen(self) -> dict[str, object]:
+        """Return the options that are chosen, by their names."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _times_fit_together(self) -> Self:
+        try:
+            JobOptions().with_choices(self.chosen()).time.check()
+        except InvalidOptions as exc:
+            raise ValueError(exc.message.removesuffix(".")) from exc
+        return self
 
 
 def _fields() -> dict[str, Any]:
@@ -117,7 +134,8 @@ class JobRequest(BaseModel):
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
-        return defaults.with_choices({**self.params.model_dump(exclude_none=True), **size})
+        options = defaults.with_choices({**self.params.chosen(), **size})
+        return replace(options, time=options.time.of_video()) if self.is_avatar else options
 
 
 class PreviewRequest(JobRequest):

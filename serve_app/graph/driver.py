@@ -20,9 +20,9 @@ from typing import Any
 
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage, UploadFailed
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
-from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
 from serve_app.graph.left_nodes import LeftNodes

@@ -88,7 +88,7 @@ class Finisher:
             frames = frames_in_order(job.source, job.picture, faces.segment, read=read, check=check)
             return compose_segment(job, avatar.value, faces, frames=frames, check=check)
 
-        if faces.segment.start == 0 and job.audio.untracked is not None:
+        if faces.segment.start == 0 and not job.audio.is_tracked:
             self._make_track_early(opened.attempt, job)
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
@@ -102,7 +102,7 @@ class Finisher:
         """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
-        if job.audio.untracked is not None:
+        if not job.audio.is_tracked:
             await self._media.make_track(opened.attempt, job.audio)
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
         data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)

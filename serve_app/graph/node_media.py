@@ -28,10 +28,10 @@ from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
-from musetalk_pipeline.media.probe import probe_video
+from musetalk_pipeline.job_media import Digests, JobFiles, open_media
 from musetalk_pipeline.media.shared_readers import ReaderOf
-from musetalk_pipeline.media.speech_audio import make_track, open_audio
-from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
+from musetalk_pipeline.media.speech_audio import make_track
+from musetalk_pipeline.stages import BlockSize, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
@@ -181,18 +181,10 @@ class NodeMedia:
 
     def _check(self, job: OpenJob, folder: Path) -> CheckedMedia:
         """Check the files, and make what the stages read in addition to them."""
-        kbps = job.options.encode.audio_bitrate_kbps
-        return CheckedMedia(
-            probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256),
-            open_audio(
-                folder / AUDIO,
-                folder,
-                self._limits,
-                kbps,
-                sha256=job.audio.sha256,
-                track_within_s=TRACK_WITHIN_S,
-            ),
-        )
+        digests = Digests(job.source.sha256, job.audio.sha256)
+        files = JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S)
+        media = open_media(files, folder, job.options, self._limits)
+        return CheckedMedia(media.source, media.audio)
 
     async def _files(self, attempt: Attempt, folder: Path) -> Digests:
         """Return the digests of the files in `folder`, which are fetched now unless they exist."""

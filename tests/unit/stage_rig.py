@@ -17,10 +17,10 @@ import numpy as np
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, Piece
 from musetalk_pipeline.cost import Measured, StageCost, StageName
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block, Segment, plan_frames
 from musetalk_pipeline.receipts.cost_sum import JobWork
-from musetalk_pipeline.stages import Digests
 from serve_app.config.settings import AppArgs, DriverSettings
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.capacity import SharedCapacity

@@ -31,7 +31,8 @@ from musetalk_pipeline.avatars.identity import (
     longer_block,
 )
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.options import JOB_PARTS, JobOptions, options_of
+from musetalk_pipeline.option_spec import options_of
+from musetalk_pipeline.options import JOB_PARTS, JobOptions
 from musetalk_pipeline.plan import Block, plan_frames
 
 TOOLS = AvatarTools("warp", "2", "mesh", "landmarks", None, "frame")

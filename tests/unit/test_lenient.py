@@ -101,6 +101,16 @@ def test_params_that_are_unknown_or_bad_are_left_out_and_named() -> None:
     assert all(name in text for name in ("`bbox`", "`use_fp16`", "params.crf", "params.preset"))
 
 
+def test_times_that_do_not_fit_together_are_left_out_and_the_rest_is_used() -> None:
+    given = {"crf": 30, "sync_mode": "loop", "video_start_s": 3, "video_end_s": 2}
+    request, warnings = read_leniently(JOB | {"params": given})
+    assert request.params == Params(crf=30)
+    assert warnings == (
+        "params: `video_end_s` is 2 and `video_start_s` is 3; the end has to be after the start; "
+        "no time in them was used.",
+    )
+
+
 @pytest.mark.parametrize("params", ["", "fit=crop", [], 5, True])
 def test_params_that_are_no_object_are_ignored(params: object) -> None:
     request, warnings = read_leniently({**JOB, "params": params})

@@ -38,6 +38,11 @@ CHOSEN: dict[str, Any] = {
     "box_smoothing": 2,
     "faceless": "refuse",
     "edges": "stretch",
+    "sync_mode": "loop",
+    "video_start_s": 1.5,
+    "video_end_s": 9.25,
+    "audio_start_s": 0.5,
+    "audio_end_s": 8.0,
 }
 
 
