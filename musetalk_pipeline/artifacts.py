@@ -99,17 +99,21 @@ class SpeechAudio:
         """What the samples depend on, for caches of what is computed from them."""
         if not self.parts:
             return self.sha256
-        names = [(part.source and part.source.key, *part.span) for part in self.parts]
+        spoken = [(part.source and part.source.key, part.is_spoken) for part in self.parts]
+        names = [(*each, *part.span) for each, part in zip(spoken, self.parts, strict=True)]
         return hashlib.sha256(repr(names).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class SoundPart:
-    """`n_samples` of 16 kHz of a sound from `start` on. `source`: None is silence."""
+    """`n_samples` of 16 kHz of a sound from `start` on. `source`: None is silence. `is_spoken`: the
+    mouth follows it; otherwise it is only heard.
+    """
 
     source: SpeechAudio | None
     start: int
     n_samples: int
+    is_spoken: bool = True
 
     @property
     def span(self) -> tuple[int, int]:

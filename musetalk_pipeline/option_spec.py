@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,8 @@ class Spec:
     `help`: whole sentences. `least`, `most`: the bounds, both included. `is_param`: a request may
     choose it in `params`. `metavar`: what stands for the value in a usage line, if its type does
     not say enough. `default_text`: the default in words, where it depends on something else.
+    `read`: turns the word on a command line into the value, or raises ValueError; None for a type
+    that has only one spelling.
     """
 
     help: str
@@ -24,6 +26,7 @@ class Spec:
     is_param: bool = True
     metavar: str | None = None
     default_text: str | None = None
+    read: Callable[[str], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,5 +78,8 @@ def options_of(kind: type) -> Iterator[Option]:
 def _without_none(kind: Any) -> Any:
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return kind
-    [only] = [each for each in typing.get_args(kind) if each is not type(None)]
+    parts = typing.get_args(kind)
+    if type(None) not in parts:
+        return kind
+    [only] = [each for each in parts if each is not type(None)]
     return only

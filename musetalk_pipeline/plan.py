@@ -7,6 +7,8 @@ Pure arithmetic; imports neither torch nor av.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -84,7 +86,7 @@ class FrameOrder:
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of consecutive output frames, `[start, end)`, that draws on one block forwards or
-    backwards.
+    backwards; or on none (`block`: None), if its frames are shown as they are.
 
     Output frame `start + j` shows source frame `first_source + j * step`, unless the segment has an
     `order` of its own: that of a source that is shorter than a block, in which it goes on through
@@ -95,7 +97,7 @@ class Segment:
     index: int
     start: int
     end: int
-    block: int
+    block: int | None
     first_source: int
     step: int  # +1 forwards, -1 on the way back
     order: FrameOrder | None = None
@@ -118,6 +120,26 @@ class FramePlan:
     fps: Fraction
     blocks: tuple[Block, ...]
     segments: tuple[Segment, ...]
+
+    @property
+    def n_drawn(self) -> int:
+        """How many output frames draw on a block."""
+        return sum(len(segment) for segment in self.segments if segment.block is not None)
+
+    def uses(self) -> Counter[int]:
+        """Return how many segments draw on each block."""
+        blocks = (segment.block for segment in self.segments)
+        return Counter(block for block in blocks if block is not None)
+
+    @property
+    def prepared(self) -> list[int]:
+        """The source frames of all blocks, in order."""
+        return [frame for block in self.blocks for frame in range(block.start, block.end)]
+
+    def source_of(self, frame: int) -> int:
+        """Return the source frame that an output frame shows."""
+        segment = next(one for one in self.segments if one.start <= frame < one.end)
+        return segment.source_frames()[frame - segment.start]
 
     def played_once(self) -> FramePlan:
         """Return the plan of a job that shows the frames of all blocks once, forwards."""
@@ -178,8 +200,16 @@ def plan_frames(n_source: int, n_output: int, fps: Fraction, block_s: float = BL
     return plan_order(FrameOrder("bounce", 0, n_source, n_output), fps, block_s)
 
 
-def plan_order(order: FrameOrder, fps: Fraction, block_s: float = BLOCK_S) -> FramePlan:
+def plan_order(
+    order: FrameOrder,
+    fps: Fraction,
+    block_s: float = BLOCK_S,
+    drawn: Sequence[range] | None = None,
+) -> FramePlan:
     """Cut the source into blocks and the output into segments.
+
+    `drawn`: the only output frames that draw on blocks, in order, of an order that shows every
+    frame once; None: all draw.
 
     Only blocks that the output reaches are listed, and only as far as it reaches. They begin at the
     same source frames whichever part of the video is used, so that jobs can share them. A segment
@@ -190,6 +220,8 @@ def plan_order(order: FrameOrder, fps: Fraction, block_s: float = BLOCK_S) -> Fr
     if len(order) < 1 or order.n_output < 1:
         raise ValueError(f"nothing to plan: {len(order)} source and {order.n_output} output frames")
     size = max(1, round(block_s * float(fps)))
+    if drawn is not None:
+        return _plan_spans(order, fps, size, drawn)
     if order.way != "stretch" and len(order) < min(size, order.n_output):
         blocks: tuple[Block, ...] = (Block(0, order.first, order.end),)
         segments = _turning_segments(order, size)
@@ -197,6 +229,29 @@ def plan_order(order: FrameOrder, fps: Fraction, block_s: float = BLOCK_S) -> Fr
         blocks = _blocks(order.reached(), size)
         segments = _segments(order, blocks, size)
     return FramePlan(order.n_output, fps, blocks, tuple(segments))
+
+
+def _plan_spans(order: FrameOrder, fps: Fraction, size: int, drawn: Sequence[range]) -> FramePlan:
+    """Cut the drawn spans into blocks, each with one segment, and what lies between them too."""
+    blocks: list[Block] = []
+    segments: list[Segment] = []
+    at = 0
+
+    def add(frames: range, *, is_drawn: bool) -> None:
+        shown = range(order.first + frames.start, order.first + frames.stop)
+        for run in _runs(shown, size):
+            block = Block(len(blocks), run.start, run.stop) if is_drawn else None
+            blocks.extend([block] if block else [])
+            start, end = run.start - order.first, run.stop - order.first
+            index = None if block is None else block.index
+            segments.append(Segment(len(segments), start, end, index, run.start, 1))
+
+    for span in drawn:
+        add(range(at, span.start), is_drawn=False)
+        add(span, is_drawn=True)
+        at = span.stop
+    add(range(at, order.n_output), is_drawn=False)
+    return FramePlan(order.n_output, fps, tuple(blocks), tuple(segments))
 
 
 def cut_segment(segment: Segment, frames: int) -> tuple[Segment, Segment]:
@@ -209,10 +264,14 @@ def cut_segment(segment: Segment, frames: int) -> tuple[Segment, Segment]:
 
 
 def _blocks(frames: range, size: int) -> tuple[Block, ...]:
-    """Cut a run of source frames at the multiples of `size`."""
+    return tuple(Block(index, run.start, run.stop) for index, run in enumerate(_runs(frames, size)))
+
+
+def _runs(frames: range, size: int) -> Iterator[range]:
+    """Cut consecutive source frames at the multiples of `size`."""
     first, end = frames.start, frames.stop
     edges = [first, *range((first // size + 1) * size, end, size), end]
-    return tuple(Block(index, *edge) for index, edge in enumerate(pairwise(edges)))
+    yield from (range(*edge) for edge in pairwise(edges) if edge[0] < edge[1])
 
 
 def _turning_segments(order: FrameOrder, size: int) -> list[Segment]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,16 +65,23 @@ class Preview:
         return data.tobytes()
 
 
-def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools: Tools) -> Preview:
+def make_preview(
+    video_path: Path,
+    audio_path: Path,
+    options: JobOptions,
+    tools: Tools,
+    *,
+    others: Mapping[str, Path] | None = None,
+) -> Preview:
     """Draw one frame, the first of a few that has a face, with the loudest sound of the first
-    block.
+    block. `others`: see `pipeline.run`.
 
     Raises:
         NoFaceFound: none of the sampled frames has a face.
         MediaError, ProcessingError: as `pipeline.run`.
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
-        files = JobFiles(video_path, audio_path)
+        files = JobFiles(video_path, audio_path, others=others or {})
         job = open_job(files, Path(folder), options, MediaLimits(), tools.detector)
         needs_parse_inputs = tools.engine.needs_parse_inputs
         frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
@@ -114,8 +122,8 @@ def pick_preview_frame(
     # A preview shows a single frame, which has no neighbours to average its box with.
     face_options = replace(job.options.face, box_smoothing=0)
     job = replace(job, options=replace(job.options, face=face_options))
-    spoken = job.plan.segments[0]
-    shown = range(job.plan.blocks[0].start, job.plan.blocks[-1].end)
+    spoken = next(segment for segment in job.plan.segments if segment.block is not None)
+    shown = job.plan.prepared
     for place in sorted({0, *spread(len(shown), SAMPLED_FRAMES - 1)}):
         frame = shown[place]
         block = Block(0, frame, frame + 1)

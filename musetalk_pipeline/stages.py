@@ -36,7 +36,7 @@ from musetalk_pipeline.errors import (
 )
 from musetalk_pipeline.faces.detector import LandmarkDetector
 from musetalk_pipeline.faces.face_boxes import face_of, smooth
-from musetalk_pipeline.job_media import JobFiles, open_media
+from musetalk_pipeline.job_media import Digests, JobFiles, open_media
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
 from musetalk_pipeline.media.encode import PieceEncoder
 from musetalk_pipeline.media.reader import Frames, ReadFrames
@@ -47,7 +47,7 @@ from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
 from musetalk_pipeline.pixels.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
 from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, whole_picture
-from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, plan_order, playing_fps
+from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, Segment, plan_order, playing_fps
 from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey
 from musetalk_pipeline.watch import Check, go_on
 
@@ -69,7 +69,8 @@ DEFAULT_BLOCKS = BlockSize()
 class OpenJob:
     """A job whose media have been checked, and everything that is decided before the first block.
 
-    `warnings`: sentences for whoever sent the job, about what was decided for them.
+    `warnings`: sentences for whoever sent the job, about what was decided for them. `others`: the
+    SHA-256 of the sounds of segments.
     """
 
     source: SourceVideo
@@ -78,6 +79,12 @@ class OpenJob:
     plan: FramePlan
     options: JobOptions
     warnings: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> Digests:
+        """The digests of all files that it was opened with."""
+        return Digests(self.source.sha256, self.audio.sha256, self.others)
 
 
 def open_job(
@@ -103,12 +110,14 @@ def open_job(
     media = open_media(files, work_dir, options, limits)
     source, order = media.source, media.timeline.order
     fps = playing_fps(source.fps, options.frame.fps)
-    shown = order.reached()
+    shown = media.timeline.searched
     found = _find_faces(source, options, detector, known_surveys, read_for, shown=shown, fps=fps)
     picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_order(order, fps, block_seconds(picture, fps, block_size))
-    warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, media.audio, picture, plan, options, warnings)
+    block_s = block_seconds(picture, fps, block_size)
+    plan = plan_order(order, fps, block_s, media.timeline.drawn)
+    own_warnings = (*size_warnings(source, options.frame), *media.timeline.warnings)
+    warnings = (*own_warnings, *found.warnings)
+    return OpenJob(source, media.audio, picture, plan, options, warnings, media.others)
 
 
 def _find_faces(
@@ -118,13 +127,13 @@ def _find_faces(
     known: KnownSurveys | None,
     read_for: ReaderOf | None,
     *,
-    shown: range,
+    shown: Sequence[int],
     fps: Fraction,
 ) -> Survey:
-    """Return a known survey of the frames that are shown, or make one."""
+    """Return a known survey of the frames that are shown and drawn, or make one."""
     is_cropped = options.frame.fit == "crop"
     reached = len(shown)
-    if shown.start:
+    if shown[-1] != reached - 1:
         known = None  # those are of the beginning of a video
     found = known and known.find(reached, fps, is_cropped=is_cropped)
     if found:
@@ -231,6 +240,28 @@ def compose_segment(
             encoder.add(frame)
         data = encoder.finish()
     return Piece(segment, data, len(drawn.weights))
+
+
+def compose_source(
+    job: OpenJob,
+    segment: Segment,
+    *,
+    read: ReadFrames | None = None,
+    threads: int = 1,
+    check: Check = go_on,
+) -> Piece:
+    """Encode a segment that draws on no block: the source's frames as they are, none of them
+    counted as a frame with a face. `read`, `threads`, `check`: see `compose_segment`.
+    """
+    frames = frames_in_order(job.source, job.picture, segment, read=read, check=check)
+    with (
+        closing(frames),
+        PieceEncoder(job.picture, job.plan.fps, job.options.encode, threads=threads) as encoder,
+    ):
+        for frame in frames:
+            encoder.add(frame)
+        data = encoder.finish()
+    return Piece(segment, data, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from musetalk_pipeline.errors import InputName, InvalidOptions
 from musetalk_pipeline.option_spec import Spec
+from musetalk_pipeline.video_spans import LONGEST_S, VideoSpan, check_spans, read_spans
 
 SyncMode = Literal["bounce", "loop", "cut_off", "silence", "remap"]
-LONGEST_S = 86_400.0  # a day; what a deployment accepts is shorter (`inputs.max_duration_s`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,32 @@ class TimeOptions:
         ),
     ] = None
 
+    segments: Annotated[
+        tuple[VideoSpan, ...],
+        Spec(
+            "Only these spans of the video speak, each with an audio of its own, and everything "
+            "else stays as it is, its sound included (docs/options.md).",
+            metavar="JSON",
+            default_text="none, so that all of it speaks",
+            read=read_spans,
+        ),
+    ] = ()
+
     @property
     def may_cut_sound(self) -> bool:
         """Whether the sound may differ from the whole of its file."""
         return (
-            bool(self.audio_start_s) or self.audio_end_s is not None or self.sync_mode == "silence"
+            bool(self.audio_start_s)
+            or self.audio_end_s is not None
+            or self.sync_mode == "silence"
+            or bool(self.segments)
         )
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the sounds of segments, each once, in order."""
+        found = [span.audio.url for span in self.segments if span.audio and span.audio.url]
+        return tuple(dict.fromkeys(found))
 
     def of_video(self) -> TimeOptions:
         """Return what concerns the video alone: all that there is for an avatar."""
@@ -83,8 +103,9 @@ class TimeOptions:
         """Refuse what cannot be right for any file.
 
         Raises:
-            InvalidOptions: an end is not after its start.
+            InvalidOptions: an end is not after its start, or the segments cannot be right.
         """
+        check_spans(self.segments)
         _check_order("video", self.video_start_s, self.video_end_s)
         _check_order("audio", self.audio_start_s, self.audio_end_s)
 

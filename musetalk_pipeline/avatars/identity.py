@@ -60,7 +60,10 @@ NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
     ),
     EncodeOptions: frozenset({"crf", "preset", "audio_bitrate_kbps"}),
     TimeOptions: frozenset(
-        {"sync_mode", "video_start_s", "video_end_s", "audio_start_s", "audio_end_s"}
+        {
+            *("sync_mode", "segments"),
+            *("video_start_s", "video_end_s", "audio_start_s", "audio_end_s"),
+        }
     ),
 }
 

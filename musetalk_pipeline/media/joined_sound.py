@@ -35,7 +35,8 @@ SAMPLE_BYTES = 4  # float32
 def join_sound(audio: SpeechAudio, parts: Sequence[SoundPart], out_dir: Path) -> SpeechAudio:
     """Return the sound that consists of `parts`, as the sound of the job with the file of `audio`.
 
-    Its samples are written into `out_dir`; its track has yet to be made.
+    Its samples are written into `out_dir`, those of parts that are not spoken as silence. Its track
+    has yet to be made.
     """
     joined = replace(audio, parts=tuple(parts), is_tracked=False)
     stem = f"joined.{joined.key[:12]}"
@@ -84,7 +85,7 @@ def encode_joined(
 
 def _copy_samples(part: SoundPart, file: BinaryIO) -> None:
     end = file.tell() + part.n_samples * SAMPLE_BYTES
-    if part.source is not None:
+    if part.source is not None and part.is_spoken:
         left = part.n_samples * SAMPLE_BYTES
         with part.source.pcm_path.open("rb") as sound:
             sound.seek(part.start * SAMPLE_BYTES)

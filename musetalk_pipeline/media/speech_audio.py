@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import soxr
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SoundStream, SpeechAudio
-from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
+from musetalk_pipeline.errors import (
+    AudioTooShort,
+    InvalidAudio,
+    InvalidVideo,
+    MediaError,
+    at_fault,
+)
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.containers import WAV
 from musetalk_pipeline.media.joined_sound import AAC_RATES, encode_joined
@@ -96,6 +103,35 @@ def open_audio(
         stream=stream,
         is_tracked=not is_later,
     )
+
+
+def open_video_sound(
+    path: Path, out_dir: Path, limits: MediaLimits, sha256: str
+) -> tuple[SpeechAudio, Fraction] | None:
+    """Return the sound of a video, and how many seconds after the picture it begins; None if it
+    has none. Its track is not made.
+
+    Raises:
+        InvalidAudio, MediaTooLarge, DeadlineExceeded: as `open_audio`, with the video at fault.
+    """
+    media = admit(path, limits, InvalidVideo, sha256)
+    if all(stream.get("codec_type") != "audio" for stream in media.streams):
+        return None
+    try:
+        audio = open_audio(path, out_dir, limits, sha256=sha256, track_within_s=-1.0)
+    except AudioTooShort:
+        return None
+    except MediaError as error:
+        error.input = "video"
+        raise
+    picture_s = media.start_s
+    if media.container.starts_with_picture:
+        picture_s = min(_start_s(one) for one in media.streams if one["codec_type"] == "video")
+    return audio, _start_s(_choose_audio(media)) - picture_s
+
+
+def _start_s(stream: dict[str, Any]) -> Fraction:
+    return Fraction(stream.get("start_time") or 0)
 
 
 def make_track(audio: SpeechAudio, limits: MediaLimits, bitrate_kbps: int = 128) -> SpeechAudio:

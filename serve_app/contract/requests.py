@@ -45,12 +45,24 @@ class _Choices(BaseModel):
         given = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in given.items() if value is not None}
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the sounds that segments have of their own, each once, in order."""
+        return JobOptions().with_choices(self.chosen()).time.urls
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options that are chosen, as JSON can hold them."""
+        return self.model_dump(mode="json", include=set(self.chosen()))
+
     @model_validator(mode="after")
     def _times_fit_together(self) -> Self:
         try:
             JobOptions().with_choices(self.chosen()).time.check()
         except InvalidOptions as exc:
             raise ValueError(exc.message.removesuffix(".")) from exc
+        for url in self.urls:
+            if len(url) > MAX_URL_CHARS or is_inside(url):
+                raise ValueError("segments: use an http, https or file address as `url`")
         return self
 
 

@@ -184,7 +184,8 @@ class _Frames:
         self._prepared.add(block)
 
     def draw(self, segment: Segment) -> None:
-        self._prepared.add(segment.block)
+        if segment.block is not None:
+            self._prepared.add(segment.block)
         self._drawn[segment.start] = len(segment)
 
     def encode(self, segment: Segment) -> None:

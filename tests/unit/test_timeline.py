@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,22 +17,22 @@ from musetalk_pipeline.errors import AudioTooShort, InvalidOptions
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import FrameOrder, cut_segment, plan_frames, plan_order
 from musetalk_pipeline.time_options import TimeOptions
-from musetalk_pipeline.timeline import Timeline, lay_out
-from serve_app.contract.requests import AvatarCreate, Params
+from musetalk_pipeline.timeline import Sounds, Timeline, lay_out
+from musetalk_pipeline.video_spans import SpanAudio, VideoSpan
+from serve_app.contract.requests import AvatarCreate, JobRequest, Params
+from serve_app.jobs.submissions import new_job
 
 FPS = Fraction(25)
 WAYS = st.sampled_from(["bounce", "loop", "stretch"])
 
 
-def timeline(
-    frames: int, seconds: float, *, fps: Fraction = FPS, **options: str | float
-) -> Timeline:
+def timeline(frames: int, seconds: float, *, rate: Fraction = FPS, **options: Any) -> Timeline:
     """Lay a sound of so many seconds over a video of so many frames."""
-    duration_s = float(frames / fps)
-    source = SourceVideo(Path("v"), "aa", 1, 64, 64, fps, frames, duration_s, ColourTags())
+    duration_s = float(frames / rate)
+    source = SourceVideo(Path("v"), "aa", 1, 64, 64, rate, frames, duration_s, ColourTags())
     n_samples = round(seconds * 16_000)
     audio = SpeechAudio(Path("p"), Path("t"), "bb", 1, n_samples, seconds)
-    return lay_out(source, audio, JobOptions().with_choices(options))
+    return lay_out(source, Sounds(audio), JobOptions().with_choices(options))
 
 
 def shown(laid: Timeline) -> list[int]:
@@ -82,7 +83,7 @@ def test_trims_choose_the_nearest_frames_and_samples() -> None:
     assert (laid.order.first, laid.order.end) == (25, 51)  # 50.5 frames
     assert laid.order.n_output == 87  # of 3.5 s
     assert heard(laid) == [(8_000, 64_000)]
-    ntsc = timeline(300, 1.0, fps=Fraction(30000, 1001), video_start_s=5.005)
+    ntsc = timeline(300, 1.0, rate=Fraction(30000, 1001), video_start_s=5.005)
     assert ntsc.order.first == 150
 
 
@@ -175,3 +176,98 @@ def test_an_avatar_is_made_of_the_part_of_the_video_alone() -> None:
     create = AvatarCreate.model_validate({"video_url": "http://h/v", "params": params})
     options = create.request("a").options(JobOptions())
     assert options == JobOptions(time=TimeOptions(video_start_s=1.0))
+
+
+SPAN = {"start_s": 1.0, "end_s": 2.0, "audio": {}}
+
+
+@pytest.mark.parametrize(
+    ("spans", "sentence"),
+    [
+        ([SPAN, {**SPAN, "start_s": 1.5, "end_s": 3}], "1 to 2 s and 1.5 to 3 s overlap"),
+        ([{**SPAN, "end_s": 1.0}], "it is empty: 1 is not after 1"),
+        ([{**SPAN, "audio": None}], "No entry of `segments` has audio"),
+        (
+            [{**SPAN, "audio": {"start_s": 2, "end_s": 1}}],
+            "the audio ends at 1, which is not after",
+        ),
+        ([{**SPAN, "audio": {"url": "silence:"}}], "use an http, https or file address as `url`"),
+        ([{"start_s": 1.0, "end_s": 2.0}], "Field required"),
+        ([{**SPAN, "audio": {"start": 1}}], "Unexpected keyword argument"),
+        ([{**SPAN, "start_s": k, "end_s": k + 1} for k in range(101)], "at most 100 are accepted"),
+    ],
+)
+def test_spans_that_cannot_be_right_are_refused(spans: list[Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        Params.model_validate({"segments": spans})
+
+
+@pytest.mark.parametrize(
+    ("spans", "more", "sentence"),
+    [
+        ([(3.0, 5.0)], {}, "`segments: end_s` is 5, but the video lasts 4.00 s"),
+        ([(1.0, 2.0)], {"video_end_s": 1.6}, r"1 to 2 s is not within .* used, 0 to 1.6 s"),
+        ([(1.0, 1.01)], {}, "1 to 1.01 s holds no frame"),
+        ([(1.0, 2.0)], {"fps": 30.0}, "cannot be combined with `fps`"),
+        ([(1.0, 2.0)], {"frame_rate": "whole"}, "cannot be combined with `frame_rate`"),
+    ],
+)
+def test_spans_that_do_not_fit_the_video_are_refused(
+    spans: list[tuple[float, float]], more: dict[str, Any], sentence: str
+) -> None:
+    segments = tuple(VideoSpan(*edges, SpanAudio()) for edges in spans)
+    with pytest.raises(InvalidOptions, match=sentence):
+        timeline(100, 2.0, segments=segments, **more)
+
+
+def test_only_the_blocks_of_spans_are_prepared_and_they_are_those_of_the_whole_video() -> None:
+    segments = (VideoSpan(2.0, 5.2, SpanAudio()), VideoSpan(0.2, 0.6, SpanAudio()))
+    laid = timeline(250, 2.0, segments=segments, sync_mode="loop")
+    plan = plan_order(laid.order, FPS, 2.0, laid.drawn)
+    assert [(block.start, block.end) for block in plan.blocks] == [
+        (5, 15), (50, 100), (100, 130),
+    ]  # fmt: skip
+    assert [frame for one in plan.segments for frame in one.source_frames()] == list(range(250))
+    drawn = [one for one in plan.segments if one.block is not None]
+    assert [(one.start, one.end, one.block) for one in drawn] == [
+        (5, 15, 0), (50, 100, 1), (100, 130, 2),
+    ]  # fmt: skip
+    assert plan.n_drawn == 90 and max(len(one) for one in plan.segments) <= 50
+    assert list(laid.searched) == plan.prepared
+    assert "sync_mode has no effect" in laid.warnings[0]
+
+
+def test_the_sound_of_spans_lies_between_the_sound_of_the_video() -> None:
+    """A video of 4 s whose sound begins 0.1 s late; 0.3 s of speech in a span of 1 s."""
+    fps, source = FPS, SourceVideo(Path("v"), "aa", 1, 64, 64, FPS, 100, 4.0, ColourTags())
+    sounds = [SpeechAudio(Path("p"), Path("t"), name, 1, 64_000, 4.0) for name in ("job", "own")]
+    span = VideoSpan(1.0, 2.0, SpanAudio(start_s=0.5, end_s=0.8))
+    options = JobOptions().with_choices({"segments": (span,)})
+    laid = lay_out(source, Sounds(sounds[0], {}, sounds[1], Fraction(1, 10)), options)
+    assert [(p.source and p.source.sha256, *p.span, p.is_spoken) for p in laid.sound] == [
+        (None, 0, 1_600, False),
+        ("own", 0, 14_400, False),
+        ("job", 8_000, 12_800, True),
+        (None, 0, 11_200, True),
+        ("own", 30_400, 62_400, False),
+    ]
+    assert sum(part.n_samples for part in laid.sound) == 100 * 16_000 / fps
+
+
+def test_a_job_whose_segments_were_signed_again_is_the_same_job() -> None:
+    def job(url: str) -> str:
+        params = {"segments": [{**SPAN, "audio": {"url": url}}], "crf": 20}
+        request = JobRequest(musetalk_job_id="a", video_url="h", audio_url="h", params=params)
+        stored = new_job(request, None, "c")
+        assert Params.model_validate(stored.params) == request.params
+        return stored.content_key
+
+    assert job("http://h/a.wav?signature=1") == job("http://h/a.wav?signature=2")
+    assert job("http://h/a.wav") != job("http://h/b.wav")
+
+
+def test_a_span_without_audio_is_still_one_when_it_is_stored() -> None:
+    params = Params.model_validate(
+        {"segments": [SPAN, {**SPAN, "start_s": 2, "end_s": 3, "audio": None}]}
+    )
+    assert Params.model_validate(params.as_json()) == params
