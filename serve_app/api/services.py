@@ -23,6 +23,8 @@ from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
 
+ESTIMATES = 4  # at once; each holds two inputs in the scratch of the Preprocessor
+
 
 class ReadinessCheck(Protocol):
     """Whether every stage runs; `graph.readiness.Readiness` queries Serve."""
@@ -108,10 +110,10 @@ class Services:
     """Everything that the routes and the job runner of one ingress use.
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
-    for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
-    while fewer than `most_claimed()` run. `avatars` is None if none are kept, and `webhooks`,
-    `polling` and `reports` are None if the environment does not enable them. `scaling` is None
-    without Ray.
+    for previews; `estimates` has those for estimates. Orchestrators are told `reported_capacity`,
+    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` is None if
+    none are kept, and `webhooks`, `polling` and `reports` are None if the environment does not
+    enable them. `scaling` is None without Ray.
     """
 
     jobs: JobService
@@ -129,6 +131,7 @@ class Services:
     polling: Polling | None = None
     reports: PushedReports | None = None
     scaling: Scaling | None = None
+    estimates: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ESTIMATES))
     open_calls: OpenCalls = field(default_factory=OpenCalls)
     draining: Draining = field(default_factory=Draining)
 

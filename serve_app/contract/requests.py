@@ -143,6 +143,21 @@ class PreviewRequest(JobRequest):
     audio_url: Url = Field(repr=False)
 
 
+class EstimateRequest(BaseModel):
+    """`POST /v1/estimate`: the fields of a job that decide how long it takes, strictly read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: str | None = Field(
+        None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
+    )
+    audio_url: Url = Field(repr=False)
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
+
+
 class JobCreate(BaseModel):
     """`POST /v1/avatar/jobs`. A field that is not here is refused: it would be dropped silently."""
 
