@@ -93,6 +93,13 @@ class Finisher:
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
+    async def sound(self, opened: Opened) -> NDArray[np.uint8]:
+        """Return the sound of a job as the finished video will have it: (size,) uint8, an .m4a."""
+        job = await self._media.here(opened, self._threads)
+        if job.audio.untracked is not None:
+            await self._media.make_track(opened.attempt, job.audio)
+        return await asyncio.to_thread(np.fromfile, job.audio.track_path, np.uint8)
+
     async def finish(
         self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
     ) -> Finished:

@@ -314,6 +314,7 @@ class JobService:
             job.queue_job_id,
             job.origin,
             partial(self._claims.output, job.id),
+            job.number,
         )
         attempt = RunningAttempt(
             job,
