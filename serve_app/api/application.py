@@ -23,6 +23,7 @@ from serve_app.api.routers import ROUTERS
 from serve_app.api.services import Services
 from serve_app.config.settings import API_VERSION
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate
+from serve_app.studio.routes import studio_router
 
 
 def build_api(services: Services) -> FastAPI:
@@ -40,6 +41,8 @@ def build_api(services: Services) -> FastAPI:
     # The gate in the proxy cannot check links, and a proxy may not run it, so this one checks all.
     api.add_middleware(Gate, access=services.access, limits=INGRESS_LIMITS)
     add_routes(api, services)
+    if services.options.has_page:
+        api.include_router(studio_router())
     return api
 
 

@@ -74,6 +74,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    has_page: bool = False
 
     @classmethod
     def of(cls, args: AppArgs, env: Environment) -> ApiOptions:
@@ -84,6 +85,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            has_page=args.studio.enabled,
         )
 
 

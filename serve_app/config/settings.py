@@ -29,6 +29,7 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StudioSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -48,6 +49,7 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StudioSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -116,6 +118,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )
