@@ -10,11 +10,11 @@ from serve_app.gate.callers import PAGE_PATH, PAGE_PREFIX
 from serve_app.studio.assets import read_assets
 
 YEAR_S = 365 * 24 * 3600
-# Nothing but our own files, and nothing inline. Videos may lie in a bucket, and what a user has
-# chosen or recorded has a `blob:` address in the browser.
+# Nothing but our own files, and nothing inline. Results may lie in a bucket, users may give
+# addresses of videos and pictures, and what they have chosen or recorded has a `blob:` address.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; connect-src 'self'; "
-    "img-src 'self' blob:; media-src 'self' blob: https:; form-action 'none'; "
+    "img-src 'self' blob: https: http:; media-src 'self' blob: https: http:; form-action 'none'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
 HEADERS = {

@@ -74,7 +74,6 @@ export class Api {
     return {
       uploads: paths.includes("/v1/uploads"),
       estimate: paths.includes("/v1/estimate"),
-      stream: paths.some((path) => path.endsWith("/stream.m3u8")),
       has: (name) => name in params,
       words: (name) => wordsOf(params[name]),
     };

@@ -32,7 +32,7 @@ class Studio {
       onFrame: (frame) => this.showFrame(frame),
       onFault: failed,
     });
-    this.stream = new Stream(this.api, $("made-video"), () => this.playStream());
+    this.stream = new Stream($("made-video"), () => this.playStream());
     this.jobView = new JobView(this.api, {
       onChange: (job, before) => this.followed(job, before),
       onFault: failed,
@@ -94,6 +94,7 @@ class Studio {
     if (this.features?.estimate) this.estimate.update(request);
     $("look").hidden = !this.isEditing || request === null;
     $("edit").hidden = !this.video.picked;
+    $("start-bar").hidden = !this.isEditing && !$("job").hidden;
     $("start").disabled = request === null;
     $("start-hint").textContent = request ? "" : this.missing(true);
   }
@@ -201,8 +202,8 @@ class Studio {
     this.recent.refresh();
     $("screen").scrollIntoView({ block: "nearest" });
     const curl = curlOf(this.api.base.href, known.request, known.files, Boolean(this.api.keys.key));
-    this.changed();
     this.jobView.show(job, curl);
+    this.changed();
   }
 
   /** What is known of a job of another tab: its addresses, without their signatures. */
@@ -217,14 +218,14 @@ class Studio {
   /** A job has changed. */
   followed(job, before) {
     const hasFrames = job.progress.frames_done > 0;
-    if (job.status === "running" && this.features?.stream && hasFrames) this.stream.look(job.id);
+    if (job.status === "running" && job.stream_url && hasFrames) this.stream.look(job.stream_url);
     if (job.status === "queued" || job.status === "running") {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
     if (!isOver(job)) return;
-    $("made-waiting").textContent = job.status === "succeeded" ? "" : "There is no result.";
     this.stream.stop();
     this.preview.leave(true);
+    if (job.status !== "succeeded") $("made-waiting").textContent = "There is no result.";
     if (job.status === "succeeded") this.player.setMade(job.output_url, Boolean(before));
     else this.player.clearMade();
     if (job.status === "failed") this.fail({ message: job.error, hint: job.failure.hint, input: job.failure.input });

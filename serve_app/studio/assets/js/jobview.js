@@ -80,6 +80,7 @@ export class JobView {
     $("job-bar").hidden = $("phases").hidden = !isLive;
     drawSteps(stepOf(phase));
     $("job-line").textContent = lineOf(job);
+    $("job-line").hidden = lineOf(job) === "";
     $("cancel").hidden = !isLive;
     $("again").hidden = !["failed", "cancelled"].includes(job.status);
     $("curl").hidden = !this.curl;

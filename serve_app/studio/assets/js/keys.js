@@ -12,7 +12,7 @@ export class Keys {
     $("key-cancel").addEventListener("click", () => $("key-dialog").close());
     $("key-forget").addEventListener("click", () => this.#forget());
     $("key-button").addEventListener("click", () => this.ask());
-    $("key-button").hidden = !this.key;
+    this.#show();
   }
 
   /** Ask for a key. Return whether one was given. Calls at the same time share one dialog. */
@@ -52,9 +52,16 @@ export class Keys {
     location.reload();
   }
 
+  /** A browser cannot send a key along a link, so there is none to the API then. */
+  #show() {
+    $("key-button").hidden = !this.key;
+    $("api-link").hidden = Boolean(this.key);
+  }
+
   #store(key) {
     this.key = key;
     if (key) sessionStorage.setItem(NAME, key);
     else sessionStorage.removeItem(NAME);
+    this.#show();
   }
 }

@@ -23,7 +23,7 @@ export class Picker {
    * `onFault` gets errors. */
   constructor(root, kind, { api, onChange, onTrim, onFault }) {
     Object.assign(this, { root, kind, api, onChange, onTrim, onFault, words: KINDS[kind] });
-    this.canUpload = false;
+    this.canUpload = null; // not known yet
     this.picked = null;
     this.recorder = null;
     this.#drawEmpty();
@@ -145,8 +145,8 @@ export class Picker {
       ways.append(this.#fileButton());
       if (this.kind === "audio") ways.append(this.#button("mic", "Record", () => this.#record()));
     }
-    ways.append(this.#button("link", this.canUpload ? "Address" : "Use an address", () => this.#askAddress(ways)));
-    const note = this.canUpload ? hint : "This worker takes no uploads, so give the address of the file.";
+    if (this.canUpload !== null) ways.append(this.#addressButton(ways));
+    const note = this.canUpload === false ? "This worker takes no uploads, so give the address of the file." : hint;
     this.root.replaceChildren(
       el("h2", { id: `${this.kind}-title`, textContent: title }), ways, el("p", { className: "hint", textContent: note }),
     );
@@ -161,6 +161,15 @@ export class Picker {
   #button(glyph, text, act) {
     const button = el("button", { type: "button", className: "button quiet" }, icon(glyph), text);
     button.addEventListener("click", act);
+    return button;
+  }
+
+  #addressButton(ways) {
+    const button = this.#button("link", this.canUpload ? "" : "Use an address", () => this.#askAddress(ways));
+    if (!this.canUpload) return button;
+    button.className = "round edged";
+    button.setAttribute("aria-label", `Use an address for the ${this.words.what}`);
+    button.title = "Use an address";
     return button;
   }
 

@@ -41,7 +41,7 @@ export class Preview {
   async #make(request) {
     const stop = (this.stop = new AbortController());
     try {
-      const answer = await this.api.call("POST", "v1/avatar/preview", { json: request, signal: stop.signal });
+      const answer = await this.api.call("POST", "v1/avatar/preview", { json: { ...request, boxes: false }, signal: stop.signal });
       const picture = await answer.blob();
       if (!stop.signal.aborted) await this.#show(picture, answer.headers);
     } catch (fault) {

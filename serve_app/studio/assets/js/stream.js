@@ -3,23 +3,22 @@
 const PLAYLIST = /#EXTINF/;
 
 export class Stream {
-  /** `onReady` is called once, when the first piece is there and the video may be shown. */
-  constructor(api, video, onReady) {
-    Object.assign(this, { api, video, onReady });
+  /** `onReady` is called when the first piece is there and the video may be shown. */
+  constructor(video, onReady) {
+    Object.assign(this, { video, onReady });
     this.hls = null;
     this.isLooking = this.isOn = false;
   }
 
   /** Begin to play if a first piece is there. Call it at each change of the job. */
-  async look(id) {
+  async look(url) {
     if (this.isLooking || this.isOn) return;
     this.isLooking = true;
-    const path = `v1/avatar/jobs/${encodeURIComponent(id)}/stream.m3u8`;
     try {
-      const answer = await this.api.call("GET", path, { asks: false });
-      if (this.isLooking && PLAYLIST.test(await answer.text())) await this.#attach(this.api.url(path).href);
+      const answer = await fetch(url);
+      if (answer.ok && this.isLooking && PLAYLIST.test(await answer.text())) await this.#attach(url);
     } catch {
-      // There is no piece yet, or no stream of this job; the next change tries again.
+      // The connection was lost; the next change tries again.
     } finally {
       this.isLooking = false;
     }
@@ -34,14 +33,10 @@ export class Stream {
       this.onReady();
       return;
     }
-    const { api } = this;
     this.hls = new Hls({
       enableWorker: false, // a worker would be made of a blob: address, which the policy forbids
       startPosition: 0,
       backBufferLength: Infinity,
-      xhrSetup: (request) => {
-        for (const [name, value] of Object.entries(api.headers())) request.setRequestHeader(name, value);
-      },
     });
     this.hls.on(Hls.Events.ERROR, (_, { fatal }) => fatal && this.stop());
     this.hls.once(Hls.Events.FRAG_BUFFERED, () => this.onReady());
