@@ -133,7 +133,7 @@ def assemble(
     )
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
-    rules = CallerRules.of(env)
+    rules = CallerRules.of(env, has_page=args.studio.enabled)
     logger.info(rules.in_words())
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(

@@ -77,6 +77,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    has_page: bool = False
 
     @classmethod
     def of(cls, args: AppArgs, env: Environment) -> ApiOptions:
@@ -87,6 +88,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            has_page=args.studio.enabled,
         )
 
 

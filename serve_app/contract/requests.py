@@ -141,6 +141,7 @@ class PreviewRequest(JobRequest):
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
     video_url: Url = Field(repr=False)
     audio_url: Url = Field(repr=False)
+    boxes: bool = Field(True, description="The face box and the crop box are drawn into the frame.")
 
 
 class EstimateRequest(BaseModel):

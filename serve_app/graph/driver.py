@@ -106,7 +106,7 @@ class JobDriver:
         finally:
             await asyncio.shield(self._release(assignment.attempt_id))
 
-    async def preview(self, assignment: Assignment) -> PreviewPicture:
+    async def preview(self, assignment: Assignment, *, has_boxes: bool) -> PreviewPicture:
         """Make one composited frame of a job, to tune its options by.
 
         Raises:
@@ -116,7 +116,7 @@ class JobDriver:
         try:
             opened = await self._open(attempt, await self._fetch(attempt))
             picture: PreviewPicture = await self._calls.repeated(
-                lambda: self._preview_once(opened.value, options), Stage.INFERENCE
+                lambda: self._preview_once(opened.value, options, has_boxes), Stage.INFERENCE
             )
             return picture
         finally:
@@ -143,7 +143,9 @@ class JobDriver:
         finally:
             await asyncio.shield(self._release(assignment.attempt_id))
 
-    async def _preview_once(self, opened: Opened, options: JobOptions) -> PreviewPicture:
+    async def _preview_once(
+        self, opened: Opened, options: JobOptions, has_boxes: bool
+    ) -> PreviewPicture:
         graph, calls = self._graph, self._calls
         timeout_s = calls.deadline_s(PREVIEW_FRAMES, None)
         frame = await calls.existing(
@@ -153,7 +155,7 @@ class JobDriver:
         async with scheduler.turn(attempt_id, 1, Kind.GENERATE, is_first=True) as grant:
             drawing = graph.generator(grant.pool).draw_preview.remote(frame, options)
             drawn = await calls.existing(drawing, timeout_s, grant.lost, inputs=(frame,))
-        composing = graph.finisher.compose_preview.remote(frame, drawn, options)
+        composing = graph.finisher.compose_preview.remote(frame, drawn, options, has_boxes)
         picture: PreviewPicture = await calls.result(composing, timeout_s, (frame, drawn))
         return picture
 

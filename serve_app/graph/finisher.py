@@ -127,11 +127,13 @@ class Finisher:
         return Finished(stored.url, _metrics(stored, receipt, about, job), job.warnings)
 
     async def compose_preview(
-        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions
+        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions, has_boxes: bool
     ) -> PreviewPicture:
-        """Paste a preview's face and write the PNG."""
+        """Paste a preview's face and write the PNG, with its boxes or without them."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
-        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+        return PreviewPicture(
+            preview.png(has_boxes=has_boxes), preview.face.box, preview.source_frame
+        )
 
     async def keep(self, attempt_id: str) -> None:
         """Keep the scratch of a live attempt that does nothing here at the moment."""
