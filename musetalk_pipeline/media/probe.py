@@ -37,7 +37,14 @@ from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe,
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import MediaLimits
 
-__all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]
+__all__ = [
+    "check_size",
+    "constant_rate",
+    "displayed_size",
+    "is_still",
+    "open_audio",
+    "probe_video",
+]
 
 DEFAULT_STREAM_BONUS = 5_000_000  # pixels; ffmpeg's own, when it chooses a stream
 
@@ -147,7 +154,7 @@ def _rate(text: str | None) -> Fraction:
 def _choose_video(media: MediaFile) -> dict[str, Any]:
     """Return the stream that ffmpeg itself would take, by default flag, then by size."""
     videos = [s for s in media.streams if s.get("codec_type") == "video"]
-    moving = [s for s in videos if not _is_still(s)]
+    moving = [s for s in videos if not is_still(s)]
     if not moving:
         what = "only a cover picture" if videos else "no picture"
         raise InvalidVideo(
@@ -163,12 +170,18 @@ def _choose_video(media: MediaFile) -> dict[str, Any]:
     return max(moving, key=rank)
 
 
-def _is_still(stream: Mapping[str, Any]) -> bool:
+def is_still(stream: Mapping[str, Any]) -> bool:
+    """Whether a stream is a cover picture or the like, beside what a player shows."""
     flags = stream.get("disposition", {})
     return any(flags.get(name) for name in ("attached_pic", "timed_thumbnails", "still_image"))
 
 
-def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
+def check_size(stream: Mapping[str, Any], limits: MediaLimits) -> None:
+    """Check the sides of the picture of `stream`.
+
+    Raises:
+        MediaTooLarge: it has too many pixels.
+    """
     width, height = int(stream.get("width", 0)), int(stream.get("height", 0))
     if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
         raise MediaTooLarge(
@@ -177,12 +190,17 @@ def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
             width=width,
             height=height,
         )
+
+
+def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
+    check_size(stream, limits)
     codec = stream.get("codec_name", "unknown")
     if codec not in VIDEO_CODECS:
         raise InvalidVideo(
             f"The video's codec ({codec}) is not accepted. H.264 in MP4 always is.", codec=codec
         )
-    if width < 2 or height < 2 or stream.get("pix_fmt") is None:
+    sides = int(stream.get("width", 0)), int(stream.get("height", 0))
+    if min(sides) < 2 or stream.get("pix_fmt") is None:
         raise InvalidVideo("The video holds no picture that can be decoded.", codec=codec)
 
 

@@ -29,6 +29,7 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    UploadSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -48,6 +49,7 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "UploadSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -94,6 +96,7 @@ class AppArgs(Section):
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
     avatars: AvatarSettings = AvatarSettings()
+    uploads: UploadSettings = UploadSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."

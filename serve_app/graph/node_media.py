@@ -35,9 +35,9 @@ from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
-from serve_app.contract.requests import KEPT_VIDEO
-from serve_app.graph.builders import build_scratch, build_shelf
-from serve_app.graph.inside_media import fetch_kept_video, make_silence
+from serve_app.contract.requests import KEPT_VIDEO, UPLOAD, is_upload
+from serve_app.graph.builders import build_scratch, build_shelf, uploads_folder
+from serve_app.graph.inside_media import expired_upload, fetch_kept_video, make_silence
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
 from serve_app.inputs.downloads import download
@@ -79,6 +79,7 @@ class NodeMedia:
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
+        self._uploads = uploads_folder(args, env)
         # Further ones wait here, so that a thread is left for the first segments of jobs that are
         # open. Many jobs that begin at once would otherwise all begin late.
         self._opening = asyncio.Semaphore(max(1, args.preprocessor.threads - 1))
@@ -229,6 +230,8 @@ class NodeMedia:
         with at_fault(name):
             if url.startswith(KEPT_VIDEO):
                 return await asyncio.to_thread(fetch_kept_video, self._shelf, url, target)
+            if is_upload(url):
+                return await self._fetch_upload(url.removeprefix(UPLOAD), target)
             downloaded = await download(
                 url,
                 target,
@@ -237,6 +240,13 @@ class NodeMedia:
                 allowed_folders=self._folders,
             )
         return downloaded.sha256
+
+    async def _fetch_upload(self, upload_id: str, target: Path) -> str:
+        """Get an upload from the folder of this node. Whose it is was checked with the request."""
+        digest = await asyncio.to_thread(self._uploads.fetch, upload_id, target)
+        if digest is None:
+            raise expired_upload()
+        return digest
 
 
 def _require_same(found: Digests, expected: Digests) -> None:

@@ -1,6 +1,6 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import admin, avatars, files, health, jobs, synchronous
+from serve_app.api.routers import admin, avatars, files, health, jobs, synchronous, uploads
 
 ROUTERS = (
     health.router,
@@ -8,6 +8,7 @@ ROUTERS = (
     avatars.router,
     synchronous.router,
     files.router,
+    uploads.router,
     admin.router,
 )
 

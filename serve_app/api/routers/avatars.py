@@ -14,6 +14,7 @@ from serve_app.api.errors import RequestRejected, reject_if_stopping
 from serve_app.api.fields import check_size
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.avatars.shelf import AvatarShelf, KeptAvatar
 from serve_app.contract.outcomes import rejected
 from serve_app.contract.requests import AVATAR_ID, AvatarCreate, JobRequest
@@ -43,6 +44,7 @@ async def create_avatar(
     reject_if_stopping(services.availability.is_stopping)
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = create.request(create.musetalk_job_id or uuid.uuid4().hex)
+    await check_uploads(services, http.scope, request.video_url)
     submission = SubmissionOptions(warnings=warnings)
     job = await services.jobs.submit(request, Origin.ASYNC, submission)
     prefix = http.scope["path"].removesuffix(router.prefix)
