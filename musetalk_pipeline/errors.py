@@ -166,10 +166,10 @@ class InvalidAudio(MediaError):
 
 
 class InvalidFile(MediaError):
-    """A file that was uploaded is neither a video nor sound, or truncated."""
+    """A file that was uploaded is neither a video nor sound nor a picture, or truncated."""
 
     code = "invalid_file"
-    default_hint = "Send a video or sound that plays to its end in a browser."
+    default_hint = "Send a video or sound that plays to its end in a browser, or a picture."
 
 
 class AudioTooShort(MediaError):

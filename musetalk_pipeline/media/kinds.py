@@ -1,6 +1,6 @@
-"""Whether a file is a video or sound, and what it declares: facts for its sender, before any job.
+"""Whether a file is a video, sound or a picture, and what it declares, before any job.
 
-The file is judged by its content alone. Nothing is decoded; a job checks everything else.
+The file is judged by its content alone. Only pictures are decoded; a job checks everything else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 from musetalk_pipeline.errors import InvalidFile
 from musetalk_pipeline.media.media_file import MediaFile, admit, seconds
-from musetalk_pipeline.media.probe import check_size, constant_rate, displayed_size, is_still
+from musetalk_pipeline.media.still import open_still, picture_in
+from musetalk_pipeline.media.video_stream import (
+    check_size,
+    constant_rate,
+    displayed_size,
+    is_still,
+)
 from musetalk_pipeline.options import MediaLimits
 
 MediaKind = Literal["video", "audio", "picture"]
@@ -37,6 +43,9 @@ def describe_media(path: Path, limits: MediaLimits, sha256: str | None = None) -
     Raises:
         InvalidFile, MediaTooLarge: it can be neither the video nor the audio of a job.
     """
+    if (picture := picture_in(path)) is not None and path.stat().st_size <= limits.max_bytes:
+        still = open_still(path, picture, InvalidFile)
+        return MediaFacts("picture", None, still.width, still.height)
     media = admit(path, limits, InvalidFile, sha256)
     videos = [s for s in media.streams if s.get("codec_type") == "video" and not is_still(s)]
     if videos:

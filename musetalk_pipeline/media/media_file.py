@@ -126,7 +126,7 @@ def _name(refusal: Refusal) -> str:
 _WANTED: Mapping[Refusal, str] = {
     InvalidVideo: "a video",
     InvalidAudio: "sound",
-    InvalidFile: "a video or sound",
+    InvalidFile: "a video, sound or a picture in JPEG, PNG or WebP",
 }
 
 

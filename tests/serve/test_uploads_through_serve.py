@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,14 @@ def test_a_large_upload_leaves_memory_flat(app: RunningApp, uploads: Path) -> No
     app.client.put("/v1/uploads/first.wav", content=b"".join(large_sound(MIB)))  # warm
     before = memory(app)
     for send in (send_raw, send_form):
+        began = time.monotonic()
         upload = send(app, LARGE_BYTES)
+        print(f"{LARGE_BYTES / MIB:.0f} MiB in {time.monotonic() - began:.1f} s")
         assert (upload["kind"], upload["bytes"]) == ("audio", LARGE_BYTES)
         after = memory(app)
         print({name: f"{before[name] / MIB:.0f} -> {after[name] / MIB:.0f}" for name in before})
         for name in before:
-            assert after[name] - before[name] < 60 * MIB, name
+            assert after[name] - before[name] < 100 * MIB, name
 
 
 def send_raw(app: RunningApp, n_bytes: int) -> dict[str, Any]:
