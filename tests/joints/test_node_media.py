@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import os
 import pickle
 import threading
 import uuid
@@ -13,7 +14,13 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.errors import DownloadFailed, MediaError, SourceRefused, StageFailed
+from musetalk_pipeline.errors import (
+    DownloadFailed,
+    MediaError,
+    MediaTooLarge,
+    SourceRefused,
+    StageFailed,
+)
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.media.speech_audio import make_track
 from musetalk_pipeline.options import JobOptions
@@ -22,13 +29,21 @@ from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import JobRequest
 from serve_app.graph import node_media
 from serve_app.graph.builders import build_uploads
+from serve_app.graph.ingress_uploads import copy_upload
 from serve_app.graph.node_media import TRACK_WITHIN_S, NodeMedia
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Assignment, Attempt
+from serve_app.inputs.download_body import DownloadLimits
+from serve_app.uploads.folder import UploadPiece
 from tests.hostile.raw_server import Exchange, RawServer, serve
 
 SIGNED = "?X-Amz-Signature=planted-secret"
 Node = Callable[..., NodeMedia]
+
+
+async def gone(upload_id: str, offset: int) -> UploadPiece | None:
+    """Answer as an ingress without uploads does."""
+    return None
 
 
 @pytest.fixture
@@ -46,7 +61,7 @@ def node(tmp_path: Path) -> Node:
                 **more,
             }
         )
-        return NodeMedia(args, Environment(), node_id=name)
+        return NodeMedia(args, Environment(), node_id=name, read_upload=gone)
 
     return make
 
@@ -155,6 +170,28 @@ async def test_an_upload_is_fetched_and_an_expired_one_is_the_callers(
     with pytest.raises(DownloadFailed, match="not kept") as failed:
         await media.fetch(dataclasses.replace(work, attempt_id=uuid.uuid4().hex))
     assert failed.value.input == "audio"
+
+
+async def test_an_upload_on_another_node_is_copied_in_pieces(tmp_path):
+    """Digest and size are those of the whole, and a piece that is wrong is noticed."""
+    content = os.urandom(2500)
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def read(upload_id: str, offset: int) -> UploadPiece | None:
+        return UploadPiece(digest, len(content), content[offset : offset + 1000])
+
+    async def read_wrongly(upload_id: str, offset: int) -> UploadPiece | None:
+        return UploadPiece(digest, len(content), bytes(1000))
+
+    target, limits = tmp_path / "video", DownloadLimits()
+    assert await copy_upload(read, "0" * 32, target, limits) == digest
+    assert target.read_bytes() == content
+    with pytest.raises(StageFailed, match="damaged"):
+        await copy_upload(read_wrongly, "0" * 32, target, limits)
+    with pytest.raises(MediaTooLarge):
+        await copy_upload(read, "0" * 32, target, DownloadLimits(max_bytes=2000))
+    assert await copy_upload(gone, "0" * 32, target, limits) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_the_configured_block_length_is_that_of_the_plan(node, files, threads, detector):
