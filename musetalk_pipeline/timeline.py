@@ -232,6 +232,8 @@ def _parts(sound: SpeechAudio | None, start: int, length: int, count: int) -> li
 def _order(mode: SyncMode, first: int, end: int, spoken: int) -> FrameOrder:
     """Return the order of the source frames `[first, end)` with sound for `spoken` frames."""
     shown = end - first
+    if shown == 1:  # a picture lasts as long as the sound
+        return FrameOrder("bounce", first, end, spoken)
     if mode == "loop":
         return FrameOrder("loop", first, end, spoken)
     if mode == "cut_off":

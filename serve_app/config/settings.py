@@ -30,6 +30,9 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StreamSettings,
+    StudioSettings,
+    UploadSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -49,6 +52,9 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StreamSettings",
+    "StudioSettings",
+    "UploadSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -94,7 +100,9 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
+    uploads: UploadSettings = UploadSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."
@@ -117,6 +125,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )

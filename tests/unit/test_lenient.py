@@ -111,6 +111,15 @@ def test_times_that_do_not_fit_together_are_left_out_and_the_rest_is_used() -> N
     )
 
 
+def test_an_upload_that_nobody_checks_is_not_a_sound_of_a_segment_either() -> None:
+    audio = {"url": f"upload://{'a' * 32}"}
+    params = {"crf": 30, "segments": [{"start_s": 0, "end_s": 1, "audio": audio}]}
+    request, warnings = read_leniently(JOB | {"params": params})
+    assert request.params == Params(crf=30) and "uploads cannot be used here" in warnings[0]
+    request, warnings = read_leniently(JOB | {"params": params}, accepts_uploads=True)
+    assert request.addresses[2:] == (audio["url"],) and warnings == ()
+
+
 @pytest.mark.parametrize("params", ["", "fit=crop", [], 5, True])
 def test_params_that_are_no_object_are_ignored(params: object) -> None:
     request, warnings = read_leniently({**JOB, "params": params})

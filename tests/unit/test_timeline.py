@@ -72,6 +72,11 @@ def test_nothing_chosen_is_bounce_and_leaves_the_sound_as_it_is() -> None:
     assert timeline(4, 0.4).sound == ()
 
 
+@pytest.mark.parametrize("mode", ["bounce", "loop", "cut_off", "silence", "remap"])
+def test_a_picture_lasts_as_long_as_the_sound(mode: str) -> None:
+    assert shown(timeline(1, 0.4, sync_mode=mode)) == [0] * 10
+
+
 def test_silence_pads_the_sound_to_the_last_frame() -> None:
     assert heard(timeline(50, 1.0, sync_mode="silence")) == [(0, 16_000), None]
     assert timeline(50, 1.0, sync_mode="silence").sound[1].n_samples == 16_000
@@ -191,7 +196,10 @@ SPAN = {"start_s": 1.0, "end_s": 2.0, "audio": {}}
             [{**SPAN, "audio": {"start_s": 2, "end_s": 1}}],
             "the audio ends at 1, which is not after",
         ),
-        ([{**SPAN, "audio": {"url": "silence:"}}], "use an http, https or file address as `url`"),
+        (
+            [{**SPAN, "audio": {"url": "silence:"}}],
+            "use an http, https, upload or file address as `url`",
+        ),
         ([{"start_s": 1.0, "end_s": 2.0}], "Field required"),
         ([{**SPAN, "audio": {"start": 1}}], "Unexpected keyword argument"),
         ([{**SPAN, "start_s": k, "end_s": k + 1} for k in range(101)], "at most 100 are accepted"),
