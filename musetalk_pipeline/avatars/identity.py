@@ -123,8 +123,8 @@ def longer_block(
     """Return, of the blocks with these names, one that begins with all frames of `block`, and its
     name; None if there is none.
 
-    The sound may end inside the last block of a job. The faces of its frames are then the same as
-    in the whole block, unless they depend on frames that follow.
+    The sound, or a span that speaks, may end inside a block. The faces of its frames are then the
+    same as in the whole block, unless they depend on frames that follow.
     """
     if options.face.box_smoothing or tools.face_presence != "landmarks":
         return None

@@ -111,6 +111,7 @@ def test_a_span_speaks_what_its_audio_says(spoken, speech, tmp_path):
     assert changed(frames[20:], spoken.source[20:]) == []
 
 
+@pytest.mark.slow
 def test_a_short_audio_is_followed_by_silence_and_a_long_one_is_cut(spoken, tone):
     time = TimeOptions(
         video_start_s=0.4,

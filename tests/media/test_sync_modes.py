@@ -127,6 +127,7 @@ def test_silence_is_heard_after_the_sound_and_the_whole_video_is_kept(made, beep
     assert len(sound) / 16_000 == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.slow
 def test_trims_choose_frames_and_sound(made, beeps):
     time = TimeOptions(video_start_s=0.2, video_end_s=0.6, audio_start_s=0.4, audio_end_s=1.2)
     numbers, sound = made(beeps(300, 600, 900, 1200), time)

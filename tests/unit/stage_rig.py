@@ -19,7 +19,7 @@ from musetalk_pipeline.artifacts import ColourTags, Picture, Piece
 from musetalk_pipeline.cost import Measured, StageCost, StageName
 from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.plan import Block, Segment, plan_frames
+from musetalk_pipeline.plan import Block, FrameOrder, Segment, plan_order
 from musetalk_pipeline.receipts.cost_sum import JobWork
 from serve_app.config.settings import AppArgs, DriverSettings
 from serve_app.contract.requests import JobRequest
@@ -105,9 +105,9 @@ def running(**replicas: int) -> ReplicaCounts:
 class Stages:
     """All stages of a job of `frames` frames, at 25 frames a second in blocks of 2 s.
 
-    `holds`: names of calls that wait until `go_on` is set. `trouble`: raises for a call, if it is
-    to fail, given its name and its pool. `made`: the calls that were begun, in order: name, pool,
-    first frame.
+    `drawn`: the only output frames that draw; None: all. `holds`: names of calls that wait until
+    `go_on` is set. `trouble`: raises for a call, if it is to fail, given its name and its pool.
+    `made`: the calls that were begun, in order: name, pool, first frame.
     """
 
     def __init__(
@@ -119,8 +119,9 @@ class Stages:
         source: int = 1000,
         driver: DriverSettings | None = None,
         left_nodes: LeftNodes | None = None,
+        drawn: tuple[range, ...] | None = None,
     ) -> None:
-        self.frames, self.source = frames, source
+        self.frames, self.source, self.drawn = frames, source, drawn
         self.holds: set[str] = set()
         self.go_on = asyncio.Event()
         self.trouble: Callable[[str, str], None] = lambda name, pool: None
@@ -133,6 +134,7 @@ class Stages:
         cpu = Handle(
             fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,
             encode_audio=self.encode_audio, compose=self.compose, finish=self.finish,
+            compose_source=self.compose_source,
         )  # fmt: skip
         self.graph = Graph(cpu, tuple(Pool(name, self.generator(name)) for name in pools), cpu)
         args = AppArgs(
@@ -158,7 +160,8 @@ class Stages:
         return Measured(Digests("a", "b"), (StageCost("download", 1.0, 0),))
 
     async def open(self, attempt: Attempt, fetched: Any) -> Measured[Opened]:
-        plan = plan_frames(self.source, self.frames, FPS)
+        order = FrameOrder("bounce", 0, self.source, self.frames)
+        plan = plan_order(order, FPS, drawn=self.drawn)
         job: Any = SimpleNamespace(plan=plan, options=attempt.options, picture=PICTURE)
         return Measured(Opened(attempt, "node", job), (StageCost("validation", 0.1, 0),))
 
@@ -177,6 +180,12 @@ class Stages:
         piece = Piece(segment, data, len(segment))
         own = StageCost("compose", 0.1, len(segment))
         return Measured(piece, (*await avatar, *costs, own))
+
+    async def compose_source(self, opened: Opened, segment: Segment) -> Measured[Piece]:
+        await self._call("compose_source", "", segment.start)
+        data = np.frombuffer(f"{segment.start}-{segment.end}".encode(), np.uint8)
+        own = StageCost("compose", 0.1, len(segment))
+        return Measured(Piece(segment, data, 0), (own,))
 
     async def finish(self, opened: Opened, facts: Any, about: Any, pieces: list[Any]) -> Finished:
         texts = [piece.tobytes().decode().split("-") for piece in pieces]

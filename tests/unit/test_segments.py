@@ -264,3 +264,24 @@ async def test_blocks_that_several_segments_draw_on_are_encoded_once(tmp_path):
     await stages.start()
     assert covers_all(stages)
     assert len(stages.of("encode")) == 2
+
+
+async def test_what_lies_between_spans_needs_no_engine(tmp_path):
+    """It is encoded as it is, and again if that fails."""
+    stages = Stages(tmp_path, frames=250, source=250, drawn=(range(60, 110), range(200, 220)))
+    stages.capacity.follow(running(cpu=1))
+    failed: list[str] = []
+
+    def trouble(name: str, pool: str) -> None:
+        if name == "compose_source" and not failed:
+            failed.append(name)
+            raise StageFailed("The encoder crashed.")
+
+    stages.trouble = trouble
+    await stages.start()
+    assert [start for start, _ in stages.finished] == [0, 50, 60, 100, 110, 150, 200, 220]
+    assert sum(end - start for start, end in stages.finished) == 250
+    for name in ("prepare", "encode_audio", "generate", "compose"):
+        assert sorted(frame for _, frame in stages.of(name)) == [60, 100, 200]
+    passed = [frame for _, frame in stages.of("compose_source")]
+    assert failed and sorted(set(passed)) == [0, 50, 110, 150, 220] and len(passed) == 6

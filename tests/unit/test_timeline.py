@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from musetalk_pipeline.artifacts import ColourTags, SourceVideo, SpeechAudio
+from musetalk_pipeline.artifacts import ColourTags, Picture, SourceVideo, SpeechAudio
+from musetalk_pipeline.avatars.identity import AvatarTools, block_name, longer_block
 from musetalk_pipeline.errors import AudioTooShort, InvalidOptions
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import FrameOrder, cut_segment, plan_frames, plan_order
@@ -279,3 +280,24 @@ def test_a_span_without_audio_is_still_one_when_it_is_stored() -> None:
         {"segments": [SPAN, {**SPAN, "start_s": 2, "end_s": 3, "audio": None}]}
     )
     assert Params.model_validate(params.as_json()) == params
+
+
+def test_a_span_that_ends_inside_a_block_uses_the_kept_one_of_the_whole_video() -> None:
+    """As the last block of a short sound does; spans may end inside several."""
+    tools = AvatarTools("warp", "1", "mesh", "landmarks", None, "frame")
+    picture = Picture(64, 64, 64, 64, 0, 0, None, ColourTags())
+    whole, options = plan_frames(250, 250, FPS), JobOptions()
+    kept = [block_name(block, whole, picture, options) for block in whole.blocks]
+    order = FrameOrder("bounce", 0, 250, 250)
+    spans = plan_order(order, FPS, drawn=(range(50, 80), range(100, 160)))
+    found = [
+        block_name(block, spans, picture, options) in kept
+        or longer_block(kept, block, spans, picture, options, tools) is not None
+        for block in spans.blocks
+    ]
+    assert [(block.start, block.end) for block in spans.blocks] == [
+        (50, 80),
+        (100, 150),
+        (150, 160),
+    ]
+    assert found == [True] * 3
