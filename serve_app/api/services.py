@@ -13,7 +13,7 @@ from fastapi import Depends, FastAPI, Request
 from serve_app.api.draining import Draining
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.settings import AppArgs
+from serve_app.config.settings import AppArgs, cors_origins
 from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
@@ -74,6 +74,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    cors_origins: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: AppArgs, env: Environment) -> ApiOptions:
@@ -84,6 +85,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            cors_origins=cors_origins(args, env),
         )
 
 

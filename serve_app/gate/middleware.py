@@ -36,6 +36,7 @@ from serve_app.gate.bodies import (
     replay,
 )
 from serve_app.gate.callers import FILES_PREFIX, CallerRules, route_path
+from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
 from serve_app.gate.forwarding import ForwardedSend
 from serve_app.gate.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
@@ -103,8 +104,10 @@ def proxy_middlewares() -> list[Middleware]:
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
-    access = AccessControl(CallerRules.of(read_environment()), signer=None)
-    return [Middleware(Gate, access=access, is_proxy=True)]
+    env = read_environment()
+    access = AccessControl(CallerRules.of(env), signer=None)
+    cross_origin = CrossOrigin(env.cors_origins)
+    return [Middleware(Gate, access=access, cross_origin=cross_origin, is_proxy=True)]
 
 
 class Gate:
@@ -120,9 +123,11 @@ class Gate:
         access: AccessCheck,
         limits: GateLimits | None = None,
         *,
+        cross_origin: CrossOrigin | None = None,
         is_proxy: bool = False,
     ) -> None:
         self._app = app
+        self._cross_origin = cross_origin or CrossOrigin()
         self._access = access
         self._limits = limits or GateLimits()
         self._bodies = Bodies(self._limits.body)
@@ -140,6 +145,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope, abort = _cleaned(scope)
+        send = self._cross_origin.readable(scope, send)
+        if (preflight := self._cross_origin.preflight(scope)) is not None:
+            await preflight(scope, receive, send)
+            return
         try:
             rejection = self._rejection(scope) or await self._pass(scope, receive, send, abort)
         except ClientGone:
