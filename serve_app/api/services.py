@@ -19,6 +19,7 @@ from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
 from serve_app.graph.scaling_loop import Scaling
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.webhooks.sender import WebhookSender
@@ -117,6 +118,7 @@ class Services:
     """
 
     jobs: JobService
+    batches: BatchService
     availability: Availability
     access: AccessControl
     links: LinkMaker

@@ -267,6 +267,12 @@ class QueueSettings(Section):
     max_queued_jobs: int = Field(
         100, ge=1, description="Further jobs are answered with 429 and Retry-After."
     )
+    max_batched_jobs: int = Field(
+        1000,
+        ge=1,
+        description="As many jobs of batches may wait in addition. A batch with more is answered "
+        "with 429.",
+    )
     max_attempts: int = Field(
         3, ge=1, le=10, description="How often one job is started, restarts included."
     )

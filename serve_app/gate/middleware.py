@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.config.environment import read_environment
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.bodies import (
+    BATCH_BODIES,
+    BATCHES_PATH,
     WITH_BODY,
     Bodies,
     BodyLimits,
@@ -77,6 +79,7 @@ class GateLimits:
     """How much may be in progress at once, and for how long."""
 
     body: BodyLimits = field(default_factory=BodyLimits)
+    batch: BodyLimits = BATCH_BODIES
     files: FileLimits = field(default_factory=FileLimits)
     # Below MAX_HTTP of app.py: probes, pieces of files and the slots' own calls need the rest.
     forwarded: int = 800
@@ -131,6 +134,7 @@ class Gate:
         self._access = access
         self._limits = limits or GateLimits()
         self._bodies = Bodies(self._limits.body)
+        self._batches = Bodies(self._limits.batch)
         self._forwarded = 0
         self._probes = self._files = None
         if is_proxy:
@@ -180,10 +184,11 @@ class Gate:
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY
+        bodies = self._batches if path == BATCHES_PATH else self._bodies
         try:
-            body = await self._bodies.read(scope, receive)
+            body = await bodies.read(scope, receive)
         except BodyTooLarge:
-            return too_large(self._limits.body.max_bytes)
+            return too_large(bodies.max_bytes)
         except BodyTooSlow:
             return TOO_SLOW
         if self._is_full(scope):
