@@ -32,6 +32,7 @@ _MEANINGS: Mapping[int, str] = {
     404: "There is no such thing.",
     408: "The body did not arrive in time.",
     409: "It belongs to different content, or its state does not allow this.",
+    410: "It is no longer here.",
     413: "The body is too large.",
     416: "The file has no such bytes.",
     422: "The request is not valid, or an input is at fault. The message names what to correct.",

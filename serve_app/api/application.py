@@ -26,6 +26,7 @@ from serve_app.api.services import Services
 from serve_app.config.settings import API_VERSION
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate
+from serve_app.studio.routes import studio_router
 
 
 def build_api(services: Services) -> FastAPI:
@@ -52,6 +53,8 @@ def build_api(services: Services) -> FastAPI:
     )
     add_routes(api, services)
     describe(api)
+    if services.options.has_page:
+        api.include_router(studio_router())
     return api
 
 

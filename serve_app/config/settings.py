@@ -30,6 +30,8 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StreamSettings,
+    StudioSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -50,6 +52,8 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StreamSettings",
+    "StudioSettings",
     "configured_jobs",
     "cors_origins",
     "jobs_at_a_time",
@@ -96,6 +100,7 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
@@ -120,6 +125,7 @@ class AppArgs(Section):
     )
     links: LinkSettings = LinkSettings()
     http: HttpSettings = HttpSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )

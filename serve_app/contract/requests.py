@@ -163,6 +163,22 @@ class PreviewRequest(JobRequest):
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
     video_url: Url = Field(repr=False)
     audio_url: Url = Field(repr=False)
+    boxes: bool = Field(True, description="The face box and the crop box are drawn into the frame.")
+
+
+class EstimateRequest(BaseModel):
+    """`POST /v1/estimate`: the fields of a job that decide how long it takes, strictly read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: str | None = Field(
+        None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
+    )
+    audio_url: Url = Field(repr=False)
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
 
 
 class JobCreate(BaseModel):

@@ -37,7 +37,7 @@ from serve_app.gate.bodies import (
     has_body,
     replay,
 )
-from serve_app.gate.callers import FILES_PREFIX, CallerRules, route_path
+from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
 from serve_app.gate.forwarding import ForwardedSend
@@ -53,6 +53,7 @@ from serve_app.gate.rejections import (
     Rejection,
     too_large,
 )
+from serve_app.gate.signed_paths import is_file
 
 logger = logging.getLogger("ray.serve")
 
@@ -108,7 +109,8 @@ def proxy_middlewares() -> list[Middleware]:
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
     env = read_environment()
-    access = AccessControl(CallerRules.of(env), signer=None)
+    # Whether there is a page is known behind the proxy, which answers 404 if there is none.
+    access = AccessControl(CallerRules.of(env, has_page=True), signer=None)
     cross_origin = CrossOrigin(env.cors_origins)
     return [Middleware(Gate, access=access, cross_origin=cross_origin, is_proxy=True)]
 
@@ -180,7 +182,7 @@ class Gate:
                 return None
             if not await self._probes.is_past_start(scope):
                 return STARTING
-        if self._files is not None and path.startswith(FILES_PREFIX) and scope["method"] == "GET":
+        if self._files is not None and is_file(path) and scope["method"] == "GET":
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY

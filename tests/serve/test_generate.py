@@ -358,5 +358,9 @@ def test_a_preview_is_one_frame_with_its_box(app, clip, speech):
     x0, y0, x1, y1 = map(int, response.headers["x-face-box"].split(","))
     assert 0 <= x0 < x1 <= 320 and 0 <= y0 < y1 <= 240
     assert picture[y0, x0].tolist() == [0, 220, 0]  # the box is drawn in
+    plain = app.client.post("/v1/avatar/preview", json=body | {"boxes": False})
+    assert plain.headers["x-face-box"] == response.headers["x-face-box"]
+    unmarked = cv2.imdecode(np.frombuffer(plain.content, np.uint8), cv2.IMREAD_COLOR)
+    assert unmarked[y0, x0].tolist() != [0, 220, 0]
     refused = app.client.post("/v1/avatar/preview", json=body | {"video_url": "file:///etc/passwd"})
     assert refused.status_code == 422

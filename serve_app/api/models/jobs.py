@@ -18,6 +18,7 @@ QUEUED: JsonDict = {
     "id": "job-1",
     "status": "queued",
     "output_url": None,
+    "stream_url": None,
     "metrics": None,
     "error": None,
     "failure": None,
@@ -107,6 +108,9 @@ class Job(BaseModel):
     id: str
     status: JobStatus
     output_url: str | None = Field(description="Of the video. Each answer has a fresh link.")
+    stream_url: str | None = Field(
+        description="An HLS playlist of what has been made so far. Null if there is no stream."
+    )
     metrics: Metrics | None
     error: str | None = Field(description="One sentence on why it failed.")
     failure: JobFailure | None

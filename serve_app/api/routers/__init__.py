@@ -1,13 +1,25 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import admin, avatars, batches, files, health, jobs, synchronous
+from serve_app.api.routers import (
+    admin,
+    avatars,
+    batches,
+    estimates,
+    files,
+    health,
+    jobs,
+    streams,
+    synchronous,
+)
 
 ROUTERS = (
     health.router,
+    streams.router,  # before the jobs, whose ids may have slashes
     jobs.router,
     batches.router,
     avatars.router,
     synchronous.router,
+    estimates.router,
     files.router,
     admin.router,
 )

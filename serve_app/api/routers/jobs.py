@@ -20,7 +20,7 @@ from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
 from serve_app.contract.outcomes import job_ended, rejected
-from serve_app.contract.requests import KEPT_VIDEO, JobCreate, JobRequest
+from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, JobRequest
 from serve_app.gate.links import Links
 from serve_app.jobs.job import Origin, SubmissionOptions
 
@@ -100,15 +100,19 @@ async def read_job(
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = JobRequest(
         musetalk_job_id=job_id,
-        video_url=_video_url(create),
+        video_url=video_url(create),
         **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
     )
     await check_avatar(services, request)
     return request, SubmissionOptions(create.webhook_url, create.metadata, warnings=warnings)
 
 
-def _video_url(create: JobCreate) -> str:
-    """Return where the video of a job comes from."""
+def video_url(create: JobCreate | EstimateRequest) -> str:
+    """Return where the video of a job comes from.
+
+    Raises:
+        BadField: neither an address nor an avatar is named, or both are.
+    """
     if create.avatar_id is None and create.video_url is None:
         raise BadField("video_url", "Field required")
     if create.avatar_id is not None and create.video_url is not None:

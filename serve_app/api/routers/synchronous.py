@@ -89,7 +89,7 @@ def _read(
     responses={200: _PICTURE, **sent_problems(409)},
 )
 async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
-    """Return one composited frame (PNG) with its face box; `X-Face-Box` is x0,y0,x1,y1 in px."""
+    """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px."""
     check_size(request.aspect_ratio, request.resolution)
     if services.previews.locked():
         raise QueueFull
