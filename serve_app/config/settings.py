@@ -20,6 +20,7 @@ from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import (
     AvatarSettings,
     DriverSettings,
+    HttpSettings,
     InputSettings,
     LinkSettings,
     PoolSettings,
@@ -42,6 +43,7 @@ __all__ = [
     "AppArgs",
     "AvatarSettings",
     "DriverSettings",
+    "HttpSettings",
     "InputSettings",
     "LinkSettings",
     "PoolSettings",
@@ -55,6 +57,7 @@ __all__ = [
     "StudioSettings",
     "UploadSettings",
     "configured_jobs",
+    "cors_origins",
     "jobs_at_a_time",
     "jobs_for",
     "reported_jobs",
@@ -124,6 +127,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    http: HttpSettings = HttpSettings()
     studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
@@ -173,6 +177,11 @@ class AppArgs(Section):
         """Return the options of a job that chooses nothing."""
         chosen = self.defaults.model_dump(exclude_none=True)
         return defaults_for(self.version).with_choices(chosen)
+
+
+def cors_origins(args: AppArgs, env: Environment) -> tuple[str, ...]:
+    """Return the origins of pages that may read answers."""
+    return tuple(sorted({*args.http.cors_origins, *env.cors_origins}))
 
 
 def jobs_at_a_time(args: AppArgs, env: Environment) -> int:
