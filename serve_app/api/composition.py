@@ -18,17 +18,19 @@ from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
-from serve_app.gate.links import LinkMaker
+from serve_app.gate.links import LinkMaker, no_stream
 from serve_app.graph.builders import (
     build_scratch,
     build_shared_retention,
     build_shelf,
     build_store,
+    build_streams,
     configured_description,
 )
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.job_stream import JobStreams
 from serve_app.graph.left_nodes import left_nodes, live_node_ids
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.placement_watch import PlacementWatch
@@ -48,6 +50,7 @@ from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
+from serve_app.streams.streams import Streams
 from serve_app.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -82,9 +85,9 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
         capacity.ahead,
     )
-    makers = SegmentMakers(
-        graph, args.driver, capacity, StageCalls(args.driver), PieceFiles(scratch)
-    )
+    calls = StageCalls(args.driver)
+    makers = SegmentMakers(graph, args.driver, capacity, calls, PieceFiles(scratch))
+    streams = build_streams(args, env)
     driver = JobDriver(
         makers,
         args.inputs.download_timeout_s,
@@ -93,8 +96,13 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
         left_nodes=left,
         expected_s=lambda job: estimator.after_opening_s(length_of(job)),
+        streams=None
+        if streams is None
+        else JobStreams(streams, graph.finisher, calls, args.driver.finish_timeout_s),
     )
-    return assemble(args, env, driver, readiness, scaling=scaling, estimator=estimator)
+    return assemble(
+        args, env, driver, readiness, streams=streams, scaling=scaling, estimator=estimator
+    )
 
 
 def assemble(
@@ -104,6 +112,7 @@ def assemble(
     readiness: ReadinessCheck,
     timing: JobTiming = DEFAULT_TIMING,
     *,
+    streams: Streams | None = None,
     scaling: Scaling | None = None,
     estimator: Estimator | None = None,
 ) -> Services:
@@ -111,7 +120,8 @@ def assemble(
     estimates know only what the configuration says about pools.
     """
     folders = make_folders(args, env)
-    links = LinkMaker.of(args, env, folders.state)
+    has_stream = no_stream if streams is None else streams.has
+    links = LinkMaker.of(args, env, folders.state, has_stream)
     jobs = JobService(
         JobRegistry(folders.state / "jobs.sqlite3", timing=timing.state),
         driver,
@@ -123,7 +133,7 @@ def assemble(
     )
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
-    rules = CallerRules.of(env)
+    rules = CallerRules.of(env, has_page=args.studio.enabled)
     logger.info(rules.in_words())
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
@@ -141,6 +151,7 @@ def assemble(
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),
+        streams=streams,
         scaling=scaling,
     )
 

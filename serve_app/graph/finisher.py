@@ -93,6 +93,13 @@ class Finisher:
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
+    async def sound(self, opened: Opened) -> NDArray[np.uint8]:
+        """Return the sound of a job as the finished video will have it: (size,) uint8, an .m4a."""
+        job = await self._media.here(opened, self._threads)
+        if job.audio.untracked is not None:
+            await self._media.make_track(opened.attempt, job.audio)
+        return await asyncio.to_thread(np.fromfile, job.audio.track_path, np.uint8)
+
     async def finish(
         self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
     ) -> Finished:
@@ -120,11 +127,13 @@ class Finisher:
         return Finished(stored.url, _metrics(stored, receipt, about, job), job.warnings)
 
     async def compose_preview(
-        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions
+        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions, has_boxes: bool
     ) -> PreviewPicture:
-        """Paste a preview's face and write the PNG."""
+        """Paste a preview's face and write the PNG, with its boxes or without them."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
-        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+        return PreviewPicture(
+            preview.png(has_boxes=has_boxes), preview.face.box, preview.source_frame
+        )
 
     async def keep(self, attempt_id: str) -> None:
         """Keep the scratch of a live attempt that does nothing here at the moment."""

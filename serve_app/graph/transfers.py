@@ -24,7 +24,7 @@ class Assignment:
     `queue_job_id`: the id of the job in Salad's queue, for the sidecar. `origin`: how the job was
     submitted, `sync`, `async` or `claimed`; it decides the job's share of the replicas. `output`
     returns where the outputs go, if not into the store of this application; a later claim of the
-    job changes that.
+    job changes that. `number`: that of the attempt, among all of the job.
     """
 
     attempt_id: str
@@ -36,6 +36,7 @@ class Assignment:
     queue_job_id: str | None = None
     origin: str = "sync"
     output: Callable[[], OutputAddresses | None] = lambda: None
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from musetalk_pipeline.options import JobOptions
 from orchestrator.store.errors import JobConflict, StoreUnavailable
 from serve_app.config.settings import QueueSettings
 from serve_app.contract.outcomes import Outcome, invalid_request, state_unavailable
-from serve_app.contract.requests import JobRequest
+from serve_app.contract.requests import JobRequest, PreviewRequest
 from serve_app.estimates.estimator import Estimator
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.transfers import Assignment, PreviewPicture
@@ -224,7 +224,7 @@ class JobService:
             await self._run(job, lambda progress: None)
         return job
 
-    async def preview(self, request: JobRequest) -> PreviewPicture:
+    async def preview(self, request: PreviewRequest) -> PreviewPicture:
         """Make one frame of the result of `request`.
 
         Raises:
@@ -233,7 +233,8 @@ class JobService:
         options = request.options(self._defaults)
         attempt_id = uuid.uuid4().hex
         return await self._driver.preview(
-            Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options)
+            Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options),
+            has_boxes=request.boxes,
         )
 
     async def run_claimed(
@@ -314,6 +315,7 @@ class JobService:
             job.queue_job_id,
             job.origin,
             partial(self._claims.output, job.id),
+            job.number,
         )
         attempt = RunningAttempt(
             job,

@@ -88,10 +88,12 @@ def test_an_error_has_the_code_the_hint_and_the_input(serve, either):
     assert len(server.seen) == 1
 
 
-@pytest.mark.parametrize(
-    "wait", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)]
-)
-def test_a_wait_that_is_longer_than_the_time_for_retries_is_left_to_the_caller(serve, call, wait):
+@pytest.mark.parametrize("is_date", [False, True], ids=["seconds", "date"])
+def test_a_wait_that_is_longer_than_the_time_for_retries_is_left_to_the_caller(
+    serve, call, is_date
+):
+    in_an_hour = datetime.now(UTC) + timedelta(hours=1)
+    wait = format_datetime(in_an_hour, usegmt=True) if is_date else "3600"
     server = serve(lambda seen: refusal(429, "queue_full", retryable=True, Retry_After=wait))
     with pytest.raises(ApiError) as raised:
         call(server.url, "get", "a")

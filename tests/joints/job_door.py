@@ -22,7 +22,7 @@ from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.measure import JobSize
 from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.environment import read_environment
-from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
+from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings, StudioSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.gate.access_control import AccessControl, GuessLimiter
@@ -118,6 +118,8 @@ class Door:
         guesses: GuessLimiter | None = None,
         stages: Stages | None = None,
         timing: JobTiming = DEFAULT_TIMING,
+        *,
+        has_page: bool = True,
         **environment: str,
     ) -> None:
         self.path = folder / "state" / "jobs.sqlite3"
@@ -128,6 +130,7 @@ class Door:
             work_dir=folder / "work",
             result_dir=folder / "results",
             state_dir=folder / "state",
+            studio=StudioSettings(enabled=has_page),
         )
         self.services = assemble(args, env, graph, stages or Stages(), timing)  # type: ignore[arg-type]
         if guesses is not None:

@@ -137,7 +137,9 @@ def test_the_documentation_says_what_each_route_needs(door: Door) -> None:
     assert needed.pop("GET /hc") == needed.pop("GET /health") == set()
     for path in ("/v1/ping", "/v1/preflight"):
         assert needed.pop(f"GET {path}") == {"WorkerToken", "Key"}
-    assert needed.pop("GET /files/{key}") == {"SignedLink", "Key", "KeyAsBearer"}
+    stream = "GET /v1/avatar/jobs/{job_id}/stream"
+    for name in ("GET /files/{key}", f"{stream}.m3u8", f"{stream}/{{number}}/{{name}}"):
+        assert needed.pop(name) == {"SignedLink", "Key", "KeyAsBearer"}
     assert len(needed) == 14 and set(map(frozenset, needed.values())) == {
         frozenset({"Key", "KeyAsBearer"})
     }

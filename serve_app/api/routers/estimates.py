@@ -10,6 +10,8 @@ from fastapi.responses import JSONResponse
 from musetalk_pipeline.measure import JobSize
 from serve_app.api.errors import RequestRejected, reject_if_stopping
 from serve_app.api.fields import check_size
+from serve_app.api.models.estimates import Estimated
+from serve_app.api.models.problems import sent_problems
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.routers.jobs import video_url
 from serve_app.api.security import require_key
@@ -23,7 +25,12 @@ RETRY_AFTER_S = 5  # an estimate takes about as long as its downloads
 router = APIRouter(tags=["jobs"], dependencies=[Depends(require_key)])
 
 
-@router.post("/v1/estimate", summary="Estimate the seconds and the price of a job")
+@router.post(
+    "/v1/estimate",
+    summary="Estimate the seconds and the price of a job",
+    response_model=Estimated,
+    responses=sent_problems(404),
+)
 async def estimate(request: EstimateRequest, services: ServicesDep) -> JSONResponse:
     """Fetch and check both inputs, and return the size of the output and what it will take. No job
     is stored and nothing is drawn.

@@ -15,6 +15,7 @@ from serve_app.api.answers import job_body
 from serve_app.api.errors import BadField, RequestRejected, reject_if_stopping
 from serve_app.api.event_stream import event_stream
 from serve_app.api.fields import check_size
+from serve_app.api.models.jobs import JOB_MODELS
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
@@ -87,7 +88,7 @@ async def _board(http: Request, services: ServicesDep) -> IngressBoard:
 
 T = TypeVar("T")
 
-router = job_router(_board, JobCreate, dependencies=[Depends(require_key)])
+router = job_router(_board, JobCreate, JOB_MODELS, dependencies=[Depends(require_key)])
 
 
 def _found(found: T | None) -> T:
