@@ -13,6 +13,7 @@ from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Ser
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
 from serve_app.config.settings import AppArgs, configured_jobs, jobs_at_a_time, reported_jobs
+from serve_app.estimates.estimator import Estimator
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
@@ -42,6 +43,7 @@ from serve_app.graph.replicas import ReplicaWatch
 from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
+from serve_app.graph.transfers import length_of
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -78,6 +80,11 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     left.start(live_node_ids)
     scratch = build_scratch(args, env)
     scratch.start_janitor()
+    estimator = Estimator(
+        capacity.runners,
+        lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
+        capacity.ahead,
+    )
     calls = StageCalls(args.driver)
     makers = SegmentMakers(graph, args.driver, capacity, calls, PieceFiles(scratch))
     streams = build_streams(args, env)
@@ -88,11 +95,14 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         jobs_at_a_time(args, env),
         prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
         left_nodes=left,
+        expected_s=lambda job: estimator.after_opening_s(length_of(job)),
         streams=None
         if streams is None
         else JobStreams(streams, graph.finisher, calls, args.driver.finish_timeout_s),
     )
-    return assemble(args, env, driver, readiness, streams=streams, scaling=scaling)
+    return assemble(
+        args, env, driver, readiness, streams=streams, scaling=scaling, estimator=estimator
+    )
 
 
 def assemble(
@@ -104,8 +114,11 @@ def assemble(
     *,
     streams: Streams | None = None,
     scaling: Scaling | None = None,
+    estimator: Estimator | None = None,
 ) -> Services:
-    """Build the services around a driver and a readiness check; see `compose`."""
+    """Build the services around a driver and a readiness check; see `compose`. Without `estimator`,
+    estimates know only what the configuration says about pools.
+    """
     folders = make_folders(args, env)
     has_stream = no_stream if streams is None else streams.has
     links = LinkMaker.of(args, env, folders.state, has_stream)
@@ -116,10 +129,11 @@ def assemble(
         args.job_defaults(),
         _output_check(build_store(args, env)),
         timing=timing,
+        estimator=estimator or _estimator_of(args),
     )
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
-    rules = CallerRules.of(env)
+    rules = CallerRules.of(env, has_page=args.studio.enabled)
     logger.info(rules.in_words())
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
@@ -145,6 +159,11 @@ def assemble(
 def _drawers(scaling: Scaling | None) -> int:
     """Return how many Generator replicas run, or may be started for work that waits."""
     return 1 if scaling is None else scaling.drawers
+
+
+def _estimator_of(args: AppArgs) -> Estimator:
+    capacity = SharedCapacity(args)
+    return Estimator(capacity.runners, lambda: prices_of(args))
 
 
 def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:

@@ -346,6 +346,14 @@ class StreamSettings(Section):
     )
 
 
+class StudioSettings(Section):
+    """The page for creators."""
+
+    enabled: bool = Field(
+        True, description="The page is at `/`. If this is off, the API is all that there is."
+    )
+
+
 class ResultSettings(Section):
     """How long finished videos are kept in the local folder."""
 

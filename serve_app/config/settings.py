@@ -30,6 +30,7 @@ from serve_app.config.sections import (
     Section,
     StageSettings,
     StreamSettings,
+    StudioSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -50,6 +51,7 @@ __all__ = [
     "Section",
     "StageSettings",
     "StreamSettings",
+    "StudioSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -119,6 +121,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )

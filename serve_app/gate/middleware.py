@@ -104,7 +104,9 @@ def proxy_middlewares() -> list[Middleware]:
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
-    access = AccessControl(CallerRules.of(read_environment()), signer=None)
+    # Whether there is a page is known behind the proxy, which answers 404 if there is none.
+    rules = CallerRules.of(read_environment(), has_page=True)
+    access = AccessControl(rules, signer=None)
     return [Middleware(Gate, access=access, is_proxy=True)]
 
 

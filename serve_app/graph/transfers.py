@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.cost_sum import JobWork
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import OpenJob
 from orchestrator.messages import OutputAddresses
 from serve_app.contract.requests import JobRequest
+from serve_app.estimates.forecast import JobLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,17 @@ class Opened:
     node_id: str
     job: OpenJob
     avatar: KnownAvatar | None = None
+
+
+def length_of(job: OpenJob) -> JobLength:
+    """Return how much there is to do of an opened job, for a forecast."""
+    picture, plan = job.picture, job.plan
+    return JobLength(plan.n_output, len(plan.blocks[0]), picture.width * picture.height)
+
+
+def length_of_output(size: JobSize) -> JobLength:
+    """Return how much there is to do of a job that has only been measured."""
+    return JobLength(size.frames, size.first_frames, size.width * size.height)
 
 
 @dataclass(frozen=True, slots=True)

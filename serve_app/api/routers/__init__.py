@@ -1,6 +1,15 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import admin, avatars, files, health, jobs, streams, synchronous
+from serve_app.api.routers import (
+    admin,
+    avatars,
+    estimates,
+    files,
+    health,
+    jobs,
+    streams,
+    synchronous,
+)
 
 ROUTERS = (
     health.router,
@@ -8,6 +17,7 @@ ROUTERS = (
     jobs.router,
     avatars.router,
     synchronous.router,
+    estimates.router,
     files.router,
     admin.router,
 )

@@ -7,6 +7,7 @@ from fastapi.responses import FileResponse, Response
 
 from orchestrator.job_api.routes import PREFIX, JobId
 from serve_app.api.errors import RequestRejected
+from serve_app.api.models.problems import read_problems
 from serve_app.api.security import require_stream_link_or_key
 from serve_app.api.services import ServicesDep
 from serve_app.contract.outcomes import rejected
@@ -17,6 +18,10 @@ from serve_app.streams.streams import Streams
 READY_RETRY_S = 1
 
 router = APIRouter(prefix=PREFIX, tags=["jobs"], dependencies=[Depends(require_stream_link_or_key)])
+
+_GONE = read_problems(404, 409, 410)
+_PLAYLIST = {CONTENT_TYPE: {"schema": {"type": "string"}}}
+_PART = {"video/mp4": {"schema": {"type": "string", "format": "binary"}}}
 
 Number = Annotated[int, Path(ge=0, lt=10**9)]
 
@@ -31,8 +36,13 @@ StreamsDep = Annotated[Streams, Depends(_streams)]
 
 
 @router.head("/{job_id:path}/" + STREAM_PLAYLIST, include_in_schema=False)
-@router.get("/{job_id:path}/" + STREAM_PLAYLIST, summary="Watch a job (HLS)")
-async def playlist(
+@router.get(
+    "/{job_id:path}/" + STREAM_PLAYLIST,
+    summary="Watch a job (HLS)",
+    response_class=Response,
+    responses={200: {"description": "The playlist.", "content": _PLAYLIST}, **_GONE},
+)
+async def stream_playlist(
     http: Request,
     job_id: JobId,
     services: ServicesDep,
@@ -64,9 +74,16 @@ async def playlist(
 @router.get(
     "/{job_id:path}/" + STREAM_FOLDER + "/{number}/{name}",
     summary="Get a part of a stream",
-    response_class=FileResponse,
+    response_class=Response,
+    responses={
+        200: {"description": "The part.", "content": _PART},
+        206: {"description": "The bytes that `Range` names.", "content": _PART},
+        **read_problems(404, 409, 410, 416),
+    },
 )
-async def part(job_id: JobId, number: Number, name: str, streams: StreamsDep) -> FileResponse:
+async def stream_part(
+    job_id: JobId, number: Number, name: str, streams: StreamsDep
+) -> FileResponse:
     """Return the init section or a fragment that the playlist names; `Range` is supported."""
     stream = streams.find(job_id, number)
     path = None if stream is None else stream.file(name)
