@@ -2,9 +2,10 @@
 
     python scripts/cuda_kernels.py WHEEL_OR_FOLDER ... [--need 7.5 8.6 12.0]
 
-Nothing is loaded, so neither a GPU nor CUDA is needed: an ELF file has its kernels in the section
-`.nv_fatbin`, one container after the other. Each container has entries of machine code for one
-architecture (`sm`), or of PTX (`ptx`), which a driver compiles for the card and for later ones.
+Nothing is loaded, so neither a GPU nor CUDA is needed: the file has containers (`fatbin`), which
+begin with a magic number. Most are in the section `.nv_fatbin`, those of cuFFT are elsewhere. Each
+has entries of machine code for one architecture (`sm`), or of PTX (`ptx`), which a driver compiles
+for the card and for later ones.
 
 A card runs machine code of its own major version and of the same or a lower minor one: a card of
 8.6 runs sm_80. Exit code 1: a capability that is needed has no kernels in a library that has some.
@@ -23,8 +24,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SECTION = b".nv_fatbin"
-CONTAINER_MAGIC = 0xBA55ED50
+MAGIC = b"\x50\xed\x55\xba"
+HEADER = struct.Struct("<4sHHQ")  # magic, version, bytes of this header, bytes of the entries
 PTX, MACHINE_CODE = 1, 2
 LARGE_BYTES = 1 << 20  # smaller files hold helpers, and no kernels that a model runs
 
@@ -45,46 +46,28 @@ class Kernels:
 
 
 def kernels_of(path: Path) -> Kernels | None:
-    """Return what a library has; None if it is not an ELF file, or has no such section."""
-    if path.stat().st_size < 64:
+    """Return what a library has; None if it is not an ELF file, or has no kernels."""
+    if path.stat().st_size < HEADER.size:
         return None
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place = _section(content)
-        return None if place is None else _read_containers(content, *place)
+        if content[:4] != b"\x7fELF":
+            return None
+        found = Kernels()
+        for offset, length in _containers(content):
+            _read_entries(content, offset, length, found)
+    return found if found.machine_code or found.ptx else None
 
 
-def _section(content: mmap.mmap) -> tuple[int, int] | None:
-    """Return offset and length of the section in a 64-bit little-endian ELF file."""
-    if content[:6] != b"\x7fELF\x02\x01":
-        return None
-    (table,) = struct.unpack_from("<Q", content, 0x28)
-    size, count, names_at = struct.unpack_from("<HHH", content, 0x3A)
-    if not count:
-        return None
-
-    def header(index: int) -> tuple[int, int, int]:
-        name, _, _, _, offset, length = struct.unpack_from("<IIQQQQ", content, table + index * size)
-        return name, offset, length
-
-    _, names, _ = header(names_at)
-    for index in range(count):
-        name, offset, length = header(index)
-        end = content.find(b"\0", names + name)
-        if content[names + name : end] == SECTION:
-            return offset, length
-    return None
-
-
-def _read_containers(content: mmap.mmap, offset: int, length: int) -> Kernels:
-    found, end = Kernels(), offset + length
-    while offset + 16 <= end:
-        magic, _, header_bytes, payload_bytes = struct.unpack_from("<IHHQ", content, offset)
-        if magic != CONTAINER_MAGIC:
-            offset += 8  # containers are aligned
-            continue
-        _read_entries(content, offset + header_bytes, payload_bytes, found)
-        offset += header_bytes + payload_bytes
-    return found
+def _containers(content: mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yield where the entries of each container are, and their length."""
+    at = 0
+    while (at := content.find(MAGIC, at)) >= 0:
+        if at + HEADER.size <= len(content):
+            _, version, header_bytes, length = HEADER.unpack_from(content, at)
+            is_one = version == 1 and header_bytes == HEADER.size
+            if is_one and at + header_bytes + length <= len(content):
+                yield at + header_bytes, length
+        at += len(MAGIC)
 
 
 def _read_entries(content: mmap.mmap, offset: int, length: int, found: Kernels) -> None:

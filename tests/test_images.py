@@ -136,8 +136,11 @@ def test_secrets_are_found_in_files_and_in_the_description(tmp_path: Path) -> No
 
 def test_packages_lose_what_only_compilers_and_tests_need(tmp_path: Path) -> None:
     site = tmp_path / "venv" / "lib" / "python3.11" / "site-packages"
+    cuda = "nvidia/cu13/lib"
     gone = ["torch/include/a.h", "pip/x.py", "thing/tests/test_a.py", "thing/lib.a", "thing/a.pyi"]
+    gone += ["triton/a.py", f"{cuda}/libcusolverMg.so.12", f"{cuda}/libnvrtc.alt.so.13"]
     kept = ["torch/testing/__init__.py", "thing/__init__.py", "thing/__pycache__/a.pyc"]
+    kept += [f"{cuda}/libcusolver.so.12", f"{cuda}/libnvrtc.so.13", f"{cuda}/libcupti.so.13"]
     for name in gone + kept:
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).touch()

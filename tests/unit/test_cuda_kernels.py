@@ -23,25 +23,14 @@ def container(*entries: tuple[int, int]) -> bytes:
         payload = b"\x90" * 24
         head = struct.pack("<HHIQ", kind, 1, 64, len(payload)).ljust(28, b"\0")
         inside += (head + struct.pack("<I", architecture)).ljust(64, b"\0") + payload
-    return struct.pack("<IHHQ", cuda_kernels.CONTAINER_MAGIC, 1, 16, len(inside)) + inside
+    return cuda_kernels.HEADER.pack(cuda_kernels.MAGIC, 1, 16, len(inside)) + inside
 
 
-def library(path: Path, *containers: bytes, section: bytes = b".nv_fatbin") -> Path:
-    """Write an ELF file with the containers in one section, with a gap between them."""
-    names = b"\0.text\0" + section + b"\0"
-    body = (b"\0" * 8).join(containers)
-    names_at, body_at = 64, 64 + len(names)
-    table_at = body_at + len(body)
-
-    def header(name: int, offset: int, length: int) -> bytes:
-        return struct.pack("<IIQQQQ", name, 1, 0, 0, offset, length).ljust(64, b"\0")
-
-    table = header(0, 0, 0) + header(0, names_at, len(names)) + header(7, body_at, len(body))
-    head = bytearray(b"\x7fELF\x02\x01".ljust(64, b"\0"))
-    struct.pack_into("<Q", head, 0x28, table_at)
-    struct.pack_into("<HHH", head, 0x3A, 64, 3, 1)
+def library(path: Path, *containers: bytes, magic: bytes = b"\x7fELF") -> Path:
+    """Write a library with the containers in it, and something like one between them."""
+    between = cuda_kernels.MAGIC + b"\xff" * 40
     padding = b"\0" * cuda_kernels.LARGE_BYTES
-    path.write_bytes(bytes(head) + names + body + table + padding)
+    path.write_bytes(magic.ljust(64, b"\0") + between.join(containers) + between + padding)
     return path
 
 
@@ -55,9 +44,10 @@ def test_kernels_are_read_from_every_container(tmp_path: Path) -> None:
 
 
 def test_what_is_no_library_with_kernels_is_none(tmp_path: Path) -> None:
-    (tmp_path / "a.so").write_bytes(b"no library" * 20)
+    (tmp_path / "a.so").write_bytes(b"short")
     assert kernels_of(tmp_path / "a.so") is None
-    assert kernels_of(library(tmp_path / "b.so", container(), section=b".other")) is None
+    assert kernels_of(library(tmp_path / "b.so")) is None
+    assert kernels_of(library(tmp_path / "c.so", container((PTX, 75)), magic=b"text")) is None
 
 
 @pytest.mark.parametrize(
