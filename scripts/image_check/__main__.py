@@ -32,11 +32,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from image_check import Unable, Wrong, behaviour, contents, hub
 from image_check.behaviour import Facts, Trial
-from image_check.store import ROOT, Store, copy_context
+from image_check.store import ROOT, Store, copy_context, remove
 
-FOLDER = ROOT / ".cache" / "image"
+FOLDER = (ROOT / ".cache").resolve() / "image"  # as mounts name it
 BASE, WORKER = "localhost/lipsync-base:check", "localhost/lipsync-worker:check"
 FREE_BYTES = {"overlay": 14 * 10**9, "vfs": 20 * 10**9}
 WEIGHTS_LIST = Path("cluster/image/check-list.json")
@@ -44,6 +46,9 @@ WEIGHTS_LIST = Path("cluster/image/check-list.json")
 
 def check(store: Store, *, write: bool) -> Facts:
     """Do everything, and return what was measured."""
+    free, wanted = shutil.disk_usage(store.folder).free, FREE_BYTES[store.driver]
+    if free < wanted:
+        raise Unable(f"it needs {wanted // 10**9} GB of disk, and {free // 10**9} are free")
     context, media = store.folder / "context", store.folder / "media"
     copy_context(context)
     behaviour.make_media(media)
@@ -149,21 +154,35 @@ def main() -> int:
     try:
         if lacking := why_not():
             raise Unable(lacking)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        store = Store(FOLDER)
-        free, wanted = shutil.disk_usage(FOLDER).free, FREE_BYTES[store.driver]
-        if free < wanted:
-            raise Unable(f"it needs {wanted // 10**9} GB of disk, and {free // 10**9} are free")
-        print(json.dumps(check(store, write=options.write)))
+        with own_folder(keep=options.keep):
+            print(json.dumps(check(Store(FOLDER), write=options.write)))
     except Unable as unable:
         print(f"image-check: skipped: {unable}")
     except (Wrong, subprocess.SubprocessError) as wrong:
         print(f"image-check: {wrong}", file=sys.stderr)
         return 1
-    finally:
-        if not options.keep:
-            shutil.rmtree(FOLDER, ignore_errors=True)
     return 0
+
+
+@contextmanager
+def own_folder(*, keep: bool) -> Iterator[None]:
+    """Have the folder of the check for this process alone, and remove it.
+
+    Raises:
+        Unable: another check has it.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(FOLDER.with_suffix(".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as exc:
+        raise Unable(f"another check is using {FOLDER}") from exc
+    try:
+        yield
+    finally:
+        if not keep:
+            remove(FOLDER)
+        lock.release()
 
 
 if __name__ == "__main__":

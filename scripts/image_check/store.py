@@ -101,8 +101,9 @@ class Store:
         if not (root / "usr" / "bin" / "python3").exists():
             shutil.rmtree(root, ignore_errors=True)
             include = "--include=ca-certificates,python3,python3-venv"
-            words = ["debootstrap", "--variant=minbase", include, SUITE, str(root), *_mirror()]
-            done = finished(words, COMMAND_S)
+            # In a namespace of mounts, as a debootstrap that is stopped leaves /proc in the root.
+            words = ["unshare", "--mount", "debootstrap", "--variant=minbase", include, SUITE]
+            done = finished([*words, str(root), *_mirror()], COMMAND_S)
             if done is None or done.returncode:
                 last = "" if done is None else done.stdout[-300:] + done.stderr[-300:]
                 shutil.rmtree(root, ignore_errors=True)
@@ -240,6 +241,16 @@ def in_session(session: int) -> list[psutil.Process]:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder of the check, and first what is mounted below it."""
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed([each for each in mounted if each.startswith(f"{folder}/")]):
+        subprocess.run(["umount", "--lazy", place], check=False)
+    if any(each.startswith(f"{folder}/") for each in Path("/proc/self/mounts").read_text().split()):
+        return  # the files of something else would be removed
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- this machine ---------------------------------------------------------------------------------
