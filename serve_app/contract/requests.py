@@ -20,7 +20,8 @@ from pydantic import (
     field_validator,
 )
 
-from musetalk_pipeline.options import JobOptions, Option, job_options
+from musetalk_pipeline.option_spec import Option
+from musetalk_pipeline.options import JobOptions, job_options
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -35,6 +36,11 @@ class _Choices(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def chosen(self) -> dict[str, object]:
+        """Return the options that are chosen, by their names."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _fields() -> dict[str, Any]:
@@ -117,7 +123,7 @@ class JobRequest(BaseModel):
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
-        return defaults.with_choices({**self.params.model_dump(exclude_none=True), **size})
+        return defaults.with_choices({**self.params.chosen(), **size})
 
 
 class PreviewRequest(JobRequest):
