@@ -83,7 +83,7 @@ def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools:
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
         files = JobFiles(video_path, audio_path)
-        job = open_job(files, Path(folder), options, MediaLimits(), tools.detector)
+        job = open_job(files, Path(folder), options, MediaLimits(), tools.detector, follows=False)
         needs_parse_inputs = tools.engine.needs_parse_inputs
         frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
         return compose_preview(frame, draw_preview(frame, tools.engine, options), options)

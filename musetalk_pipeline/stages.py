@@ -39,6 +39,7 @@ from musetalk_pipeline.errors import (
     JobCancelled,
     NoFaceFound,
 )
+from musetalk_pipeline.face_search import FaceSearch
 from musetalk_pipeline.faces.block_faces import (
     all_faces,
     chosen_faces,
@@ -52,7 +53,7 @@ from musetalk_pipeline.media.encode import PieceEncoder
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
-from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
+from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
@@ -63,7 +64,6 @@ from musetalk_pipeline.pixels.picture import (
     size_warnings,
     target_size,
     to_picture,
-    whole_picture,
 )
 from musetalk_pipeline.plan import (
     BLOCK_S,
@@ -74,13 +74,7 @@ from musetalk_pipeline.plan import (
     playing_fps,
     speech_fps,
 )
-from musetalk_pipeline.survey import (
-    KnownSurveys,
-    Survey,
-    face_counter,
-    survey,
-    survey_person,
-)
+from musetalk_pipeline.survey import KnownSurveys
 from musetalk_pipeline.track import Track
 from musetalk_pipeline.watch import Check, go_on
 
@@ -146,14 +140,16 @@ def open_job(
     block_size: BlockSize = DEFAULT_BLOCKS,
     known_surveys: KnownSurveys | None = None,
     read_for: ReaderOf | None = None,
+    follows: bool = True,
     check: Check = go_on,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
     `known_surveys`: of the same video and options, which save that search. `read_for`: returns what
-    reads the frames that are searched; None starts decoders that end with this call. `check` raises
-    once the result is no longer needed.
+    reads the frames that are searched; None starts decoders that end with this call. `follows`: a
+    chosen person is followed through the video; if not, only the frame of the choice is searched.
+    `check` raises once the result is no longer needed.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
@@ -168,51 +164,18 @@ def open_job(
             duration_s=audio.duration_s,
         )
     reached = min(source.n_frames, n_output)
-    found = _find_faces(
-        source, options, detector, known_surveys, read_for, reached=reached, fps=fps, check=check
-    )
+    search = FaceSearch(source, options, known_surveys, read_for)
+    choice = options.face.face
+    if isinstance(choice, str):
+        found = search.for_faces(detector, reached, fps)
+    elif follows:
+        found = search.for_person(choice, range(reached), fps, check)
+    else:
+        found = search.of_one_frame(choice)
     picture = fit_picture(source, options.frame, found.faces)
     plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
     warnings = (*size_warnings(source, options.frame), *found.warnings)
     return OpenJob(source, audio, picture, plan, options, warnings, found.track)
-
-
-def _find_faces(
-    source: SourceVideo,
-    options: JobOptions,
-    detector: LandmarkDetector,
-    known: KnownSurveys | None,
-    read_for: ReaderOf | None,
-    *,
-    reached: int,
-    fps: Fraction,
-    check: Check,
-) -> Survey:
-    """Return a known survey of the frames that the sound reaches, or make one."""
-    is_cropped, choice = options.frame.fit == "crop", options.face.face
-    is_exact = is_cropped or not isinstance(choice, str)
-    found = known and known.find(reached, fps, is_exact=is_exact)
-    if found:
-        return found
-    # The frames as the run will decode them, unless the crop depends on the face: then whole.
-    searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
-    with closing(SharedReaders(1)) as own:
-        read = (read_for or partial(own.of, "survey"))(source, searched)
-        if isinstance(choice, str):
-            found = survey(
-                read,
-                searched,
-                detector,
-                reached=reached,
-                fps=fps,
-                counter=face_counter() if choice == "largest" else None,
-                is_cropped=is_cropped,
-            )
-        else:
-            found = survey_person(read, source, searched, choice, range(reached), check)
-    if known:
-        known.keep(reached, fps, found)
-    return found
 
 
 def _open_both(

@@ -87,6 +87,12 @@ class _Detection:
     def area(self) -> float:
         return float(np.prod(self.high - self.low))
 
+    def is_about(self, box: Box) -> bool:
+        """Return whether each holds the middle of the other."""
+        (x, y), (u, v) = (self.low + self.high) / 2, box.middle
+        is_inside = box.x0 <= x < box.x1 and box.y0 <= y < box.y1
+        return is_inside and bool((self.low <= (u, v)).all() and ((u, v) < self.high).all())
+
 
 class _Detector:
     """An SSD face network, which turns pixels into boxes and eyes."""
@@ -162,9 +168,10 @@ class MeshDetector:
             searches = itertools.islice(self._searches(frame), None if with_small else 2)
             detections = list(itertools.chain(*searches))
             for detection in _by_prominence(detections, frame)[:most_boxes]:
+                if any(detection.is_about(box) for box, _ in found):
+                    continue  # both networks find the same faces
                 landmarks = self._landmarks(frame, detection)
                 box = None if landmarks is None else face_box(landmarks.points)
-                # Both networks find the same faces, so most boxes come twice.
                 is_new = box is not None and not any(box.is_around_middle_of(b) for b, _ in found)
                 if box is not None and landmarks is not None and is_new:
                     found.append((box, landmarks))

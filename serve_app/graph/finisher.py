@@ -124,7 +124,9 @@ class Finisher:
     ) -> PreviewPicture:
         """Paste a preview's face and write the PNG."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
-        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+        return PreviewPicture(
+            preview.png(), preview.face.box, preview.source_frame, preview.visible
+        )
 
     async def keep(self, attempt_id: str) -> None:
         """Keep the scratch of a live attempt that does nothing here at the moment."""

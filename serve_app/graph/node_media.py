@@ -126,6 +126,7 @@ class NodeMedia:
                         block_size=self._block_size,
                         known_surveys=known_surveys,
                         read_for=read_for,
+                        follows=not attempt.is_preview,
                         check=check,
                     )
                 )

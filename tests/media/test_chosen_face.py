@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, NoFaceFound
 from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint, FaceChoice
-from musetalk_pipeline.options import EncodeOptions, FaceOptions, FrameOptions, JobOptions
+from musetalk_pipeline.media.decode import read_frames
+from musetalk_pipeline.media.reader import Frames, ReadFrames
+from musetalk_pipeline.options import (
+    EncodeOptions,
+    FaceOptions,
+    FrameOptions,
+    JobOptions,
+    MediaLimits,
+)
 from musetalk_pipeline.pipeline import Result, run
 from musetalk_pipeline.preview import make_preview
+from musetalk_pipeline.stages import JobFiles, open_job
 from tests.decoding import frames_of
 from tests.media.two_people import FPS, Frame, Person, scene, write
 
@@ -208,3 +218,27 @@ def test_a_preview_shows_the_frame_of_the_choice_and_all_of_its_faces(
     assert len(made.visible) == 2
     assert any(box.is_around_middle_of(made.face.box) for box in made.visible)
     assert any(box.is_around_middle_of(Box(70, 70, 180, 200)) for box in made.visible)
+
+
+def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
+    """The sliders of a page make one preview after the other, so none may read the whole video."""
+    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
+    asked: list[tuple[int, int]] = []
+
+    def read_for(source: SourceVideo, picture: Picture) -> ReadFrames:
+        def read(start: int, end: int) -> Frames:
+            asked.append((start, end))
+            yield from read_frames(source, picture, start, end)
+
+        return read
+
+    options = choosing(FaceAtPoint((340, 150), 15))
+    for follows in (False, True):
+        folder = tmp_path / str(follows)
+        folder.mkdir()
+        open_job(
+            *(files, folder, options, MediaLimits(), tools.detector),
+            read_for=read_for,
+            follows=follows,
+        )
+    assert asked == [(15, 16), (0, 32)]
