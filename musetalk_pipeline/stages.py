@@ -154,15 +154,9 @@ def open_job(
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = _open_both(files, work_dir, options, limits)
+    source, audio = open_both(files, work_dir, options, limits)
     fps = playing_fps(source.fps, options.frame.fps)
-    n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
-    if n_output < 1:
-        raise AudioTooShort(
-            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(fps):.3g} frames a second. Send longer audio.",
-            duration_s=audio.duration_s,
-        )
+    n_output = output_frames(audio, fps, options)
     reached = min(source.n_frames, n_output)
     search = FaceSearch(source, options, known_surveys, read_for)
     choice = options.face.face
@@ -178,7 +172,19 @@ def open_job(
     return OpenJob(source, audio, picture, plan, options, warnings, found.track)
 
 
-def _open_both(
+def output_frames(audio: SpeechAudio, fps: Fraction, options: JobOptions) -> int:
+    """Return how many frames the sound covers; AudioTooShort if it covers none."""
+    frames = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
+    if frames < 1:
+        raise AudioTooShort(
+            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
+            f"with {float(fps):.3g} frames a second. Send longer audio.",
+            duration_s=audio.duration_s,
+        )
+    return frames
+
+
+def open_both(
     files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
 ) -> tuple[SourceVideo, SpeechAudio]:
     """Check both files concurrently. If both are unusable, the video's error is the one raised."""

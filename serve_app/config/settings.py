@@ -30,6 +30,8 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StreamSettings,
+    StudioSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -49,6 +51,8 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StreamSettings",
+    "StudioSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -94,6 +98,7 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
@@ -117,6 +122,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )

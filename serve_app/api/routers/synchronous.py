@@ -12,6 +12,8 @@ from orchestrator.store.errors import QueueFull
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
 from serve_app.api.fields import check_size, odd_size
+from serve_app.api.models.jobs import GenerateResult
+from serve_app.api.models.problems import sent_problems
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
@@ -22,6 +24,24 @@ from serve_app.jobs.job import Origin, SubmissionOptions
 router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
 
 
+_PICTURE: dict[str, Any] = {
+    "description": "A PNG.",
+    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "X-Face-Box": {"description": "x0,y0,x1,y1 in px.", "schema": {"type": "string"}},
+        "X-Source-Frame": {
+            "description": "The frame of the video that is shown.",
+            "schema": {"type": "integer"},
+        },
+        "X-Faces": {
+            "description": "x0,y0,x1,y1 of each face of that frame, with semicolons between them, "
+            "in pixels of the video as it is displayed.",
+            "schema": {"type": "string"},
+        },
+    },
+}
+
+
 def _generate_schema() -> dict[str, Any]:
     """Describe the body of `POST /generate`, which is read leniently and so has no model."""
     schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -29,7 +49,13 @@ def _generate_schema() -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-@router.post("/generate", summary="Do a job and wait for it", openapi_extra=_generate_schema())
+@router.post(
+    "/generate",
+    summary="Do a job and wait for it",
+    response_model=GenerateResult,
+    responses=sent_problems(404, 409),
+    openapi_extra=_generate_schema(),
+)
 async def generate(
     http: Request,
     payload: Annotated[dict[str, Any], Body()],
@@ -62,9 +88,14 @@ def _read(
     return request, warnings + odd_size(request.resolution)
 
 
-@router.post("/v1/avatar/preview", summary="Get one frame, to choose options")
+@router.post(
+    "/v1/avatar/preview",
+    summary="Get one frame, to choose options",
+    response_class=Response,
+    responses={200: _PICTURE, **sent_problems(409)},
+)
 async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
-    """Return one composited frame (PNG) with its face box; `X-Face-Box` is x0,y0,x1,y1 in px.
+    """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px.
 
     `X-Faces` has such a box for each face of the frame `X-Source-Frame`, the largest first and with
     a semicolon between them, in pixels of the video as it is displayed: where `params.face` can
