@@ -265,14 +265,14 @@ LANDMARKS = 2048  # of a prepared and an encoded frame, with what describes them
 CRF_STEP = 6  # x264 halves the rate with so many steps
 
 
-def frame_bytes(engine: str, picture: Picture, encode: EncodeOptions) -> int:
-    """Return what one frame with a face takes: its crop, parser's input, appearance, mask, sound,
-    drawn face and encoded picture, all at the same time.
+def frame_bytes(engine: str, picture: Picture, encode: EncodeOptions, faces: int = 1) -> int:
+    """Return what one frame with so many faces takes: their crops, parser's inputs, appearances,
+    masks, drawn faces, and its sound and encoded picture, all at the same time.
 
     The encoded picture is estimated from above. The rest depends on the engine alone, because full
-    frames never leave a stage. A frame without a face takes less.
+    frames never leave a stage. A frame with fewer faces takes less.
     """
     raw = picture.width * picture.height * 3 // 2  # 4:2:0, as it is encoded
     encoded = raw / 2 ** (encode.crf / CRF_STEP)
     own = PARSE_INPUT + LATENTS + WHISPER_WINDOW if engine == "musetalk" else FACE + MOUTH_SHAPE
-    return own + 2 * FACE + MASK + LANDMARKS + round(encoded)
+    return faces * (own + 2 * FACE + MASK + LANDMARKS) + round(encoded)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from musetalk_pipeline.boxes import Box
 
 MOST_FACES = 8  # of one frame that are told apart
+MOST_DRAWN = 4  # of one frame that are redrawn, with `all`: bounds the work and memory of a block
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from musetalk_pipeline.artifacts import Face, Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import NoFaceFound
-from musetalk_pipeline.face_choice import MOST_FACES
+from musetalk_pipeline.face_choice import MOST_DRAWN, MOST_FACES
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 from musetalk_pipeline.faces.presence import Picked
@@ -18,7 +18,6 @@ from musetalk_pipeline.pixels.picture import is_shown
 from musetalk_pipeline.plan import Block
 
 Frame = NDArray[np.uint8]
-MOST_DRAWN = 4  # faces of one frame, with `all`: bounds the memory and the work of a block
 
 
 def prominent_faces(

@@ -115,6 +115,7 @@ def test_pixels_outside_the_chosen_face_are_the_source(made) -> None:
     assert rows.min() >= 100 and rows.max() < 225
 
 
+@pytest.mark.slow
 def test_without_a_choice_the_most_prominent_face_speaks_and_it_is_said(made) -> None:
     job = made([both()] * 12, LOSSLESS)
     assert all(job.changed(n) == {"right"} for n in range(12))
@@ -193,6 +194,7 @@ def test_a_place_without_a_face_is_refused_with_the_places_of_the_faces(made) ->
         assert left < x < left + width
 
 
+@pytest.mark.slow
 def test_a_frame_without_faces_is_said_to_have_none(made) -> None:
     with pytest.raises(FaceNotFound, match="No faces were found in that frame"):
         made([scene()] * 3 + [both()] * 6, choosing(FaceAtPoint(WOMAN, 1)))
@@ -203,12 +205,14 @@ def test_a_frame_beyond_the_end_is_refused(made) -> None:
         made([both()] * 6, choosing(FaceAtPoint(WOMAN, 6)))
 
 
+@pytest.mark.slow
 def test_a_person_whom_the_sound_does_not_reach_is_refused(speech, tools, tmp_path: Path) -> None:
     video = write(tmp_path / "late.mp4", [scene(Person("man", RIGHT))] * 10 + [both()] * 10)
     with pytest.raises(NoFaceFound, match="in no frame that the audio reaches"):
         run(video, speech(0.2), tmp_path / "o.mp4", choosing(FaceAtPoint(WOMAN, 15)), tools)
 
 
+@pytest.mark.slow
 def test_a_preview_shows_the_frame_of_the_choice_and_all_of_its_faces(
     speech, tools, tmp_path: Path
 ) -> None:
