@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,3 +250,24 @@ def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: P
             follows=follows,
         )
     assert asked == [(15, 16), (0, 32)]
+
+
+@pytest.mark.slow
+def test_a_face_that_the_preview_command_prints_is_what_make_takes(speech, tmp_path: Path) -> None:
+    video, sound = write(tmp_path / "people.mp4", [both()] * 6), speech(0.24)
+
+    def lipsync(command: str, out: str, *more: str) -> dict[str, Any]:
+        words = [sys.executable, "-m", "lipsync", command, video, sound, "-o", tmp_path / out]
+        done = subprocess.run(
+            [*words, "--json", *more], check=True, timeout=120, capture_output=True, text=True
+        )
+        told = json.loads(done.stdout)
+        assert isinstance(told, dict)
+        return told
+
+    faces = lipsync("preview", "p.png")["faces"]
+    hers = min(faces, key=lambda word: int(word.removeprefix("box:").split(",")[0]))
+    lipsync("make", "out.mp4", "--face", hers, "--crf", "0", "--preset", "ultrafast")
+    source, made = frames_of(video), frames_of(tmp_path / "out.mp4")
+    np.testing.assert_array_equal(source[:, :, 240:], made[:, :, 240:])
+    assert (source[:, :, :240] != made[:, :, :240]).any(axis=(1, 2, 3)).all()
