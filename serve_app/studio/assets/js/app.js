@@ -17,7 +17,7 @@ import { curlOf } from "./curl.js";
 
 class Studio {
   constructor() {
-    this.api = new Api(new Keys());
+    this.api = new Api(new Keys(() => this.begin()));
     this.features = null;
     this.player = new Player();
     this.worker = new Worker(this.api);
@@ -200,7 +200,7 @@ class Studio {
     this.setStage(true, "Result");
     history.replaceState(null, "", `#job=${encodeURIComponent(job.id)}`);
     this.recent.refresh();
-    $("screen").scrollIntoView({ block: "nearest" });
+    if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView({ block: "start" });
     const curl = curlOf(this.api.base.href, known.request, known.files, Boolean(this.api.keys.key));
     this.jobView.show(job, curl);
     this.changed();
