@@ -1,4 +1,4 @@
-"""The studio shows the source frame that belongs to each frame of the result, as the plan has it."""
+"""Source and result of the studio show the same moment, frame by frame, as the plan has it."""
 
 from __future__ import annotations
 
