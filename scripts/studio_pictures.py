@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from playwright.sync_api import expect
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
@@ -20,7 +21,7 @@ from demo.__main__ import SPEECH_ROOTS  # noqa: E402
 from demo.media import demo_speech, demo_video  # noqa: E402
 from tests.browser import open_chromium  # noqa: E402
 from tests.serve.running import running_app  # noqa: E402
-from tests.serve.studio_browser import Creator, creator_at  # noqa: E402
+from tests.serve.studio_browser import RENDER_MS, Creator, creator_at  # noqa: E402
 
 MOST_BYTES = 200_000
 
@@ -48,8 +49,8 @@ def show_result(creator: Creator, seconds: str) -> None:
     creator.wait_title("Your video is ready")
     page.locator("#made-video").evaluate("(video) => video.pause()")
     page.get_by_role("slider", name="Position in both videos").fill(seconds)
-    page.wait_for_function("!document.querySelector('#made-video').seeking")
-    page.wait_for_function("!document.querySelector('#source-video').seeking")
+    for video in ("#made-video", "#source-video"):
+        expect(page.locator(video)).to_have_js_property("seeking", False)
     page.evaluate("document.activeElement.blur()")
 
 
@@ -75,7 +76,7 @@ def main() -> None:
         with creator_at(browser, base, scheme="dark") as creator:
             begin(creator, video, voice)
             creator.start()
-            creator.page.wait_for_function("document.querySelector('#job-bar').value > 0.4")
+            expect(creator.page.locator("#made-video")).to_be_visible(timeout=RENDER_MS)
             save("rendering", creator)
             creator.wait_title("Your video is ready")
         with creator_at(browser, base, "phone", "dark") as creator:

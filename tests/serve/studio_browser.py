@@ -63,14 +63,18 @@ class Creator(Visitor):
         """Collect the answers with previews while options change; wait for the last frame."""
         answers: list[Response] = []
         before = self.page.locator("#preview-picture").get_attribute("src")
-        self.page.on("response", answers.append)
+
+        def collect(answer: Response) -> None:
+            if answer.url.endswith("/preview"):
+                answers.append(answer)
+
+        self.page.on("response", collect)
         yield answers
         expect(self.page.locator("#preview-picture")).not_to_have_attribute(
             "src", before or "", timeout=RENDER_MS
         )
         self.wait_preview()
-        self.page.remove_listener("response", answers.append)
-        answers[:] = [answer for answer in answers if answer.url.endswith("/preview")]
+        self.page.remove_listener("response", collect)
 
     def start(self) -> str:
         """Make the video. Return the id of the job."""

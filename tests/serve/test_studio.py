@@ -77,7 +77,8 @@ def test_a_creator_makes_a_video_from_files(
 
     # Both videos are at the place that the scrubber says.
     page.get_by_role("slider", name="Position in both videos").fill("1.2")
-    page.wait_for_function("!document.getElementById('source-video').seeking")
+    expect(page.locator("#made-video")).to_have_js_property("seeking", False)
+    expect(page.locator("#source-video")).to_have_js_property("seeking", False)
     times = creator.times()
     assert times["made"] == pytest.approx(1.2, abs=0.05)
     assert times["source"] == pytest.approx(1.2, abs=0.05)

@@ -232,10 +232,12 @@ class Studio {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
     if (!isOver(job)) return;
+    // A video that somebody has waited for begins by itself. Its stream loses its place as it ends.
+    const place = this.player.place() ?? { seconds: 0, plays: Boolean(before) };
     this.stream.stop();
     this.preview.leave(true);
     if (job.status !== "succeeded") $("made-waiting").textContent = "There is no result.";
-    if (job.status === "succeeded") this.player.setMade(job.output_url, Boolean(before));
+    if (job.status === "succeeded") this.player.setMade(job.output_url, place);
     else this.player.clearMade();
     if (job.status === "failed") this.fail({ message: job.error, hint: job.failure.hint, input: job.failure.input });
     if (before && before !== job.status) {

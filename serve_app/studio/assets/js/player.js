@@ -57,16 +57,20 @@ export class Player {
     if (this.hasSource && this.source.paused && this.made.hidden) this.source.currentTime = seconds;
   }
 
-  /** Show a finished video, at the place where the unfinished one was. `plays`: if there was none,
-   * it begins to play. */
-  async setMade(url, plays) {
-    const { currentTime, paused, hidden } = this.made;
+  /** Return where the result is and whether it plays; null if none is shown. */
+  place() {
+    if (this.made.hidden) return null;
+    return { seconds: this.made.ended ? 0 : this.made.currentTime, plays: !this.made.paused };
+  }
+
+  /** Show a finished video at a place. */
+  async setMade(url, { seconds, plays }) {
     this.made.src = url;
     this.made.hidden = false;
     this.made.muted = false;
     this.source.muted = true;
-    if (!hidden && currentTime > 0) this.made.currentTime = currentTime;
-    if (hidden ? plays : !paused) await this.play();
+    if (seconds > 0) this.made.currentTime = seconds;
+    if (plays) await this.play();
     this.#draw();
   }
 
