@@ -17,9 +17,12 @@ from serve_app.private_folders import (
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where this node keeps its files. `scratch` holds one folder per attempt and nothing else."""
+    """Where this node keeps its files. `scratch` and `streams` hold one folder per attempt and
+    nothing else.
+    """
 
     scratch: Path
+    streams: Path
     results: Path
     state: Path
     avatars: Path
@@ -33,6 +36,7 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     """
     folders = _folders(args, env)
     check_root(folders.scratch)
+    check_root(folders.streams)
     require_own(folders.state.resolve(), "state_dir")
     require_makeable(folders.scratch, "work_dir (MUSETALK_WORKDIR)")
     if env.b2_bucket is None:
@@ -51,6 +55,7 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     """
     folders = _folders(args, env)
     make_root(folders.scratch)
+    make_root(folders.streams)
     if not folders.results.is_dir():
         # An existing one keeps its mode, since it may be shared. The files in it are private.
         make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
@@ -70,7 +75,7 @@ def _folders(args: AppArgs, env: Environment) -> Folders:
     work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
     avatars = args.avatars.folder or args.state_dir / "avatars"
-    paths = (work / "jobs", results, args.state_dir, avatars)
+    paths = (work / "jobs", work / "streams", results, args.state_dir, avatars)
     return Folders(*(path.absolute() for path in paths))
 
 
@@ -83,7 +88,7 @@ def default_work_dir() -> Path:
 
 
 def check_root(root: Path) -> None:
-    """Check the scratch root and the default parent if they are there; make nothing.
+    """Check a root of scratch and the default parent if they are there; make nothing.
 
     Raises:
         FolderRefused: as `make_root`.
@@ -94,7 +99,7 @@ def check_root(root: Path) -> None:
 
 
 def make_root(root: Path) -> None:
-    """Make the scratch root, and the folder above it if need be.
+    """Make a root of scratch, and the folder above it if need be.
 
     The default parent lies in the folder for temporary files and is made private too. Any other
     parent belongs to the operator, and may be shared.

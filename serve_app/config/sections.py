@@ -328,6 +328,24 @@ class AvatarSettings(Section):
     )
 
 
+class StreamSettings(Section):
+    """Videos that can be watched while they are made."""
+
+    max_gb: float = Field(
+        5.0,
+        ge=0,
+        description="Beyond this size the least recently watched are removed; those that are being "
+        "made stay. With 0 none are made. 1 GB is 10^9 bytes.",
+    )
+    keep_minutes: float = Field(
+        60.0,
+        gt=0,
+        le=525_600,
+        description="A stream whose job has ended is removed when nobody has watched it for so "
+        "long.",
+    )
+
+
 class StudioSettings(Section):
     """The page for creators."""
 

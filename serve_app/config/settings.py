@@ -29,6 +29,7 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StreamSettings,
     StudioSettings,
 )
 from serve_app.contract.requests import Params, option_field
@@ -49,6 +50,7 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StreamSettings",
     "StudioSettings",
     "configured_jobs",
     "jobs_at_a_time",
@@ -95,6 +97,7 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(

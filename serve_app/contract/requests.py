@@ -19,8 +19,10 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from pydantic.config import JsonDict
 
 from musetalk_pipeline.options import JobOptions, Option, job_options
+from orchestrator.job_api.described import shows
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -89,12 +91,23 @@ Url = Annotated[
 ]
 
 
+_MEDIA: JsonDict = {
+    "video_url": "https://media.example/face.mp4",
+    "audio_url": "https://media.example/speech.wav",
+}
+_NAMED: JsonDict = {"musetalk_job_id": "job-1", **_MEDIA}
+
+
 class JobRequest(BaseModel):
     """One job, as `POST /generate` and the orchestrator's claims send it. Fields unknown to us are
     ignored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra=shows({**_NAMED, "params": {"crf": 20}}),
+    )
 
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
     video_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
@@ -131,10 +144,38 @@ class PreviewRequest(JobRequest):
     boxes: bool = Field(True, description="The face box and the crop box are drawn into the frame.")
 
 
+class EstimateRequest(BaseModel):
+    """`POST /v1/estimate`: the fields of a job that decide how long it takes, strictly read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: str | None = Field(
+        None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
+    )
+    audio_url: Url = Field(repr=False)
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
+
+
 class JobCreate(BaseModel):
     """`POST /v1/avatar/jobs`. A field that is not here is refused: it would be dropped silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=shows(
+            _MEDIA,
+            {
+                **_NAMED,
+                "resolution": "512x512",
+                "params": {"fit": "crop"},
+                "webhook_url": "https://hooks.example/lipsync",
+                "metadata": {"customer": 17},
+            },
+        ),
+    )
 
     video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
     avatar_id: str | None = Field(
@@ -171,7 +212,11 @@ class JobCreate(BaseModel):
 class AvatarCreate(BaseModel):
     """`POST /v1/avatars`. A field that is not here is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=shows({"video_url": _MEDIA["video_url"], "duration_s": 2}),
+    )
 
     video_url: Url = Field(repr=False)
     duration_s: FiniteFloat | None = Field(

@@ -5,8 +5,8 @@ first arrives:
 
 1. `/hc`, `/health`, the public ping, and the page with its files are open to everybody.
 2. `/v1/ping` and `/v1/preflight` need `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
-3. `/files/…` with a signature in its link passes: access_control.py checks it when files are
-   served.
+3. `/files/…` and streams with a signature in their link pass: access_control.py checks it when
+   they are served.
 4. Everything else needs `INGRESS_API_KEY` if that is set. Otherwise callers on loopback need
    nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if no key
    is set.
@@ -24,10 +24,10 @@ from starlette.types import Scope
 
 from serve_app.config.environment import Environment, secret_text
 from serve_app.gate.rejections import Rejection
+from serve_app.gate.signed_paths import subject_of
 
 OPEN_PATHS = frozenset({"/hc", "/health"})
 TOKEN_PATHS = frozenset({"/v1/ping", "/v1/preflight"})
-FILES_PREFIX = "/files/"
 PAGE_PATH, PAGE_PREFIX = "/", "/studio/"  # serve_app/studio
 FORWARDING_HEADERS = frozenset({b"forwarded", b"via", b"x-real-ip"})
 FORWARDING_PREFIX = b"x-forwarded-"
@@ -170,8 +170,8 @@ def _is_page(scope: Scope, path: str) -> bool:
 
 
 def has_signature(scope: Scope) -> bool:
-    """Whether the request is for a file and its link carries a signature, right or wrong."""
-    if not route_path(scope).startswith(FILES_PREFIX):
+    """Whether a link may open what the request is for, and carries a signature, right or wrong."""
+    if subject_of(route_path(scope)) is None:
         return False
     query = scope.get("query_string", b"").decode("latin-1")
     return "signature" in parse_qs(query, keep_blank_values=True)

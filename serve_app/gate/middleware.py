@@ -35,7 +35,7 @@ from serve_app.gate.bodies import (
     has_body,
     replay,
 )
-from serve_app.gate.callers import FILES_PREFIX, CallerRules, route_path
+from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
 from serve_app.gate.forwarding import ForwardedSend
 from serve_app.gate.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
@@ -50,6 +50,7 @@ from serve_app.gate.rejections import (
     Rejection,
     too_large,
 )
+from serve_app.gate.signed_paths import is_file
 
 logger = logging.getLogger("ray.serve")
 
@@ -169,7 +170,7 @@ class Gate:
                 return None
             if not await self._probes.is_past_start(scope):
                 return STARTING
-        if self._files is not None and path.startswith(FILES_PREFIX) and scope["method"] == "GET":
+        if self._files is not None and is_file(path) and scope["method"] == "GET":
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY

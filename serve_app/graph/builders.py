@@ -35,6 +35,7 @@ from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
+from serve_app.streams.streams import Streams
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,20 @@ def build_shelf(args: AppArgs, env: Environment) -> AvatarShelf | None:
     if args.avatars.max_gb == 0:
         return None
     return AvatarShelf(_local_avatars(args, env), _shared_avatars(args, env))
+
+
+def build_streams(args: AppArgs, env: Environment) -> Streams | None:
+    """Return the streams of an ingress, without those of an earlier one; None if there are none.
+
+    Call it once in a process, because it starts a thread.
+    """
+    rules = args.streams
+    if rules.max_gb == 0:
+        return None
+    streams = Streams(make_folders(args, env).streams, rules.keep_minutes * 60, rules.max_gb * 1e9)
+    streams.clear()
+    streams.start_janitor()
+    return streams
 
 
 def build_shared_retention(args: AppArgs, env: Environment) -> SharedRetention | None:

@@ -28,10 +28,17 @@ from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
+from musetalk_pipeline.measure import JobSize, measure_job
 from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.media.speech_audio import make_track, open_audio
-from musetalk_pipeline.stages import BlockSize, Digests, JobFiles, OpenJob, open_job
+from musetalk_pipeline.stages import (
+    BlockSize,
+    Digests,
+    JobFiles,
+    OpenJob,
+    open_job,
+)
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
@@ -131,6 +138,26 @@ class NodeMedia:
         if attempt.is_avatar:
             job = dataclasses.replace(job, plan=job.plan.played_once())
         return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))
+
+    async def measure(
+        self, attempt: Attempt, fetched: Measured[Digests], threads: StageThreads
+    ) -> JobSize:
+        """Check a job's media, and return how large its output will be.
+
+        Raises:
+            MediaError: they cannot be used.
+        """
+        folder = self.scratch.folder(attempt.attempt_id)
+        _require_same(await self._files(attempt, folder), fetched.value)
+        async with self._opening:
+            return await threads.run(
+                measure_job,
+                JobFiles(folder / VIDEO, folder / AUDIO, fetched.value, TRACK_WITHIN_S),
+                folder,
+                attempt.options,
+                self._limits,
+                block_size=self._block_size,
+            )
 
     async def here(self, opened: Opened, threads: StageThreads) -> OpenJob:
         """Return the opened job with paths that are valid on this node.

@@ -7,7 +7,7 @@ hit has one node, and another pool runs.
 - `killed`, `stopped`: the replica, by SIGKILL and SIGSTOP.
 - `node`: its node vanishes, with all processes.
 - `cut-off`: all processes of its node are stopped, as if its network were down. After the job they
-  go on, and find out that they were given up.
+  go on, notice that they were given up, and disturb nobody.
 - `drained`: the node is announced to go, and goes a moment later.
 """
 
@@ -169,9 +169,11 @@ def test_what_is_lost_costs_no_frame(
     assert cluster.client.post("/v1/avatar/jobs", json=media.job(job_id)).status_code == 202
     wait_phase(cluster, job_id, phase)
     node, seen = strike(cluster, stage, fault), len(cluster.log)
-    job = cluster.wait_for(job_id, *ENDED)
+    try:
+        job = cluster.wait_for(job_id, *ENDED)
+    finally:
+        repair(cluster, fault, node)  # whatever happened, so that the next cell is not hit too
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
     assert np.array_equal(stored(b2, job_id, tmp_path_factory), undisturbed)
     assert not [line for line in cluster.log[seen:] if DEADLINE in line]  # they are for what hangs
-    repair(cluster, fault, node)
     wait_until(lambda: cluster.scratch == [], "files of the job are left behind")

@@ -18,6 +18,7 @@ import pytest
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.plan import count_output_frames, source_of
 from tests.decoding import frames_of
+from tests.described import Document
 from tests.serve.running import LOSSLESS, media_server, probe
 
 FRAME_S = 1 / 25
@@ -96,7 +97,13 @@ def test_size_and_aspect_are_as_asked(app, clip, speech, tmp_path, asked, size):
 
 
 def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
-    answer = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6))).json()
+    document = Document(app.client.get("/openapi.json").json())
+    response = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6)))
+    answer = response.json()
+    for path in ("/v1/avatar/jobs/fields", "/v1/avatar/jobs", "/health", "/v1/avatars", "/hc"):
+        document.check(app.client.get(path))
+    document.check(response)
+    assert len(document.checked) == 6
     fields = {"status", "output_url", "musetalk_job_id", "metrics", "error", "warnings"}
     assert set(answer) == fields and answer["error"] is None
     metrics = answer["metrics"]

@@ -11,6 +11,8 @@ from orchestrator.store.errors import QueueFull
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
 from serve_app.api.fields import check_size, odd_size
+from serve_app.api.models.jobs import GenerateResult
+from serve_app.api.models.problems import sent_problems
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
@@ -21,6 +23,19 @@ from serve_app.jobs.job import Origin, SubmissionOptions
 router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
 
 
+_PICTURE: dict[str, Any] = {
+    "description": "A PNG.",
+    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "X-Face-Box": {"description": "x0,y0,x1,y1 in px.", "schema": {"type": "string"}},
+        "X-Source-Frame": {
+            "description": "The frame of the video that is shown.",
+            "schema": {"type": "integer"},
+        },
+    },
+}
+
+
 def _generate_schema() -> dict[str, Any]:
     """Describe the body of `POST /generate`, which is read leniently and so has no model."""
     schema = JobRequest.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -28,7 +43,13 @@ def _generate_schema() -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-@router.post("/generate", summary="Do a job and wait for it", openapi_extra=_generate_schema())
+@router.post(
+    "/generate",
+    summary="Do a job and wait for it",
+    response_model=GenerateResult,
+    responses=sent_problems(404, 409),
+    openapi_extra=_generate_schema(),
+)
 async def generate(
     http: Request,
     payload: Annotated[dict[str, Any], Body()],
@@ -61,7 +82,12 @@ def _read(
     return request, warnings + odd_size(request.resolution)
 
 
-@router.post("/v1/avatar/preview", summary="Get one frame, to choose options")
+@router.post(
+    "/v1/avatar/preview",
+    summary="Get one frame, to choose options",
+    response_class=Response,
+    responses={200: _PICTURE, **sent_problems(409)},
+)
 async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
     """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px."""
     check_size(request.aspect_ratio, request.resolution)
