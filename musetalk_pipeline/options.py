@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
+from musetalk_pipeline.face_choice import FaceChoice, read_face
 from musetalk_pipeline.option_spec import Option, Spec, options_of
 from musetalk_pipeline.time_options import TimeOptions
 
@@ -87,7 +88,8 @@ class FaceOptions:
     that a box is averaged over; 0 is the reference. `faceless`: what becomes of a frame without a
     face that the audio reaches. `pass` shows it as it is, at its own place; `refuse` ends the job.
     `edges`: what becomes of a box over the right or bottom edge of the frame. `clip` cuts it off;
-    `stretch` is the reference, which stretches what is visible to the whole box.
+    `stretch` is the reference, which stretches what is visible to the whole box. `face`: whose
+    mouth is redrawn; `largest` is the most prominent one of each frame, as in the reference.
     """
 
     version: Annotated[
@@ -132,6 +134,17 @@ class FaceOptions:
             "visible part is stretched as in the reference (`stretch`)."
         ),
     ] = "clip"
+    face: Annotated[
+        FaceChoice,
+        Spec(
+            "The mouth of the most prominent face of each frame is redrawn (`largest`), or those "
+            "of all faces (`all`), or that of the person who is at a point or in a box of one "
+            "frame, whom the video is then searched for. Pixels are those of the video as it is "
+            "displayed, and frames count from 0.",
+            metavar="largest|all|point:X,Y@N|box:X,Y,W,H@N",
+            read=read_face,
+        ),
+    ] = "largest"
 
 
 @dataclass(frozen=True, slots=True)
