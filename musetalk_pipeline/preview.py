@@ -57,9 +57,9 @@ class Preview:
             cv2.rectangle(marked, (box.x0, box.y0), (box.x1 - 1, box.y1 - 1), colour, 2)
         return marked
 
-    def png(self) -> bytes:
-        """Return the marked frame as a PNG file."""
-        is_made, data = cv2.imencode(".png", self.marked())
+    def png(self, *, has_boxes: bool = True) -> bytes:
+        """Return the frame as a PNG file, marked or as it is."""
+        is_made, data = cv2.imencode(".png", self.marked() if has_boxes else self.frame)
         assert is_made, "a picture of a checked size can always be written as PNG"
         return data.tobytes()
 

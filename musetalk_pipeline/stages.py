@@ -136,15 +136,9 @@ def open_job(
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = _open_both(files, work_dir, options, limits)
+    source, audio = open_both(files, work_dir, options, limits)
     fps = playing_fps(source.fps, options.frame.fps)
-    n_output = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
-    if n_output < 1:
-        raise AudioTooShort(
-            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(fps):.3g} frames a second. Send longer audio.",
-            duration_s=audio.duration_s,
-        )
+    n_output = output_frames(audio, fps, options)
     reached = min(source.n_frames, n_output)
     found = _find_faces(
         source, options, detector, known_surveys, read_for, reached=reached, fps=fps
@@ -153,6 +147,18 @@ def open_job(
     plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
     warnings = (*size_warnings(source, options.frame), *found.warnings)
     return OpenJob(source, audio, picture, plan, options, warnings)
+
+
+def output_frames(audio: SpeechAudio, fps: Fraction, options: JobOptions) -> int:
+    """Return how many frames the sound covers; AudioTooShort if it covers none."""
+    frames = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
+    if frames < 1:
+        raise AudioTooShort(
+            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
+            f"with {float(fps):.3g} frames a second. Send longer audio.",
+            duration_s=audio.duration_s,
+        )
+    return frames
 
 
 def _find_faces(
@@ -187,7 +193,7 @@ def _find_faces(
     return found
 
 
-def _open_both(
+def open_both(
     files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
 ) -> tuple[SourceVideo, SpeechAudio]:
     """Check both files concurrently. If both are unusable, the video's error is the one raised."""

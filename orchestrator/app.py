@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
+from orchestrator.job_api.document import describe
 from orchestrator.pages.routes import add_pages
 from orchestrator.service import (
     errors,
@@ -59,6 +60,7 @@ def create_app(services: Services) -> FastAPI:
         scaling_routes.router,
     ):
         app.include_router(router)
+    describe(app)
     add_pages(app, services)
     errors.add_handlers(app)
     app.add_middleware(BodyLimit)

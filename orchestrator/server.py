@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from types import FrameType
@@ -49,7 +50,19 @@ def serve(settings: Settings) -> None:
         logger.warning(
             "nobody can submit a job yet: set ORCHESTRATOR_ADMIN_KEY, or add a client's key"
         )
-    new_server(settings, services).run()
+    server = new_server(settings, services)
+    spare_the_collector()
+    server.run()
+
+
+def spare_the_collector() -> None:
+    """Leave everything that exists now, and lives as long as the process, out of collections.
+
+    Python's full collections stop all threads. With the modules among what they search, each took
+    some 90 ms, and the 99th percentile of a claim was 120 ms.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def new_server(settings: Settings, services: Services) -> Server:

@@ -47,6 +47,7 @@ RULES = {
     "orchestrator.client": ("torch", "ray", "fastapi", "sqlalchemy", "psycopg"),
     "orchestrator.store.store": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
     "orchestrator.__main__": ("ray", *HEAVY),
+    "lipsync_client": (*SERVICE, *HEAVY, "numpy", "typer", "serve_app"),
     "cluster": ("torch",),
     # The scaling loop and the command line load these.
     "cluster.rental.clients": ("ray", "fastapi", "starlette", "uvicorn", *HEAVY),
@@ -65,6 +66,7 @@ PLANTED = {
     "library_without_service": ("musetalk_pipeline/options.py", "pydantic"),
     "vocabulary_without_media": ("musetalk_pipeline/plan.py", "av"),
     "orchestrator_alone": ("orchestrator/client.py", "ray"),
+    "client_alone": ("lipsync_client/calls.py", "pydantic"),
     "scheduling_without_ray": ("serve_app/scaling/demand.py", "ray"),
     "orchestrator_rooms": ("orchestrator/store/keys.py", "orchestrator.app"),
     "store_without_http": ("orchestrator/store/keys.py", "fastapi"),

@@ -256,7 +256,7 @@ def test_what_is_imported_is_asked_for() -> None:
     asked = pins("base.in").keys() | pins("torch.in").keys() | pins("mm.txt").keys()
     asked |= pins("mm-source.lock").keys()
     missing = set()
-    for package in ("serve_app", "musetalk_pipeline", "orchestrator", "lipsync"):
+    for package in ("serve_app", "musetalk_pipeline", "orchestrator", "lipsync", "lipsync_client"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 for module in imported(node):

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, SpeechAudio
 from musetalk_pipeline.errors import Stage, StageFailed
 from musetalk_pipeline.files import replacing
+from musetalk_pipeline.media.packets import JoinedPieces, Sounds, open_piece
 from musetalk_pipeline.options import EncodeOptions
 
 # ITU-T H.273 numbers; 2 is "unspecified".
@@ -132,15 +132,15 @@ def _write(
         raise StageFailed("There is nothing to stitch.", stage=Stage.POSTPROCESSING)
     options = {"movflags": "+faststart", "video_track_timescale": str(fps.numerator)}
     with (
-        _opened(first) as template,
+        open_piece(first) as template,
         av.open(str(track_path), mode="r") as sound_file,
         av.open(str(out_path), mode="w", format="mp4", options=options) as out,
     ):
         video = out.add_stream_from_template(template.streams.video[0], opaque=True)
         video.time_base = 1 / fps
         audio = out.add_stream_from_template(sound_file.streams.audio[0])
-        joined = _JoinedPieces(template, picture, fps)
-        sounds = _Sounds(sound_file)
+        joined = JoinedPieces(template, picture, fps)
+        sounds = Sounds(sound_file)
         for packet in joined.packets(itertools.chain([first], ordered)):
             # Sound is written before the picture that it belongs to, so that neither is buffered.
             for sound in sounds.before(Fraction(packet.dts or 0) / fps):
@@ -152,83 +152,6 @@ def _write(
             sound.stream = audio
             out.mux_one(sound)
     return joined.count
-
-
-def _opened(piece: NDArray[np.uint8]) -> InputContainer:
-    return av.open(io.BytesIO(piece.data), mode="r", format="mp4")
-
-
-class _Sounds:
-    """The packets of the sound, read up to a time."""
-
-    def __init__(self, container: InputContainer) -> None:
-        self._packets = (packet for packet in container.demux(audio=0) if packet.size)
-        self._waiting = next(self._packets, None)
-
-    def before(
-        self, time_s: Fraction, *, is_end: bool = False
-    ) -> Iterator[av.Packet[av.AudioStream]]:
-        """Yield the packets that start before `time_s`.
-
-        At the end the last one is declared shorter, so that the sound is as long as the picture.
-        """
-        while self._waiting is not None and _start_s(self._waiting) < time_s:
-            packet, self._waiting = self._waiting, next(self._packets, None)
-            if is_end and packet.time_base is not None:
-                left = (time_s - _start_s(packet)) / packet.time_base
-                packet.duration = min(packet.duration or 0, int(left))
-            yield packet
-
-
-def _start_s(packet: av.Packet[av.AudioStream]) -> Fraction:
-    assert packet.pts is not None and packet.time_base is not None
-    return packet.pts * packet.time_base
-
-
-class _JoinedPieces:
-    """The packets of all pieces, their times in frames from the start of the whole video."""
-
-    def __init__(self, template: InputContainer, picture: Picture, fps: Fraction) -> None:
-        context = template.streams.video[0].codec_context
-        if (context.width, context.height) != (picture.width, picture.height):
-            raise _unfit(0, "their size is not the picture's")
-        self._parameters = context.extradata
-        self._ahead = context.reorder_depth
-        self._fps = fps
-        self.count = 0
-
-    def packets(self, pieces: Iterable[NDArray[np.uint8]]) -> Iterator[av.Packet[av.VideoStream]]:
-        for number, piece in enumerate(pieces):
-            with _opened(piece) as container:
-                if container.streams.video[0].codec_context.extradata != self._parameters:
-                    raise _unfit(number, "their H.264 parameter sets differ")
-                yield from self._moved(container, number)
-
-    def _moved(self, container: InputContainer, number: int) -> Iterator[av.Packet[av.VideoStream]]:
-        start = self.count
-        for packet in container.demux(video=0):
-            if packet.pts is None or packet.dts is None or packet.time_base is None:
-                continue  # the demuxer's end mark
-            if self.count == start and not packet.is_keyframe:
-                raise _unfit(number, "one does not begin with a key frame")
-            # One frame is decoded per frame shown, ahead by as many as may be reordered. The
-            # pieces' own decoding times agree, except in pieces shorter than that.
-            packet.pts = start + int(packet.pts * packet.time_base * self._fps)
-            packet.dts = self.count - self._ahead
-            if packet.dts > packet.pts:
-                raise _unfit(number, "one reorders its frames further than the first")
-            packet.duration = 1
-            packet.time_base = 1 / self._fps
-            self.count += 1
-            yield packet
-
-
-def _unfit(number: int, why: str) -> StageFailed:
-    return StageFailed(
-        f"The encoded segments do not fit together: {why}.",
-        stage=Stage.POSTPROCESSING,
-        piece=number,
-    )
 
 
 def _tag(context: av.VideoCodecContext, colour: ColourTags) -> None:

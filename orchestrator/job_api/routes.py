@@ -12,9 +12,10 @@ from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, params
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from orchestrator.job_api.described import LOCATION, Done, JobModels
 from orchestrator.job_api.event_stream import EventStream, read_event_id
 from orchestrator.job_api.lists import JobQuery, QueryText
 
@@ -54,6 +55,15 @@ class JobBoard(Protocol[Create, Listed]):
         ...
 
 
+_EVENTS: dict[str, Any] = {
+    "description": "Events, each with the job as its data.",
+    "content": {
+        "text/event-stream": {
+            "schema": {"type": "string"},
+            "example": 'id: 3\nevent: progress\ndata: {"id": "job-1", "status": "running"}\n\n',
+        }
+    },
+}
 BoardOf = Callable[..., Awaitable[JobBoard[Any, Any]]]
 # `path`: an id may contain slashes, encoded or not. The longer routes have to come first.
 JobId = Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)]
@@ -63,6 +73,7 @@ Key = Annotated[QueryText | None, Header(min_length=1, max_length=256)]
 def job_router(
     board_of: BoardOf,
     create_model: type[BaseModel],
+    models: JobModels,
     query_model: type[JobQuery] = JobQuery,
     dependencies: Sequence[params.Depends] = (),
 ) -> APIRouter:
@@ -71,13 +82,14 @@ def job_router(
     Args:
         board_of: a dependency that admits the caller and returns its board.
         create_model: the body of a submission. Its `musetalk_job_id` is the caller's id or None.
+        models: what the document says about the answers.
         query_model: the query of a list.
     """
     router = APIRouter(prefix=PREFIX, tags=["jobs"], dependencies=list(dependencies))
-    _add_collection(router, board_of, create_model, query_model)
-    _add_events(router, board_of)
-    _add_retry(router, board_of)
-    _add_job(router, board_of)
+    _add_collection(router, board_of, create_model, models, query_model)
+    _add_events(router, board_of, models)
+    _add_retry(router, board_of, models)
+    _add_job(router, board_of, models)
     return router
 
 
@@ -85,6 +97,7 @@ def _add_collection(
     router: APIRouter,
     board_of: BoardOf,
     create_model: type[BaseModel],
+    models: JobModels,
     query_model: type[JobQuery],
 ) -> None:
     async def create_job(
@@ -110,14 +123,29 @@ def _add_collection(
     # FastAPI reads models from annotations, and these models differ by service.
     create_job.__annotations__["create"] = create_model
     list_jobs.__annotations__["query"] = Annotated[query_model, Query()]
-    router.post("", status_code=202, summary="Submit a job")(create_job)
-    router.get("", summary="List jobs, newest first")(list_jobs)
+    router.post(
+        "",
+        status_code=202,
+        summary="Submit a job",
+        response_model=models.job,
+        responses={202: {"headers": LOCATION}, **models.sent(404, 409)},
+    )(create_job)
+    router.get(
+        "",
+        summary="List jobs, newest first",
+        response_model=models.page,
+        responses=models.read(),
+    )(list_jobs)
 
 
-def _add_events(router: APIRouter, board_of: BoardOf) -> None:
-    summary = "Follow a job (server-sent events)"
-
-    @router.get("/{job_id:path}/events", summary=summary, response_class=EventStream)
+def _add_events(router: APIRouter, board_of: BoardOf, models: JobModels) -> None:
+    @router.get(
+        "/{job_id:path}/events",
+        summary="Follow a job (server-sent events)",
+        # FastAPI would give the class's media type to the errors, too.
+        response_class=Response,
+        responses={200: _EVENTS, **models.read(404)},
+    )
     async def job_events(
         job_id: JobId,
         board: Annotated[JobBoard[Any, Any], Depends(board_of)],
@@ -127,8 +155,13 @@ def _add_events(router: APIRouter, board_of: BoardOf) -> None:
         return EventStream(await board.follow(job_id, read_event_id(last_event_id)))
 
 
-def _add_retry(router: APIRouter, board_of: BoardOf) -> None:
-    @router.post("/{job_id:path}/retry", summary="Queue an ended job again")
+def _add_retry(router: APIRouter, board_of: BoardOf, models: JobModels) -> None:
+    @router.post(
+        "/{job_id:path}/retry",
+        summary="Queue an ended job again",
+        response_model=models.job,
+        responses=models.sent(404, 409),
+    )
     async def retry_job(
         job_id: JobId, board: Annotated[JobBoard[Any, Any], Depends(board_of)]
     ) -> JSONResponse:
@@ -136,15 +169,25 @@ def _add_retry(router: APIRouter, board_of: BoardOf) -> None:
         return JSONResponse(await board.retry(job_id))
 
 
-def _add_job(router: APIRouter, board_of: BoardOf) -> None:
-    @router.get("/{job_id:path}", summary="Get a job")
+def _add_job(router: APIRouter, board_of: BoardOf, models: JobModels) -> None:
+    @router.get(
+        "/{job_id:path}",
+        summary="Get a job",
+        response_model=models.job,
+        responses=models.read(404),
+    )
     async def get_job(
         job_id: JobId, board: Annotated[JobBoard[Any, Any], Depends(board_of)]
     ) -> JSONResponse:
         """Return a job, however it was submitted."""
         return JSONResponse(await board.get(job_id))
 
-    @router.delete("/{job_id:path}", summary="Cancel a job")
+    @router.delete(
+        "/{job_id:path}",
+        summary="Cancel a job",
+        response_model=Done,
+        responses=models.read(404, 409),
+    )
     async def cancel_job(
         job_id: JobId, board: Annotated[JobBoard[Any, Any], Depends(board_of)]
     ) -> JSONResponse:

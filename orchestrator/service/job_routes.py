@@ -18,6 +18,7 @@ from orchestrator.service.delivery_routes import check_webhook
 from orchestrator.service.errors import Rejected
 from orchestrator.service.event_stream import MAX_READERS, event_stream
 from orchestrator.service.job_messages import JobCreate, attempt_body
+from orchestrator.service.job_models import JOB_MODELS
 from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id
 from orchestrator.store.states import STATUSES
@@ -118,4 +119,4 @@ async def job_attempts(
 # First, as a job's route takes any longer path too.
 router.include_router(_attempts)
 router.include_router(delivery_routes.router)
-router.include_router(job_router(_board, JobCreate, WorkersJobQuery))
+router.include_router(job_router(_board, JobCreate, JOB_MODELS, WorkersJobQuery))

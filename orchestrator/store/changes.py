@@ -19,8 +19,6 @@ MAX_EVENTS = 200  # kept of one job, the newest
 
 Row = sa.RowMapping
 
-ADD_EVENT = events.insert()
-
 FREE: Mapping[str, Any] = {
     "worker_id": None,
     "leased_at": None,
@@ -88,16 +86,14 @@ def append_event(
     tx: Transaction, job_id: str, attempt: object, kind: str, facts: Mapping[str, object]
 ) -> None:
     """Append an event of a locked job whose row the caller does not have; see `add_event`."""
-    number = (tx.execute(statements.LAST_EVENT_NUMBER, job_id=job_id).scalar() or 0) + 1
-    tx.execute(
-        ADD_EVENT,
+    number: int = tx.execute(
+        statements.APPEND_EVENT,
         job_id=job_id,
-        number=number,
         kind=kind,
         happened_at=tx.now,
         attempt=attempt,
         facts=dict(facts) or None,
-    )
+    ).scalar_one()
     if number > MAX_EVENTS:
         too_old = events.c.number <= number - MAX_EVENTS
         tx.execute(events.delete().where(events.c.job_id == job_id, too_old))

@@ -232,8 +232,8 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     timeouts = "-c statement_timeout=10000 -c lock_timeout=5000"
     return sa.create_engine(
         url,
-        pool_size=8,
-        max_overflow=8,
+        pool_size=16,
+        max_overflow=0,
         pool_timeout=WAIT_S,
         connect_args={
             "connect_timeout": int(WAIT_S),

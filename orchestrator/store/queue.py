@@ -37,12 +37,11 @@ from orchestrator.store.values import KEPT_AVATAR, NewJob, Rules
 
 CLIENTS, JOBS_OF_A_CLIENT = 16, 16
 
-# -- virtual_time -- At which the last job was given out.
-VIRTUAL_TIME = sa.select(virtual_clock.c.time)
-
-# -- first_clients -- Those with queued jobs that have had the least service.
+# -- first_clients -- Those with queued jobs that have had the least service, and the virtual time
+# at which the last job was given out.
 _used = sa.func.coalesce(accounts.c.used, 0.0)
-_start = sa.case((_used < sa.bindparam("time"), sa.bindparam("time")), else_=_used)
+_time = sa.func.coalesce(sa.select(virtual_clock.c.time).scalar_subquery(), 0.0)
+_start = sa.case((_used < _time, _time), else_=_used)
 # Each step reads one entry of the index: grouping would read those of all queued jobs.
 _queued = jobs.c.state == JobState.QUEUED
 _waiting = sa.select(sa.func.min(jobs.c.client).label("client")).where(_queued).cte(recursive=True)
@@ -57,6 +56,7 @@ FIRST_CLIENTS = (
         sa.func.coalesce(accounts.c.weight, 1.0).label("weight"),
         _used.label("used"),
         usual(LearntKind.SECONDS, _seconds, UNKNOWN_S).label("expected_s"),
+        _time.label("time"),
     )
     .outerjoin(accounts, accounts.c.client == _waiting.c.client)
     .outerjoin(
@@ -148,8 +148,8 @@ LIVE_GROUPS = (
 
 def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob], Accounts]:
     """Return the jobs that a worker may have now, the best one first, and the accounts."""
-    time = tx.execute(VIRTUAL_TIME).scalar() or 0.0
-    first = tx.execute(FIRST_CLIENTS, time=time).mappings().all()
+    first = tx.execute(FIRST_CLIENTS).mappings().all()
+    time = first[0]["time"] if first else 0.0
     clients = {row["client"]: Account(row["weight"], row["used"]) for row in first}
     known = Accounts(time, clients)
     expected_s = {row["client"]: row["expected_s"] for row in first}

@@ -73,9 +73,18 @@ ATTEMPT_BY_BUFFER_ID = sa.select(attempts).where(
     attempts.c.buffer_job_id == sa.bindparam("buffer_job_id")
 )
 
-# -- last_event_number --
-LAST_EVENT_NUMBER = sa.select(sa.func.coalesce(sa.func.max(events.c.number), 0)).where(
-    events.c.job_id == sa.bindparam("job_id")
+# -- append_event -- The next number of a job, which is locked, is taken in the same exchange.
+_given = ("job_id", "kind", "happened_at", "attempt", "facts")
+_last_number = sa.func.coalesce(sa.func.max(events.c.number), 0)
+APPEND_EVENT = (
+    sa.insert(events)
+    .from_select(
+        ["number", *_given],
+        sa.select(
+            _last_number + 1, *(sa.bindparam(name, type_=events.c[name].type) for name in _given)
+        ).where(events.c.job_id == sa.bindparam("job_id", type_=events.c.job_id.type)),
+    )
+    .returning(events.c.number)
 )
 
 

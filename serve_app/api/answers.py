@@ -53,6 +53,7 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
         "id": job.id,
         "status": job.status,
         "output_url": _output_url(outcome, links),
+        "stream_url": _stream_url(job, links),
         "metrics": outcome.metrics if isinstance(outcome, Success) else None,
         "error": outcome.error_message if isinstance(outcome, Failure) else None,
         "failure": failure,
@@ -105,6 +106,13 @@ def _output_url(outcome: Outcome | None, links: Links | None) -> str | None:
     if not isinstance(outcome, Success):
         return None
     return links.link(outcome.output_url) if links else outcome.output_url
+
+
+def _stream_url(job: Job, links: Links | None) -> str | None:
+    # The next attempt at a job that is queued again will have a stream of its own.
+    if links is None or job.status == "queued":
+        return None
+    return links.stream(job.id, job.number)
 
 
 def _utc(seconds: float) -> str:

@@ -13,6 +13,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from orchestrator.job_api.document import describe
+from serve_app.api.description import DESCRIPTION, SUMMARY, TAGS, operation_id
 from serve_app.api.errors import (
     ERROR_HANDLERS,
     on_crash,
@@ -23,6 +25,7 @@ from serve_app.api.routers import ROUTERS
 from serve_app.api.services import Services
 from serve_app.config.settings import API_VERSION
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate
+from serve_app.studio.routes import studio_router
 
 
 def build_api(services: Services) -> FastAPI:
@@ -30,7 +33,10 @@ def build_api(services: Services) -> FastAPI:
     api = FastAPI(
         title="Lip-sync",
         version=API_VERSION,
-        description="Takes a video and speech; returns the video with lips that match the speech.",
+        summary=SUMMARY,
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        generate_unique_id_function=operation_id,
         exception_handlers={
             RequestValidationError: on_invalid,
             HTTPException: on_http_error,
@@ -40,6 +46,9 @@ def build_api(services: Services) -> FastAPI:
     # The gate in the proxy cannot check links, and a proxy may not run it, so this one checks all.
     api.add_middleware(Gate, access=services.access, limits=INGRESS_LIMITS)
     add_routes(api, services)
+    describe(api)
+    if services.options.has_page:
+        api.include_router(studio_router())
     return api
 
 

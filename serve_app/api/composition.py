@@ -13,21 +13,25 @@ from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Ser
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
 from serve_app.config.settings import AppArgs, configured_jobs, jobs_at_a_time, reported_jobs
+from serve_app.estimates.estimator import Estimator
 from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
-from serve_app.gate.links import LinkMaker
+from serve_app.gate.links import LinkMaker, no_stream
 from serve_app.graph.builders import (
     build_scratch,
     build_shared_retention,
     build_shelf,
     build_store,
+    build_streams,
+    build_uploads,
     configured_description,
 )
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.job_stream import JobStreams
 from serve_app.graph.left_nodes import left_nodes, live_node_ids
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.placement_watch import PlacementWatch
@@ -40,12 +44,15 @@ from serve_app.graph.replicas import ReplicaWatch
 from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
+from serve_app.graph.transfers import length_of
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
+from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
 from serve_app.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -75,9 +82,14 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
     left.start(live_node_ids)
     scratch = build_scratch(args, env)
     scratch.start_janitor()
-    makers = SegmentMakers(
-        graph, args.driver, capacity, StageCalls(args.driver), PieceFiles(scratch)
+    estimator = Estimator(
+        capacity.runners,
+        lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
+        capacity.ahead,
     )
+    calls = StageCalls(args.driver)
+    makers = SegmentMakers(graph, args.driver, capacity, calls, PieceFiles(scratch))
+    streams = build_streams(args, env)
     driver = JobDriver(
         makers,
         args.inputs.download_timeout_s,
@@ -85,8 +97,14 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         jobs_at_a_time(args, env),
         prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
         left_nodes=left,
+        expected_s=lambda job: estimator.after_opening_s(length_of(job)),
+        streams=None
+        if streams is None
+        else JobStreams(streams, graph.finisher, calls, args.driver.finish_timeout_s),
     )
-    return assemble(args, env, driver, readiness, scaling=scaling)
+    return assemble(
+        args, env, driver, readiness, streams=streams, scaling=scaling, estimator=estimator
+    )
 
 
 def assemble(
@@ -96,11 +114,16 @@ def assemble(
     readiness: ReadinessCheck,
     timing: JobTiming = DEFAULT_TIMING,
     *,
+    streams: Streams | None = None,
     scaling: Scaling | None = None,
+    estimator: Estimator | None = None,
 ) -> Services:
-    """Build the services around a driver and a readiness check; see `compose`."""
+    """Build the services around a driver and a readiness check; see `compose`. Without `estimator`,
+    estimates know only what the configuration says about pools.
+    """
     folders = make_folders(args, env)
-    links = LinkMaker.of(args, env, folders.state)
+    has_stream = no_stream if streams is None else streams.has
+    links = LinkMaker.of(args, env, folders.state, has_stream)
     jobs = JobService(
         JobRegistry(folders.state / "jobs.sqlite3", timing=timing.state),
         driver,
@@ -108,10 +131,11 @@ def assemble(
         args.job_defaults(),
         _output_check(build_store(args, env)),
         timing=timing,
+        estimator=estimator or _estimator_of(args),
     )
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
-    rules = CallerRules.of(env)
+    rules = CallerRules.of(env, has_page=args.studio.enabled)
     logger.info(rules.in_words())
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
@@ -125,10 +149,13 @@ def assemble(
         most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
+        owners=Owners(links.signer.secret),
         avatars=build_shelf(args, env),
+        uploads=build_uploads(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),
+        streams=streams,
         scaling=scaling,
     )
 
@@ -136,6 +163,11 @@ def assemble(
 def _drawers(scaling: Scaling | None) -> int:
     """Return how many Generator replicas run, or may be started for work that waits."""
     return 1 if scaling is None else scaling.drawers
+
+
+def _estimator_of(args: AppArgs) -> Estimator:
+    capacity = SharedCapacity(args)
+    return Estimator(capacity.runners, lambda: prices_of(args))
 
 
 def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:

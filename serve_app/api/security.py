@@ -14,6 +14,7 @@ from fastapi.security import APIKeyHeader, APIKeyQuery, HTTPAuthorizationCredent
 from serve_app.api.errors import RequestRejected
 from serve_app.api.services import ServicesDep
 from serve_app.gate.rejections import Rejection
+from serve_app.gate.signed_paths import file_subject, stream_subject
 
 key_header = APIKeyHeader(
     name="X-Internal-API-Key",
@@ -34,7 +35,7 @@ worker_token = HTTPBearer(
 link_signature = APIKeyQuery(
     name="signature",
     scheme_name="SignedLink",
-    description="Part of the links to results, together with `expires`.",
+    description="Part of the links to results and streams, together with `expires`.",
     auto_error=False,
 )
 
@@ -90,7 +91,23 @@ async def require_link_or_key(
     Raises:
         RequestRejected: the link is invalid or has expired, or the key is missing or invalid.
     """
-    _require(services.access.check_link(request.scope, key))
+    _require(services.access.check_link(request.scope, file_subject(key)))
+
+
+async def require_stream_link_or_key(
+    request: Request,
+    job_id: str,
+    services: ServicesDep,
+    _signature: _Signature,
+    _key: _Header,
+    _bearer: _Bearer,
+) -> None:
+    """Reject a caller who has neither a valid link to the stream of `job_id` nor the callers' key.
+
+    Raises:
+        RequestRejected: see `require_link_or_key`.
+    """
+    _require(services.access.check_link(request.scope, stream_subject(job_id)))
 
 
 def _require(rejection: Rejection | None) -> None:

@@ -21,7 +21,12 @@ from serve_app.gate.links import LinkMaker
 from serve_app.graph.scaling_loop import Scaling
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
+from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
+from serve_app.uploads.store import UploadStore
 from serve_app.webhooks.sender import WebhookSender
+
+ESTIMATES = 4  # at once; each holds two inputs in the scratch of the Preprocessor
 
 
 class ReadinessCheck(Protocol):
@@ -74,6 +79,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    has_page: bool = False
 
     @classmethod
     def of(cls, args: AppArgs, env: Environment) -> ApiOptions:
@@ -84,6 +90,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            has_page=args.studio.enabled,
         )
 
 
@@ -108,10 +115,11 @@ class Services:
     """Everything that the routes and the job runner of one ingress use.
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
-    for previews. Orchestrators are told `reported_capacity`, and jobs are claimed from them only
-    while fewer than `most_claimed()` run. `avatars` is None if none are kept, and `webhooks`,
-    `polling` and `reports` are None if the environment does not enable them. `scaling` is None
-    without Ray.
+    for previews; `estimates` has those for estimates. Orchestrators are told `reported_capacity`,
+    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` and
+    `uploads` are None if none are kept, and `webhooks`, `polling` and `reports` are None if the
+    environment does not enable them. `streams` is None if the configuration allows none, and
+    `scaling` without Ray.
     """
 
     jobs: JobService
@@ -123,12 +131,16 @@ class Services:
     reported_capacity: int
     most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
+    owners: Owners
     options: ApiOptions = field(default_factory=ApiOptions)
     avatars: AvatarShelf | None = None
+    uploads: UploadStore | None = None
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
+    streams: Streams | None = None
     scaling: Scaling | None = None
+    estimates: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(ESTIMATES))
     open_calls: OpenCalls = field(default_factory=OpenCalls)
     draining: Draining = field(default_factory=Draining)
 

@@ -17,12 +17,16 @@ from serve_app.private_folders import (
 
 @dataclass(frozen=True, slots=True)
 class Folders:
-    """Where this node keeps its files. `scratch` holds one folder per attempt and nothing else."""
+    """Where this node keeps its files. `scratch` and `streams` hold one folder per attempt and
+    nothing else.
+    """
 
     scratch: Path
+    streams: Path
     results: Path
     state: Path
     avatars: Path
+    uploads: Path
 
 
 def check_folders(args: AppArgs, env: Environment) -> None:
@@ -33,6 +37,7 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     """
     folders = _folders(args, env)
     check_root(folders.scratch)
+    check_root(folders.streams)
     require_own(folders.state.resolve(), "state_dir")
     require_makeable(folders.scratch, "work_dir (MUSETALK_WORKDIR)")
     if env.b2_bucket is None:
@@ -41,6 +46,9 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     if args.avatars.max_gb:
         require_own(folders.avatars, "avatars.folder")
         require_makeable(folders.avatars, "avatars.folder")
+    if args.uploads.max_gb:
+        require_own(folders.uploads, UPLOADS_SETTING)
+        require_makeable(folders.uploads, UPLOADS_SETTING)
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:
@@ -51,6 +59,7 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     """
     folders = _folders(args, env)
     make_root(folders.scratch)
+    make_root(folders.streams)
     if not folders.results.is_dir():
         # An existing one keeps its mode, since it may be shared. The files in it are private.
         make_folder(folders.results, "result_dir (MUSETALK_RESULT_DIR)")
@@ -58,6 +67,7 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     # The registry holds signed addresses. A link that the operator made is followed.
     private_folder(folders.state.resolve(), "state_dir")
     make_folder(folders.avatars.parent, "avatars.folder")
+    make_folder(folders.uploads.parent, UPLOADS_SETTING)
     return folders
 
 
@@ -66,15 +76,28 @@ def scratch_root(args: AppArgs, env: Environment) -> Path:
     return _folders(args, env).scratch
 
 
+def folder_of_uploads(args: AppArgs) -> Path:
+    """Return where the ingress keeps uploads; it may not be there."""
+    return (args.uploads.folder or args.state_dir / "uploads").absolute()
+
+
 def _folders(args: AppArgs, env: Environment) -> Folders:
     work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
     avatars = args.avatars.folder or args.state_dir / "avatars"
-    paths = (work / "jobs", results, args.state_dir, avatars)
+    paths = (
+        work / "jobs",
+        work / "streams",
+        results,
+        args.state_dir,
+        avatars,
+        folder_of_uploads(args),
+    )
     return Folders(*(path.absolute() for path in paths))
 
 
 SETTING = "work_dir (MUSETALK_WORKDIR)"
+UPLOADS_SETTING = "uploads.folder"
 
 
 def default_work_dir() -> Path:
@@ -83,7 +106,7 @@ def default_work_dir() -> Path:
 
 
 def check_root(root: Path) -> None:
-    """Check the scratch root and the default parent if they are there; make nothing.
+    """Check a root of scratch and the default parent if they are there; make nothing.
 
     Raises:
         FolderRefused: as `make_root`.
@@ -94,7 +117,7 @@ def check_root(root: Path) -> None:
 
 
 def make_root(root: Path) -> None:
-    """Make the scratch root, and the folder above it if need be.
+    """Make a root of scratch, and the folder above it if need be.
 
     The default parent lies in the folder for temporary files and is made private too. Any other
     parent belongs to the operator, and may be shared.

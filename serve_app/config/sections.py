@@ -328,6 +328,32 @@ class AvatarSettings(Section):
     )
 
 
+class StreamSettings(Section):
+    """Videos that can be watched while they are made."""
+
+    max_gb: float = Field(
+        5.0,
+        ge=0,
+        description="Beyond this size the least recently watched are removed; those that are being "
+        "made stay. With 0 none are made. 1 GB is 10^9 bytes.",
+    )
+    keep_minutes: float = Field(
+        60.0,
+        gt=0,
+        le=525_600,
+        description="A stream whose job has ended is removed when nobody has watched it for so "
+        "long.",
+    )
+
+
+class StudioSettings(Section):
+    """The page for creators."""
+
+    enabled: bool = Field(
+        True, description="The page is at `/`. If this is off, the API is all that there is."
+    )
+
+
 class ResultSettings(Section):
     """How long finished videos are kept in the local folder."""
 
@@ -336,4 +362,27 @@ class ResultSettings(Section):
         50.0,
         gt=0,
         description="Beyond this size the oldest results are removed. 1 GB is 10^9 bytes.",
+    )
+
+
+class UploadSettings(Section):
+    """Files that callers upload to use them in jobs."""
+
+    max_gb: float = Field(
+        20.0,
+        ge=0,
+        description="Uploads beyond this size are refused until others have expired or were "
+        "deleted. With 0 none are accepted. 1 GB is 10^9 bytes.",
+    )
+    keep_hours: float = Field(
+        24.0, gt=0, le=876_000, description="An upload that no job has used for so long is removed."
+    )
+    unfinished_hours: float = Field(
+        2.0,
+        gt=0,
+        le=876_000,
+        description="So long an unfinished upload can be continued after its last byte.",
+    )
+    folder: Path | None = Field(
+        None, description="The folder. Without it, `uploads` in the folder of the state."
     )

@@ -29,6 +29,9 @@ from serve_app.config.sections import (
     ScalingSettings,
     Section,
     StageSettings,
+    StreamSettings,
+    StudioSettings,
+    UploadSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -48,6 +51,9 @@ __all__ = [
     "ScalingSettings",
     "Section",
     "StageSettings",
+    "StreamSettings",
+    "StudioSettings",
+    "UploadSettings",
     "configured_jobs",
     "jobs_at_a_time",
     "jobs_for",
@@ -93,7 +99,9 @@ class AppArgs(Section):
     driver: DriverSettings = DriverSettings()
     queue: QueueSettings = QueueSettings()
     results: ResultSettings = ResultSettings()
+    streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
+    uploads: UploadSettings = UploadSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."
@@ -116,6 +124,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
     )

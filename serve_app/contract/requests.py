@@ -19,8 +19,10 @@ from pydantic import (
     create_model,
     field_validator,
 )
+from pydantic.config import JsonDict
 
 from musetalk_pipeline.options import JobOptions, Option, job_options
+from orchestrator.job_api.described import shows
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
@@ -71,14 +73,24 @@ _INSIDE = (KEPT_VIDEO, SILENCE)
 AVATAR_ID = r"[0-9a-f]{32}"
 
 
+# An address that a caller gets for a file that it has uploaded.
+UPLOAD = "upload://"
+UPLOAD_ID = r"[0-9a-f]{32}"
+
+
 def is_inside(url: object) -> bool:
     """Return whether an address stands for something inside this worker."""
     return isinstance(url, str) and url.startswith(_INSIDE)
 
 
+def is_upload(url: object) -> bool:
+    """Return whether an address names an uploaded file."""
+    return isinstance(url, str) and url.startswith(UPLOAD)
+
+
 def _from_outside(url: str) -> str:
     if is_inside(url):
-        raise ValueError("use an http, https or file address")
+        raise ValueError("use an http, https, upload or file address")
     return url
 
 
@@ -89,12 +101,23 @@ Url = Annotated[
 ]
 
 
+_MEDIA: JsonDict = {
+    "video_url": "https://media.example/face.mp4",
+    "audio_url": "https://media.example/speech.wav",
+}
+_NAMED: JsonDict = {"musetalk_job_id": "job-1", **_MEDIA}
+
+
 class JobRequest(BaseModel):
     """One job, as `POST /generate` and the orchestrator's claims send it. Fields unknown to us are
     ignored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        json_schema_extra=shows({**_NAMED, "params": {"crf": 20}}),
+    )
 
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)]
     video_url: Annotated[str, Field(min_length=1, max_length=MAX_URL_CHARS, repr=False)]
@@ -128,12 +151,41 @@ class PreviewRequest(JobRequest):
     musetalk_job_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] = "preview"
     video_url: Url = Field(repr=False)
     audio_url: Url = Field(repr=False)
+    boxes: bool = Field(True, description="The face box and the crop box are drawn into the frame.")
+
+
+class EstimateRequest(BaseModel):
+    """`POST /v1/estimate`: the fields of a job that decide how long it takes, strictly read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
+    avatar_id: str | None = Field(
+        None, pattern=f"^{AVATAR_ID}$", description="A prepared avatar, in place of video_url."
+    )
+    audio_url: Url = Field(repr=False)
+    aspect_ratio: str | None = Field(None, max_length=32)
+    resolution: str | None = Field(None, max_length=32)
+    params: Params = Params()
 
 
 class JobCreate(BaseModel):
     """`POST /v1/avatar/jobs`. A field that is not here is refused: it would be dropped silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=shows(
+            _MEDIA,
+            {
+                **_NAMED,
+                "resolution": "512x512",
+                "params": {"fit": "crop"},
+                "webhook_url": "https://hooks.example/lipsync",
+                "metadata": {"customer": 17},
+            },
+        ),
+    )
 
     video_url: Url | None = Field(None, description="Required without avatar_id.", repr=False)
     avatar_id: str | None = Field(
@@ -170,7 +222,11 @@ class JobCreate(BaseModel):
 class AvatarCreate(BaseModel):
     """`POST /v1/avatars`. A field that is not here is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=shows({"video_url": _MEDIA["video_url"], "duration_s": 2}),
+    )
 
     video_url: Url = Field(repr=False)
     duration_s: FiniteFloat | None = Field(

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from serve_app.gate.callers import FILES_PREFIX, CallerRules, route_path
+from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.links import LinkSigner, LinkState
 from serve_app.gate.rejections import Rejection
+from serve_app.gate.signed_paths import subject_of
 
 WRONG_GUESS_CODES = frozenset({"key_wrong", "token_wrong", "link_wrong"})
 
@@ -97,10 +98,14 @@ class AccessControl:
     def check(self, scope: Scope) -> Rejection | None:
         """Return why a request is rejected, by its path; None if it may pass."""
         if scope["type"] == "http" and self._signer is not None:
-            path = route_path(scope)
-            if path.startswith(FILES_PREFIX):
-                return self.check_link(scope, path.removeprefix(FILES_PREFIX))
+            subject = subject_of(route_path(scope))
+            if subject is not None:
+                return self.check_link(scope, subject)
         return self._limited(self._rules.check(scope), scope)
+
+    def key_of(self, scope: Scope) -> str | None:
+        """Return the key that an admitted request came with, if any."""
+        return self._rules.key_of(scope)
 
     def check_key(self, scope: Scope) -> Rejection | None:
         """Return why a request for a route that needs the callers' key is rejected."""
@@ -114,14 +119,16 @@ class AccessControl:
         """Return why a request for the ping, which may be public, is rejected."""
         return None if self._rules.ping_is_public else self.check_token(scope)
 
-    def check_link(self, scope: Scope, file_name: str) -> Rejection | None:
-        """Return why a request for a file, which needs a valid link or the key, is rejected."""
-        return self._limited(self._check_link(scope, file_name), scope)
+    def check_link(self, scope: Scope, subject: str) -> Rejection | None:
+        """Return why a request that needs a valid link or the key is rejected. `subject`: what the
+        link signs (signed_paths.py).
+        """
+        return self._limited(self._check_link(scope, subject), scope)
 
-    def _check_link(self, scope: Scope, file_name: str) -> Rejection | None:
+    def _check_link(self, scope: Scope, subject: str) -> Rejection | None:
         if self._signer is None:
             return self._rules.check_key(scope)
-        state = self._signer.check(file_name, scope.get("query_string", b""))
+        state = self._signer.check(subject, scope.get("query_string", b""))
         if state is LinkState.VALID:
             return None
         if state is LinkState.ABSENT:

@@ -3,10 +3,10 @@
 `CallerRules.check` is pure and reads neither a body nor a clock, so it can run wherever a request
 first arrives:
 
-1. `/hc`, `/health` and the public ping are open to everybody.
+1. `/hc`, `/health`, the public ping, and the page with its files are open to everybody.
 2. `/v1/ping` and `/v1/preflight` need `WORKER_TOKEN`; `INGRESS_API_KEY` opens them too.
-3. `/files/…` with a signature in its link passes: access_control.py checks it when files are
-   served.
+3. `/files/…` and streams with a signature in their link pass: access_control.py checks it when
+   they are served.
 4. Everything else needs `INGRESS_API_KEY` if that is set. Otherwise callers on loopback need
    nothing, and callers from elsewhere need `INTERNAL_API_KEY`, or `ALLOW_ANONYMOUS=true` if no key
    is set.
@@ -24,10 +24,11 @@ from starlette.types import Scope
 
 from serve_app.config.environment import Environment, secret_text
 from serve_app.gate.rejections import Rejection
+from serve_app.gate.signed_paths import subject_of
 
 OPEN_PATHS = frozenset({"/hc", "/health"})
 TOKEN_PATHS = frozenset({"/v1/ping", "/v1/preflight"})
-FILES_PREFIX = "/files/"
+PAGE_PATH, PAGE_PREFIX = "/", "/studio/"  # serve_app/studio
 FORWARDING_HEADERS = frozenset({b"forwarded", b"via", b"x-real-ip"})
 FORWARDING_PREFIX = b"x-forwarded-"
 # More keys than that in one request are a search, not a caller.
@@ -36,16 +37,19 @@ _MAX_KEYS_READ = 4
 
 @dataclass(frozen=True, slots=True)
 class CallerRules:
-    """The keys that open this worker, and whether it is open without any."""
+    """The keys that open this worker, and whether it is open without any. `has_page`: whether it
+    has a page, which a browser loads before it can send a key.
+    """
 
     ingress_api_key: str | None = field(default=None, repr=False)
     internal_api_key: str | None = field(default=None, repr=False)
     worker_token: str | None = field(default=None, repr=False)
     ping_is_public: bool = False
     allow_anonymous: bool = False
+    has_page: bool = False
 
     @classmethod
-    def of(cls, environment: Environment) -> CallerRules:
+    def of(cls, environment: Environment, *, has_page: bool = False) -> CallerRules:
         """Return the rules that the environment sets."""
         return cls(
             ingress_api_key=secret_text(environment.ingress_api_key),
@@ -53,6 +57,7 @@ class CallerRules:
             worker_token=secret_text(environment.worker_token),
             ping_is_public=environment.ping_is_public,
             allow_anonymous=environment.allow_anonymous,
+            has_page=has_page,
         )
 
     def check(self, scope: Scope) -> Rejection | None:
@@ -61,6 +66,8 @@ class CallerRules:
             return None
         path = route_path(scope)
         if path in OPEN_PATHS or (path == "/v1/ping" and self.ping_is_public):
+            return None
+        if self.has_page and _is_page(scope, path):
             return None
         if path in TOKEN_PATHS:
             return self.check_token(scope)
@@ -105,6 +112,12 @@ class CallerRules:
         given = list(_keys(scope))
         expected = self.ingress_api_key or self.internal_api_key
         return _is_among(expected, given)
+
+    def key_of(self, scope: Scope) -> str | None:
+        """Return the key that an admitted request came with; None if it came without one."""
+        if self.has_right_key(scope):
+            return self.ingress_api_key or self.internal_api_key
+        return next(_keys(scope), None)
 
 
 _LOCAL_ONLY = Rejection(
@@ -157,9 +170,14 @@ def _check_key(scope: Scope, expected: str, setting: str) -> Rejection | None:
     )
 
 
+def _is_page(scope: Scope, path: str) -> bool:
+    is_read = scope.get("method") in ("GET", "HEAD")
+    return is_read and (path == PAGE_PATH or path.startswith(PAGE_PREFIX))
+
+
 def has_signature(scope: Scope) -> bool:
-    """Whether the request is for a file and its link carries a signature, right or wrong."""
-    if not route_path(scope).startswith(FILES_PREFIX):
+    """Whether a link may open what the request is for, and carries a signature, right or wrong."""
+    if subject_of(route_path(scope)) is None:
         return False
     query = scope.get("query_string", b"").decode("latin-1")
     return "signature" in parse_qs(query, keep_blank_values=True)

@@ -4,9 +4,8 @@ The local store records the path of a video under this worker (`/files/name.mp4`
 a link of that path, so that the link begins with the base URL that its reader uses and is fresh.
 URLs of other stores (B2, a signed URL) pass unchanged.
 
-A link carries `expires` (Unix seconds) and `signature`, an HMAC-SHA256 over the name and the
-expiry. The name is that of the result, without suffix: a link to the video also opens its
-sidecar.
+A link carries `expires` (Unix seconds) and `signature`, an HMAC-SHA256 over what it opens
+(signed_paths.py) and the expiry.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, quote, unquote
 
 from starlette.types import Scope
 
@@ -33,7 +32,13 @@ from musetalk_pipeline.files import create_private, part_name, sync
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.outcomes import Outcome, Success
-from serve_app.gate.callers import FILES_PREFIX, header_values
+from serve_app.gate.callers import header_values
+from serve_app.gate.signed_paths import (
+    FILES_PREFIX,
+    STREAM_PLAYLIST,
+    file_subject,
+    stream_subject,
+)
 
 SECRET_NAME, SECRET_BYTES = "link_secret", 32
 # Expiry is rounded up, so that a job that is requested repeatedly keeps the same link.
@@ -43,6 +48,15 @@ LOOPBACK_PEER = "127.0.0.1"
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,253})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]{1,64}){1,8}/?")
 _EXPIRES = re.compile(r"\d{1,12}")
+
+
+# Whether the attempt of a job with that number has a stream.
+HasStream = Callable[[str, int], bool]
+
+
+def no_stream(job_id: str, number: int) -> bool:
+    """Return False: nothing can be watched."""
+    return False
 
 
 class LinkState(StrEnum):
@@ -62,27 +76,26 @@ class LinkSigner:
     lifetime_s: float
     clock: Callable[[], float] = time.time
 
-    def query(self, key: str) -> str:
-        """Return the query string that opens `key` (a file's name, as in `/files/{key}`)."""
+    def query(self, subject: str) -> str:
+        """Return the query string that opens `subject` (signed_paths.py)."""
         expires = math.ceil((self.clock() + self.lifetime_s) / ROUNDED_S) * ROUNDED_S
-        return f"expires={expires}&signature={self._signature(key, str(expires))}"
+        return f"expires={expires}&signature={self._signature(subject, str(expires))}"
 
-    def check(self, key: str, query_string: bytes) -> LinkState:
-        """Check the query string of a request for `key`."""
+    def check(self, subject: str, query_string: bytes) -> LinkState:
+        """Check the query string of a request for `subject`."""
         query = parse_qs(query_string.decode("latin-1"), keep_blank_values=True)
         given, expires = query.get("signature", []), query.get("expires", [])
         if not given:
             return LinkState.ABSENT
         if len(given) != 1 or len(expires) != 1 or not _EXPIRES.fullmatch(expires[0]):
             return LinkState.WRONG
-        right = self._signature(key, expires[0])
+        right = self._signature(subject, expires[0])
         if not hmac.compare_digest(given[0].encode("utf-8", "replace"), right.encode()):
             return LinkState.WRONG
         return LinkState.VALID if self.clock() < int(expires[0]) else LinkState.EXPIRED
 
-    def _signature(self, key: str, expires: str) -> str:
-        stem = os.path.splitext(key)[0]
-        signed = f"files\n{stem}\n{expires}".encode("utf-8", "surrogatepass")
+    def _signature(self, subject: str, expires: str) -> str:
+        signed = f"{subject}\n{expires}".encode("utf-8", "surrogatepass")
         digest = hmac.new(self.secret, signed, hashlib.sha256).digest()
         return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
@@ -184,17 +197,28 @@ def _header(scope: Scope, name: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """Makes links that begin with one base URL."""
+    """Makes links that begin with one base URL.
+
+    `has_stream`: whether something of an attempt, given by its number, can be played.
+    """
 
     base: str
     signer: LinkSigner
+    has_stream: HasStream = no_stream
 
     def link(self, location: str) -> str:
         """Return the link to a stored location; a URL of another store stays as it is."""
         if not location.startswith(FILES_PREFIX):
             return location
         key = unquote(location.removeprefix(FILES_PREFIX))
-        return f"{self.base}{location}?{self.signer.query(key)}"
+        return f"{self.base}{location}?{self.signer.query(file_subject(key))}"
+
+    def stream(self, job_id: str, number: int) -> str | None:
+        """Return the link to the stream of an attempt at a job; None if nothing can be played."""
+        if not self.has_stream(job_id, number):
+            return None
+        query = f"number={number}&{self.signer.query(stream_subject(job_id))}"
+        return f"{self.base}/v1/avatar/jobs/{quote(job_id, safe='')}/{STREAM_PLAYLIST}?{query}"
 
     def publish(self, outcome: Outcome) -> Outcome:
         """Return the outcome with a link in the place of the stored location."""
@@ -209,19 +233,22 @@ class LinkMaker:
 
     bases: Bases
     signer: LinkSigner
+    has_stream: HasStream = no_stream
 
     @classmethod
-    def of(cls, args: AppArgs, env: Environment, state: Path) -> LinkMaker:
+    def of(
+        cls, args: AppArgs, env: Environment, state: Path, has_stream: HasStream = no_stream
+    ) -> LinkMaker:
         """Return what the configuration sets; the secret is kept in the folder `state`."""
         bound = f"http://{in_address(env.host)}:{env.port}"
         bases = Bases(bound, args.public_base_url, tuple(args.links.trusted_proxies))
         secret = read_secret(state / SECRET_NAME)
-        return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400))
+        return cls(bases, LinkSigner(secret, args.links.lifetime_days * 86400), has_stream)
 
     def for_request(self, scope: Scope) -> Links:
         """Return the links for the answer to a request."""
-        return Links(self.bases.of(scope), self.signer)
+        return Links(self.bases.of(scope), self.signer, self.has_stream)
 
     def for_notifications(self) -> Links:
         """Return the links for webhooks and reports, which answer no request."""
-        return Links(self.bases.of(), self.signer)
+        return Links(self.bases.of(), self.signer, self.has_stream)

@@ -12,6 +12,8 @@ from musetalk_pipeline.artifacts import frame_bytes
 from musetalk_pipeline.stages import OpenJob
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs
+from serve_app.estimates.estimator import Ahead
+from serve_app.estimates.forecast import PoolRunners, Runners
 from serve_app.graph.replicas import ReplicaCounts, pool_deployment
 from serve_app.scheduling.fair_gate import FairGate
 from serve_app.scheduling.pool_state import Pace, PoolRates
@@ -40,6 +42,8 @@ class SharedCapacity:
         )
         self._preprocessor_threads = args.preprocessor.threads
         self._finisher_threads = args.finisher.threads
+        self._preparing = args.preprocessor.threads
+        self._composing = args.finisher.threads
         self._pools = [pool.name for pool in args.pools]
         self._engine = args.engine
         room = budget_bytes(driver.max_mb_in_flight)
@@ -63,10 +67,24 @@ class SharedCapacity:
             self.scheduler.set_running(pool, counts.in_pool(pool), reason)
         preparing = max(1, counts.running.get("Preprocessor", 0)) * self._preprocessor_threads
         composing = max(1, counts.running.get("Finisher", 0)) * self._finisher_threads
+        self._preparing, self._composing = preparing, composing
         self.prepare.set_places(preparing + CALLS_AHEAD)
         self.compose.set_places(composing + CALLS_AHEAD)
         # One segment in each replica and one that is ready for it, and what the CPUs work on.
         self.segments.set_places(2 * self.scheduler.running + preparing + composing)
+
+    def runners(self) -> Runners:
+        """Return what runs now, for estimates."""
+        facts = self.scheduler.facts()
+        pools = [
+            PoolRunners(name, pool.running, pool.frames_per_s) for name, pool in facts.pools.items()
+        ]
+        return Runners(tuple(pools), self._preparing, self._composing)
+
+    def ahead(self, unfinished: int) -> Ahead:
+        """Return the work before a new job. `unfinished`: jobs that wait or run."""
+        opened = self.scheduler.jobs_opened
+        return Ahead(self.scheduler.frames_waiting(), max(0, unfinished - opened))
 
     def forget(self, job_id: str) -> None:
         """Drop what is kept about a job that has ended."""

@@ -20,11 +20,13 @@ from typing import Any
 
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage, UploadFailed
+from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
-from musetalk_pipeline.stages import Digests
+from musetalk_pipeline.stages import Digests, OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
+from serve_app.graph.job_stream import JobStreams, OnPiece
 from serve_app.graph.left_nodes import LeftNodes
 from serve_app.graph.progress import ProgressMeter
 from serve_app.graph.ray_errors import is_of_ray
@@ -55,9 +57,12 @@ class JobDriver:
         *,
         prices: Callable[[], Prices] = lambda: NO_PRICES,
         left_nodes: LeftNodes | None = None,
+        expected_s: Callable[[OpenJob], float | None] = lambda job: None,
+        streams: JobStreams | None = None,
     ) -> None:
         """Make a driver that opens at most `places` jobs at once, and fetches more. `prices`: those
-        of now, for receipts. `left_nodes`: None if there is one node.
+        of now, for receipts. `left_nodes`: None if there is one node. `expected_s`: how long an
+        opened job will take; None if that is not known. `streams`: None if jobs are not streamed.
         """
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
@@ -66,6 +71,8 @@ class JobDriver:
         self._describe = describe
         self._prices = prices
         self._left_nodes = left_nodes
+        self._expected_s = expected_s
+        self._streams = streams
         self._places = asyncio.Semaphore(places)  # first come, first served
         self._releasing: set[asyncio.Task[None]] = set()
 
@@ -75,7 +82,7 @@ class JobDriver:
         Raises:
             PipelineError: the job cannot be done; `stage` names the stage that failed.
         """
-        meter = ProgressMeter(report)
+        meter = ProgressMeter(report, expected_s=self._expected_s)
         meter.report(Phase.DOWNLOADING, 0.0)
         if assignment.lost_attempt_id is not None:
             await self._release(assignment.lost_attempt_id)
@@ -90,22 +97,16 @@ class JobDriver:
                     with meter.spending():
                         opened = await self._open(attempt, fetched)
                     meter.opened(opened)
-                    segments = JobSegments(self._makers, opened.value, meter)
                     if attempt.is_avatar:
-                        kept = await segments.make_avatar()
-                        return await self._finish_avatar(opened.value, kept, meter)
-                    pieces = await segments.make_all()
-                    meter.uploading()
-                    addressed = replace(attempt, output=assignment.output())
-                    ready = replace(opened.value, attempt=addressed)
-                    return await self._finish(ready, pieces, meter)
+                        return await self._make_avatar(opened.value, meter)
+                    return await self._make_video(assignment, opened.value, meter)
         except BaseException:
             meter.ended_early(self._prices())
             raise
         finally:
             await asyncio.shield(self._release(assignment.attempt_id))
 
-    async def preview(self, assignment: Assignment) -> PreviewPicture:
+    async def preview(self, assignment: Assignment, *, has_boxes: bool) -> PreviewPicture:
         """Make one composited frame of a job, to tune its options by.
 
         Raises:
@@ -115,13 +116,36 @@ class JobDriver:
         try:
             opened = await self._open(attempt, await self._fetch(attempt))
             picture: PreviewPicture = await self._calls.repeated(
-                lambda: self._preview_once(opened.value, options), Stage.INFERENCE
+                lambda: self._preview_once(opened.value, options, has_boxes), Stage.INFERENCE
             )
             return picture
         finally:
             await asyncio.shield(self._release(assignment.attempt_id))
 
-    async def _preview_once(self, opened: Opened, options: JobOptions) -> PreviewPicture:
+    async def measure(self, assignment: Assignment) -> JobSize:
+        """Return how large the output of a job will be. Its media are fetched and checked.
+
+        Raises:
+            PipelineError: as `run`.
+        """
+        attempt = Attempt.of(assignment)
+        timeout_s = self._open_timeout_s + self._settings.call_timeout_s
+        preprocessor = self._graph.preprocessor
+        try:
+            fetched = await self._fetch(attempt)
+            size: JobSize = await self._calls.repeated(
+                lambda: self._calls.result(
+                    preprocessor.measure.remote(attempt, fetched), timeout_s
+                ),
+                Stage.VALIDATION,
+            )
+            return size
+        finally:
+            await asyncio.shield(self._release(assignment.attempt_id))
+
+    async def _preview_once(
+        self, opened: Opened, options: JobOptions, has_boxes: bool
+    ) -> PreviewPicture:
         graph, calls = self._graph, self._calls
         timeout_s = calls.deadline_s(PREVIEW_FRAMES, None)
         frame = await calls.existing(
@@ -131,7 +155,7 @@ class JobDriver:
         async with scheduler.turn(attempt_id, 1, Kind.GENERATE, is_first=True) as grant:
             drawing = graph.generator(grant.pool).draw_preview.remote(frame, options)
             drawn = await calls.existing(drawing, timeout_s, grant.lost, inputs=(frame,))
-        composing = graph.finisher.compose_preview.remote(frame, drawn, options)
+        composing = graph.finisher.compose_preview.remote(frame, drawn, options, has_boxes)
         picture: PreviewPicture = await calls.result(composing, timeout_s, (frame, drawn))
         return picture
 
@@ -178,6 +202,27 @@ class JobDriver:
             Stage.VALIDATION,
         )
         return opened
+
+    async def _make_video(
+        self, assignment: Assignment, opened: Opened, meter: ProgressMeter
+    ) -> Finished:
+        """Make all segments, and the finished video of them."""
+        async with self._streamed(opened, assignment.number) as on_piece:
+            pieces = await JobSegments(self._makers, opened, meter, on_piece).make_all()
+            meter.uploading()
+            addressed = replace(opened.attempt, output=assignment.output())
+            return await self._finish(replace(opened, attempt=addressed), pieces, meter)
+
+    def _streamed(
+        self, opened: Opened, number: int
+    ) -> contextlib.AbstractAsyncContextManager[OnPiece]:
+        if self._streams is None:
+            return contextlib.nullcontext(lambda segment, path: None)
+        return self._streams.of(opened, number)
+
+    async def _make_avatar(self, opened: Opened, meter: ProgressMeter) -> Finished:
+        kept = await JobSegments(self._makers, opened, meter).make_avatar()
+        return await self._finish_avatar(opened, kept, meter)
 
     async def _finish(
         self, opened: Opened, paths: Sequence[Path], meter: ProgressMeter

@@ -93,6 +93,13 @@ class Finisher:
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
         return recorded(piece.on(replica_id()))
 
+    async def sound(self, opened: Opened) -> NDArray[np.uint8]:
+        """Return the sound of a job as the finished video will have it: (size,) uint8, an .m4a."""
+        job = await self._media.here(opened, self._threads)
+        if job.audio.untracked is not None:
+            await self._media.make_track(opened.attempt, job.audio)
+        return await asyncio.to_thread(np.fromfile, job.audio.track_path, np.uint8)
+
     async def finish(
         self, opened: Opened, facts: RunFacts, about: Description, pieces: Sequence[Any]
     ) -> Finished:
@@ -117,14 +124,16 @@ class Finisher:
             record_stage(stage, seconds)
         total_s = facts.elapsed_s + time.monotonic() - started
         receipt = _receipt(job, facts, last_stages, total_s)
-        return Finished(stored.url, _metrics(stored, receipt, about), job.warnings)
+        return Finished(stored.url, _metrics(stored, receipt, about, job), job.warnings)
 
     async def compose_preview(
-        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions
+        self, frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions, has_boxes: bool
     ) -> PreviewPicture:
-        """Paste a preview's face and write the PNG."""
+        """Paste a preview's face and write the PNG, with its boxes or without them."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
-        return PreviewPicture(preview.png(), preview.face.box, preview.source_frame)
+        return PreviewPicture(
+            preview.png(has_boxes=has_boxes), preview.face.box, preview.source_frame
+        )
 
     async def keep(self, attempt_id: str) -> None:
         """Keep the scratch of a live attempt that does nothing here at the moment."""
@@ -197,7 +206,9 @@ def _receipt(
     )
 
 
-def _metrics(stored: StoredOutput, receipt: Receipt, about: Description) -> dict[str, object]:
+def _metrics(
+    stored: StoredOutput, receipt: Receipt, about: Description, job: OpenJob
+) -> dict[str, object]:
     """Return the two forms of docs/protocol.md §1: flat upper-case keys, and nested ones."""
     return {
         "GENERATION_TIME_SEC": round(receipt.stage_s.get("inference", 0.0), 3),
@@ -208,6 +219,9 @@ def _metrics(stored: StoredOutput, receipt: Receipt, about: Description) -> dict
         "engine": about.engine,
         "model_version": about.model_version,
         "landmarks": about.landmarks,
+        "width": job.picture.width,
+        "height": job.picture.height,
+        "fps": round(float(job.plan.fps), 3),
         "stage_times": _rounded(receipt.stage_s),
         "total_time": round(receipt.wall_s, 3),
         "receipt": receipt_json(receipt),

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -83,7 +83,15 @@ class _Try:
 class JobSegments:
     """Makes all segments of one job."""
 
-    def __init__(self, makers: SegmentMakers, opened: Opened, meter: ProgressMeter) -> None:
+    def __init__(
+        self,
+        makers: SegmentMakers,
+        opened: Opened,
+        meter: ProgressMeter,
+        on_piece: Callable[[Segment, Path], None] = lambda segment, path: None,
+    ) -> None:
+        """`on_piece`: called with each segment and the file of its piece, in any order."""
+        self._on_piece = on_piece
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
         self._capacity, self._scheduler = makers.capacity, makers.capacity.scheduler
@@ -241,6 +249,7 @@ class JobSegments:
         self._count(attempt, block, piece)
         path = await self._makers.pieces.keep(self._opened.attempt.attempt_id, piece.value)
         self._pieces[segment.start] = path
+        self._on_piece(segment, path)
         self._faces += piece.value.frames_with_face
         self._meter.composed(segment, piece)
         costs = [str(cost) for cost in piece.costs]

@@ -16,6 +16,7 @@ from ray import ObjectRef
 from musetalk_pipeline.artifacts import AvatarBlock, PreparedBlock, Speech
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
 from musetalk_pipeline.media.shared_readers import SharedReaders
@@ -79,6 +80,10 @@ class Preprocessor:
             known = await looked_up.known(opened.value.job)
             opened = replace(opened, value=replace(opened.value, avatar=known))
         return recorded(opened.on(replica_id()))
+
+    async def measure(self, attempt: Attempt, fetched: Measured[Digests]) -> JobSize:
+        """Check a job's media and return how large its output will be, for an estimate."""
+        return await self._media.measure(attempt, fetched, self._threads)
 
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""

@@ -18,7 +18,7 @@ from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
-from musetalk_pipeline.stages import Digests
+from musetalk_pipeline.stages import Digests, OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
 from serve_app.telemetry.metrics import SEGMENTS_RETRIED
@@ -28,14 +28,22 @@ FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
 # The weights of the three steps in the part between (guess).
 PREPARED_WEIGHT, DRAWN_WEIGHT, ENCODED_WEIGHT = 0.35, 0.45, 0.2
 RATE_SHARE = 0.02  # of the job, after the opening: until so much is done, no rate is given
+TRUSTED_SHARE = 0.3  # from then on the rate of this job decides alone, and no longer past jobs
 
 
 class ProgressMeter:
     """Turns what happened into Progress, and sums up what the stages cost."""
 
     def __init__(
-        self, report: Callable[[Progress], None], clock: Callable[[], float] = time.monotonic
+        self,
+        report: Callable[[Progress], None],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        expected_s: Callable[[OpenJob], float | None] = lambda job: None,
     ) -> None:
+        """`expected_s` returns what past jobs say about an opened one; None if there are none."""
+        self._ask_past = expected_s
+        self._expected_s: float | None = None
         self._callback = report
         self._clock = clock
         self._phase = Phase.QUEUED
@@ -85,6 +93,7 @@ class ProgressMeter:
         self._frames = _Frames(opened.value.job.plan)
         self._costs.add(opened.costs)
         self._opened_at = self._clock()
+        self._expected_s = self._ask_past(opened.value.job)
         self.report(Phase.INFERRING, OPEN_SHARE)
 
     def prepared(self, block: int) -> None:
@@ -144,12 +153,21 @@ class ProgressMeter:
         self.report(phase, OPEN_SHARE + (ENCODED_SHARE - OPEN_SHARE) * frames.share)
 
     def _eta_s(self) -> float | None:
-        """Return the seconds that are left at the rate since the opening."""
+        """Return the seconds that are left: at first those that past jobs needed, and more and more
+        what the rate since the opening says.
+        """
         done = self._fraction - OPEN_SHARE
-        if done < RATE_SHARE:
-            return None
         elapsed_s = self._clock() - self._opened_at
-        return round(elapsed_s * (1.0 - self._fraction) / done, 1)
+        by_past = None
+        if self._expected_s is not None and self._frames is not None:
+            by_past = max(0.0, self._expected_s - elapsed_s)
+        if done < RATE_SHARE:
+            return None if by_past is None else round(by_past, 1)
+        by_rate = elapsed_s * (1.0 - self._fraction) / done
+        if by_past is None:
+            return round(by_rate, 1)
+        trust = min(1.0, done / TRUSTED_SHARE)
+        return round(trust * by_rate + (1.0 - trust) * by_past, 1)
 
 
 class _Frames:

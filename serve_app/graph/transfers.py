@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.cost_sum import JobWork
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import OpenJob
 from orchestrator.messages import OutputAddresses
 from serve_app.contract.requests import JobRequest
+from serve_app.estimates.forecast import JobLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Assignment:
     `queue_job_id`: the id of the job in Salad's queue, for the sidecar. `origin`: how the job was
     submitted, `sync`, `async` or `claimed`; it decides the job's share of the replicas. `output`
     returns where the outputs go, if not into the store of this application; a later claim of the
-    job changes that.
+    job changes that. `number`: that of the attempt, among all of the job.
     """
 
     attempt_id: str
@@ -34,6 +36,7 @@ class Assignment:
     queue_job_id: str | None = None
     origin: str = "sync"
     output: Callable[[], OutputAddresses | None] = lambda: None
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,17 @@ class Opened:
     node_id: str
     job: OpenJob
     avatar: KnownAvatar | None = None
+
+
+def length_of(job: OpenJob) -> JobLength:
+    """Return how much there is to do of an opened job, for a forecast."""
+    picture, plan = job.picture, job.plan
+    return JobLength(plan.n_output, len(plan.blocks[0]), picture.width * picture.height)
+
+
+def length_of_output(size: JobSize) -> JobLength:
+    """Return how much there is to do of a job that has only been measured."""
+    return JobLength(size.frames, size.first_frames, size.width * size.height)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.store import jobs as stored_jobs
 from orchestrator.store.states import STATUSES
@@ -243,6 +244,11 @@ class JobRegistry:
         }
         with self.file.write() as tx:
             tx.execute(statements.MARK_NOTIFIED, **values)
+
+    def newest_metrics(self, limit: int) -> list[dict[str, Any]]:
+        """Return the metrics of the jobs that succeeded last, the newest first."""
+        with self.file.read() as tx:
+            return list(tx.execute(statements.NEWEST_METRICS, at_most=limit).scalars())
 
     def count_queued(self) -> int:
         """Return how many jobs wait."""

@@ -12,12 +12,14 @@ from musetalk_pipeline.options import JobOptions
 from orchestrator.store.errors import JobConflict, StoreUnavailable
 from serve_app.config.settings import QueueSettings
 from serve_app.contract.outcomes import Outcome, invalid_request, state_unavailable
-from serve_app.contract.requests import JobRequest
+from serve_app.contract.requests import JobRequest, PreviewRequest
+from serve_app.estimates.estimator import Estimator
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.transfers import Assignment, PreviewPicture
 from serve_app.jobs.attempt import BEAT_S, RunningAttempt
 from serve_app.jobs.claims import ClaimCounts
 from serve_app.jobs.clients import Changes, KeepAlive
+from serve_app.jobs.estimates import JobEstimates
 from serve_app.jobs.housekeeping import Housekeeping, SweepTiming
 from serve_app.jobs.job import (
     Followed,
@@ -61,6 +63,7 @@ class JobService:
     Args:
         has_output: whether the output of a job still exists. It is called before an old success is
             returned again. None: it always exists.
+        estimator: learns from the jobs that succeed here.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class JobService:
         has_output: Callable[[Job], Awaitable[bool]] | None = None,
         *,
         timing: JobTiming = DEFAULT_TIMING,
+        estimator: Estimator | None = None,
     ) -> None:
         self.registry = registry
         self.threads = StateThreads(registry.file, registry.timing)
@@ -90,6 +94,8 @@ class JobService:
         self._keep_alive = KeepAlive(registry, self.threads, self._log_unavailable)
         self._housekeeping = Housekeeping(registry, self.threads, queue, timing.sweeps)
         self._claims = ClaimCounts()
+        estimator = estimator or Estimator()
+        self.estimates = JobEstimates(estimator, driver, defaults, registry, self.threads)
         self._may_have_queued = True
         self._had_none_at = float("-inf")
 
@@ -218,7 +224,7 @@ class JobService:
             await self._run(job, lambda progress: None)
         return job
 
-    async def preview(self, request: JobRequest) -> PreviewPicture:
+    async def preview(self, request: PreviewRequest) -> PreviewPicture:
         """Make one frame of the result of `request`.
 
         Raises:
@@ -227,7 +233,8 @@ class JobService:
         options = request.options(self._defaults)
         attempt_id = uuid.uuid4().hex
         return await self._driver.preview(
-            Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options)
+            Assignment(attempt_id, None, request.musetalk_job_id, 1, request, options),
+            has_boxes=request.boxes,
         )
 
     async def run_claimed(
@@ -308,6 +315,7 @@ class JobService:
             job.queue_job_id,
             job.origin,
             partial(self._claims.output, job.id),
+            job.number,
         )
         attempt = RunningAttempt(
             job,
@@ -321,7 +329,10 @@ class JobService:
         )
         self._active.add(job.id)
         try:
-            return await attempt.run(self._driver.run(assignment, attempt.update))
+            await self.estimates.read_once()
+            outcome = await attempt.run(self._driver.run(assignment, attempt.update))
+            self.estimates.learn(outcome)
+            return outcome
         finally:
             self._active.discard(job.id)
             self._announce(job.id)  # it may be in the queue again

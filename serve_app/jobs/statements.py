@@ -140,6 +140,14 @@ PHASES_AFTER = (
     .order_by(events.c.number)
 )
 
+# -- newest_metrics -- Of the jobs that succeeded last.
+NEWEST_METRICS = (
+    sa.select(jobs.c.metrics)
+    .where(jobs.c.state == JobState.SUCCEEDED)
+    .order_by(jobs.c.ended_at.desc())
+    .limit(sa.bindparam("at_most"))
+)
+
 # -- due_webhooks -- Ended jobs with webhooks that have not been queued.
 DUE_WEBHOOKS = (
     sa.select(

@@ -220,6 +220,7 @@ async def test_no_secret_reaches_the_logs(
 # Everything at once ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_every_job_ends_once_whatever_the_network_does(
     fake: FakeOrchestrator, tmp_path: Path
 ) -> None:

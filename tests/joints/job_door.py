@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import sqlalchemy as sa
 import uvicorn
 from starlette.types import ASGIApp
 
+from musetalk_pipeline.measure import JobSize
 from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.environment import read_environment
-from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings
+from serve_app.config.settings import AppArgs, PoolSettings, QueueSettings, StudioSettings
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.gate.access_control import AccessControl, GuessLimiter
@@ -34,6 +36,7 @@ with warnings.catch_warnings():
     from serve_app.api.composition import assemble
     from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 
+SIZE = JobSize(250, Fraction(25), 640, 480, 50)
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
     Phase.DOWNLOADING,
@@ -57,6 +60,8 @@ class Graph:
     inferring: asyncio.Event = field(default_factory=asyncio.Event)
     ran: list[Assignment] = field(default_factory=list)
     at_work: int = 0
+    size: JobSize = SIZE  # of every job that is measured
+    metrics: dict[str, Any] = field(default_factory=dict)  # of every job, in addition
 
     async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.ran.append(assignment)
@@ -69,9 +74,16 @@ class Graph:
                     await self.go_on.wait()
             (self.results / f"{assignment.job_id}.mp4").write_bytes(b"a video")
             url = f"http://h/files/{assignment.job_id}.mp4"
-            return Finished(url, {"stage_times": {}, "note": NOTE})
+            return Finished(url, {"stage_times": {}, "note": NOTE, **self.metrics})
         finally:
             self.at_work -= 1
+
+    async def measure(self, assignment: Assignment) -> JobSize:
+        self.ran.append(assignment)
+        if self.holds:
+            self.inferring.set()
+            await self.go_on.wait()
+        return self.size
 
 
 @dataclass
@@ -102,6 +114,8 @@ class Door:
         guesses: GuessLimiter | None = None,
         stages: Stages | None = None,
         timing: JobTiming = DEFAULT_TIMING,
+        *,
+        has_page: bool = True,
         **environment: str,
     ) -> None:
         self.path = folder / "state" / "jobs.sqlite3"
@@ -112,6 +126,7 @@ class Door:
             work_dir=folder / "work",
             result_dir=folder / "results",
             state_dir=folder / "state",
+            studio=StudioSettings(enabled=has_page),
         )
         self.services = assemble(args, env, graph, stages or Stages(), timing)  # type: ignore[arg-type]
         if guesses is not None:

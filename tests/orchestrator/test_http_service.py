@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.described import Document
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.running import (
     ADMIN_KEY,
@@ -44,6 +45,30 @@ def test_a_job_is_submitted_listed_retried_and_cancelled(service: Running) -> No
     assert service.admin.delete(at).status_code == 200
     assert_error(service.admin.delete(at), 409, "job_ended")
     assert service.admin.post(f"{at}/retry").json()["status"] == "queued"
+
+
+def test_the_job_api_answers_as_its_document_says(service: Running) -> None:
+    document = Document(service.admin.get("/openapi.json").json())
+    for place, schema, example in document.examples():
+        assert document.faults(schema, example) == [], place
+
+    def checked(method: str, path: str, **sent: Any) -> int:
+        answer = service.admin.request(method, f"/v1/avatar/jobs{path}", **sent)
+        document.check(answer)
+        return answer.status_code
+
+    named = {"musetalk_job_id": "a", "metadata": {"order": 7}, "requires": {"min_vram_gb": 8}}
+    assert checked("POST", "", json=BODY | named) == 202
+    assert checked("POST", "", json=BODY | named | {"resolution": "720p"}) == 409
+    assert checked("POST", "", json={}) == 422
+    service.claim("w")
+    service.report("a", "w", **DONE)
+    assert (checked("GET", ""), checked("GET", "/a"), checked("GET", "/none")) == (200, 200, 404)
+    assert (checked("GET", "/a/events"), checked("POST", "/a/retry")) == (200, 409)
+    assert checked("DELETE", "/a") == 409
+    service.submit("b")
+    assert (checked("DELETE", "/b"), checked("POST", "/b/retry")) == (200, 200)
+    assert len(document.checked) == 11
 
 
 def test_a_dead_job_is_a_failed_one_to_clients_that_know_no_such_state(service: Running) -> None:

@@ -68,6 +68,7 @@ def returning(outcome: Outcome) -> Desk:
     return Desk(job)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_buffer", [False, True], ids=["main", "buffer"])
 async def test_a_job_is_claimed_run_and_reported(
     service: Running, tmp_path: Path, is_buffer: bool

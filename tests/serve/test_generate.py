@@ -18,6 +18,7 @@ import pytest
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.plan import count_output_frames, source_of
 from tests.decoding import frames_of
+from tests.described import Document
 from tests.serve.running import LOSSLESS, media_server, probe
 
 FRAME_S = 1 / 25
@@ -96,7 +97,13 @@ def test_size_and_aspect_are_as_asked(app, clip, speech, tmp_path, asked, size):
 
 
 def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
-    answer = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6))).json()
+    document = Document(app.client.get("/openapi.json").json())
+    response = app.generate(musetalk_job_id="fields", **uris(clip(), speech(0.6)))
+    answer = response.json()
+    for path in ("/v1/avatar/jobs/fields", "/v1/avatar/jobs", "/health", "/v1/avatars", "/hc"):
+        document.check(app.client.get(path))
+    document.check(response)
+    assert len(document.checked) == 6
     fields = {"status", "output_url", "musetalk_job_id", "metrics", "error", "warnings"}
     assert set(answer) == fields and answer["error"] is None
     metrics = answer["metrics"]
@@ -338,5 +345,9 @@ def test_a_preview_is_one_frame_with_its_box(app, clip, speech):
     x0, y0, x1, y1 = map(int, response.headers["x-face-box"].split(","))
     assert 0 <= x0 < x1 <= 320 and 0 <= y0 < y1 <= 240
     assert picture[y0, x0].tolist() == [0, 220, 0]  # the box is drawn in
+    plain = app.client.post("/v1/avatar/preview", json=body | {"boxes": False})
+    assert plain.headers["x-face-box"] == response.headers["x-face-box"]
+    unmarked = cv2.imdecode(np.frombuffer(plain.content, np.uint8), cv2.IMREAD_COLOR)
+    assert unmarked[y0, x0].tolist() != [0, 220, 0]
     refused = app.client.post("/v1/avatar/preview", json=body | {"video_url": "file:///etc/passwd"})
     assert refused.status_code == 422

@@ -13,7 +13,7 @@ from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.plan import plan_frames
 from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
-from serve_app.graph.progress import ProgressMeter
+from serve_app.graph.progress import TRUSTED_SHARE, ProgressMeter
 
 PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
 
@@ -152,3 +152,23 @@ def test_calls_that_took_equally_long_count_each(meter):
     for segment in PLAN.segments[:2]:
         meter.composed(segment, composed(StageCost("listen", 0.25, 50)))
     assert meter.facts().work.stage_seconds["listen"] == 0.5
+
+
+def test_past_jobs_say_the_time_left_until_the_job_has_a_rate_of_its_own(told, watch):
+    """The weight moves to the rate so far as the job goes on; without past jobs, see above."""
+    meter = ProgressMeter(told.append, watch, expected_s=lambda job: 200.0)
+    assert told == []
+    meter.report(Phase.DOWNLOADING)
+    assert told[-1].eta_s is None
+    meter.opened(opened())
+    assert told[-1].eta_s == 200.0
+    watch.now += 20.0
+    meter.prepared(0)
+    done = told[-1].fraction - 0.05
+    by_rate, trust = 20.0 * (1 - told[-1].fraction) / done, done / TRUSTED_SHARE
+    assert 0 < trust < 1
+    assert told[-1].eta_s == pytest.approx(trust * by_rate + (1 - trust) * 180.0, abs=0.1)
+    for segment in PLAN.segments[:2]:
+        meter.composed(segment, composed())
+    done = told[-1].fraction - 0.05
+    assert told[-1].eta_s == pytest.approx(20.0 * (1 - told[-1].fraction) / done, abs=0.1)

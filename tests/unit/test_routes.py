@@ -93,12 +93,19 @@ async def test_a_worker_that_cannot_store_jobs_is_not_ready() -> None:
         ("GET", "/v1/ping", 200), ("GET", "/v1/preflight", 200), ("POST", JOBS, 202),
         ("GET", JOBS, 200), ("GET", f"{JOBS}/none", 404), ("GET", f"{JOBS}/none/events", 404),
         ("DELETE", f"{JOBS}/none", 404), ("POST", "/v1/avatar/preview", 422),
+        ("POST", "/v1/estimate", 422),
         ("POST", "/generate", 422), ("GET", "/files/none.mp4", 404), ("HEAD", "/files/x.mp4", 404),
         ("POST", "/admin/drain", 200), ("GET", "/docs", 200), ("GET", "/nothing", 404),
     ],
 )  # fmt: skip
 async def test_every_route_is_there(door: Door, method: str, path: str, status: int) -> None:
-    sent = {JOBS: body(), "/generate": {}, "/v1/avatar/preview": {}, "/admin/drain": {}}
+    sent = {
+        JOBS: body(),
+        "/generate": {},
+        "/v1/avatar/preview": {},
+        "/v1/estimate": {},
+        "/admin/drain": {},
+    }
     async with calling(door.app, ELSEWHERE, **keyed()) as client:
         answer = await client.request(
             method, path, json=sent.get(path) if method == "POST" else None
@@ -130,8 +137,10 @@ def test_the_documentation_says_what_each_route_needs(door: Door) -> None:
     assert needed.pop("GET /hc") == needed.pop("GET /health") == set()
     for path in ("/v1/ping", "/v1/preflight"):
         assert needed.pop(f"GET {path}") == {"WorkerToken", "Key"}
-    assert needed.pop("GET /files/{key}") == {"SignedLink", "Key", "KeyAsBearer"}
-    assert len(needed) == 13 and set(map(frozenset, needed.values())) == {
+    stream = "GET /v1/avatar/jobs/{job_id}/stream"
+    for name in ("GET /files/{key}", f"{stream}.m3u8", f"{stream}/{{number}}/{{name}}"):
+        assert needed.pop(name) == {"SignedLink", "Key", "KeyAsBearer"}
+    assert len(needed) == 21 and set(map(frozenset, needed.values())) == {
         frozenset({"Key", "KeyAsBearer"})
     }
 

@@ -1,13 +1,26 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
-from serve_app.api.routers import admin, avatars, files, health, jobs, synchronous
+from serve_app.api.routers import (
+    admin,
+    avatars,
+    estimates,
+    files,
+    health,
+    jobs,
+    streams,
+    synchronous,
+    uploads,
+)
 
 ROUTERS = (
     health.router,
+    streams.router,  # before the jobs, whose ids may have slashes
     jobs.router,
     avatars.router,
     synchronous.router,
+    estimates.router,
     files.router,
+    uploads.router,
     admin.router,
 )
 

@@ -5,6 +5,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve_app.api.answers import job_body
+from serve_app.api.models.problems import sent_problems
+from serve_app.api.models.workers import Drain
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
 
@@ -25,7 +27,12 @@ class DrainRequest(BaseModel):
     )
 
 
-@router.post("/drain", summary="Begin no more jobs, and see what is left")
+@router.post(
+    "/drain",
+    summary="Begin no more jobs, and see what is left",
+    response_model=Drain,
+    responses=sent_problems(),
+)
 async def drain(services: ServicesDep, request: DrainRequest | None = None) -> JSONResponse:
     """Drain this worker, which a restart alone takes back. Repeat the request to follow it: with
     the status `drained` no job runs here any more. Queued jobs stay for the next start.

@@ -9,11 +9,16 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
 
+from orchestrator.job_api.described import LOCATION, Done
 from serve_app.api.answers import job_body
 from serve_app.api.errors import RequestRejected, reject_if_stopping
 from serve_app.api.fields import check_size
+from serve_app.api.models.avatars import Avatar, AvatarList
+from serve_app.api.models.jobs import Job
+from serve_app.api.models.problems import read_problems, sent_problems
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.avatars.shelf import AvatarShelf, KeptAvatar
 from serve_app.contract.outcomes import rejected
 from serve_app.contract.requests import AVATAR_ID, AvatarCreate, JobRequest
@@ -33,7 +38,13 @@ def _shelf(services: ServicesDep) -> AvatarShelf:
 Shelf = Annotated[AvatarShelf, Depends(_shelf)]
 
 
-@router.post("", summary="Prepare an avatar")
+@router.post(
+    "",
+    status_code=202,
+    summary="Prepare an avatar",
+    response_model=Job,
+    responses={202: {"headers": LOCATION}, **sent_problems(409)},
+)
 async def create_avatar(
     http: Request, create: AvatarCreate, services: ServicesDep, shelf: Shelf
 ) -> JSONResponse:
@@ -43,6 +54,7 @@ async def create_avatar(
     reject_if_stopping(services.availability.is_stopping)
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = create.request(create.musetalk_job_id or uuid.uuid4().hex)
+    await check_uploads(services, http.scope, request.video_url)
     submission = SubmissionOptions(warnings=warnings)
     job = await services.jobs.submit(request, Origin.ASYNC, submission)
     prefix = http.scope["path"].removesuffix(router.prefix)
@@ -51,20 +63,35 @@ async def create_avatar(
     return JSONResponse(body, status_code=202, headers=location)
 
 
-@router.get("", summary="List avatars, the most recently used first")
+@router.get(
+    "",
+    summary="List avatars, the most recently used first",
+    response_model=AvatarList,
+    responses=read_problems(409),
+)
 async def list_avatars(shelf: Shelf) -> JSONResponse:
     """Return all avatars that are kept on the node of the ingress."""
     avatars = await asyncio.to_thread(shelf.list)
     return JSONResponse({"avatars": [_body(avatar) for avatar in avatars]})
 
 
-@router.get("/{avatar_id}", summary="Get an avatar")
+@router.get(
+    "/{avatar_id}",
+    summary="Get an avatar",
+    response_model=Avatar,
+    responses=read_problems(404, 409),
+)
 async def get_avatar(avatar_id: AvatarId, shelf: Shelf) -> JSONResponse:
     """Return one avatar."""
     return JSONResponse(_body(await _found(shelf, avatar_id)))
 
 
-@router.delete("/{avatar_id}", summary="Delete an avatar")
+@router.delete(
+    "/{avatar_id}",
+    summary="Delete an avatar",
+    response_model=Done,
+    responses=read_problems(404, 409),
+)
 async def delete_avatar(avatar_id: AvatarId, shelf: Shelf) -> JSONResponse:
     """Remove an avatar and its shared copy. Jobs that are using it go on."""
     await _found(shelf, avatar_id)

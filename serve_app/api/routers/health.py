@@ -6,6 +6,9 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
+from orchestrator.job_api.described import problems_of
+from serve_app.api.models.problems import Problem
+from serve_app.api.models.workers import Health, Ping, Preflight, Readiness
 from serve_app.api.security import require_ping_access, require_worker_token
 from serve_app.api.services import ServicesDep
 from serve_app.config.settings import API_VERSION, SERVICE_NAME
@@ -13,16 +16,29 @@ from serve_app.graph.scaling_loop import Scaling
 
 router = APIRouter(tags=["health"])
 
+OPEN = problems_of(Problem, 400, 500)
+TOKENS = (400, 401, 403, 429, 500)
+
 
 @router.head("/hc", include_in_schema=False)
-@router.get("/hc", summary="Whether a job can run")
+@router.get(
+    "/hc",
+    summary="Whether a job can run",
+    response_model=Readiness,
+    responses=OPEN | {503: {"model": Readiness, "description": "No job can run yet."}},
+)
 async def hc(services: ServicesDep) -> JSONResponse:
     """Return 200 once every stage can take a job, and 503 before that."""
     return _answer({"status": await services.availability.status()})
 
 
 @router.head("/health", include_in_schema=False)
-@router.get("/health", summary="What is running")
+@router.get(
+    "/health",
+    summary="What is running",
+    response_model=Health,
+    responses=OPEN | {503: {"model": Health, "description": "No job can run yet."}},
+)
 async def health(services: ServicesDep) -> JSONResponse:
     """Return the same as `/hc`, with the engine, the device and the pools of replicas."""
     availability = services.availability
@@ -50,7 +66,13 @@ def _answer(body: dict[str, Any]) -> JSONResponse:
     return JSONResponse(body, status_code=200 if body["status"] == "ok" else 503)
 
 
-@router.get("/v1/ping", summary="Version and load", dependencies=[Depends(require_ping_access)])
+@router.get(
+    "/v1/ping",
+    summary="Version and load",
+    dependencies=[Depends(require_ping_access)],
+    response_model=Ping,
+    responses=problems_of(Problem, *TOKENS, 503),
+)
 async def ping(services: ServicesDep) -> JSONResponse:
     """Return version, build and load, for the fleet's own checks."""
     options, capacity = services.options, services.reported_capacity
@@ -70,7 +92,12 @@ async def ping(services: ServicesDep) -> JSONResponse:
 
 
 @router.get(
-    "/v1/preflight", summary="Try every dependency", dependencies=[Depends(require_worker_token)]
+    "/v1/preflight",
+    summary="Try every dependency",
+    dependencies=[Depends(require_worker_token)],
+    response_model=Preflight,
+    responses=problems_of(Problem, *TOKENS)
+    | {503: {"model": Preflight | Problem, "description": "A check failed, or none was made."}},
 )
 async def preflight(services: ServicesDep) -> JSONResponse:
     """Return `ok`, or the error, for every runtime dependency and model file."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.job_api.lists import JobQuery, page_body, read_cursor
@@ -15,11 +16,13 @@ from serve_app.api.answers import job_body
 from serve_app.api.errors import BadField, RequestRejected, reject_if_stopping
 from serve_app.api.event_stream import event_stream
 from serve_app.api.fields import check_size
+from serve_app.api.models.jobs import JOB_MODELS
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.outcomes import job_ended, rejected
-from serve_app.contract.requests import KEPT_VIDEO, JobCreate, JobRequest
+from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, JobRequest
 from serve_app.gate.links import Links
 from serve_app.jobs.job import Origin, SubmissionOptions
 
@@ -28,10 +31,13 @@ _NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url
 
 @dataclass(frozen=True, slots=True)
 class IngressBoard:
-    """What a caller of this ingress may do with its jobs. `links` are those that it can open."""
+    """What a caller of this ingress may do with its jobs. `links` are those that it can open;
+    `scope` is its request.
+    """
 
     services: Services
     links: Links
+    scope: Scope
 
     async def submit(
         self, job_id: str, create: JobCreate, idempotency_key: str | None
@@ -44,10 +50,11 @@ class IngressBoard:
             await _check_webhook(services, create.webhook_url)
         request = JobRequest(
             musetalk_job_id=job_id,
-            video_url=_video_url(create),
+            video_url=video_url(create),
             **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
         )
         await check_avatar(services, request)
+        await check_uploads(services, self.scope, request.video_url, request.audio_url)
         submission = SubmissionOptions(
             create.webhook_url, create.metadata, idempotency_key, warnings
         )
@@ -82,12 +89,12 @@ class IngressBoard:
 
 
 async def _board(http: Request, services: ServicesDep) -> IngressBoard:
-    return IngressBoard(services, services.links.for_request(http.scope))
+    return IngressBoard(services, services.links.for_request(http.scope), http.scope)
 
 
 T = TypeVar("T")
 
-router = job_router(_board, JobCreate, dependencies=[Depends(require_key)])
+router = job_router(_board, JobCreate, JOB_MODELS, dependencies=[Depends(require_key)])
 
 
 def _found(found: T | None) -> T:
@@ -96,8 +103,12 @@ def _found(found: T | None) -> T:
     return found
 
 
-def _video_url(create: JobCreate) -> str:
-    """Return where the video of a job comes from."""
+def video_url(create: JobCreate | EstimateRequest) -> str:
+    """Return where the video of a job comes from.
+
+    Raises:
+        BadField: neither an address nor an avatar is named, or both are.
+    """
     if create.avatar_id is None and create.video_url is None:
         raise BadField("video_url", "Field required")
     if create.avatar_id is not None and create.video_url is not None:

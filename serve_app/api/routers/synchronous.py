@@ -11,14 +11,30 @@ from orchestrator.store.errors import QueueFull
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
 from serve_app.api.fields import check_size, odd_size
+from serve_app.api.models.jobs import GenerateResult
+from serve_app.api.models.problems import sent_problems
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.lenient import read_leniently
 from serve_app.contract.requests import JobRequest, PreviewRequest
 from serve_app.jobs.job import Origin, SubmissionOptions
 
 router = APIRouter(tags=["synchronous"], dependencies=[Depends(require_key)])
+
+
+_PICTURE: dict[str, Any] = {
+    "description": "A PNG.",
+    "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        "X-Face-Box": {"description": "x0,y0,x1,y1 in px.", "schema": {"type": "string"}},
+        "X-Source-Frame": {
+            "description": "The frame of the video that is shown.",
+            "schema": {"type": "integer"},
+        },
+    },
+}
 
 
 def _generate_schema() -> dict[str, Any]:
@@ -28,7 +44,13 @@ def _generate_schema() -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
-@router.post("/generate", summary="Do a job and wait for it", openapi_extra=_generate_schema())
+@router.post(
+    "/generate",
+    summary="Do a job and wait for it",
+    response_model=GenerateResult,
+    responses=sent_problems(404, 409),
+    openapi_extra=_generate_schema(),
+)
 async def generate(
     http: Request,
     payload: Annotated[dict[str, Any], Body()],
@@ -41,6 +63,7 @@ async def generate(
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
     await check_avatar(services, request)
+    await check_uploads(services, http.scope, request.video_url, request.audio_url)
     submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
     job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:
@@ -55,16 +78,24 @@ def _read(
     payload: dict[str, Any], *, legacy_size_source: bool
 ) -> tuple[JobRequest, tuple[str, ...]]:
     try:
-        request, warnings = read_leniently(payload, legacy_size_source=legacy_size_source)
+        request, warnings = read_leniently(
+            payload, legacy_size_source=legacy_size_source, accepts_uploads=True
+        )
     except ValidationError as exc:
         raise RequestValidationError(exc.errors(include_url=False)) from exc
     return request, warnings + odd_size(request.resolution)
 
 
-@router.post("/v1/avatar/preview", summary="Get one frame, to choose options")
-async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
-    """Return one composited frame (PNG) with its face box; `X-Face-Box` is x0,y0,x1,y1 in px."""
+@router.post(
+    "/v1/avatar/preview",
+    summary="Get one frame, to choose options",
+    response_class=Response,
+    responses={200: _PICTURE, **sent_problems(409)},
+)
+async def preview(http: Request, request: PreviewRequest, services: ServicesDep) -> Response:
+    """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px."""
     check_size(request.aspect_ratio, request.resolution)
+    await check_uploads(services, http.scope, request.video_url, request.audio_url)
     if services.previews.locked():
         raise QueueFull
     async with services.previews:

@@ -1,0 +1,107 @@
+"""Estimates of one ingress: what is known of past jobs, applied to what runs now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
+from serve_app.estimates.forecast import (
+    UNKNOWN_RUNNERS,
+    JobLength,
+    Rates,
+    Runners,
+    correction_of,
+    cost_usd,
+    rates_of,
+    work_s,
+)
+from serve_app.estimates.past_jobs import PastJob, PastJobs
+from serve_app.estimates.speeds import Speeds, speeds_of
+
+Source = Literal["receipts", "configuration"]
+BEFORE_FRAMES = ("download", "validation")  # what is over when a job has been opened
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """The work before a new job: frames of opened jobs, and jobs that wait to be opened."""
+
+    frames: float = 0.0
+    jobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job will take, without the wait for others; `queue_s` is that wait.
+
+    `usd`: None if no price is configured. `source`: what the speeds come from, and `jobs`, how many
+    past jobs those are. `runners`: what ran when the estimate was made.
+    """
+
+    seconds: float
+    usd: float | None
+    queue_s: float
+    source: Source
+    jobs: int
+    runners: Runners
+
+
+class Estimator:
+    """Knows past jobs, and makes estimates. All methods belong to one event loop.
+
+    Args:
+        runners: returns what runs now.
+        prices: returns the prices of now.
+        ahead: returns the work before a new job, given how many jobs wait or run.
+    """
+
+    def __init__(
+        self,
+        runners: Callable[[], Runners] = lambda: UNKNOWN_RUNNERS,
+        prices: Callable[[], Prices] = lambda: NO_PRICES,
+        ahead: Callable[[int], Ahead] = lambda unfinished: Ahead(0.0, unfinished),
+    ) -> None:
+        self.past = PastJobs()
+        self._runners = runners
+        self._prices = prices
+        self._ahead = ahead
+
+    def estimate(self, length: JobLength, unfinished: int) -> Estimate:
+        """Return what a job will take. `unfinished`: jobs that wait or run now."""
+        jobs, runners = self.past.like(length.pixels), self._runners()
+        speeds = speeds_of(jobs)
+        rates = rates_of(speeds, runners)
+        correction = correction_of(jobs, length.first_frames, speeds, rates)
+        ahead = self._ahead(unfinished)
+        frames_ahead = ahead.frames + ahead.jobs * _usual_frames(jobs, length.frames)
+        return Estimate(
+            seconds=work_s(length, speeds, rates) * correction,
+            usd=cost_usd(length, speeds, rates, self._prices()),
+            queue_s=frames_ahead * rates.slowest_s * correction,
+            source="receipts" if jobs else "configuration",
+            jobs=len(jobs),
+            runners=runners,
+        )
+
+    def after_opening_s(self, length: JobLength) -> float | None:
+        """Return the seconds from the opening of a job to its end; None before the first job."""
+        jobs = self.past.like(length.pixels)
+        if not jobs:
+            return None
+        speeds = speeds_of(jobs)
+        rates: Rates = rates_of(speeds, self._runners())
+        correction = correction_of(jobs, length.first_frames, speeds, rates)
+        whole_s = work_s(length, speeds, rates) - _opening_s(speeds, length.frames)
+        return max(0.0, whole_s) * correction
+
+
+def _opening_s(speeds: Speeds, frames: int) -> float:
+    return sum(speeds.stages[name].at(frames) for name in BEFORE_FRAMES if name in speeds.stages)
+
+
+def _usual_frames(jobs: Sequence[PastJob], own: int) -> float:
+    """Return the frames of a job whose media have not been read yet."""
+    return median(job.frames for job in jobs) if jobs else float(own)

@@ -1,0 +1,1 @@
+"""The page at `/`: files that a browser loads, and the routes that send them."""
