@@ -9,6 +9,7 @@ from serve_app.api.routers import (
     jobs,
     streams,
     synchronous,
+    uploads,
 )
 
 ROUTERS = (
@@ -19,6 +20,7 @@ ROUTERS = (
     synchronous.router,
     estimates.router,
     files.router,
+    uploads.router,
     admin.router,
 )
 

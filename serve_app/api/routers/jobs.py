@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.job_api.lists import JobQuery, page_body, read_cursor
@@ -19,6 +20,7 @@ from serve_app.api.models.jobs import JOB_MODELS
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.outcomes import job_ended, rejected
 from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, JobRequest
 from serve_app.gate.links import Links
@@ -29,10 +31,13 @@ _NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url
 
 @dataclass(frozen=True, slots=True)
 class IngressBoard:
-    """What a caller of this ingress may do with its jobs. `links` are those that it can open."""
+    """What a caller of this ingress may do with its jobs. `links` are those that it can open;
+    `scope` is its request.
+    """
 
     services: Services
     links: Links
+    scope: Scope
 
     async def submit(
         self, job_id: str, create: JobCreate, idempotency_key: str | None
@@ -49,6 +54,7 @@ class IngressBoard:
             **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
         )
         await check_avatar(services, request)
+        await check_uploads(services, self.scope, request.video_url, request.audio_url)
         submission = SubmissionOptions(
             create.webhook_url, create.metadata, idempotency_key, warnings
         )
@@ -83,7 +89,7 @@ class IngressBoard:
 
 
 async def _board(http: Request, services: ServicesDep) -> IngressBoard:
-    return IngressBoard(services, services.links.for_request(http.scope))
+    return IngressBoard(services, services.links.for_request(http.scope), http.scope)
 
 
 T = TypeVar("T")
