@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from musetalk_pipeline.face_choice import FaceAtPoint
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.probe import probe_video
-from musetalk_pipeline.options import EncodeOptions, JobOptions, MediaLimits
+from musetalk_pipeline.options import EncodeOptions, FaceOptions, JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import FrameMemory, run
 from musetalk_pipeline.pixels.picture import whole_picture
 from musetalk_pipeline.time_options import TimeOptions
 from musetalk_pipeline.video_spans import SpanAudio, VideoSpan
+from tests.decoding import frames_of
+from tests.media.test_chosen_face import WOMAN, Made, both
 from tests.media.test_sync_modes import pitch, sound_of
+from tests.media.two_people import write
 
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))
 FPS = 25
@@ -134,3 +138,24 @@ def test_a_video_without_sound_is_silent_between_the_spans(clip, tone, tools, tm
     sound = sound_of(out)
     assert (pitch(sound, 0.0, 0.38), pitch(sound, 0.82, 1.18)) == (0, 0)
     assert pitch(sound, 0.42, 0.78) == pytest.approx(900, abs=8)
+
+
+@pytest.mark.slow
+def test_a_chosen_person_speaks_in_the_spans_alone(speech, tools, tmp_path):
+    """She is chosen in a frame of no span, before the part of the video that is used."""
+    video, out = write(tmp_path / "people.mp4", [both()] * 30), tmp_path / "out.mp4"
+    options = JobOptions(
+        encode=LOSSLESS.encode,
+        face=FaceOptions(face=FaceAtPoint(WOMAN, 2)),
+        time=TimeOptions(
+            video_start_s=0.2,
+            segments=(VideoSpan(0.4, 0.6, JOBS_AUDIO), VideoSpan(0.8, 1.0, JOBS_AUDIO)),
+        ),
+    )
+    result = run(video, speech(1.0), out, options, tools, block_s=0.5)
+    job = Made(result, frames_of(video)[5:], frames_of(out))
+    drawn = {*range(5, 10), *range(15, 20)}
+    assert all(job.changed(n) == set() for n in set(range(25)) - drawn)
+    assert set().union(*(job.changed(n) for n in drawn)) == {"left"}
+    assert result.frames_with_face == 10
+    assert result.warnings == ()
