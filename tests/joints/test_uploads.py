@@ -24,6 +24,7 @@ from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import Gate, GateLimits
 from serve_app.gate.upload_body import UploadLimits
+from serve_app.gate.uploads import JOB_FORMS
 from tests.hostile.edge import head, listening, raw, skip
 from tests.joints.job_door import Door, Graph
 from tests.waiting import until_async
@@ -548,3 +549,17 @@ async def test_a_document_that_is_too_large_for_files_is_refused_before_it_is_se
     async with raw(desk.port, request) as connection:
         answer = await connection.answer()
     assert answer.startswith(b"HTTP/1.1 413") and b"body_too_large" in answer
+
+
+async def test_the_document_of_the_api_describes_forms_and_files(desk: Desk) -> None:
+    """A client that is generated from it, and /docs, can send files."""
+    paths = (await desk.client.get("/openapi.json")).json()["paths"]
+
+    def kinds(method: str, path: str) -> set[str]:
+        return set(paths[path][method]["requestBody"]["content"])
+
+    assert kinds("post", "/v1/uploads") == {"multipart/form-data"}
+    assert kinds("put", "/v1/uploads/{name}") == {"application/octet-stream"}
+    assert kinds("patch", "/v1/uploads/{upload_id}") == {"application/offset+octet-stream"}
+    for path in JOB_FORMS:
+        assert kinds("post", path) == {"application/json", "multipart/form-data"}, path
