@@ -4,6 +4,7 @@ from serve_app.api.form_bodies import describe_forms
 from serve_app.api.routers import (
     admin,
     avatars,
+    batches,
     estimates,
     files,
     health,
@@ -17,6 +18,7 @@ ROUTERS = (
     health.router,
     streams.router,  # before the jobs, whose ids may have slashes
     jobs.router,
+    batches.router,
     avatars.router,
     synchronous.router,
     estimates.router,
