@@ -72,7 +72,7 @@ def test_the_command_line_makes_a_video_on_a_server(
     shutil.copy(clip(), tmp_path / "talk.mp4")
     words = ["submit", "talk.mp4", speech(0.6), "--resolution", "160x120", "--preset", "ultrafast"]
     done = subprocess.run(
-        [sys.executable, "-m", "lipsync", *words, "--server", app.client.base_url, "--json"],
+        [sys.executable, "-m", "lipsync", *words, "--server", str(app.client.base_url), "--json"],
         cwd=tmp_path,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
         capture_output=True,
