@@ -16,16 +16,15 @@ from typing import Annotated, Any, cast
 import typer
 
 from musetalk_pipeline.loading import ToolOptions
+from musetalk_pipeline.option_spec import Option, options_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
     MaskOptions,
-    Option,
     SpeechOptions,
     defaults_for,
-    options_of,
 )
 
 PANELS = (
@@ -122,12 +121,29 @@ def _flag(option: Option, panel: str) -> inspect.Parameter:
         min=spec.least if is_number else None,
         max=spec.most if is_number else None,
         metavar=option.metavar,
+        parser=_parser(option),
         show_default=False,
         rich_help_panel=panel,
         file_okay=option.kind is not Path,
     )
     annotated: Any = Annotated  # with a type that is known when it runs
-    annotation = annotated[option.kind | None, flag]
+    # What is read by a function of its own may be of several types, which typer cannot tell apart.
+    annotation = annotated[(Any if spec.read else option.kind) | None, flag]
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _parser(option: Option) -> Callable[[str], object] | None:
+    """Return what reads the word of an option that has several types; None for any other."""
+    read = option.spec.read
+    if read is None:
+        return None
+
+    def value(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise typer.BadParameter(str(exc)) from exc
+
+    return value

@@ -234,9 +234,16 @@ def test_avatars_are_prepared_listed_and_deleted(serve, call):
 
 def test_a_preview_is_a_picture_with_its_box(serve, call):
     headers = {"X-Face-Box": "1,2,30,40", "X-Source-Frame": "7"}
-    server = serve(lambda seen: Reply(200, b"png", headers))
-    made = call(server.url, "preview", VIDEO, AUDIO)
-    assert (made.png, made.face_box, made.source_frame) == (b"png", (1, 2, 30, 40), 7)
+    for sent, faces in (
+        (None, ()),
+        ("", ()),
+        ("5,6,70,80;9,8,17,16", ((5, 6, 70, 80), (9, 8, 17, 16))),
+    ):
+        more = {} if sent is None else {"X-Faces": sent}
+        server = serve(lambda seen, more=more: Reply(200, b"png", headers | more))
+        made = call(server.url, "preview", VIDEO, AUDIO)
+        assert (made.png, made.face_box, made.source_frame) == (b"png", (1, 2, 30, 40), 7)
+        assert made.faces == faces
 
 
 def test_a_failed_job_says_why(serve, either):
