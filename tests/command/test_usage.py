@@ -24,6 +24,8 @@ from serve_app.run_job import EXIT_CODES
 
 COMMANDS = (
     ("make",), ("preview",), ("serve",), ("drain",), ("run-job",), ("doctor",), ("bench",),
+    ("submit",), ("watch",), ("ls",), ("download",), ("cancel",), ("retry",), ("estimate",),
+    ("upload",),
     ("weights", "fetch"), ("weights", "verify"), ("config", "check"),
 )  # fmt: skip
 
