@@ -48,6 +48,7 @@ READ = ", ".join(
         "Location",
         "Retry-After",
         "X-Face-Box",
+        "X-Faces",
         "X-Source-Frame",
         "Tus-Extension",
         "Tus-Max-Size",
