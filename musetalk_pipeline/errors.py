@@ -8,9 +8,11 @@
     │   ├── MediaTooLarge          stage validation
     │   ├── InvalidVideo           stage validation
     │   ├── InvalidAudio           stage validation
+    │   ├── InvalidFile            stage validation
     │   ├── AudioTooShort          stage validation
     │   ├── InvalidOptions         stage validation
-    │   └── NoFaceFound            stage preprocessing
+    │   ├── NoFaceFound            stage preprocessing
+    │   └── FaceNotFound           stage preprocessing
     └── ProcessingError            this worker is at fault
         ├── ModelLoadFailed        stage inference
         ├── OutOfGpuMemory         stage inference, retryable
@@ -164,6 +166,13 @@ class InvalidAudio(MediaError):
     default_input = "audio"
 
 
+class InvalidFile(MediaError):
+    """A file that was uploaded is neither a video nor sound nor a picture, or truncated."""
+
+    code = "invalid_file"
+    default_hint = "Send a video or sound that plays to its end in a browser, or a picture."
+
+
 class AudioTooShort(MediaError):
     """Less than 80 ms of sound, or less than one video frame."""
 
@@ -185,6 +194,14 @@ class NoFaceFound(MediaError):
     default_stage = Stage.PREPROCESSING
     default_hint = "Send a video in which one face is large, well lit and turned to the camera."
     default_input = "video"
+
+
+class FaceNotFound(MediaError):
+    """There is no face at the place that the option `face` names."""
+
+    code = "face_not_found"
+    default_stage = Stage.PREPROCESSING
+    default_hint = "Choose one of the faces that the message names; a preview shows them."
 
 
 class ProcessingError(PipelineError):

@@ -25,6 +25,7 @@ from serve_app.graph.builders import (
     build_shelf,
     build_store,
     build_streams,
+    build_uploads,
     configured_description,
 )
 from serve_app.graph.capacity import SharedCapacity
@@ -44,6 +45,7 @@ from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
 from serve_app.graph.transfers import length_of
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -51,6 +53,7 @@ from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
 from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
 from serve_app.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -140,6 +143,7 @@ def assemble(
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
         jobs=jobs,
+        batches=BatchService(jobs, args.queue.max_batched_jobs),
         availability=availability,
         access=AccessControl(rules, links.signer),
         links=links,
@@ -149,7 +153,9 @@ def assemble(
         most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
+        owners=Owners(links.signer.secret),
         avatars=build_shelf(args, env),
+        uploads=build_uploads(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),

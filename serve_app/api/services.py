@@ -13,15 +13,18 @@ from fastapi import Depends, FastAPI, Request
 from serve_app.api.draining import Draining
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.settings import AppArgs
+from serve_app.config.settings import AppArgs, cors_origins
 from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
 from serve_app.graph.scaling_loop import Scaling
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
+from serve_app.uploads.store import UploadStore
 from serve_app.webhooks.sender import WebhookSender
 
 ESTIMATES = 4  # at once; each holds two inputs in the scratch of the Preprocessor
@@ -77,6 +80,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    cors_origins: tuple[str, ...] = ()
     has_page: bool = False
 
     @classmethod
@@ -88,6 +92,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            cors_origins=cors_origins(args, env),
             has_page=args.studio.enabled,
         )
 
@@ -114,12 +119,14 @@ class Services:
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews; `estimates` has those for estimates. Orchestrators are told `reported_capacity`,
-    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` is None if
-    none are kept, and `webhooks`, `polling` and `reports` are None if the environment does not
-    enable them. `streams` is None if the configuration allows none, and `scaling` without Ray.
+    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` and
+    `uploads` are None if none are kept, and `webhooks`, `polling` and `reports` are None if the
+    environment does not enable them. `streams` is None if the configuration allows none, and
+    `scaling` without Ray.
     """
 
     jobs: JobService
+    batches: BatchService
     availability: Availability
     access: AccessControl
     links: LinkMaker
@@ -128,8 +135,10 @@ class Services:
     reported_capacity: int
     most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
+    owners: Owners
     options: ApiOptions = field(default_factory=ApiOptions)
     avatars: AvatarShelf | None = None
+    uploads: UploadStore | None = None
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None

@@ -114,7 +114,7 @@ class JobService:
         Raises:
             JobConflict, QueueFull, TooManyJoined, StoreUnavailable: see the registry.
         """
-        gone = await self._gone(request, submission)
+        gone = await self.gone(request, submission)
         job, is_new = await self.threads.write(
             self.registry.submit,
             request,
@@ -389,7 +389,7 @@ class JobService:
         self.announce(*await self._housekeeping.sweep(self._active, self._keep_alive.job_ids))
         await self._housekeeping.forget()
 
-    async def _gone(self, request: JobRequest, submission: SubmissionOptions | None) -> Job | None:
+    async def gone(self, request: JobRequest, submission: SubmissionOptions | None) -> Job | None:
         """Return the job of an earlier success whose output no longer exists."""
         if self._has_output is None:
             return None

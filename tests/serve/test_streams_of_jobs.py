@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.orchestrator.pages_browser import chromium_path, open_chromium
+from tests.browser import chromium_path, open_chromium
 from tests.serve.running import JOB_S, RunningApp
 from tests.waiting import until
 

@@ -3,22 +3,26 @@
 from serve_app.api.routers import (
     admin,
     avatars,
+    batches,
     estimates,
     files,
     health,
     jobs,
     streams,
     synchronous,
+    uploads,
 )
 
 ROUTERS = (
     health.router,
     streams.router,  # before the jobs, whose ids may have slashes
     jobs.router,
+    batches.router,
     avatars.router,
     synchronous.router,
     estimates.router,
     files.router,
+    uploads.router,
     admin.router,
 )
 

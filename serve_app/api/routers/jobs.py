@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.job_api.lists import JobQuery, page_body, read_cursor
@@ -19,6 +20,7 @@ from serve_app.api.models.jobs import JOB_MODELS
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.outcomes import job_ended, rejected
 from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, JobRequest
 from serve_app.gate.links import Links
@@ -29,10 +31,13 @@ _NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url
 
 @dataclass(frozen=True, slots=True)
 class IngressBoard:
-    """What a caller of this ingress may do with its jobs. `links` are those that it can open."""
+    """What a caller of this ingress may do with its jobs. `links` are those that it can open;
+    `scope` is its request.
+    """
 
     services: Services
     links: Links
+    scope: Scope
 
     async def submit(
         self, job_id: str, create: JobCreate, idempotency_key: str | None
@@ -40,18 +45,10 @@ class IngressBoard:
         """See `JobBoard`."""
         services = self.services
         reject_if_stopping(services.availability.is_stopping)
-        warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
-            await _check_webhook(services, create.webhook_url)
-        request = JobRequest(
-            musetalk_job_id=job_id,
-            video_url=video_url(create),
-            **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
-        )
-        await check_avatar(services, request)
-        submission = SubmissionOptions(
-            create.webhook_url, create.metadata, idempotency_key, warnings
-        )
+            await check_webhook(services, create.webhook_url)
+        request, submission = await read_job(services, self.scope, create, job_id)
+        submission = replace(submission, idempotency_key=idempotency_key)
         job = await services.jobs.submit(request, Origin.ASYNC, submission)
         return job_body(job, self.links)
 
@@ -83,7 +80,7 @@ class IngressBoard:
 
 
 async def _board(http: Request, services: ServicesDep) -> IngressBoard:
-    return IngressBoard(services, services.links.for_request(http.scope))
+    return IngressBoard(services, services.links.for_request(http.scope), http.scope)
 
 
 T = TypeVar("T")
@@ -95,6 +92,26 @@ def _found(found: T | None) -> T:
     if found is None:
         raise RequestRejected(rejected(404, "job_not_found", "There is no such job."))
     return found
+
+
+async def read_job(
+    services: Services, scope: Scope, create: JobCreate, job_id: str
+) -> tuple[JobRequest, SubmissionOptions]:
+    """Return a job as the registry takes it. `scope`: of the request, whose key may use its own
+    uploads. The job's webhook is not checked.
+
+    Raises:
+        BadField, InvalidOptions, RequestRejected, UploadError: it has a value that cannot be used.
+    """
+    warnings = check_size(create.aspect_ratio, create.resolution)
+    request = JobRequest(
+        musetalk_job_id=job_id,
+        video_url=video_url(create),
+        **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
+    )
+    await check_avatar(services, request)
+    await check_uploads(services, scope, request.video_url, request.audio_url)
+    return request, SubmissionOptions(create.webhook_url, create.metadata, warnings=warnings)
 
 
 def video_url(create: JobCreate | EstimateRequest) -> str:
@@ -110,7 +127,12 @@ def video_url(create: JobCreate | EstimateRequest) -> str:
     return create.video_url or f"{KEPT_VIDEO}{create.avatar_id}"
 
 
-async def _check_webhook(services: Services, url: str) -> None:
+async def check_webhook(services: Services, url: str) -> None:
+    """Check that webhooks can be sent to an address.
+
+    Raises:
+        BadField: this worker sends none, or none to that address.
+    """
     if services.webhooks is None:
         raise BadField(
             "webhook_url",
