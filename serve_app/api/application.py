@@ -24,6 +24,7 @@ from serve_app.api.errors import (
 from serve_app.api.routers import ROUTERS
 from serve_app.api.services import Services
 from serve_app.config.settings import API_VERSION
+from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate
 from serve_app.studio.routes import studio_router
 
@@ -44,7 +45,12 @@ def build_api(services: Services) -> FastAPI:
         },
     )
     # The gate in the proxy cannot check links, and a proxy may not run it, so this one checks all.
-    api.add_middleware(Gate, access=services.access, limits=INGRESS_LIMITS)
+    api.add_middleware(
+        Gate,
+        access=services.access,
+        limits=INGRESS_LIMITS,
+        cross_origin=CrossOrigin(services.options.cors_origins),
+    )
     add_routes(api, services)
     describe(api)
     if services.options.has_page:

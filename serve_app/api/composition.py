@@ -45,6 +45,7 @@ from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
 from serve_app.graph.transfers import length_of
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -140,6 +141,7 @@ def assemble(
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
         jobs=jobs,
+        batches=BatchService(jobs, args.queue.max_batched_jobs),
         availability=availability,
         access=AccessControl(rules, links.signer),
         links=links,

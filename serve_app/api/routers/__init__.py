@@ -3,6 +3,7 @@
 from serve_app.api.routers import (
     admin,
     avatars,
+    batches,
     estimates,
     files,
     health,
@@ -16,6 +17,7 @@ ROUTERS = (
     health.router,
     streams.router,  # before the jobs, whose ids may have slashes
     jobs.router,
+    batches.router,
     avatars.router,
     synchronous.router,
     estimates.router,
