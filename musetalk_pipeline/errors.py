@@ -8,6 +8,7 @@
     │   ├── MediaTooLarge          stage validation
     │   ├── InvalidVideo           stage validation
     │   ├── InvalidAudio           stage validation
+    │   ├── InvalidFile            stage validation
     │   ├── AudioTooShort          stage validation
     │   ├── InvalidOptions         stage validation
     │   └── NoFaceFound            stage preprocessing
@@ -162,6 +163,13 @@ class InvalidAudio(MediaError):
     code = "invalid_audio"
     default_hint = "Send sound that plays to its end in a browser, such as WAV, MP3 or M4A."
     default_input = "audio"
+
+
+class InvalidFile(MediaError):
+    """A file that was uploaded is neither a video nor sound nor a picture, or truncated."""
+
+    code = "invalid_file"
+    default_hint = "Send a video or sound that plays to its end in a browser, or a picture."
 
 
 class AudioTooShort(MediaError):

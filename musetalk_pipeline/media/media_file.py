@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from musetalk_pipeline.errors import InvalidAudio, InvalidVideo, MediaTooLarge
+from musetalk_pipeline.errors import InvalidAudio, InvalidFile, InvalidVideo, MediaTooLarge
 from musetalk_pipeline.media.containers import (
     HEAD_BYTES,
     WAV,
@@ -29,7 +30,7 @@ HEADER_S = 60.0  # guess: a header takes 0.1 s; the rest is for a machine under 
 
 PACKETS_BYTES = 2 << 20  # of what ffprobe prints; about three minutes of picture and sound
 
-Refusal = type[InvalidVideo] | type[InvalidAudio]
+Refusal = type[InvalidVideo] | type[InvalidAudio] | type[InvalidFile]
 WHOLE_FILE = "Make sure that the file was written and uploaded to its end, then send it again."
 
 
@@ -119,11 +120,18 @@ def admit(
 
 
 def _name(refusal: Refusal) -> str:
-    return f"The {refusal.default_input} file"
+    return f"The {refusal.default_input} file" if refusal.default_input else "The file"
+
+
+_WANTED: Mapping[Refusal, str] = {
+    InvalidVideo: "a video",
+    InvalidAudio: "sound",
+    InvalidFile: "a video, sound or a picture in JPEG, PNG or WebP",
+}
 
 
 def _what_instead(head: bytes, refusal: Refusal) -> str:
-    name, wanted = _name(refusal), "a video" if refusal is InvalidVideo else "sound"
+    name, wanted = _name(refusal), _WANTED[refusal]
     kinds: tuple[tuple[bool, str], ...] = (
         (b"#EXTM3U" in head[:64], "a playlist"),
         (head[:4] in (b"PK\x03\x04", b"\x1f\x8b\x08\x00", b"Rar!", b"7z\xbc\xaf"), "an archive"),

@@ -1,6 +1,7 @@
 """What a video is and which frames it has, determined before anything is decoded.
 
-A video that cannot be used is refused with one sentence.
+A video that cannot be used is refused with one sentence. A still picture becomes a video of one
+frame first (still.py).
 
     first bytes ─► demuxer ─► header (limits) ─► times of the packets ─► FrameIndex
 
@@ -11,7 +12,7 @@ decoding. Other files are decoded once to be counted. A container that cannot be
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -21,7 +22,7 @@ from typing import Any
 from musetalk_pipeline.artifacts import ColourTags, SourceVideo
 from musetalk_pipeline.errors import InvalidVideo, MediaTooLarge, at_fault
 from musetalk_pipeline.files import replacing
-from musetalk_pipeline.media.containers import MOV
+from musetalk_pipeline.media.containers import MOV, Container
 from musetalk_pipeline.media.decode import RGB_FORMATS
 from musetalk_pipeline.media.frame_index import FrameIndex, constant_rate_order, frame_times
 from musetalk_pipeline.media.media_file import (
@@ -35,26 +36,17 @@ from musetalk_pipeline.media.media_file import (
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, ffprobe, run
 from musetalk_pipeline.media.speech_audio import open_audio
+from musetalk_pipeline.media.still import make_video_of_still, picture_in
+from musetalk_pipeline.media.video_stream import (
+    INDEXED_CODECS,
+    check_video,
+    choose_video,
+    constant_rate,
+    displayed_size,
+)
 from musetalk_pipeline.options import MediaLimits
 
-__all__ = ["constant_rate", "displayed_size", "open_audio", "probe_video"]
-
-DEFAULT_STREAM_BONUS = 5_000_000  # pixels; ffmpeg's own, when it chooses a stream
-
-MIN_FPS = 1  # guess: less is a slide show, and a job's length would round to nothing
-
-# Codecs whose packets and frames agree one to one, each packet's time being its frame's.
-INDEXED_CODECS = frozenset(
-    {
-        *("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg", "prores"),
-        *("dnxhd", "ffv1", "png", "qtrle", "huffyuv", "ffvhuff", "utvideo", "rawvideo", "v210"),
-    }
-)
-VIDEO_CODECS = INDEXED_CODECS | {
-    *("vp8", "h263", "h263p", "h261", "flv1", "theora", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
-    *("wmv3", "vc1", "dvvideo", "cinepak", "svq3", "rpza", "vp6", "vp6f", "magicyuv", "cfhd"),
-    "gif",
-}
+__all__ = ["open_audio", "probe_video"]
 
 
 Row = Mapping[str, Any]  # ffprobe's fields of a packet or a frame
@@ -76,11 +68,13 @@ def probe_video(
         InvalidVideo, MediaTooLarge: refused. Sending it again cannot help.
         DeadlineExceeded: reading it took too long.
     """
-    media = admit(path, limits, InvalidVideo, sha256, with_packets=True)
-    stream = _choose_video(media)
-    _check_video(stream, limits)
-    fps = constant_rate(stream, limits)
     out_dir = out_dir or path.parent
+    if (picture := picture_in(path)) is not None and path.stat().st_size <= limits.max_bytes:
+        return _probe_still(path, picture, limits, out_dir, sha256)
+    media = admit(path, limits, InvalidVideo, sha256, with_packets=True)
+    stream = choose_video(media)
+    check_video(stream, limits)
+    fps = constant_rate(stream, limits)
     index, copy = _index_frames(media, stream, fps, limits, out_dir)
     index_path = out_dir / f"{path.name}.{media.sha256[:12]}.frames"
     with replacing(index_path) as temporary:
@@ -104,86 +98,18 @@ def probe_video(
     )
 
 
-def constant_rate(stream: Mapping[str, Any], limits: MediaLimits) -> Fraction:
-    """Return the exact rate at which the reference counts the frames of `stream`.
-
-    It is ffmpeg's `r_frame_rate`, or the average if that is a time base rather than a rate: above
-    210 with an average below 70 (ffmpeg's `av_guess_frame_rate`), or above the limit.
-    """
-    base, average = _rate(stream.get("r_frame_rate")), _rate(stream.get("avg_frame_rate"))
-    if average and (not base or (average < 70 and base > 210) or base > limits.max_fps):
-        base = average
-    if not base:
-        raise InvalidVideo("The video does not declare its frame rate.")
-    if base < MIN_FPS:
-        raise InvalidVideo(
-            f"The video has less than {MIN_FPS} frame a second, which is too few to show speech.",
-            fps=float(base),
-        )
-    if base > limits.max_fps:
-        raise MediaTooLarge(
-            f"The video has {float(base):.0f} frames a second; at most {limits.max_fps:.0f} are "
-            "accepted.",
-            fps=float(base),
-            max_fps=limits.max_fps,
-        )
-    return base
-
-
-def displayed_size(stream: Mapping[str, Any]) -> tuple[int, int]:
-    """Return width and height in pixels with the rotation applied that players apply."""
-    width, height = int(stream["width"]), int(stream["height"])
-    turns = [float(side.get("rotation", 0)) for side in stream.get("side_data_list", [])]
-    is_lying = any(abs(abs(turn) % 180 - 90) < 1 for turn in turns)
-    return (height, width) if is_lying else (width, height)
-
-
-def _rate(text: str | None) -> Fraction:
-    with contextlib.suppress(ValueError, ZeroDivisionError):
-        return max(Fraction(0), Fraction(text or 0))
-    return Fraction(0)
-
-
-def _choose_video(media: MediaFile) -> dict[str, Any]:
-    """Return the stream that ffmpeg itself would take, by default flag, then by size."""
-    videos = [s for s in media.streams if s.get("codec_type") == "video"]
-    moving = [s for s in videos if not _is_still(s)]
-    if not moving:
-        what = "only a cover picture" if videos else "no picture"
-        raise InvalidVideo(
-            f"The video file holds {what}. Send a video with a face in it.",
-            hint="Send a file with moving pictures, and make sure that the two are not swapped.",
-            streams=len(media.streams),
-        )
-
-    def rank(stream: dict[str, Any]) -> int:
-        bonus = DEFAULT_STREAM_BONUS * int(stream.get("disposition", {}).get("default", 0))
-        return int(stream.get("width", 0)) * int(stream.get("height", 0)) + bonus
-
-    return max(moving, key=rank)
-
-
-def _is_still(stream: Mapping[str, Any]) -> bool:
-    flags = stream.get("disposition", {})
-    return any(flags.get(name) for name in ("attached_pic", "timed_thumbnails", "still_image"))
-
-
-def _check_video(stream: Mapping[str, Any], limits: MediaLimits) -> None:
-    width, height = int(stream.get("width", 0)), int(stream.get("height", 0))
-    if max(width, height) > limits.max_side_px or width * height > limits.max_pixels:
-        raise MediaTooLarge(
-            f"The picture is {width}x{height}; at most {limits.max_side_px} pixels a side and "
-            f"{limits.max_pixels / 1e6:.1f} megapixels are accepted.",
-            width=width,
-            height=height,
-        )
-    codec = stream.get("codec_name", "unknown")
-    if codec not in VIDEO_CODECS:
-        raise InvalidVideo(
-            f"The video's codec ({codec}) is not accepted. H.264 in MP4 always is.", codec=codec
-        )
-    if width < 2 or height < 2 or stream.get("pix_fmt") is None:
-        raise InvalidVideo("The video holds no picture that can be decoded.", codec=codec)
+def _probe_still(
+    path: Path, picture: Container, limits: MediaLimits, out_dir: Path, sha256: str | None
+) -> SourceVideo:
+    """Make a video of one frame of a picture, and probe that."""
+    with path.open("rb") as file:
+        digest = sha256 or hashlib.file_digest(file, "sha256").hexdigest()
+    video = out_dir / f"{path.name}.{digest[:12]}.mkv"
+    make_video_of_still(path, picture, video)
+    # A picture of few colours is small, and is whole all the same.
+    found = probe_video(video, replace(limits, min_bytes=0), out_dir, sha256=digest)
+    size_bytes = path.stat().st_size
+    return replace(found, path=path, size_bytes=size_bytes, read_path=found.read_path or video)
 
 
 def _colour_of(stream: Mapping[str, Any]) -> ColourTags:

@@ -33,12 +33,15 @@ _MEANINGS: Mapping[int, str] = {
     408: "The body did not arrive in time.",
     409: "It belongs to different content, or its state does not allow this.",
     410: "It is no longer here.",
+    412: "The version of the protocol is another one.",
     413: "The body is too large.",
+    415: "The body has another type than expected.",
     416: "The file has no such bytes.",
     422: "The request is not valid, or an input is at fault. The message names what to correct.",
     429: "The queue is full, or there were too many requests or wrong keys.",
     500: "This request has met a fault of the service.",
     503: "The service cannot take the request now. It may be sent again.",
+    507: "There is no room left for the file.",
 }
 READ = (400, 401, 403, 422, 429, 500, 503)
 """What every route without a body may answer in place of its answer."""

@@ -25,6 +25,7 @@ from serve_app.graph.builders import (
     build_shelf,
     build_store,
     build_streams,
+    build_uploads,
     configured_description,
 )
 from serve_app.graph.capacity import SharedCapacity
@@ -52,6 +53,7 @@ from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
 from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
 from serve_app.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
@@ -149,7 +151,9 @@ def assemble(
         most_claimed=lambda: configured_jobs(args, env) or min(capacity, _drawers(scaling) + 1),
         previews=asyncio.Semaphore(capacity),
         options=ApiOptions.of(args, env),
+        owners=Owners(links.signer.secret),
         avatars=build_shelf(args, env),
+        uploads=build_uploads(args, env),
         webhooks=_webhooks(args, env, folders),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),

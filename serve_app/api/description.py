@@ -18,6 +18,7 @@ TAGS = [
     {"name": "batches", "description": "Many jobs in one request, with one state and one webhook."},
     {"name": "synchronous", "description": "Answers that wait for the work itself."},
     {"name": "avatars", "description": "What is prepared of a video ahead of its jobs."},
+    {"name": "uploads", "description": "Files that have no address, sent to the worker."},
     {"name": "results", "description": "Finished videos, where they are kept on the worker."},
     {"name": "health", "description": "Whether a job can run, and what is running."},
     {"name": "operation", "description": "What an operator tells a worker while it runs."},

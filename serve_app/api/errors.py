@@ -30,6 +30,7 @@ from serve_app.contract.outcomes import (
     state_unavailable,
 )
 from serve_app.jobs.job import TooManyJoined, WorkerStopping
+from serve_app.uploads.errors import UploadError, WrongOffset
 
 RETRY_AFTER_S = 30
 STATE_RETRY_AFTER_S = 5  # space and locks may be free again at any moment
@@ -146,6 +147,17 @@ async def _on_pipeline_error(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure_of(exc, {}))
 
 
+async def _on_upload_error(request: Request, exc: Exception) -> JSONResponse:
+    """Answer with what is wrong with an upload."""
+    assert isinstance(exc, UploadError)
+    kind = "processing_error" if exc.retryable else "unknown_error"
+    failure = rejected(
+        exc.status_code, exc.code, str(exc), error_type=kind, retryable=exc.retryable
+    )
+    headers = {"Upload-Offset": str(exc.offset)} if isinstance(exc, WrongOffset) else None
+    return failure_answer(failure, headers=headers)
+
+
 async def on_http_error(request: Request, exc: Exception) -> JSONResponse:
     """Give the framework's own errors the one shape."""
     assert isinstance(exc, HTTPException)
@@ -202,4 +214,5 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     WorkerStopping: _on_stopping,
     StoreUnavailable: _on_state_unavailable,
     PipelineError: _on_pipeline_error,
+    UploadError: _on_upload_error,
 }

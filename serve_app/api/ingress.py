@@ -1,5 +1,6 @@
 """The ingress deployment: a thin shell that runs the composed services inside Ray Serve."""
 
+import asyncio
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,6 +14,7 @@ from serve_app.config.settings import AppArgs
 from serve_app.graph.departure import ReplicaDeparture
 from serve_app.graph.pools import Graph, Pool
 from serve_app.graph.replica_setup import set_up_replica
+from serve_app.uploads.folder import UploadPiece
 
 
 class Ingress:
@@ -48,6 +50,13 @@ class Ingress:
     async def run_next(self, slot: int) -> None:
         """Run one job if one arrives within a few seconds; the slots call this themselves."""
         await self._runner.run_next(slot)
+
+    async def read_upload(self, upload_id: str, offset: int, max_bytes: int) -> UploadPiece | None:
+        """Return bytes of an upload to a stage on another node; None if it is gone."""
+        uploads = self._services.uploads
+        if uploads is None:
+            return None
+        return await asyncio.to_thread(uploads.folder.read, upload_id, offset, max_bytes)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Return the wanted replicas of each deployment; Serve asks once a second."""

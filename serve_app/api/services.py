@@ -23,6 +23,8 @@ from serve_app.jobs.batches import BatchService
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.streams.streams import Streams
+from serve_app.uploads.owners import Owners
+from serve_app.uploads.store import UploadStore
 from serve_app.webhooks.sender import WebhookSender
 
 ESTIMATES = 4  # at once; each holds two inputs in the scratch of the Preprocessor
@@ -117,9 +119,10 @@ class Services:
 
     `capacity` is the number of jobs that run at the same time, and `previews` has as many places
     for previews; `estimates` has those for estimates. Orchestrators are told `reported_capacity`,
-    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` is None if
-    none are kept, and `webhooks`, `polling` and `reports` are None if the environment does not
-    enable them. `streams` is None if the configuration allows none, and `scaling` without Ray.
+    and jobs are claimed from them only while fewer than `most_claimed()` run. `avatars` and
+    `uploads` are None if none are kept, and `webhooks`, `polling` and `reports` are None if the
+    environment does not enable them. `streams` is None if the configuration allows none, and
+    `scaling` without Ray.
     """
 
     jobs: JobService
@@ -132,8 +135,10 @@ class Services:
     reported_capacity: int
     most_claimed: Callable[[], int]
     previews: asyncio.Semaphore
+    owners: Owners
     options: ApiOptions = field(default_factory=ApiOptions)
     avatars: AvatarShelf | None = None
+    uploads: UploadStore | None = None
     webhooks: WebhookSender | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None

@@ -26,6 +26,7 @@ class Folders:
     results: Path
     state: Path
     avatars: Path
+    uploads: Path
 
 
 def check_folders(args: AppArgs, env: Environment) -> None:
@@ -45,6 +46,9 @@ def check_folders(args: AppArgs, env: Environment) -> None:
     if args.avatars.max_gb:
         require_own(folders.avatars, "avatars.folder")
         require_makeable(folders.avatars, "avatars.folder")
+    if args.uploads.max_gb:
+        require_own(folders.uploads, UPLOADS_SETTING)
+        require_makeable(folders.uploads, UPLOADS_SETTING)
 
 
 def make_folders(args: AppArgs, env: Environment) -> Folders:
@@ -63,6 +67,7 @@ def make_folders(args: AppArgs, env: Environment) -> Folders:
     # The registry holds signed addresses. A link that the operator made is followed.
     private_folder(folders.state.resolve(), "state_dir")
     make_folder(folders.avatars.parent, "avatars.folder")
+    make_folder(folders.uploads.parent, UPLOADS_SETTING)
     return folders
 
 
@@ -71,15 +76,28 @@ def scratch_root(args: AppArgs, env: Environment) -> Path:
     return _folders(args, env).scratch
 
 
+def folder_of_uploads(args: AppArgs) -> Path:
+    """Return where the ingress keeps uploads; it may not be there."""
+    return (args.uploads.folder or args.state_dir / "uploads").absolute()
+
+
 def _folders(args: AppArgs, env: Environment) -> Folders:
     work = env.work_dir or args.work_dir or default_work_dir()
     results = env.result_dir or args.result_dir
     avatars = args.avatars.folder or args.state_dir / "avatars"
-    paths = (work / "jobs", work / "streams", results, args.state_dir, avatars)
+    paths = (
+        work / "jobs",
+        work / "streams",
+        results,
+        args.state_dir,
+        avatars,
+        folder_of_uploads(args),
+    )
     return Folders(*(path.absolute() for path in paths))
 
 
 SETTING = "work_dir (MUSETALK_WORKDIR)"
+UPLOADS_SETTING = "uploads.folder"
 
 
 def default_work_dir() -> Path:

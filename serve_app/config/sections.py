@@ -385,3 +385,26 @@ class ResultSettings(Section):
         gt=0,
         description="Beyond this size the oldest results are removed. 1 GB is 10^9 bytes.",
     )
+
+
+class UploadSettings(Section):
+    """Files that callers upload to use them in jobs."""
+
+    max_gb: float = Field(
+        20.0,
+        ge=0,
+        description="Uploads beyond this size are refused until others have expired or were "
+        "deleted. With 0 none are accepted. 1 GB is 10^9 bytes.",
+    )
+    keep_hours: float = Field(
+        24.0, gt=0, le=876_000, description="An upload that no job has used for so long is removed."
+    )
+    unfinished_hours: float = Field(
+        2.0,
+        gt=0,
+        le=876_000,
+        description="So long an unfinished upload can be continued after its last byte.",
+    )
+    folder: Path | None = Field(
+        None, description="The folder. Without it, `uploads` in the folder of the state."
+    )

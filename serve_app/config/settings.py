@@ -32,6 +32,7 @@ from serve_app.config.sections import (
     StageSettings,
     StreamSettings,
     StudioSettings,
+    UploadSettings,
 )
 from serve_app.contract.requests import Params, option_field
 
@@ -54,6 +55,7 @@ __all__ = [
     "StageSettings",
     "StreamSettings",
     "StudioSettings",
+    "UploadSettings",
     "configured_jobs",
     "cors_origins",
     "jobs_at_a_time",
@@ -102,6 +104,7 @@ class AppArgs(Section):
     results: ResultSettings = ResultSettings()
     streams: StreamSettings = StreamSettings()
     avatars: AvatarSettings = AvatarSettings()
+    uploads: UploadSettings = UploadSettings()
     defaults: Params = Params()
     work_dir: Path | None = Field(
         None, description="The folder for scratch files. Without it, one among the temporary files."

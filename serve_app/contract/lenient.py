@@ -18,7 +18,14 @@ from pydantic import ValidationError
 from musetalk_pipeline.errors import InvalidOptions
 from musetalk_pipeline.options import FrameOptions
 from musetalk_pipeline.pixels.picture import target_size
-from serve_app.contract.requests import AVATAR_ID, KEPT_VIDEO, JobRequest, Params, is_inside
+from serve_app.contract.requests import (
+    AVATAR_ID,
+    KEPT_VIDEO,
+    JobRequest,
+    Params,
+    is_inside,
+    is_upload,
+)
 
 MAX_SHOWN_CHARS = 32  # of a value or a name in a warning, and of a size that is read at all
 MAX_SHOWN_NAMES = 8
@@ -55,13 +62,14 @@ _SOURCE = (320, 180)
 
 
 def read_leniently(
-    payload: Mapping[str, Any], *, legacy_size_source: bool = False
+    payload: Mapping[str, Any], *, legacy_size_source: bool = False, accepts_uploads: bool = False
 ) -> tuple[JobRequest, tuple[str, ...]]:
     """Return the job in `payload`, and a sentence for every value that was changed or ignored.
 
     `legacy_size_source`: ignore `aspect_ratio` and `resolution`, as the predecessor did, and keep
     the picture of the source. Unknown fields are ignored without a sentence. `avatar_id` counts if
-    there is no `video_url`.
+    there is no `video_url`. `accepts_uploads`: whoever calls this checks whose the uploads are that
+    the addresses name; otherwise such an address counts as none.
 
     Raises:
         ValidationError: the id or a URL is missing, or cannot be used.
@@ -69,7 +77,7 @@ def read_leniently(
     warnings: list[str] = []
     fields = {name: payload.get(name) for name in ("musetalk_job_id", "video_url", "audio_url")}
     for name in ("video_url", "audio_url"):
-        if is_inside(fields[name]):
+        if is_inside(fields[name]) or (is_upload(fields[name]) and not accepts_uploads):
             fields[name] = None
     avatar_id = payload.get("avatar_id")
     is_id = isinstance(avatar_id, str) and re.fullmatch(AVATAR_ID, avatar_id)

@@ -95,14 +95,24 @@ _INSIDE = (KEPT_VIDEO, SILENCE)
 AVATAR_ID = r"[0-9a-f]{32}"
 
 
+# An address that a caller gets for a file that it has uploaded.
+UPLOAD = "upload://"
+UPLOAD_ID = r"[0-9a-f]{32}"
+
+
 def is_inside(url: object) -> bool:
     """Return whether an address stands for something inside this worker."""
     return isinstance(url, str) and url.startswith(_INSIDE)
 
 
+def is_upload(url: object) -> bool:
+    """Return whether an address names an uploaded file."""
+    return isinstance(url, str) and url.startswith(UPLOAD)
+
+
 def _from_outside(url: str) -> str:
     if is_inside(url):
-        raise ValueError("use an http, https or file address")
+        raise ValueError("use an http, https, upload or file address")
     return url
 
 

@@ -103,6 +103,10 @@ class AccessControl:
                 return self.check_link(scope, subject)
         return self._limited(self._rules.check(scope), scope)
 
+    def key_of(self, scope: Scope) -> str | None:
+        """Return the key that an admitted request came with, if any."""
+        return self._rules.key_of(scope)
+
     def check_key(self, scope: Scope) -> Rejection | None:
         """Return why a request for a route that needs the callers' key is rejected."""
         return self._limited(self._rules.check_key(scope), scope)

@@ -51,8 +51,8 @@ class _Collector:
             self.body.append(data)
 
 
-async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> WholeAnswer:
-    """Make one request without a body and return the whole answer; status 0 if there was none.
+async def call(app: ASGIApp, scope: Scope, max_bytes: int, body: bytes = b"") -> WholeAnswer:
+    """Make one request with a small body and return the whole answer; status 0 if there was none.
 
     Raises:
         AnswerTooLarge: the answer is larger than `max_bytes`; the request has been cancelled.
@@ -64,7 +64,7 @@ async def call(app: ASGIApp, scope: Scope, max_bytes: int) -> WholeAnswer:
         if is_sent:
             await asyncio.Event().wait()  # this client never disconnects by itself
         is_sent = True
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     collector = _Collector(max_bytes)
     await app(scope, receive, collector.send)

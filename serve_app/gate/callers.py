@@ -113,6 +113,12 @@ class CallerRules:
         expected = self.ingress_api_key or self.internal_api_key
         return _is_among(expected, given)
 
+    def key_of(self, scope: Scope) -> str | None:
+        """Return the key that an admitted request came with; None if it came without one."""
+        if self.has_right_key(scope):
+            return self.ingress_api_key or self.internal_api_key
+        return next(_keys(scope), None)
+
 
 _LOCAL_ONLY = Rejection(
     403,

@@ -30,8 +30,10 @@ class ConnectionLimits:
     head_s: float = 10.0  # from the first byte of a request, or the connection, to its last header
     head_bytes: int = 64 * 1024
     connections: int = 4000  # one more closes the one that has waited longest for its request
-    # Chunk sizes and trailers; the largest body in chunks of one byte has 320 KiB of them.
+    # Chunk sizes and trailers; the largest body in chunks of one byte has 320 KiB of them. An
+    # upload may have more: one byte for so many of its own.
     framing_bytes: int = 512 * 1024
+    body_bytes_per_framing: int = 64
     pipelined: int = 16  # requests that wait behind the one in progress
     # A client must receive this much within this time while something waits for it.
     unread_bytes: int = 32 * 1024
@@ -102,7 +104,7 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
-        self._framing_bytes -= len(body)
+        self._framing_bytes -= len(body) + len(body) // self.limits.body_bytes_per_framing
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -40,6 +40,7 @@ from serve_app.gate.bodies import (
 from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
+from serve_app.gate.forms import FormInvalid
 from serve_app.gate.forwarding import ForwardedSend
 from serve_app.gate.http_protocol import ABORT, ConnectionLimits, GuardedProtocol
 from serve_app.gate.probes import HC, HEALTH, Probes
@@ -48,12 +49,17 @@ from serve_app.gate.rejections import (
     NO_BODY,
     STARTING,
     TOO_MANY_READERS,
+    TOO_MANY_WRITERS,
     TOO_SLOW,
     UNAVAILABLE,
+    UPLOAD_TOO_SLOW,
     Rejection,
+    invalid_form,
     too_large,
 )
 from serve_app.gate.signed_paths import is_file
+from serve_app.gate.upload_body import UploadBody, UploadLimits
+from serve_app.gate.uploads import JobDocument, TooManyWriters, Uploads, takes
 
 logger = logging.getLogger("ray.serve")
 
@@ -82,6 +88,7 @@ class GateLimits:
     body: BodyLimits = field(default_factory=BodyLimits)
     batch: BodyLimits = BATCH_BODIES
     files: FileLimits = field(default_factory=FileLimits)
+    uploads: UploadLimits = field(default_factory=UploadLimits)
     # Below MAX_HTTP of app.py: probes, pieces of files and the slots' own calls need the rest.
     forwarded: int = 800
     first_probe_s: float = 2.0
@@ -91,7 +98,7 @@ class GateLimits:
 
 
 # The ingress accepts more, because it serves the pieces of files and the probes of all proxies.
-INGRESS_LIMITS = GateLimits(forwarded=900)
+INGRESS_LIMITS = GateLimits(forwarded=900, uploads=UploadLimits(writers=256))
 
 
 class AccessCheck(Protocol):
@@ -138,6 +145,7 @@ class Gate:
         self._bodies = Bodies(self._limits.body)
         self._batches = Bodies(self._limits.batch)
         self._forwarded = 0
+        self._uploads = Uploads(app, self._limits.uploads)
         self._probes = self._files = None
         if is_proxy:
             self._probes = Probes(app, self._limits.first_probe_s, self._limits.probe_s)
@@ -186,6 +194,8 @@ class Gate:
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY
+        if takes(scope):
+            return await self._take_upload(scope, receive, send, abort)
         bodies = self._batches if path == BATCHES_PATH else self._bodies
         try:
             body = await bodies.read(scope, receive)
@@ -193,11 +203,17 @@ class Gate:
             return too_large(bodies.max_bytes)
         except BodyTooSlow:
             return TOO_SLOW
+        return await self._forward(scope, replay(body, receive), send, abort)
+
+    async def _forward(
+        self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
+    ) -> Rejection | None:
+        """Let the application answer a request whose body has been read."""
         if self._is_full(scope):
             return BUSY
         forwarded = ForwardedSend(send, abort, self._limits.send_s)
         with self._place():
-            await self._app(scope, replay(body, receive), forwarded)
+            await self._app(scope, receive, forwarded)
         return None if forwarded.has_begun else UNAVAILABLE
 
     def _is_full(self, scope: Scope) -> bool:
@@ -224,6 +240,28 @@ class Gate:
             return UNAVAILABLE
         return None
 
+    async def _take_upload(
+        self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
+    ) -> Rejection | None:
+        """Store what a request uploads, and answer it; or forward the job that comes with files."""
+        body = UploadBody(receive, self._limits.uploads)
+        try:
+            taken = await self._uploads.take(scope, body)
+        except TooManyWriters:
+            return TOO_MANY_WRITERS
+        except BodyTooSlow:
+            return UPLOAD_TOO_SLOW
+        except FormInvalid as exc:
+            return invalid_form(str(exc))
+        except Unanswered:
+            return UNAVAILABLE
+        if isinstance(taken, JobDocument):
+            return await self._forward(taken.scope, replay(taken.body, receive), send, abort)
+        response = Response(taken.body, taken.status)
+        response.raw_headers = list(taken.headers)
+        await self._send_early(response, scope, receive, send, is_over=body.is_over)
+        return None
+
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
         self._forwarded += 1
@@ -236,13 +274,19 @@ class Gate:
         self, rejection: Rejection, scope: Scope, receive: Receive, send: Send
     ) -> None:
         response = JSONResponse(rejection.body(), rejection.status_code, rejection.headers)
-        if not has_body(scope):
+        await self._send_early(response, scope, receive, send, is_over=not has_body(scope))
+
+    async def _send_early(
+        self, response: Response, scope: Scope, receive: Receive, send: Send, *, is_over: bool
+    ) -> None:
+        """Send an answer to a client that may still be sending. `is_over`: it is not."""
+        if is_over:
             await response(scope, receive, send)
             return
         # The rest of the body would be read as the next request, so the connection must end. A
         # client that is still writing would lose the answer if it ended at once.
         response.headers["connection"] = "close"
-        start = {"status": rejection.status_code, "headers": response.raw_headers}
+        start = {"status": response.status_code, "headers": response.raw_headers}
         await send({"type": "http.response.start", **start})
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await drain(receive, _LINGER_BYTES, self._limits.linger_s)

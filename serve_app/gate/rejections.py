@@ -79,6 +79,30 @@ TOO_SLOW = Rejection(
     "Send the headers and the body of the request together.",
     _RETRY,
 )
+TOO_MANY_WRITERS = Rejection(
+    503,
+    "too_many_uploads",
+    "The largest number of clients that may upload at once has been reached.",
+    "Send the request again after Retry-After.",
+    _RETRY,
+)
+UPLOAD_TOO_SLOW = Rejection(
+    408,
+    "body_too_slow",
+    "The file did not arrive in time.",
+    "Send it again, by the tus protocol if the network is slow: it goes on where it was cut off.",
+    _RETRY,
+)
+
+
+def invalid_form(message: str) -> Rejection:
+    """Return the rejection of a form that cannot be read; `message` says why."""
+    return Rejection(
+        422,
+        "invalid_request",
+        message,
+        "Send multipart/form-data as browsers and `curl -F` do; docs/api.md has examples.",
+    )
 
 
 def too_large(max_bytes: int) -> Rejection:

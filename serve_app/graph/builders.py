@@ -25,7 +25,12 @@ from serve_app.avatars.shared import SharedAvatars
 from serve_app.avatars.shared_retention import SharedRetention
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.folders import make_folders, scratch_root
+from serve_app.config.folders import (
+    UPLOADS_SETTING,
+    folder_of_uploads,
+    make_folders,
+    scratch_root,
+)
 from serve_app.config.gpu_class import gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings, jobs_at_a_time
 from serve_app.graph.scratch import Scratch
@@ -35,10 +40,15 @@ from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
+from serve_app.private_folders import private_folder
 from serve_app.streams.streams import Streams
+from serve_app.uploads.folder import UploadFolder, UploadRules
+from serve_app.uploads.space import UploadSpace
+from serve_app.uploads.store import UploadStore
 
 logger = logging.getLogger(__name__)
 
+HOUR_S = 3600.0
 KEPT_AFTER_S = 1800.0  # scratch, beyond what the deadlines allow: clocks and queues are not exact
 
 
@@ -216,6 +226,31 @@ def configured_description(args: AppArgs, env: Environment) -> Description:
         gpu_class=gpu_class(env, detected=pool.arch if pool.num_gpus else None),
         batch_size=pool.batch_size or env.batch_size or 1,
     )
+
+
+def uploads_folder(args: AppArgs, env: Environment) -> UploadFolder:
+    """Return the folder of the uploads; on a node without the ingress there is none."""
+    rules = args.uploads
+    max_mb = env.max_file_mb or args.inputs.max_file_mb
+    media = args.inputs.model_copy(update={"max_file_mb": max_mb}).limits()
+    kept = UploadRules(rules.keep_hours * HOUR_S, rules.unfinished_hours * HOUR_S, media)
+    return UploadFolder(folder_of_uploads(args), kept)
+
+
+def build_uploads(args: AppArgs, env: Environment) -> UploadStore | None:
+    """Return the uploads that the ingress keeps; None if it accepts none.
+
+    Raises:
+        FolderRefused: the folder cannot be trusted or made.
+    """
+    if args.uploads.max_gb == 0:
+        return None
+    make_folders(args, env)
+    folder = uploads_folder(args, env)
+    private_folder(folder.path, UPLOADS_SETTING)
+    store = UploadStore(folder, UploadSpace(folder.path, round(args.uploads.max_gb * 1e9)))
+    store.start_janitor()
+    return store
 
 
 def build_scratch(args: AppArgs, env: Environment) -> Scratch:

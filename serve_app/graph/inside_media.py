@@ -1,4 +1,4 @@
-"""Media that come from inside this worker: the kept video of an avatar, and silence."""
+"""Media that come from inside this worker: uploads, the kept video of an avatar, and silence."""
 
 import hashlib
 import wave
@@ -26,6 +26,14 @@ def fetch_kept_video(shelf: AvatarShelf | None, url: str, target: Path) -> str:
             hint="Prepare the avatar again with POST /v1/avatars, or send video_url.",
         )
     return digest
+
+
+def expired_upload() -> DownloadFailed:
+    """Return the error for an upload that is gone."""
+    return DownloadFailed(
+        "The uploaded file is not kept on this worker any more.",
+        hint="Upload it again and send the job again; it is kept for uploads.keep_hours.",
+    )
 
 
 def make_silence(

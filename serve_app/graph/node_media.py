@@ -42,12 +42,13 @@ from musetalk_pipeline.stages import (
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
-from serve_app.contract.requests import KEPT_VIDEO
-from serve_app.graph.builders import build_scratch, build_shelf
-from serve_app.graph.inside_media import fetch_kept_video, make_silence
+from serve_app.contract.requests import KEPT_VIDEO, UPLOAD, is_upload
+from serve_app.graph.builders import build_scratch, build_shelf, uploads_folder
+from serve_app.graph.ingress_uploads import ReadPiece, copy_upload, read_from_ingress
+from serve_app.graph.inside_media import expired_upload, fetch_kept_video, make_silence
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
-from serve_app.inputs.downloads import download
+from serve_app.inputs.downloads import disk_failed, download
 from serve_app.net.addresses import AddressPolicy
 
 logger = logging.getLogger(__name__)
@@ -71,10 +72,17 @@ class CheckedMedia:
 class NodeMedia:
     """Media files of this node's attempts, shared by its replicas through the scratch folder.
 
-    `node_id`: this node's name; None takes Ray's.
+    `node_id`: this node's name; None takes Ray's. `read_upload`: reads the uploads that are on
+    another node.
     """
 
-    def __init__(self, args: AppArgs, env: Environment, node_id: str | None = None) -> None:
+    def __init__(
+        self,
+        args: AppArgs,
+        env: Environment,
+        node_id: str | None = None,
+        read_upload: ReadPiece = read_from_ingress,
+    ) -> None:
         self.scratch = build_scratch(args, env)
         self.node_id = node_id or ray.get_runtime_context().get_node_id()
         max_mb = env.max_file_mb or args.inputs.max_file_mb
@@ -86,6 +94,7 @@ class NodeMedia:
         self._wait_s = inputs.download_timeout_s
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
+        self._uploads, self._read_upload = uploads_folder(args, env), read_upload
         # Further ones wait here, so that a thread is left for the first segments of jobs that are
         # open. Many jobs that begin at once would otherwise all begin late.
         self._opening = asyncio.Semaphore(max(1, args.preprocessor.threads - 1))
@@ -256,6 +265,8 @@ class NodeMedia:
         with at_fault(name):
             if url.startswith(KEPT_VIDEO):
                 return await asyncio.to_thread(fetch_kept_video, self._shelf, url, target)
+            if is_upload(url):
+                return await self._fetch_upload(url.removeprefix(UPLOAD), target)
             downloaded = await download(
                 url,
                 target,
@@ -264,6 +275,21 @@ class NodeMedia:
                 allowed_folders=self._folders,
             )
         return downloaded.sha256
+
+    async def _fetch_upload(self, upload_id: str, target: Path) -> str:
+        """Get an upload, from this node if the ingress is here, else from the ingress. Whose it is
+        was checked with the request.
+        """
+        try:
+            digest = await asyncio.to_thread(self._uploads.fetch, upload_id, target)
+            if digest is None:
+                limits = dataclasses.replace(self._download_limits, min_bytes=0)
+                digest = await copy_upload(self._read_upload, upload_id, target, limits)
+        except OSError as exc:
+            raise disk_failed(exc) from exc
+        if digest is None:
+            raise expired_upload()
+        return digest
 
 
 def _require_same(found: Digests, expected: Digests) -> None:

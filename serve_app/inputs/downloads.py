@@ -105,7 +105,7 @@ async def download(
     except TimeoutError as exc:
         raise _timed_out(url, limits.total_s) from exc
     except OSError as exc:
-        raise _disk_failed(exc) from exc
+        raise disk_failed(exc) from exc
     finally:
         part.unlink(missing_ok=True)
 
@@ -116,7 +116,8 @@ def _timed_out(url: str, seconds: float) -> DownloadFailed:
     )
 
 
-def _disk_failed(exc: OSError) -> StageFailed:
+def disk_failed(exc: OSError) -> StageFailed:
+    """Return the error for a file that this machine cannot write."""
     full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "this worker's disk is full" if full else "this worker cannot write to its disk"
     return StageFailed(f"Download failed: {what}.", stage=Stage.DOWNLOAD)

@@ -124,6 +124,11 @@ class Host:
             },
         }
 
+    def held_bytes(self) -> int:
+        """Return what the object stores of all nodes hold."""
+        total, free = ray.cluster_resources(), ray.available_resources()
+        return round(total["object_store_memory"] - free.get("object_store_memory", 0.0))
+
     def shutdown(self) -> None:
         """End Serve and every node."""
         ray.shutdown()

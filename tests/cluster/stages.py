@@ -77,10 +77,17 @@ class CountedMedia(NodeMedia):
         return super()._check(job, folder)
 
 
+def on_own_disk(args: AppArgs) -> AppArgs:
+    """Return the arguments for a stage that does not see the folder of the ingress' uploads."""
+    folder = Path(tempfile.gettempdir()) / "uploads"
+    return args.model_copy(update={"uploads": args.uploads.model_copy(update={"folder": folder})})
+
+
 class CountingPreprocessor(Preprocessor):
     """A Preprocessor whose checks are counted."""
 
     def __init__(self, args: AppArgs) -> None:
+        args = on_own_disk(args)
         super().__init__(args)
         self._media = CountedMedia(args, read_environment())
 
@@ -92,6 +99,7 @@ class PacedFinisher(Finisher):
     """
 
     def __init__(self, args: AppArgs) -> None:
+        args = on_own_disk(args)
         super().__init__(args)
         self._media = CountedMedia(args, read_environment())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -52,6 +53,26 @@ def test_a_node_checks_the_media_of_a_job_once(
     assert {cluster.node_of("Preprocessor"), cluster.node_of("Finisher")} == {"ada", "head"}
     assert cluster.notes("ada", CHECKS) == []  # the job was opened there
     assert len(cluster.notes("head", CHECKS)) == 1  # six calls of the Finisher
+
+
+def test_uploads_reach_the_stages_of_every_node(
+    cluster: Machines,
+    media: Media,
+    undisturbed: NDArray[np.uint8],
+    tmp_path: Path,
+) -> None:
+    """They are on the ingress' node only. The job fetches them on the other one, and again here."""
+    body = media.job("uploaded")
+    fetched = list(media.fetched)
+    for name in ("video", "audio"):
+        content = httpx.get(body[f"{name}_url"], trust_env=False).content
+        upload = cluster.client.put(f"/v1/uploads/{name}", content=content).raise_for_status()
+        body[f"{name}_url"] = upload.json()["url"]
+    answer = cluster.generate(**body)
+    assert answer.status_code == 200, answer.text
+    frames = frames_of(cluster.output(answer.json(), tmp_path))
+    assert np.array_equal(frames, undisturbed)
+    assert len(media.fetched) == len(fetched) + 2, "only this test has fetched them"
 
 
 def begin(cluster: Machines, media: Media, job_id: str) -> None:

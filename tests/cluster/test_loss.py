@@ -43,6 +43,7 @@ PHASES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "encoding": lambda progress: 0 < progress["frames_total"] == progress["frames_done"],
 }
 FAULTS = ("killed", "stopped", "node", "cut-off", "drained")
+RAYS_OWN = 2 << 20  # bytes in all object stores that no job needs; 1.1 MB were seen
 GRACE_S = 3.0  # of a node that is drained
 AT_WORK = (("Preprocessor", "preparing"), ("Generator-ada", "drawing"), ("Finisher", "encoding"))
 CELLS = [
@@ -151,6 +152,17 @@ def test_one_job_is_drawn_in_every_pool(cluster: Machines, undisturbed: NDArray[
     shares = [sum(map(int, cluster.notes(pool, DRAWN))) for pool in ("ada", "hopper")]
     assert sum(shares) == len(undisturbed) == 150
     assert min(shares) >= 50, shares  # both are equally fast
+
+
+def test_a_job_leaves_nothing_in_the_object_stores(
+    cluster: Machines, media: Media, undisturbed: NDArray[np.uint8]
+) -> None:
+    """Finding 12: 69 MiB in 13 objects were left after a job."""
+    wait_until(lambda: cluster.command("held_bytes") < RAYS_OWN, "the job before has left some")
+    assert cluster.client.post("/v1/avatar/jobs", json=media.job("stored")).status_code == 202
+    wait_until(lambda: cluster.command("held_bytes") > 2 * RAYS_OWN, "nothing is ever stored")
+    assert cluster.wait_for("stored", *ENDED)["status"] == "succeeded"
+    wait_until(lambda: cluster.command("held_bytes") < RAYS_OWN, "the job has left something")
 
 
 @pytest.mark.parametrize(("stage", "fault", "phase"), CELLS)

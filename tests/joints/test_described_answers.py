@@ -172,6 +172,8 @@ async def test_rejections_are_what_the_document_says(door: Door) -> None:
             for headers in ({"X-Internal-API-Key": ""}, {"X-Internal-API-Key": "wrong"}):
                 answer = await client.request(method, target, headers=headers, **sent)
                 assert answer.status_code in (401, 403, 429) or f"{method} {path}" in OPEN
+            if path.startswith("/v1/uploads"):
+                continue  # bodies of these routes have limits of their own
             if method == "POST":
                 n_bytes = 5_000_000 if "batches" in path else 70_000
                 assert (await client.post(target, content=b"x" * n_bytes)).status_code == 413

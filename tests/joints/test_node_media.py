@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import hashlib
+import os
 import pickle
 import threading
 import uuid
@@ -13,7 +14,13 @@ from typing import Any
 import pytest
 
 from musetalk_pipeline.artifacts import SpeechAudio
-from musetalk_pipeline.errors import DownloadFailed, MediaError, SourceRefused, StageFailed
+from musetalk_pipeline.errors import (
+    DownloadFailed,
+    MediaError,
+    MediaTooLarge,
+    SourceRefused,
+    StageFailed,
+)
 from musetalk_pipeline.faces.mesh import MeshDetector
 from musetalk_pipeline.media.speech_audio import make_track
 from musetalk_pipeline.options import JobOptions
@@ -21,13 +28,22 @@ from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
 from serve_app.contract.requests import JobRequest
 from serve_app.graph import node_media
+from serve_app.graph.builders import build_uploads
+from serve_app.graph.ingress_uploads import copy_upload
 from serve_app.graph.node_media import TRACK_WITHIN_S, NodeMedia
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Assignment, Attempt
+from serve_app.inputs.download_body import DownloadLimits
+from serve_app.uploads.folder import UploadPiece
 from tests.hostile.raw_server import Exchange, RawServer, serve
 
 SIGNED = "?X-Amz-Signature=planted-secret"
 Node = Callable[..., NodeMedia]
+
+
+async def gone(upload_id: str, offset: int) -> UploadPiece | None:
+    """Answer as an ingress without uploads does."""
+    return None
 
 
 @pytest.fixture
@@ -45,7 +61,7 @@ def node(tmp_path: Path) -> Node:
                 **more,
             }
         )
-        return NodeMedia(args, Environment(), node_id=name)
+        return NodeMedia(args, Environment(), node_id=name, read_upload=gone)
 
     return make
 
@@ -84,11 +100,11 @@ def serving(files: dict[str, bytes]):
 
 
 def attempt(server: RawServer) -> Attempt:
-    request = JobRequest(
-        musetalk_job_id="job",
-        video_url=server.url("/v.mp4" + SIGNED),
-        audio_url=server.url("/a.wav" + SIGNED),
-    )
+    return attempt_at(server.url("/v.mp4" + SIGNED), server.url("/a.wav" + SIGNED))
+
+
+def attempt_at(video_url: str, audio_url: str) -> Attempt:
+    request = JobRequest(musetalk_job_id="job", video_url=video_url, audio_url=audio_url)
     return Attempt.of(Assignment(uuid.uuid4().hex, None, "job", 1, request, JobOptions()))
 
 
@@ -129,6 +145,53 @@ async def test_media_are_fetched_and_hashed_once(node, files, threads, detector,
     assert opened.value.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
     assert opened.value.job.audio.sha256 == hashlib.sha256(files["/a.wav"]).hexdigest()
     assert opened.costs[0] == fetched.own and opened.own.stage == "validation"
+
+
+async def test_an_upload_is_fetched_and_an_expired_one_is_the_callers(
+    node, files, threads, detector, tmp_path
+):
+    """It takes no space of its own in the scratch of the job, and its digest is known."""
+    media = node("one")
+    args = AppArgs.model_validate({"pools": [{"name": "cpu"}], "state_dir": str(tmp_path / "state"),
+                                   "work_dir": str(tmp_path / "one"),
+                                   "result_dir": str(tmp_path / "results")})  # fmt: skip
+    uploads = build_uploads(args, Environment())
+    ids = {}
+    for name, content in (("video", files["/v.mp4"]), ("audio", files["/a.wav"])):
+        upload = uploads.create("owner", name, len(content))
+        uploads.append("owner", upload.record.id, 0, content)
+        ids[name] = uploads.complete("owner", upload.record.id).record.id
+    work = attempt_at(*(f"upload://{ids[name]}" for name in ("video", "audio")))
+    fetched = await media.fetch(work)
+    opened = await media.open(work, fetched, detector, threads)
+    assert opened.value.job.source.sha256 == hashlib.sha256(files["/v.mp4"]).hexdigest()
+    assert opened.value.job.source.path.stat().st_nlink == 2
+    uploads.delete("owner", ids["audio"])
+    with pytest.raises(DownloadFailed, match="not kept") as failed:
+        await media.fetch(dataclasses.replace(work, attempt_id=uuid.uuid4().hex))
+    assert failed.value.input == "audio"
+
+
+async def test_an_upload_on_another_node_is_copied_in_pieces(tmp_path):
+    """Digest and size are those of the whole, and a piece that is wrong is noticed."""
+    content = os.urandom(2500)
+    digest = hashlib.sha256(content).hexdigest()
+
+    async def read(upload_id: str, offset: int) -> UploadPiece | None:
+        return UploadPiece(digest, len(content), content[offset : offset + 1000])
+
+    async def read_wrongly(upload_id: str, offset: int) -> UploadPiece | None:
+        return UploadPiece(digest, len(content), bytes(1000))
+
+    target, limits = tmp_path / "video", DownloadLimits()
+    assert await copy_upload(read, "0" * 32, target, limits) == digest
+    assert target.read_bytes() == content
+    with pytest.raises(StageFailed, match="damaged"):
+        await copy_upload(read_wrongly, "0" * 32, target, limits)
+    with pytest.raises(MediaTooLarge):
+        await copy_upload(read, "0" * 32, target, DownloadLimits(max_bytes=2000))
+    assert await copy_upload(gone, "0" * 32, target, limits) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_the_configured_block_length_is_that_of_the_plan(node, files, threads, detector):

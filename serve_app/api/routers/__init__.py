@@ -10,6 +10,7 @@ from serve_app.api.routers import (
     jobs,
     streams,
     synchronous,
+    uploads,
 )
 
 ROUTERS = (
@@ -21,6 +22,7 @@ ROUTERS = (
     synchronous.router,
     estimates.router,
     files.router,
+    uploads.router,
     admin.router,
 )
 

@@ -18,6 +18,7 @@ from serve_app.api.models.jobs import Job
 from serve_app.api.models.problems import read_problems, sent_problems
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.avatars.shelf import AvatarShelf, KeptAvatar
 from serve_app.contract.outcomes import rejected
 from serve_app.contract.requests import AVATAR_ID, AvatarCreate, JobRequest
@@ -53,6 +54,7 @@ async def create_avatar(
     reject_if_stopping(services.availability.is_stopping)
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = create.request(create.musetalk_job_id or uuid.uuid4().hex)
+    await check_uploads(services, http.scope, request.video_url)
     submission = SubmissionOptions(warnings=warnings)
     job = await services.jobs.submit(request, Origin.ASYNC, submission)
     prefix = http.scope["path"].removesuffix(router.prefix)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
+from starlette.types import Scope
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.job_api.described import LOCATION, Done
@@ -50,7 +51,7 @@ async def create_batch(
     same `Idempotency-Key`, with the same content, gives the same batch.
     """
     reject_if_stopping(services.availability.is_stopping)
-    entries = await _entries(services, create)
+    entries = await _entries(services, http.scope, create)
     named = [job.musetalk_job_id for job in create.jobs]
     new = NewBatch(
         uuid.uuid4().hex,
@@ -101,7 +102,7 @@ def _not_found() -> RequestRejected:
     return RequestRejected(rejected(404, "batch_not_found", "There is no such batch."))
 
 
-async def _entries(services: Services, create: BatchCreate) -> list[Entry]:
+async def _entries(services: Services, scope: Scope, create: BatchCreate) -> list[Entry]:
     """Read every job, and check what it names.
 
     Raises:
@@ -120,7 +121,7 @@ async def _entries(services: Services, create: BatchCreate) -> list[Entry]:
                     raise BadField("webhook_url", text, "Send one webhook_url for the batch.")
                 await check_webhook(services, job.webhook_url)
             job_id = job.musetalk_job_id or uuid.uuid4().hex
-            entries.append(Entry(*await read_job(services, job, job_id)))
+            entries.append(Entry(*await read_job(services, scope, job, job_id)))
     return entries
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from musetalk_pipeline.measure import JobSize
@@ -16,6 +16,7 @@ from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.routers.jobs import video_url
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.outcomes import busy
 from serve_app.contract.requests import EstimateRequest, JobRequest
 from serve_app.estimates.estimator import Estimate
@@ -31,7 +32,7 @@ router = APIRouter(tags=["jobs"], dependencies=[Depends(require_key)])
     response_model=Estimated,
     responses=sent_problems(404),
 )
-async def estimate(request: EstimateRequest, services: ServicesDep) -> JSONResponse:
+async def estimate(http: Request, request: EstimateRequest, services: ServicesDep) -> JSONResponse:
     """Fetch and check both inputs, and return the size of the output and what it will take. No job
     is stored and nothing is drawn.
     """
@@ -42,6 +43,7 @@ async def estimate(request: EstimateRequest, services: ServicesDep) -> JSONRespo
         video_url=video_url(request),
         **request.model_dump(exclude={"video_url", "avatar_id"}),
     )
+    await check_uploads(services, http.scope, job.video_url, job.audio_url)
     await check_avatar(services, job)
     if services.estimates.locked():
         text = "This worker makes as many estimates at once as it can."

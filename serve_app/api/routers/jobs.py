@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from starlette.types import Scope
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.job_api.lists import JobQuery, page_body, read_cursor
@@ -19,6 +20,7 @@ from serve_app.api.models.jobs import JOB_MODELS
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import Services, ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.outcomes import job_ended, rejected
 from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, JobRequest
 from serve_app.gate.links import Links
@@ -29,10 +31,13 @@ _NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url
 
 @dataclass(frozen=True, slots=True)
 class IngressBoard:
-    """What a caller of this ingress may do with its jobs. `links` are those that it can open."""
+    """What a caller of this ingress may do with its jobs. `links` are those that it can open;
+    `scope` is its request.
+    """
 
     services: Services
     links: Links
+    scope: Scope
 
     async def submit(
         self, job_id: str, create: JobCreate, idempotency_key: str | None
@@ -42,7 +47,7 @@ class IngressBoard:
         reject_if_stopping(services.availability.is_stopping)
         if create.webhook_url is not None:
             await check_webhook(services, create.webhook_url)
-        request, submission = await read_job(services, create, job_id)
+        request, submission = await read_job(services, self.scope, create, job_id)
         submission = replace(submission, idempotency_key=idempotency_key)
         job = await services.jobs.submit(request, Origin.ASYNC, submission)
         return job_body(job, self.links)
@@ -75,7 +80,7 @@ class IngressBoard:
 
 
 async def _board(http: Request, services: ServicesDep) -> IngressBoard:
-    return IngressBoard(services, services.links.for_request(http.scope))
+    return IngressBoard(services, services.links.for_request(http.scope), http.scope)
 
 
 T = TypeVar("T")
@@ -90,9 +95,9 @@ def _found(found: T | None) -> T:
 
 
 async def read_job(
-    services: Services, create: JobCreate, job_id: str
+    services: Services, scope: Scope, create: JobCreate, job_id: str
 ) -> tuple[JobRequest, SubmissionOptions]:
-    """Return a job as the registry takes it. Its webhook is not checked.
+    """Return a job as the registry takes it, for the request `scope`. Its webhook is not checked.
 
     Raises:
         BadField, InvalidOptions, RequestRejected: it has a value that cannot be used.
@@ -104,6 +109,7 @@ async def read_job(
         **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
     )
     await check_avatar(services, request)
+    await check_uploads(services, scope, request.video_url, request.audio_url)
     return request, SubmissionOptions(create.webhook_url, create.metadata, warnings=warnings)
 
 

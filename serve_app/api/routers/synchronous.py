@@ -16,6 +16,7 @@ from serve_app.api.models.problems import sent_problems
 from serve_app.api.routers.avatars import check_avatar
 from serve_app.api.security import require_key
 from serve_app.api.services import ServicesDep
+from serve_app.api.upload_desk import check_uploads
 from serve_app.contract.lenient import read_leniently
 from serve_app.contract.requests import JobRequest, PreviewRequest
 from serve_app.jobs.job import Origin, SubmissionOptions
@@ -62,6 +63,7 @@ async def generate(
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
     await check_avatar(services, request)
+    await check_uploads(services, http.scope, request.video_url, request.audio_url)
     submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
     job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:
@@ -76,7 +78,9 @@ def _read(
     payload: dict[str, Any], *, legacy_size_source: bool
 ) -> tuple[JobRequest, tuple[str, ...]]:
     try:
-        request, warnings = read_leniently(payload, legacy_size_source=legacy_size_source)
+        request, warnings = read_leniently(
+            payload, legacy_size_source=legacy_size_source, accepts_uploads=True
+        )
     except ValidationError as exc:
         raise RequestValidationError(exc.errors(include_url=False)) from exc
     return request, warnings + odd_size(request.resolution)
@@ -88,9 +92,10 @@ def _read(
     response_class=Response,
     responses={200: _PICTURE, **sent_problems(409)},
 )
-async def preview(request: PreviewRequest, services: ServicesDep) -> Response:
+async def preview(http: Request, request: PreviewRequest, services: ServicesDep) -> Response:
     """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px."""
     check_size(request.aspect_ratio, request.resolution)
+    await check_uploads(services, http.scope, request.video_url, request.audio_url)
     if services.previews.locked():
         raise QueueFull
     async with services.previews:

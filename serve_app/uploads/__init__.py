@@ -1,0 +1,1 @@
+"""Files that callers upload: stored for a while, for the one key that sent them."""

@@ -1,0 +1,437 @@
+"""Uploads through both gates on real sockets: every way to send a file, and everything in its way.
+
+Only what drives jobs is a double. The clients are raw sockets, httpx and curl.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.gate.access_control import AccessControl
+from serve_app.gate.callers import CallerRules
+from serve_app.gate.middleware import Gate, GateLimits
+from serve_app.gate.upload_body import UploadLimits
+from tests.hostile.edge import head, listening, raw, skip
+from tests.joints.job_door import Door, Graph
+from tests.waiting import until_async
+
+PIECE = 10_000
+LIMITS = GateLimits(uploads=UploadLimits(piece_bytes=PIECE, writers=4), linger_s=0.2)
+TUS = {"Tus-Resumable": "1.0.0"}
+PIECE_TYPE = {"Content-Type": "application/offset+octet-stream"}
+KEY = "the-key-of-callers"
+
+
+@dataclass
+class Desk:
+    """The ingress behind the gate of a proxy, and a client in front of it."""
+
+    door: Door
+    graph: Graph
+    client: httpx.AsyncClient
+    port: int
+
+    @property
+    def stored(self) -> list[Path]:
+        """The files in the folder of the uploads."""
+        return sorted((self.door.path.parent / "uploads").iterdir())
+
+    async def upload(self, content: bytes, name: str = "a.mp4") -> dict[str, Any]:
+        """Upload a file as it is; what the answer says."""
+        answer = await self.client.put(f"/v1/uploads/{name}", content=content)
+        assert answer.status_code == 201, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+
+@asynccontextmanager
+async def desk_of(folder: Path, limits: GateLimits = LIMITS, **env: str) -> AsyncIterator[Desk]:
+    results = folder / "results"
+    results.mkdir()
+    graph = Graph(results)
+    door = Door(folder, graph, **env)
+    access = AccessControl(CallerRules(env.get("INGRESS_API_KEY"), allow_anonymous=True), None)
+    gate = Gate(door.app, access, limits, is_proxy=True)
+    try:
+        async with (
+            listening(gate) as port,
+            httpx.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30
+            ) as client,
+        ):
+            yield Desk(door, graph, client, port)
+    finally:
+        door.registry.close()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with desk_of(tmp_path) as desk:
+        yield desk
+
+
+@pytest.fixture
+def video(clip) -> bytes:
+    content: bytes = clip().read_bytes()
+    assert len(content) > 2 * PIECE, "several pieces"
+    return content
+
+
+@pytest.fixture
+def sound(speech) -> bytes:
+    content: bytes = speech(0.6).read_bytes()
+    return content
+
+
+# --- the ways to send a file ------------------------------------------------------------------
+
+
+async def test_a_raw_put_stores_the_file_and_describes_it(desk: Desk, video: bytes) -> None:
+    upload = await desk.upload(video, "My clip.mp4")
+    assert upload["url"] == f"upload://{upload['id']}"
+    assert (upload["kind"], upload["bytes"], upload["name"]) == ("video", len(video), "My clip.mp4")
+    assert upload["width"] > 0 and upload["fps"] == 25 and upload["duration_s"] > 0
+    assert upload["expires_at"] > upload["created_at"]
+    known = await desk.client.get(f"/v1/uploads/{upload['id']}")
+    assert known.json()["id"] == upload["id"]
+    data = [path for path in desk.stored if path.suffix == ".data"]
+    assert [path.read_bytes() for path in data] == [video]
+    assert {path.stat().st_mode & 0o777 for path in desk.stored} == {0o600}
+
+
+async def test_a_form_stores_the_same_file_once(desk: Desk, video: bytes) -> None:
+    """A client that tries again leaves no second copy, and its address is the same."""
+    first = await desk.upload(video)
+    answer = await desk.client.post("/v1/uploads", files={"file": ("b.mov", video)})
+    assert answer.status_code == 201
+    assert answer.json()["url"] == first["url"]
+    assert len(desk.stored) == 2, "one record and its data"
+
+
+async def test_curl_sends_a_file_of_unknown_length(
+    desk: Desk, tmp_path: Path, sound: bytes
+) -> None:
+    file = tmp_path / "speech.wav"
+    file.write_bytes(sound)
+    for options in (["-T", str(file)], ["-T", "-", "-X", "PUT"]):
+        url = f"http://127.0.0.1:{desk.port}/v1/uploads/"
+        url += "" if options[1] != "-" else "speech.wav"
+        with file.open("rb") as content:
+            curl = await asyncio.create_subprocess_exec(
+                "curl", "-sS", "--noproxy", "*", *options, url,
+                stdin=content, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            out, _ = await curl.communicate()
+        upload = json.loads(out)
+        assert (upload["kind"], upload["width"], upload["name"]) == ("audio", None, "speech.wav")
+        assert upload["duration_s"] == pytest.approx(0.6, abs=0.01)
+
+
+async def test_a_resumable_upload_goes_on_where_it_was_cut_off(desk: Desk, video: bytes) -> None:
+    name = base64.b64encode(b"cut.mp4").decode()
+    made = await desk.client.post(
+        "/v1/uploads",
+        headers={**TUS, "Upload-Length": str(len(video)), "Upload-Metadata": f"filename {name}"},
+    )
+    assert made.status_code == 201 and "Upload-Expires" in made.headers
+    path = made.headers["Location"]
+    # A connection that breaks in the middle of the third piece loses that piece only.
+    cut = 2 * PIECE + 7000
+    first = head(
+        "PATCH", path, "Tus-Resumable: 1.0.0", "Content-Type: application/offset+octet-stream",
+        "Upload-Offset: 0", f"Content-Length: {len(video)}",
+    )  # fmt: skip
+    async with raw(desk.port, first + video[:cut]):
+        [data] = [path for path in desk.stored if path.suffix == ".data"]
+        await until_async(lambda: data.stat().st_size == 2 * PIECE, "two pieces are stored")
+    state = await desk.client.head(path, headers=TUS)
+    assert state.headers["Upload-Offset"] == str(2 * PIECE)
+    assert state.headers["Upload-Length"] == str(len(video))
+    assert (await desk.client.get(path)).json()["status"] == "unfinished"
+    wrong = await desk.client.patch(
+        path, content=b"x", headers={**TUS, **PIECE_TYPE, "Upload-Offset": "5"}
+    )
+    assert (wrong.status_code, wrong.json()["code"]) == (409, "upload_offset")
+    assert wrong.headers["Upload-Offset"] == str(2 * PIECE)
+    rest = await desk.client.patch(
+        path,
+        content=video[2 * PIECE :],
+        headers={**TUS, **PIECE_TYPE, "Upload-Offset": str(2 * PIECE)},
+    )
+    assert (rest.status_code, rest.headers["Upload-Offset"]) == (204, str(len(video)))
+    upload = (await desk.client.get(path)).json()
+    assert (upload["status"], upload["kind"], upload["name"]) == ("ready", "video", "cut.mp4")
+    assert data.read_bytes() == video
+
+
+async def test_what_the_server_speaks_of_tus(desk: Desk) -> None:
+    answer = await desk.client.options("/v1/uploads")
+    assert answer.status_code == 204 and answer.headers["Tus-Version"] == "1.0.0"
+    assert answer.headers["Tus-Extension"].split(",")[0] == "creation"
+    other = await desk.client.post(
+        "/v1/uploads", headers={"Tus-Resumable": "0.2.2", "Upload-Length": "5"}
+    )
+    assert (other.status_code, other.headers["Tus-Version"]) == (412, "1.0.0")
+    for headers in (
+        {},
+        {"Upload-Length": "-1"},
+        {"Upload-Length": "5", "Upload-Defer-Length": "1"},
+    ):
+        answer = await desk.client.post("/v1/uploads", headers={**TUS, **headers})
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    neither = await desk.client.post("/v1/uploads", json={})
+    assert neither.status_code == 422 and "multipart/form-data" in neither.json()["hint"]
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+async def test_the_content_decides_and_the_rest_is_refused(desk: Desk) -> None:
+    for content, word in (
+        (b"#EXTM3U\n" * 200, "playlist"),
+        (b"PK\x03\x04" + bytes(2000), "archive"),
+        (b"text " * 400, "text"),
+        (b"", "empty"),
+    ):
+        answer = await desk.client.put("/v1/uploads/a.mp4", content=content)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_file")
+        assert word in answer.json()["error_message"]
+    assert desk.stored == []
+
+
+async def test_files_that_are_too_large_are_refused_before_they_are_sent(desk: Desk) -> None:
+    size = 3_000_000_000
+    request = head("PUT", "/v1/uploads/a.mp4", f"Content-Length: {size}", "Expect: 100-continue")
+    async with raw(desk.port, request) as connection:
+        answer = await connection.answer()
+    assert answer.startswith(b"HTTP/1.1 413") and b"media_too_large" in answer
+    assert desk.stored == []
+
+
+async def test_an_upload_of_unknown_length_ends_at_the_limit(tmp_path: Path) -> None:
+    async with desk_of(tmp_path, WORKER_MAX_FILE_MB="1") as desk:
+
+        async def endless() -> AsyncIterator[bytes]:
+            for _ in range(40):
+                yield bytes(50_000)
+
+        answer = await desk.client.put("/v1/uploads/a.mp4", content=endless())
+        assert (answer.status_code, answer.json()["code"]) == (413, "media_too_large")
+        assert desk.stored == []
+
+
+async def test_a_full_budget_is_507_and_deleting_makes_room(desk: Desk, video: bytes) -> None:
+    first = await desk.upload(video)
+    store = desk.door.services.uploads
+    assert store is not None
+    store.space.max_bytes = 2 * len(video) - 1
+    other = video + b"x"
+    for request in (
+        desk.client.put("/v1/uploads/b.mp4", content=other),
+        desk.client.post("/v1/uploads", files={"file": ("b.mp4", other)}),
+        desk.client.post("/v1/uploads", headers={**TUS, "Upload-Length": str(len(other))}),
+    ):
+        answer = await request
+        assert (answer.status_code, answer.json()["code"]) == (507, "uploads_full")
+        assert answer.json()["retryable"] and "DELETE" in answer.json()["hint"]
+    assert len(desk.stored) == 2
+    assert (await desk.client.delete(f"/v1/uploads/{first['id']}")).status_code == 204
+    assert desk.stored == []
+    await desk.upload(other)
+
+
+async def test_a_full_disk_is_507_and_leaves_nothing(desk: Desk, video: bytes) -> None:
+    store = desk.door.services.uploads
+    assert store is not None
+    store.space.free_bytes = 1 << 60  # so much is left to the jobs
+    answer = await desk.client.put("/v1/uploads/b.mp4", content=video)
+    assert (answer.status_code, answer.json()["code"]) == (507, "uploads_full")
+    assert desk.stored == []
+
+
+PART = b"--b\r\nContent-Disposition: form-data"
+
+
+@pytest.mark.parametrize(
+    ("form", "word"),
+    [
+        (PART + b"; name=file; filename=a\r\n\r\nhalf", "ends before"),
+        (PART + b"; name=other; filename=a\r\n\r\nx\r\n--b--\r\n", "`file`"),
+        (PART + b"; name=file\r\n\r\nx\r\n--b--\r\n", "`file`"),
+        (PART + b"\r\n\r\nx\r\n--b--\r\n", "name"),
+        (b"no form at all", "valid form"),
+        (PART + b"; name=a\r\n\r\n" + bytes(70_000), "too large"),
+    ],
+)  # fmt: skip
+async def test_broken_forms_are_422_and_leave_nothing(desk: Desk, form: bytes, word: str) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = await desk.client.post("/v1/uploads", content=form, headers=kind)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert word in answer.json()["error_message"]
+    assert desk.stored == []
+
+
+# --- clients that go away, or are slow, or come twice -------------------------------------------
+
+
+async def test_an_upload_that_is_broken_off_leaves_nothing(desk: Desk, video: bytes) -> None:
+    request = head("PUT", "/v1/uploads/a.mp4", f"Content-Length: {len(video)}")
+    async with raw(desk.port, request + video[: 2 * PIECE + 1]):
+        await until_async(lambda: len(desk.stored) == 2, "the upload has begun")
+    await until_async(lambda: desk.stored == [], "the upload is removed")
+
+
+async def test_a_slow_upload_is_408(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = head("PUT", "/v1/uploads/a.mp4", "Content-Length: 100000")
+    async with raw(desk.port, request + bytes(PIECE + 1)) as connection:
+        await until_async(lambda: len(desk.stored) == 2, "the upload has begun")
+        [data] = [path for path in desk.stored if path.suffix == ".data"]
+        await until_async(lambda: data.stat().st_size == PIECE, "a piece is stored")
+        skip(30.0, monkeypatch)
+        answer = await connection.answer()
+    assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
+    assert desk.stored == []
+
+
+async def test_more_writers_than_places_are_503(tmp_path: Path, video: bytes) -> None:
+    limits = GateLimits(uploads=UploadLimits(piece_bytes=PIECE, writers=1, place_s=0.0))
+    async with desk_of(tmp_path, limits) as desk:
+        request = head("PUT", "/v1/uploads/a.mp4", f"Content-Length: {len(video)}")
+        async with raw(desk.port, request + video[:100]):
+            await until_async(lambda: len(desk.stored) == 2, "the upload has begun")
+            answer = await desk.client.put("/v1/uploads/b.mp4", content=video)
+            assert (answer.status_code, answer.json()["code"]) == (503, "too_many_uploads")
+            assert answer.headers["Retry-After"] == "5"
+        await until_async(lambda: desk.stored == [], "the place is free")
+        await desk.upload(video)
+
+
+async def test_the_same_file_twice_at_once(desk: Desk, video: bytes) -> None:
+    uploads = await asyncio.gather(*(desk.upload(video) for _ in range(3)))
+    assert len({upload["id"] for upload in uploads}) == 1
+    assert len(desk.stored) == 2
+    [data] = [path for path in desk.stored if path.suffix == ".data"]
+    assert hashlib.sha256(data.read_bytes()).digest() == hashlib.sha256(video).digest()
+
+
+async def test_two_requests_cannot_write_to_one_upload(desk: Desk, video: bytes) -> None:
+    made = await desk.client.post("/v1/uploads", headers={**TUS, "Upload-Length": "50000"})
+    pieces = [
+        desk.client.patch(
+            made.headers["Location"],
+            content=os.urandom(PIECE),
+            headers={**TUS, **PIECE_TYPE, "Upload-Offset": "0"},
+        )
+        for _ in range(4)
+    ]
+    statuses = sorted([answer.status_code for answer in await asyncio.gather(*pieces)])
+    assert statuses.count(204) == 1 and set(statuses) <= {204, 409, 423}
+
+
+# --- whose it is ----------------------------------------------------------------------------------
+
+
+async def test_only_the_key_that_sent_it_sees_an_upload(tmp_path: Path, video: bytes) -> None:
+    """Without a key of this worker's own, callers still have keys, and each sees its own files."""
+    async with desk_of(tmp_path, ALLOW_ANONYMOUS="true") as desk:
+        mine = {"X-Internal-API-Key": "mine-1"}
+        made = await desk.client.put("/v1/uploads/a.mp4", content=video, headers=mine)
+        upload = made.json()
+        path = f"/v1/uploads/{upload['id']}"
+        for other in ({}, {"X-Internal-API-Key": "other-1"}):
+            for method, body in (("GET", None), ("HEAD", None), ("DELETE", None)):
+                answer = await desk.client.request(method, path, headers=other, json=body)
+                assert answer.status_code == 404
+            listed = await desk.client.get("/v1/uploads", headers=other)
+            assert listed.json() == {"uploads": []}
+            job = {"video_url": upload["url"], "audio_url": "https://h.example/a.wav"}
+            for route, more in (("/v1/avatar/jobs", {}), ("/generate", {"musetalk_job_id": "a"}),
+                                ("/v1/avatar/preview", {})):  # fmt: skip
+                answer = await desk.client.post(route, json={**job, **more}, headers=other)
+                assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
+                absent = {**job, **more, "video_url": "upload://" + "0" * 32}
+                same = await desk.client.post(route, json=absent, headers=other)
+                assert same.json() == answer.json(), "it does not tell that the file exists"
+        assert len((await desk.client.get("/v1/uploads", headers=mine)).json()["uploads"]) == 1
+        kept = b"".join(path.read_bytes() for path in desk.stored if path.suffix == ".json")
+        assert b"mine-1" not in kept
+
+
+async def test_uploads_need_the_key(tmp_path: Path, video: bytes) -> None:
+    async with desk_of(tmp_path, INGRESS_API_KEY=KEY) as desk:
+        answer = await desk.client.put("/v1/uploads/a.mp4", content=video)
+        assert (answer.status_code, answer.json()["code"]) == (401, "key_missing")
+        assert desk.stored == []
+        key = {"Authorization": f"Bearer {KEY}"}
+        made = await desk.client.put("/v1/uploads/a.mp4", content=video, headers=key)
+        assert made.status_code == 201
+        other_header = {"X-Internal-API-Key": KEY}
+        answer = await desk.client.get(made.headers["Location"], headers=other_header)
+        assert answer.status_code == 200
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+async def test_a_job_names_uploads(desk: Desk, video: bytes, sound: bytes) -> None:
+    job = {
+        "video_url": (await desk.upload(video))["url"],
+        "audio_url": (await desk.upload(sound, "a.wav"))["url"],
+    }
+    answer = await desk.client.post("/v1/avatar/jobs", json=job)
+    assert answer.status_code == 202
+    assert answer.json()["input"]["video_url"] == job["video_url"]
+
+
+async def test_a_job_cannot_name_an_unfinished_upload(desk: Desk) -> None:
+    made = await desk.client.post("/v1/uploads", headers={**TUS, "Upload-Length": "5000"})
+    url = "upload://" + made.headers["Location"].rpartition("/")[2]
+    job = {"video_url": url, "audio_url": "https://h.example/a.wav"}
+    answer = await desk.client.post("/v1/avatar/jobs", json=job)
+    assert (answer.status_code, answer.json()["code"]) == (409, "upload_unfinished")
+
+
+async def test_a_job_comes_with_its_files_in_one_form(
+    desk: Desk, video: bytes, sound: bytes
+) -> None:
+    """The same form again, after an answer that was lost, joins the same job."""
+    form: dict[str, Any] = {
+        "files": {"video": ("v.mp4", video), "audio": ("a.wav", sound)},
+        "data": {"params": json.dumps({"crf": 20}), "musetalk_job_id": "form-1",
+                 "metadata": json.dumps({"a": 1})},
+    }  # fmt: skip
+    for _ in range(2):
+        answer = await desk.client.post("/v1/avatar/jobs", **form)
+        assert answer.status_code == 202, answer.text
+        job = answer.json()
+        assert (job["id"], job["metadata"]) == ("form-1", {"a": 1})
+        assert job["input"]["params"] == {"crf": 20}
+        assert job["input"]["audio_url"].startswith("upload://")
+    assert len(desk.stored) == 4
+
+
+async def test_a_form_for_a_job_may_have_addresses_too(desk: Desk, video: bytes) -> None:
+    fields = {"audio_url": "https://h.example/a.wav"}
+    files = {"video": ("v.mp4", video)}
+    answer = await desk.client.post("/v1/avatar/jobs", files=files, data=fields)
+    assert answer.status_code == 202
+    both = await desk.client.post(
+        "/v1/avatar/jobs", files=files, data={**fields, "video_url": "https://h.example/v.mp4"}
+    )
+    assert both.status_code == 422 and "not both" in both.json()["error_message"]
+    no_json = await desk.client.post("/v1/avatar/jobs", files=files, data={**fields, "params": "{"})
+    assert no_json.status_code == 422 and "`params`" in no_json.json()["error_message"]
+    strange = await desk.client.post("/v1/avatar/jobs", files=files, data={**fields, "crf": "1"})
+    assert strange.status_code == 422 and "params.crf" in strange.json()["error_message"]
