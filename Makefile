@@ -19,8 +19,9 @@ BENCH_serve_overhead := --rounds 2
 BENCH_avatar := --rounds 1 --seconds 4
 BENCH_networks := --seconds 1 --variant eager channels_last cuda_graphs --out out/networks.json
 
-# `worker`, or `worker-with-weights`: the same with the published weights inside.
+# `worker` or `cluster-node`; with MODELS=embed the published weights are inside.
 IMAGE := worker
+MODELS := none
 CONFIG := serve_config.yaml
 
 # Passed on in the environment, so that a path or URL is never read as shell words.
@@ -109,13 +110,13 @@ install:  ## set up only, with what development needs
 	@scripts/setup.sh dev
 
 image:  ## build the GPU worker's container image (needs docker)
-	docker build -f Dockerfile.gpu --target $(IMAGE) -t lipsync-serve:$(IMAGE) \
+	docker build -f Dockerfile.gpu --target $(IMAGE) -t lipsync-serve:$(IMAGE) --build-arg MODELS=$(MODELS) \
 	  --build-arg BUILD_COMMIT=$$(git rev-parse HEAD) \
 	  --build-arg BUILD_TIME=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
 
 image-check:  ## build the image without a daemon, have it do a job, count its bytes (needs root, buildah)
 	@scripts/setup.sh dev
-	@$(PY) scripts/image_check.py
+	@PYTHONPATH=scripts $(PY) -m image_check $(KEEP) $(WRITE)
 
 clean:  ## remove .venv, caches and out/ (weights in models/ stay)
 	rm -rf .venv .cache out .mypy_cache .ruff_cache .pytest_cache .hypothesis

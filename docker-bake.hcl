@@ -10,7 +10,7 @@ variable "TAG" { default = "latest" }
 variable "BUILD_COMMIT" { default = "unknown" }
 variable "BUILD_TIME" { default = "unknown" }
 variable "BASE_IMAGE" { default = "python:3.11-slim-bookworm" }
-# none: weights are fetched once into a volume; embed: they are in a layer of their own.
+# none: weights are fetched once into a volume; embed: those of WEIGHTS_LIST are in layers of their own.
 variable "MODELS" {
   default = "none"
   validation {
@@ -19,17 +19,27 @@ variable "MODELS" {
   }
 }
 
+# The files, as scripts/weights_plan.py describes them, and the registry's limit for a layer.
+variable "WEIGHTS_LIST" { default = "cluster/image/musetalk-v15.json" }
+variable "LAYER_GB" { default = "10" }
+# The SHA-256 of Salad's job queue worker; without it the image has no `salad-queue`.
+variable "SALAD_QUEUE_SHA256" { default = "" }
+
 group "default" { targets = ["cu13", "cu126"] }
 
 target "worker" {
   dockerfile = "Dockerfile.gpu"
-  target     = MODELS == "embed" ? "worker-with-weights" : "worker"
+  target     = "worker"
   args = {
-    BASE_IMAGE   = BASE_IMAGE
-    BUILD_COMMIT = BUILD_COMMIT
-    BUILD_TIME   = BUILD_TIME
+    BASE_IMAGE         = BASE_IMAGE
+    MODELS             = MODELS
+    WEIGHTS_LIST       = WEIGHTS_LIST
+    LAYER_GB           = LAYER_GB
+    SALAD_QUEUE_SHA256 = SALAD_QUEUE_SHA256
+    BUILD_COMMIT       = BUILD_COMMIT
+    BUILD_TIME         = BUILD_TIME
   }
-  # Only `lipsync weights fetch` with a hub that wants a token reads it; it is in no layer.
+  # Only the fetching of weights reads it, and it is in no layer.
   secret = ["type=env,id=hub_token,env=HUB_TOKEN"]
 }
 
@@ -61,5 +71,6 @@ target "cpu-arm64" {
 target "cluster-node" {
   inherits = ["cu13"]
   target   = "cluster-node"
+  args     = { MODELS = "embed" }
   tags     = ["${REGISTRY}lipsync-cluster-node:${TAG}-cu13"]
 }

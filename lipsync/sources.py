@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,15 +36,17 @@ class Source:
     path: Path
 
 
-def read_source(name: InputName, text: str) -> Source:
-    """Read what a person gave as the video or the audio.
+def read_source(
+    name: InputName, text: str, *, schemes: Collection[str] = ("http", "https")
+) -> Source:
+    """Read what a person gave as the video or the audio. `schemes`: of addresses.
 
     Raises:
         InvalidVideo, InvalidAudio: there is no such file.
     """
     refusal: type[MediaError] = InvalidVideo if name == "video" else InvalidAudio
     scheme = urlsplit(text).scheme.lower() if _ADDRESS.match(text) else ""
-    if scheme in ("http", "https"):
+    if scheme in schemes:
         return Source(name, text, Path())
     if scheme == "file":
         text = unquote(urlsplit(text).path)

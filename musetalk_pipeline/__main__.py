@@ -24,17 +24,16 @@ from musetalk_pipeline.errors import (
     PipelineError,
 )
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
+from musetalk_pipeline.option_spec import Option, options_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
     MaskOptions,
-    Option,
     SpeechOptions,
     defaults_for,
     job_options,
-    options_of,
 )
 from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
@@ -196,12 +195,24 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 def _reader(option: Option) -> Callable[[str], object]:
     """Return what turns the word on the command line into the option's value."""
     least, most = option.spec.least, option.spec.most
+    if option.spec.read is not None:
+        return _readable(option.spec.read)
     if option.choices or option.kind is str:
         return str
     if option.kind is Path:
         return Path
     assert least is not None and most is not None, f"{option.name} has no bounds"
     return _within(int(least), int(most)) if option.kind is int else _number(least, most)
+
+
+def _readable(read: Callable[[str], object]) -> Callable[[str], object]:
+    def value(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return value
 
 
 def _within(low: int, high: int) -> Callable[[str], int]:

@@ -215,6 +215,9 @@ def main() -> None:
     write(dev, pins[1], hashes)
     small = resolve([REQUIREMENTS / "orchestrator.in"], [base])
     write(REQUIREMENTS / "orchestrator.lock", small, hashes)
+    sbom = REQUIREMENTS / "sbom.lock"
+    bill = read(sbom) if options.keep else resolve([REQUIREMENTS / "sbom.in"], [base, dev])
+    write(sbom, bill, hashes_of(bill))
     for path in by_hand:
         rehash(path, hashes)
     generator = REQUIREMENTS / "client-generator.in"

@@ -25,10 +25,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
+from serve_app.config.card_checks import shm_fault
 from serve_app.config.config_file import ConfigInvalid
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import in_address
-from serve_app.launcher.card_checks import shm_fault
 from serve_app.launcher.checks import MachineUnfit, Start, check_start
 from serve_app.launcher.console import Console
 from serve_app.launcher.health_monitor import HealthMonitor

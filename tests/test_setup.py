@@ -40,7 +40,7 @@ BASIC_TOOLS = (
 TARGETS = "run test serve check lint types fmt bench clean help mm weights lock install image"
 TARGETS += " orchestrator"
 HASHED = (
-    "base.lock", "dev.lock", "mm-source.lock", "orchestrator.lock", "torch-cpu.lock",
+    "base.lock", "dev.lock", "mm-source.lock", "orchestrator.lock", "sbom.lock", "torch-cpu.lock",
     "torch-cu13.lock",
 )  # fmt: skip
 PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[[a-z0-9,]+\])?==([A-Za-z0-9.+!]+)((?: --hash=\S+)*)$")
@@ -167,7 +167,10 @@ def test_the_volumes_that_the_image_asks_for_belong_to_its_user() -> None:
 
 
 def test_the_image_copies_what_is_there_and_sent_to_the_builder() -> None:
-    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile.gpu").read_text(), re.M)
+    text = (ROOT / "Dockerfile.gpu").read_text()
+    for name, value in re.findall(r"^ARG (\w+)=(\S+)$", text, re.M):
+        text = text.replace(f"${{{name}}}", value)
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.M)
     sources = {source for line in copies for source in line.split()}
     sent = [
         line.removeprefix("!")

@@ -80,7 +80,7 @@ def write_speech(path: Path, seconds: float) -> None:
 
 
 def _facts(result: Result, usd_per_hour: float | None) -> dict[str, Any]:
-    from serve_app.launcher.card_checks import installed_build, read_cards
+    from serve_app.config.card_checks import installed_build, read_cards
 
     cards, build = read_cards(), installed_build()
     minutes = result.frames / float(result.fps) / MINUTE_S

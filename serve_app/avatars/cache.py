@@ -129,4 +129,4 @@ class AvatarCache:
 
 
 def _name(job: OpenJob, block: Block) -> str:
-    return block_name(block, job.plan, job.picture, job.options)
+    return block_name(block, job.plan, job.picture, job.options, job.track)

@@ -14,7 +14,8 @@ from pydantic import Field, field_validator, model_validator
 from musetalk_pipeline.engines import EngineChoice
 from musetalk_pipeline.faces import DetectorName, PersonBox, Presence
 from musetalk_pipeline.loading import ToolOptions
-from musetalk_pipeline.options import JobOptions, Version, defaults_for, options_of
+from musetalk_pipeline.option_spec import options_of
+from musetalk_pipeline.options import JobOptions, Version, defaults_for
 from serve_app.config.environment import Environment
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import (
@@ -175,8 +176,7 @@ class AppArgs(Section):
 
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
-        chosen = self.defaults.model_dump(exclude_none=True)
-        return defaults_for(self.version).with_choices(chosen)
+        return defaults_for(self.version).with_choices(self.defaults.chosen())
 
 
 def cors_origins(args: AppArgs, env: Environment) -> tuple[str, ...]:

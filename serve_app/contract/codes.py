@@ -66,6 +66,7 @@ ErrorCode = Literal[
     "audio_too_short",
     "invalid_options",
     "no_face",
+    "face_not_found",
     "processing_error",
     "model_load_failed",
     "out_of_gpu_memory",
@@ -138,6 +139,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "audio_too_short": "Send speech that is at least one video frame long.",
         "invalid_options": "Correct the option that the message names (see docs/configuration.md).",
         "no_face": "Use a video in which a larger face looks towards the camera.",
+        "face_not_found": "Choose one of the faces that the message names; a preview shows them.",
         # A job's end.
         "processing_error": "Send the job again, or to another worker.",
         "model_load_failed": "Fetch the weights again on the worker: `lipsync weights fetch`.",

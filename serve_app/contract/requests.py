@@ -22,7 +22,8 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
-from musetalk_pipeline.options import JobOptions, Option, job_options
+from musetalk_pipeline.option_spec import Option
+from musetalk_pipeline.options import JobOptions, job_options
 from orchestrator.job_api.described import shows
 
 MAX_ID_CHARS = 256
@@ -59,6 +60,11 @@ class _Choices(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def chosen(self) -> dict[str, object]:
+        """Return the options that are chosen, by their names."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _fields() -> dict[str, Any]:
@@ -162,7 +168,7 @@ class JobRequest(BaseModel):
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
-        return defaults.with_choices({**self.params.model_dump(exclude_none=True), **size})
+        return defaults.with_choices({**self.params.chosen(), **size})
 
 
 class PreviewRequest(JobRequest):

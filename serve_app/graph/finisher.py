@@ -132,7 +132,10 @@ class Finisher:
         """Paste a preview's face and write the PNG, with its boxes or without them."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
         return PreviewPicture(
-            preview.png(has_boxes=has_boxes), preview.face.box, preview.source_frame
+            preview.png(has_boxes=has_boxes),
+            preview.face.box,
+            preview.source_frame,
+            preview.visible,
         )
 
     async def keep(self, attempt_id: str) -> None:

@@ -11,6 +11,7 @@ from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.options import JobOptions, MaskOptions, SpeechOptions
 from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, draw_preview
+from serve_app.config.card_checks import card_check, cards_in_words, read_cards
 from serve_app.config.environment import read_environment
 from serve_app.config.gpu_class import detect_gpu_class, gpu_class
 from serve_app.config.settings import AppArgs, PoolSettings
@@ -55,6 +56,11 @@ class Generator:
             gpu_class=machine,
             batch_size=getattr(self._engine, "batch_size", 1),
         )
+        if self._description.device.startswith("cuda"):
+            logger.info(
+                "GPU checked",
+                extra={"pool": pool.name, "gpu": cards_in_words(read_cards()), "is": card_check()},
+            )
         ENGINES.set(1, self._tags)
         logger.info(
             "engine ready",
@@ -109,15 +115,21 @@ class Generator:
         return await self._thread.run(draw)
 
     async def preflight(self) -> dict[str, str]:
-        """Draw one tiny generation."""
+        """Draw one tiny generation, and compare the GPU with the build of torch."""
+        checks = {"engine": await self._check_engine()}
+        if self._description.device.startswith("cuda"):
+            checks["card"] = await asyncio.to_thread(card_check)
+        return checks
+
+    async def _check_engine(self) -> str:
         try:
             async with asyncio.timeout(50.0):
                 await self._thread.run(self._engine.warm_up)
         except PipelineError as exc:
-            return {"engine": exc.message}
+            return exc.message
         except TimeoutError:
-            return {"engine": "busy: no tiny generation within 50 s"}
-        return {"engine": "ok"}
+            return "busy: no tiny generation within 50 s"
+        return "ok"
 
     def _recorded(self, measured: Measured[T]) -> Measured[T]:
         """Complete the cost of the engine's last call, and count it."""

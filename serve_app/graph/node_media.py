@@ -132,16 +132,19 @@ class NodeMedia:
         async with self._opening:
             started = time.monotonic()
             with _spending("validation", fetched.costs):
-                job = await threads.run(
-                    open_job,
-                    JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S),
-                    folder,
-                    attempt.options,
-                    self._limits,
-                    detector,
-                    block_size=self._block_size,
-                    known_surveys=known_surveys,
-                    read_for=read_for,
+                job = await threads.run_cancellable(
+                    lambda check: open_job(
+                        JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S),
+                        folder,
+                        attempt.options,
+                        self._limits,
+                        detector,
+                        block_size=self._block_size,
+                        known_surveys=known_surveys,
+                        read_for=read_for,
+                        follows=not attempt.is_preview,
+                        check=check,
+                    )
                 )
             cost = StageCost("validation", time.monotonic() - started, frames=0)
         if attempt.is_avatar:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from serve_app.config.card_checks import card_faults, installed_build, read_cards
 from serve_app.config.config_file import (
     ConfigFile,
     ConfigInvalid,
@@ -28,7 +29,6 @@ from serve_app.config.environment import Environment, EnvironmentInvalid, read_e
 from serve_app.config.folders import check_folders
 from serve_app.config.live_settings import INGRESS, read_live_settings
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings
-from serve_app.launcher.card_checks import card_faults, installed_build, read_cards
 from serve_app.launcher.environment_checks import environment_faults
 from serve_app.launcher.machine import cpus, has_gpu, has_ipv6, port_fault
 from serve_app.launcher.weight_checks import weight_faults

@@ -20,9 +20,9 @@ from serve_app.config.settings import AppArgs, cors_origins
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.middleware import Gate, GateLimits
+from tests.browser import chromium_path
 from tests.hostile.edge import Inner
 from tests.joints.job_door import Door, Graph, body, serving
-from tests.orchestrator.pages_browser import chromium_path
 
 KEY = "callers-key-one"
 JOBS = "/v1/avatar/jobs"

@@ -9,8 +9,8 @@ from urllib.parse import urljoin
 
 import pytest
 
+from tests.browser import chromium_path
 from tests.joints.job_door import Door, serving
-from tests.orchestrator.pages_browser import chromium_path
 
 KEY = "callers-key-one"
 PAGES = ("/docs", "/redoc")

@@ -9,15 +9,18 @@ import pytest
 import yaml
 
 from serve_app import launch
-from serve_app.launcher import checks
-from serve_app.launcher.card_checks import (
+from serve_app.config import card_checks
+from serve_app.config.card_checks import (
     BUILDS,
     Card,
+    card_check,
     card_faults,
+    cards_in_words,
     installed_build,
     read_cards,
     shm_fault,
 )
+from serve_app.launcher import checks
 
 CU126, CU13 = BUILDS
 TURING = Card("NVIDIA T4", (7, 5), "535.104.05")
@@ -78,6 +81,28 @@ def test_a_build_for_cpus_is_not_for_a_machine_with_a_card() -> None:
     [fault] = card_faults([HOPPER], None)
     assert "torch is installed without CUDA, and this machine has NVIDIA H200" in fault
     assert list(card_faults([], None)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("NVIDIA H200, 9.0, 580.159.04", "ok"),
+        ("NVIDIA GeForce RTX 5090, 12.0, 570.86", "NVIDIA GeForce RTX 5090 (compute capability"),
+        ("", "ok, but nvidia-smi does not answer"),
+    ],
+)
+def test_the_preflight_says_whether_the_card_fits(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, line: str, found: str
+) -> None:
+    put_nvidia_smi(programs, line)
+    monkeypatch.setattr(card_checks, "installed_build", lambda: CU13)
+    assert card_check().startswith(found)
+    assert (card_check() == "ok") == (found == "ok")
+
+
+def test_the_log_names_what_decides_which_build_a_card_needs() -> None:
+    text = "NVIDIA T4 (compute capability 7.5) with driver 535.104.05"
+    assert cards_in_words([TURING]) == text
 
 
 def test_the_build_is_read_from_the_installed_package() -> None:

@@ -38,6 +38,7 @@ CHOSEN: dict[str, Any] = {
     "box_smoothing": 2,
     "faceless": "refuse",
     "edges": "stretch",
+    "face": "all",
 }
 
 
@@ -79,9 +80,9 @@ def test_requests_and_command_line_say_the_same_of_an_option() -> None:
             continue
         field = properties[option.name]
         assert field["description"] == option.spec.help
-        [value, nothing] = field["anyOf"]
-        assert nothing == {"type": "null"}
-        assert tuple(value.get("enum", ())) == option.choices
+        [value, *others, nothing] = field["anyOf"]
+        assert nothing == {"type": "null"} and bool(others) == (option.name == "face")
+        assert others or tuple(value.get("enum", ())) == option.choices
         bounds = value.get("minimum"), value.get("maximum")
         assert bounds == (option.spec.least, option.spec.most)
 

@@ -97,10 +97,11 @@ def _found(found: T | None) -> T:
 async def read_job(
     services: Services, scope: Scope, create: JobCreate, job_id: str
 ) -> tuple[JobRequest, SubmissionOptions]:
-    """Return a job as the registry takes it, for the request `scope`. Its webhook is not checked.
+    """Return a job as the registry takes it. `scope`: of the request, whose key may use its own
+    uploads. The job's webhook is not checked.
 
     Raises:
-        BadField, InvalidOptions, RequestRejected: it has a value that cannot be used.
+        BadField, InvalidOptions, RequestRejected, UploadError: it has a value that cannot be used.
     """
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = JobRequest(

@@ -109,6 +109,19 @@ def card_faults(cards: list[Card], build: Build | None) -> Iterator[str]:
             )
 
 
+def card_check() -> str:
+    """Return `ok`, or what is wrong with the GPUs of this machine, as `/v1/preflight` has it."""
+    cards = read_cards()
+    if not cards:
+        return "ok, but nvidia-smi does not answer, so the driver was not compared with this build"
+    return "; ".join(card_faults(cards, installed_build())) or "ok"
+
+
+def cards_in_words(cards: list[Card]) -> str:
+    """Return the GPUs with what decides which build they need."""
+    return ", ".join(f"{_named(card)} with driver {card.driver}" for card in cards) or "unknown"
+
+
 def shm_fault(folder: Path = SHM_FOLDER) -> str | None:
     """Return a sentence if shared memory is too small to be useful; the application still works."""
     try:

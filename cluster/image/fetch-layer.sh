@@ -1,0 +1,24 @@
+#!/bin/sh
+# Fetch the weight files of layer $1 into models/ and compare their digests, while an image is built.
+# scripts/weights_plan.py wrote what is to be fetched. The secret of the build goes to the hub only.
+set -eu
+
+PLAN=/plan/layer-$1
+SECRET=${HUB_TOKEN_FILE:-/run/secrets/hub_token}
+
+fetch() { # CONFIG [CURL'S OPTIONS]: a server that stalls is tried again, and a slow one is not
+  config=$1
+  shift
+  [ ! -s "$config" ] || curl --fail --silent --show-error --location --create-dirs --retry 8 \
+    --retry-all-errors --connect-timeout 15 --speed-limit 1024 --speed-time 60 "$@" --config "$config"
+}
+
+mkdir -p models
+cd models
+if [ -s "$SECRET" ]; then
+  printf 'Authorization: Bearer %s\n' "$(cat "$SECRET")" | fetch "$PLAN.hub" --header @-
+else
+  fetch "$PLAN.hub"
+fi
+fetch "$PLAN.elsewhere"
+[ ! -s "$PLAN.sha256" ] || sha256sum --check --quiet "$PLAN.sha256"
