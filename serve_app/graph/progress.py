@@ -15,10 +15,11 @@ from dataclasses import replace
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
 from serve_app.telemetry.metrics import SEGMENTS_RETRIED
@@ -219,7 +220,8 @@ class _Frames:
         self._prepared.add(block)
 
     def draw(self, segment: Segment) -> None:
-        self._prepared.add(segment.block)
+        if segment.block is not None:
+            self._prepared.add(segment.block)
         self._drawn[segment.start] = len(segment)
 
     def encode(self, segment: Segment) -> None:

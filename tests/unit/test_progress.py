@@ -10,8 +10,8 @@ import pytest
 
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured, StageCost
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import plan_frames
-from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.progress import ProgressMeter
 
