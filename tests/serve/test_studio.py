@@ -155,10 +155,10 @@ def test_an_error_says_what_to_do(
         creator.open()
         creator.choose(clip(faceless=frozenset(range(25))), speech(1.0))
         fault = creator.page.get_by_role("alert")
-        expect(fault).to_contain_text("larger face looks towards the camera", timeout=60_000)
+        expect(fault).to_contain_text("turned to the camera", timeout=60_000)
         creator.start()
         creator.wait_title("The video could not be made")
-        expect(fault).to_contain_text("larger face looks towards the camera")
+        expect(fault).to_contain_text("turned to the camera")
         card = creator.page.locator(".card").filter(has_text="Failed").first
         expect(card.get_by_role("button", name=re.compile("^Retry"))).to_be_visible()
 
