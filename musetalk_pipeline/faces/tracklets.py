@@ -31,6 +31,9 @@ Float = NDArray[np.float32]
 
 OVERLAP = 0.25  # guess: intersection over union of one face in two samples, at least
 MOST_LOOKS = 4  # descriptors of a tracklet
+# At 5 kB each. An hour of shots of two seconds with two people has 3600; a video with more of them
+# than this flickers, and the shortest ones are forgotten.
+MOST_TRACKLETS = 8192
 NEW_LOOK = 0.93  # guess: a view that is less like the others is kept too
 AROUND_FACE = 0.25  # guess: of a face's size, how far beside its box a point may be
 
@@ -103,14 +106,22 @@ class TrackletFinder:
     """Finds the tracklets of a video whose frames it is given in order.
 
     `wanted`, `place`: the frame and the place in it, in pixels of the picture, at which a face is
-    expected; that frame is searched for small faces too if there is none.
+    expected; that frame is searched for small faces too if there is none. `most`: tracklets that
+    are remembered.
     """
 
     def __init__(
-        self, mesh: MeshDetector, picture: Picture, pace: Pace, wanted: int, place: Box
+        self,
+        mesh: MeshDetector,
+        picture: Picture,
+        pace: Pace,
+        wanted: int,
+        place: Box,
+        *,
+        most: int = MOST_TRACKLETS,
     ) -> None:
         self._mesh, self._picture, self._pace = mesh, picture, pace
-        self._wanted, self._place = wanted, place
+        self._wanted, self._place, self._most = wanted, place, most
         self._open: list[Tracklet] = []
         self._closed: list[Tracklet] = []
         self._last: list[Seen] = []  # the faces of the last sample
@@ -210,6 +221,15 @@ class TrackletFinder:
         tracklet.end = tracklet.missed_at or tracklet.last_frame + 1
         self._open.remove(tracklet)
         self._closed.append(tracklet)
+        if len(self._closed) > self._most:
+            self._forget_the_shortest()
+
+    def _forget_the_shortest(self) -> None:
+        """Keep the longer half of the tracklets, and those that can be chosen."""
+        chosen = [tracklet for _, tracklet in self.at_wanted]
+        by_length = sorted(self._closed, key=lambda one: one.first_frame - one.last_frame)
+        kept = by_length[: self._most // 2]
+        self._closed = kept + [one for one in by_length[len(kept) :] if one in chosen]
 
 
 def hit(place: Box, boxes: Sequence[Box]) -> int | None:

@@ -97,6 +97,8 @@ class Store:
         Raises:
             Unable: this machine cannot do that.
         """
+        if self.run("images", "--quiet", "--filter", f"reference={name}"):
+            return  # kept by an earlier call, and with it the layers on it
         root = self.folder / "root"
         if not (root / "usr" / "bin" / "python3").exists():
             shutil.rmtree(root, ignore_errors=True)
@@ -172,8 +174,8 @@ class Store:
         words = " ".join(found.values()).replace("file://", "").split()
         lent = set()
         for path in (Path(word) for word in words if word.startswith("/")):
-            top = Path(*path.parts[:2])
-            lent.add(path if str(top) in ("/etc", "/usr", "/var") else top)
+            top = Path(*path.parts[:3])  # an index may refer to a folder next to it
+            lent.add(path if path.parts[1] in ("etc", "usr", "var") else top)
         for path in sorted(lent):
             if path.exists():
                 yield f"{path}:{path}:ro"

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from orchestrator.job_api.document import describe
+from serve_app.api import documentation
 from serve_app.api.description import DESCRIPTION, SUMMARY, TAGS, operation_id
 from serve_app.api.errors import (
     ERROR_HANDLERS,
@@ -38,6 +39,8 @@ def build_api(services: Services) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         generate_unique_id_function=operation_id,
+        docs_url=None,  # ours work offline
+        redoc_url=None,
         exception_handlers={
             RequestValidationError: on_invalid,
             HTTPException: on_http_error,
@@ -52,6 +55,7 @@ def build_api(services: Services) -> FastAPI:
         cross_origin=CrossOrigin(services.options.cors_origins),
     )
     add_routes(api, services)
+    api.include_router(documentation.router)
     describe(api)
     if services.options.has_page:
         api.include_router(studio_router())

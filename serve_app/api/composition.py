@@ -134,6 +134,8 @@ def assemble(
         timing=timing,
         estimator=estimator or _estimator_of(args),
     )
+    if streams is not None:
+        streams.on_ready = jobs.announce
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
     rules = CallerRules.of(env, has_page=args.studio.enabled)

@@ -83,6 +83,8 @@ class JobStreams:
                 segment, path = await growing.piece_at(fragments.frames)
                 is_last = segment.end == job.plan.n_output
                 await self._run(_append, stream, fragments, path, is_last)
+                if segment.start == 0:
+                    self._streams.on_ready(stream.job_id)
         finally:
             self._thread.submit(fragments.close)
 

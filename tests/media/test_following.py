@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, SourceVideo
+from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.face_choice import FaceAtPoint
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.likeness import ALIKE, describe, likeness
 from musetalk_pipeline.faces.shots import CutFinder
+from musetalk_pipeline.faces.tracklets import Pace, TrackletFinder
 from musetalk_pipeline.survey import Survey, survey_person
 from tests.media.two_people import FPS, SIZE, Frame, Person, scene
 
@@ -100,3 +102,18 @@ def test_the_frame_of_the_choice_does_not_decide_where_a_person_is(frame: int) -
     swapped = scene(Person("man", LEFT), Person("woman", RIGHT))
     found = halves(followed([together] * 11 + [swapped] * 13 + [together] * 9, frame), 33)
     assert found == ["left"] * 11 + ["right"] * 13 + ["left"] * 9
+
+
+def test_a_video_of_nothing_but_cuts_takes_bounded_memory() -> None:
+    """Every frame begins tracklets; the chosen one is kept however short it is."""
+    places = [(LEFT, RIGHT), (120, 300)]
+    scenes = [
+        scene(Person("woman", places[n % 2][0], 20 + 40 * (n % 3)), Person("man", places[n % 2][1]))
+        for n in range(30)
+    ]
+    tags = ColourTags()
+    picture = Picture(*SIZE, *SIZE, 0, 0, None, tags)
+    finder = TrackletFinder(shared_mesh(), picture, Pace(4, 25), 0, Box(*HERS, *HERS), most=6)
+    found = finder.run(map(i420, scenes))
+    [(_, chosen)] = [each for each in finder.at_wanted if each[0].x0 < 200]
+    assert len(found) <= 6 + 2 and chosen in found

@@ -20,6 +20,8 @@ from tests.serve.running import JOB_S, RunningApp
 from tests.waiting import until
 
 HLS_JS = Path(__file__).parents[2] / "serve_app/studio/assets/vendor/hls.light.min.mjs"
+# Chromium guesses the colours of a video that does not name them, and of a stream in another way.
+BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709")
 FRAMES = 750  # 30 s at 25 frames a second
 ENDLIST = "#EXT-X-ENDLIST\n"
 PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" muted></video>
@@ -65,7 +67,8 @@ PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" mu
 @pytest.fixture
 def job(app, clip, speech):
     """A job of `FRAMES` frames that has begun to be drawn, and draws nothing more at the moment."""
-    body = {"video_url": clip(frames=60).as_uri(), "audio_url": speech(30.0).as_uri()}
+    video = clip(frames=60, ffmpeg_output=BT709)
+    body = {"video_url": video.as_uri(), "audio_url": speech(30.0).as_uri()}
     job_id = app.client.post("/v1/avatar/jobs", json=body).json()["id"]
     link = until(
         lambda: app.job(job_id)["stream_url"], f"{job_id} cannot be watched", JOB_S, pause_s=0.05

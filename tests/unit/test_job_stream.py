@@ -100,10 +100,14 @@ def rig(tmp_path: Path, sound: bytes, pieces: list[Any]) -> Rig:
 
 
 async def test_pieces_become_fragments_in_order(rig, tmp_path):
+    announced: list[str] = []
+    rig.streams.on_ready = announced.append
     async with rig.made() as on_piece:
         on_piece(*rig.piece(1))
+        assert announced == []
         on_piece(*rig.piece(0))
         await until(lambda: rig.frames == [50, 50])
+        assert announced == [JOB]
         assert not rig.is_over
         on_piece(*rig.piece(2))
     await until(lambda: rig.is_over)
