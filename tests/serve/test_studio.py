@@ -243,6 +243,8 @@ def test_a_voice_is_recorded(creator: Creator, app: RunningApp, clip: ClipFactor
 
 def test_the_keyboard_is_enough(creator: Creator, clip: ClipFactory, speech: SpeechFactory) -> None:
     page = creator.page
+    # From the first listener on, the browser hands choosers over instead of showing them.
+    page.on("filechooser", lambda chooser: None)
     for label, file in (
         ("Choose a file for the video", clip()),
         ("Choose a file for the voice", speech(1.0)),
