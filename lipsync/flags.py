@@ -42,7 +42,10 @@ OF_A_REQUEST = ("resolution", "aspect_ratio")  # fields beside `params`
 
 Video = Annotated[
     str,
-    typer.Argument(metavar="VIDEO", help="The video is this file, or this http or https address."),
+    typer.Argument(
+        metavar="VIDEO",
+        help="The video or picture is this file, or this http or https address.",
+    ),
 ]
 Audio = Annotated[
     str,

@@ -222,9 +222,9 @@ class JobDriver:
 
     def _streamed(
         self, opened: Opened, number: int
-    ) -> contextlib.AbstractAsyncContextManager[OnPiece]:
+    ) -> contextlib.AbstractAsyncContextManager[OnPiece | None]:
         if self._streams is None:
-            return contextlib.nullcontext(lambda segment, path: None)
+            return contextlib.nullcontext()
         return self._streams.of(opened, number)
 
     async def _make_avatar(self, opened: Opened, meter: ProgressMeter) -> Finished:

@@ -39,6 +39,10 @@ from serve_app.scheduling.tail import part_frames
 
 logger = logging.getLogger(__name__)
 
+# The first piece of a job that is alone. Drawing and encoding 12 frames instead of 50 takes a
+# quarter of the time, and the file grows by 33 kB at 720p, which is one more key frame.
+FIRST_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentMakers:
@@ -60,9 +64,11 @@ class JobSegments:
         makers: SegmentMakers,
         opened: Opened,
         meter: ProgressMeter,
-        on_piece: Callable[[Segment, Path], None] = lambda segment, path: None,
+        on_piece: Callable[[Segment, Path], None] | None = None,
     ) -> None:
-        """`on_piece`: called with each segment and the file of its piece, in any order."""
+        """`on_piece`: called with each segment and the file of its piece, in any order. None if
+        nobody can watch the job.
+        """
         self._on_piece = on_piece
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
@@ -165,14 +171,24 @@ class JobSegments:
 
     def _frames_of_part(self, segment: Segment) -> int:
         """Return how many frames to make as one segment, from its start."""
-        # Work of other jobs keeps all replicas busy. The first piece is as long as planned.
-        if segment.start == 0 or self._capacity.segments.others_wait(self._job_id):
+        # Work of other jobs keeps all replicas busy.
+        if self._capacity.segments.others_wait(self._job_id):
             return len(segment)
         if segment.block is None:  # there is nothing to draw
             return len(segment)
+        if segment.start == 0:
+            return self._frames_of_first(segment)
         left = self._plan.n_output - segment.start
         scheduler = self._scheduler
         return part_frames(len(segment), left, scheduler.running, scheduler.mean_speed())
+
+    def _frames_of_first(self, segment: Segment) -> int:
+        """Return how long the first piece is made: shorter than the segment if it can be watched
+        while more are made.
+        """
+        if self._on_piece is None or len(segment) == self._plan.n_output:
+            return len(segment)
+        return min(len(segment), max(1, round(FIRST_S * self._plan.fps)))
 
     async def _enter(self, segment: Segment) -> None:
         size = len(segment) * self._frame_bytes
@@ -245,7 +261,8 @@ class JobSegments:
         """Write a piece to a file here."""
         path = await self._makers.pieces.keep(self._opened.attempt.attempt_id, piece.value)
         self._pieces[segment.start] = path
-        self._on_piece(segment, path)
+        if self._on_piece is not None:
+            self._on_piece(segment, path)
         self._faces += piece.value.frames_with_face
         self._meter.composed(segment, piece)
         costs = [str(cost) for cost in piece.costs]

@@ -17,6 +17,7 @@ import numpy as np
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, Piece
 from musetalk_pipeline.cost import Measured, StageCost, StageName
+from musetalk_pipeline.errors import StageFailed
 from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block, FrameOrder, Segment, plan_order
@@ -26,6 +27,7 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.job_stream import JobStreams
 from serve_app.graph.left_nodes import LeftNodes
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph, Pool
@@ -33,6 +35,7 @@ from serve_app.graph.scratch import Scratch
 from serve_app.graph.serve_controller import ReplicaCounts
 from serve_app.graph.stage_calls import DEFAULT_PAUSES, DriverPauses, StageCalls
 from serve_app.graph.transfers import Assignment, Attempt, Finished, Opened
+from serve_app.streams.streams import Streams
 
 Method = Callable[..., Awaitable[Any]]
 FPS = Fraction(25)
@@ -85,6 +88,7 @@ def driver_of(
     places: int = 1,
     pauses: DriverPauses = DEFAULT_PAUSES,
     left_nodes: LeftNodes | None = None,
+    streams: Streams | None = None,
 ) -> tuple[JobDriver, SharedCapacity]:
     """Return a driver over `graph`, and what its jobs share."""
     args = args or AppArgs.model_validate({"pools": [{"name": "cpu"}]})
@@ -92,7 +96,15 @@ def driver_of(
     pieces = PieceFiles(Scratch(folder / "scratch", 3600.0), share=lambda data: data)
     calls = StageCalls(args.driver, pauses, exists, is_lost)
     makers = SegmentMakers(graph, args.driver, capacity, calls, pieces)
-    driver = JobDriver(makers, 60.0, lambda: None, places, left_nodes=left_nodes)  # type: ignore[arg-type, return-value]
+    made = None if streams is None else JobStreams(streams, graph.finisher, calls, 60.0)
+    driver = JobDriver(
+        makers,
+        60.0,
+        lambda: None,  # type: ignore[arg-type, return-value]
+        places,
+        left_nodes=left_nodes,
+        streams=made,
+    )
     return driver, capacity
 
 
@@ -120,6 +132,7 @@ class Stages:
         driver: DriverSettings | None = None,
         left_nodes: LeftNodes | None = None,
         drawn: tuple[range, ...] | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self.frames, self.source, self.drawn = frames, source, drawn
         self.holds: set[str] = set()
@@ -135,6 +148,7 @@ class Stages:
             fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,
             encode_audio=self.encode_audio, compose=self.compose, finish=self.finish,
             compose_source=self.compose_source,
+            sound=self.sound,
         )  # fmt: skip
         self.graph = Graph(cpu, tuple(Pool(name, self.generator(name)) for name in pools), cpu)
         args = AppArgs(
@@ -142,7 +156,13 @@ class Stages:
             driver=driver or DriverSettings(),
         )
         self.driver, self.capacity = driver_of(
-            self.graph, folder, args=args, places=8, pauses=AT_ONCE, left_nodes=left_nodes
+            self.graph,
+            folder,
+            args=args,
+            places=8,
+            pauses=AT_ONCE,
+            left_nodes=left_nodes,
+            streams=streams,
         )
 
     def start(self, job_id: str = "a", report: Callable[..., None] = lambda _: None) -> Any:
@@ -186,6 +206,9 @@ class Stages:
         data = np.frombuffer(f"{segment.start}-{segment.end}".encode(), np.uint8)
         own = StageCost("compose", 0.1, len(segment))
         return Measured(Piece(segment, data, 0), (own,))
+
+    async def sound(self, opened: Opened) -> Any:
+        raise StageFailed("These jobs have no sound.")
 
     async def finish(self, opened: Opened, facts: Any, about: Any, pieces: list[Any]) -> Finished:
         texts = [piece.tobytes().decode().split("-") for piece in pieces]

@@ -9,6 +9,7 @@ from musetalk_pipeline.errors import InvalidVideo, PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import DriverSettings
 from serve_app.scheduling.scheduler import NoReplicaRuns
+from serve_app.streams.streams import Streams
 from tests.unit.stage_rig import PICTURE, Stages, running, settle, until
 
 
@@ -143,6 +144,17 @@ async def test_a_job_is_not_cut_while_others_have_work(tmp_path):
     assert all(frame % 50 == 0 for _, frame in stages.of("encode_audio"))
     stages.go_on.set()
     await asyncio.wait(jobs)
+
+
+async def test_the_first_piece_of_a_job_that_can_be_watched_is_short(tmp_path):
+    """It is there sooner, whatever becomes of the stream itself."""
+    streams = Streams(tmp_path, 60.0, 1e9)
+    for frames, first in ((500, 12), (50, 50)):  # one segment is made as a whole
+        stages = Stages(tmp_path, frames=frames, streams=streams)
+        stages.capacity.follow(running(cpu=1))
+        await stages.start()
+        assert covers_all(stages)
+        assert stages.finished[0] == (0, first)
 
 
 async def test_a_segment_that_fails_is_made_in_another_pool_at_once(tmp_path):
