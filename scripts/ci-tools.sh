@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the programs that some tests drive: a browser, PostgreSQL, an SSH server for `ray up`, what
-# builds an image, and a generator of API clients, which has an environment of its own. Tests skip with a
-# reason where one is missing, so only CI calls this; the system's programs need root and apt-get.
+# builds an image, and a generator of API clients, which has an environment of its own. Tests skip with
+# a reason where one is missing, so only CI calls this; the system's programs need root and apt-get.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

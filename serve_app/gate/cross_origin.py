@@ -51,6 +51,7 @@ READ = ", ".join(
         "Location",
         "Retry-After",
         "X-Face-Box",
+        "X-Faces",
         "X-Source-Frame",
         "Tus-Extension",
         "Tus-Max-Size",

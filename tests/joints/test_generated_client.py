@@ -27,6 +27,7 @@ SETTINGS = {
         "image/png": "application/octet-stream",
         "application/vnd.apple.mpegurl": "application/octet-stream",
         "text/event-stream": "text/html",
+        "application/offset+octet-stream": "application/octet-stream",
     },
 }
 

@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory, SpeechFactory
 from tests.decoding import frames_of
+from tests.media.two_people import SIZE, Person, scene, write
 from tests.serve.running import RunningApp, media_server
 from tests.serve.studio_browser import Creator, creator_at
 
@@ -113,6 +114,27 @@ def test_the_preview_follows_the_options_and_the_newest_wins(
     with creator.new_preview():
         page.get_by_role("button", name="Reset").click()
     expect(page.get_by_role("slider", name="Below the chin")).to_have_value("10")
+
+
+def test_a_click_chooses_who_speaks(
+    creator: Creator, app: RunningApp, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    page = creator.page
+    people = scene(Person("woman", 20), Person("man", 290, height=150))
+    creator.choose(write(tmp_path / "two.mp4", [people] * 25), speech(1.0))
+    creator.wait_preview()
+    faces = page.get_by_role("button", name=re.compile("^Let face"))
+    expect(faces).to_have_count(2)
+    with creator.new_preview() as answers:
+        faces.nth(1).focus()
+        page.keyboard.press("Enter")
+    expect(page.get_by_label("Who speaks")).to_have_value("chosen")
+    face = answers[-1].request.post_data_json["params"]["face"]
+    assert face["frame"] == 0 and face["box"][0] > SIZE[0] / 2
+    assert int(answers[-1].headers["x-face-box"].split(",")[0]) > SIZE[0] / 2
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    assert app.job(job_id)["input"]["params"]["face"] == face
 
 
 def test_the_first_seconds_play_while_the_rest_is_drawn(

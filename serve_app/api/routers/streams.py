@@ -1,5 +1,6 @@
 """Jobs that are watched while they are made: HLS."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -17,7 +18,9 @@ from serve_app.streams.streams import Streams
 
 READY_RETRY_S = 1
 
-router = APIRouter(prefix=PREFIX, tags=["jobs"], dependencies=[Depends(require_stream_link_or_key)])
+router = APIRouter(
+    prefix=PREFIX, tags=["streams"], dependencies=[Depends(require_stream_link_or_key)]
+)
 
 _GONE = read_problems(404, 409, 410)
 _PLAYLIST = {CONTENT_TYPE: {"schema": {"type": "string"}}}
@@ -87,7 +90,8 @@ async def stream_part(
     """Return the init section or a fragment that the playlist names; `Range` is supported."""
     stream = streams.find(job_id, number)
     path = None if stream is None else stream.file(name)
-    if path is None:
+    # In a thread, because a disk may stall.
+    if path is None or not await asyncio.to_thread(path.is_file):
         raise _gone(job_id)
     headers = {"Cache-Control": "private, max-age=3600"}
     return FileResponse(path, media_type="video/mp4", headers=headers)
