@@ -16,18 +16,22 @@ from musetalk_pipeline.time_options import TimeOptions
 LIMITS = MediaLimits()
 
 
+OPTIONS = {
+    "crop": JobOptions(frame=FrameOptions(resolution="120p", aspect_ratio="1:1", fit="crop")),
+    "slow": JobOptions(frame=FrameOptions(resolution="200x100", fit="blur", fps=12.5)),
+    "cut_off": JobOptions(time=TimeOptions(sync_mode="cut_off", video_start_s=0.2)),
+    "loop": JobOptions(time=TimeOptions(sync_mode="loop", audio_end_s=0.9)),
+    "silence": JobOptions(time=TimeOptions(sync_mode="silence")),
+    "remap": JobOptions(time=TimeOptions(sync_mode="remap")),
+}
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        JobOptions(),
-        JobOptions(frame=FrameOptions(resolution="120p", aspect_ratio="1:1", fit="crop")),
-        JobOptions(frame=FrameOptions(resolution="200x100", fit="blur", fps=12.5)),
-        JobOptions(time=TimeOptions(sync_mode="cut_off", video_start_s=0.2)),
-        JobOptions(time=TimeOptions(sync_mode="loop", audio_end_s=0.9)),
-        JobOptions(time=TimeOptions(sync_mode="silence")),
-        JobOptions(time=TimeOptions(sync_mode="remap")),
+        pytest.param(JobOptions(), id="plain"),
+        *(pytest.param(one, marks=pytest.mark.slow, id=name) for name, one in OPTIONS.items()),
     ],
-    ids=["plain", "crop", "slow", "cut_off", "loop", "silence", "remap"],
 )
 def test_what_is_measured_is_what_is_made(clip, speech, tools, tmp_path, options) -> None:
     files = JobFiles(clip(frames=20), speech(1.3))
