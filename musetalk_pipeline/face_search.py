@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +15,14 @@ from musetalk_pipeline.media.reader import ReadFrames
 from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.pixels.picture import fit_picture, whole_picture
-from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey, survey_person
+from musetalk_pipeline.survey import (
+    KnownSurveys,
+    Survey,
+    face_counter,
+    survey,
+    survey_of,
+    survey_person,
+)
 from musetalk_pipeline.watch import Check
 
 
@@ -23,36 +30,50 @@ from musetalk_pipeline.watch import Check
 class FaceSearch:
     """What the faces of a job are searched with.
 
-    `known`: the surveys of earlier jobs, if there are any. `read_for`: returns what reads the
-    frames that are searched; None starts decoders that end with the search.
+    `shown`: the source frames that are shown and drawn, in order. `known`: the surveys of earlier
+    jobs, if there are any. `read_for`: returns what reads the frames that are searched; None starts
+    decoders that end with the search.
     """
 
     source: SourceVideo
     options: JobOptions
+    shown: Sequence[int]
     known: KnownSurveys | None
     read_for: ReaderOf | None
 
-    def for_faces(self, detector: LandmarkDetector, reached: int, fps: Fraction) -> Survey:
-        """Return a known survey of the frames that the sound reaches, or make one."""
-        return self._known_or(
-            lambda read: survey(
-                read,
+    def for_faces(self, detector: LandmarkDetector, fps: Fraction) -> Survey:
+        """Return a known survey of the frames that are shown, or make one."""
+        shown, known = self.shown, self._known_of_beginning
+        found = known and known.find(len(shown), fps, is_exact=self._is_cropped)
+        if found:
+            return found
+        with self._reading() as read:
+            found = survey(
+                lambda start, end: read(shown[start], shown[end - 1] + 1),
                 self._searched,
                 detector,
-                reached=reached,
+                reached=len(shown),
                 fps=fps,
                 counter=face_counter() if self.options.face.face == "largest" else None,
                 is_cropped=self._is_cropped,
-            ),
-            *(reached, fps, self._is_cropped),
-        )
+            )
+        if known:
+            known.keep(len(shown), fps, found)
+        return found
 
-    def for_person(self, choice: FacePlace, shown: range, fps: Fraction, check: Check) -> Survey:
-        """Return where a known survey has found a person in the frames that are shown, or look."""
-        return self._known_or(
-            lambda read: survey_person(read, self.source, self._searched, choice, shown, check),
-            *(len(shown), fps, True),
-        )
+    def for_person(self, choice: FacePlace, fps: Fraction, check: Check) -> Survey:
+        """Return where a known survey has found a person in the frames that are shown, and those
+        between them, or look.
+        """
+        shown = range(self.shown[0], self.shown[-1] + 1)
+        longer = self.known and self.known.find_longer(shown.stop, fps)
+        if longer and longer.track:
+            return survey_of(longer.track, self.source, shown)
+        with self._reading() as read:
+            found = survey_person(read, self.source, self._searched, choice, shown, check)
+        if self.known and not shown.start:
+            self.known.keep(shown.stop, fps, found)
+        return found
 
     def of_one_frame(self, choice: FacePlace) -> Survey:
         """Return where a person is in the frame of the choice alone."""
@@ -71,16 +92,10 @@ class FaceSearch:
             return whole_picture(self.source)
         return fit_picture(self.source, self.options.frame, ())
 
-    def _known_or(
-        self, make: Callable[[ReadFrames], Survey], reached: int, fps: Fraction, is_exact: bool
-    ) -> Survey:
-        found = self.known and self.known.find(reached, fps, is_exact=is_exact)
-        if not found:
-            with self._reading() as read:
-                found = make(read)
-            if self.known:
-                self.known.keep(reached, fps, found)
-        return found
+    @property
+    def _known_of_beginning(self) -> KnownSurveys | None:
+        """The known surveys, which are of the beginning of the video, if that is what is shown."""
+        return self.known if self.shown[-1] == len(self.shown) - 1 else None
 
     @contextmanager
     def _reading(self) -> Iterator[ReadFrames]:

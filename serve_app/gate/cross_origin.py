@@ -34,7 +34,10 @@ SENT = ", ".join(
         "Last-Event-ID",
         "Range",
         "X-Internal-API-Key",
+        "Upload-Checksum",
+        "Upload-Defer-Length",
         "Upload-Metadata",
+        "X-HTTP-Method-Override",
         *_TUS,
     )
 )

@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, NoFaceFound
 from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint, FaceChoice
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.options import (
@@ -29,7 +31,8 @@ from musetalk_pipeline.options import (
 )
 from musetalk_pipeline.pipeline import Result, run
 from musetalk_pipeline.preview import make_preview
-from musetalk_pipeline.stages import JobFiles, open_job
+from musetalk_pipeline.stages import open_job
+from musetalk_pipeline.survey import Survey
 from tests.decoding import frames_of
 from tests.media.two_people import FPS, Frame, Person, scene, write
 
@@ -228,18 +231,24 @@ def test_a_preview_shows_the_frame_of_the_choice_and_all_of_its_faces(
     assert any(box.is_around_middle_of(Box(70, 70, 180, 200)) for box in made.visible)
 
 
-def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
-    """The sliders of a page make one preview after the other, so none may read the whole video."""
-    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
-    asked: list[tuple[int, int]] = []
+@dataclass
+class Reading:
+    """Reads frames as `open_job` has them read, and notes which."""
 
-    def read_for(source: SourceVideo, picture: Picture) -> ReadFrames:
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def __call__(self, source: SourceVideo, picture: Picture) -> ReadFrames:
         def read(start: int, end: int) -> Frames:
-            asked.append((start, end))
+            self.asked.append((start, end))
             yield from read_frames(source, picture, start, end)
 
         return read
 
+
+def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
+    """The sliders of a page make one preview after the other, so none may read the whole video."""
+    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
+    read_for = Reading()
     options = choosing(FaceAtPoint((340, 150), 15))
     for follows in (False, True):
         folder = tmp_path / str(follows)
@@ -249,7 +258,46 @@ def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: P
             read_for=read_for,
             follows=follows,
         )
-    assert asked == [(15, 16), (0, 32)]
+    assert read_for.asked == [(15, 16), (0, 32)]
+
+
+class Kept:
+    """The surveys of earlier jobs, by how far they reached."""
+
+    def __init__(self) -> None:
+        self.surveys: dict[int, Survey] = {}
+
+    def find(self, reached: int, fps: Fraction, *, is_exact: bool) -> None:
+        """Not used for a person."""
+        raise AssertionError
+
+    def find_longer(self, reached: int, fps: Fraction) -> Survey | None:
+        return min(
+            (each for each in self.surveys.items() if each[0] >= reached), default=(0, None)
+        )[1]
+
+    def keep(self, reached: int, fps: Fraction, found: Survey) -> None:
+        self.surveys[reached] = found
+
+
+def test_a_person_is_followed_once_for_sounds_of_any_length(speech, tools, tmp_path: Path) -> None:
+    video, kept, opened = write(tmp_path / "cuts.mp4", CUTS), Kept(), []
+    read_for = Reading()
+    for number, seconds in enumerate((1.0, 1.28, 0.6, 1.0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        job = open_job(
+            *(JobFiles(video, speech(seconds)), folder, choosing(FaceAtPoint(WOMAN))),
+            *(MediaLimits(), tools.detector),
+            known_surveys=kept,
+            read_for=read_for,
+        )
+        opened.append((job.track is not None and job.track.at(12), job.warnings))
+    assert read_for.asked == [(0, 25), (0, 32)] and sorted(kept.surveys) == [25, 32]
+    assert len({place for place, _ in opened}) == 1
+    told = [warning for _, [warning] in (each for each in opened if each[1])]
+    assert [" in 0.8 of 1.0 s" in told[0], " in 1.0 of 1.3 s" in told[1]] == [True, True]
+    assert opened[2][1] == () and opened[3][1] == opened[0][1]
 
 
 @pytest.mark.slow
