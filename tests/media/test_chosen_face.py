@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, NoFaceFound
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
+from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, JobCancelled, NoFaceFound
 from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint, FaceChoice
 from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
@@ -29,7 +30,7 @@ from musetalk_pipeline.options import (
     JobOptions,
     MediaLimits,
 )
-from musetalk_pipeline.pipeline import Result, run
+from musetalk_pipeline.pipeline import Result, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.stages import open_job
 from musetalk_pipeline.survey import Survey
@@ -69,11 +70,11 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path: Path, speech: Callable[..., Path], tools) -> Callable[..., Made]:
-    """Return `made(scenes, options) -> Made`. The sound is as long as the video."""
+    """Return `made(scenes, options, tools) -> Made`. The sound is as long as the video."""
 
-    def do(scenes: Sequence[Frame], options: JobOptions) -> Made:
+    def do(scenes: Sequence[Frame], options: JobOptions, own: Tools = tools) -> Made:
         video, out = write(tmp_path / "people.mp4", scenes), tmp_path / "out.mp4"
-        result = run(video, speech(len(scenes) / FPS), out, options, tools, block_s=0.5)
+        result = run(video, speech(len(scenes) / FPS), out, options, own, block_s=0.5)
         return Made(result, frames_of(video), frames_of(out))
 
     return do
@@ -136,6 +137,21 @@ def test_all_faces_are_redrawn(made) -> None:
     two, one = {"left", "right"}, {"left"}
     assert [job.changed(n) for n in range(32)] == [two] * 19 + [one] * 8 + [two] * 5
     assert job.result.frames_with_face == 32 and job.result.warnings == ()
+
+
+@pytest.mark.slow
+def test_musetalk_redraws_all_faces_too(made, seeded_weights: Path, tools) -> None:
+    """Latents, masks and drawn faces have a row for each face of a frame, not for each frame."""
+    musetalk = replace(
+        tools,
+        engine=make_engine("musetalk", seeded_weights, device="cpu"),
+        audio_encoder=make_audio_encoder("musetalk", seeded_weights),
+    )
+    scenes = [both()] * 3 + [scene(Person("man", LEFT))] * 2 + [scene()] + [both()]
+    job = made(scenes, choosing("all"), musetalk)
+    two, one = {"left", "right"}, {"left"}
+    assert [job.changed(n) for n in range(7)] == [two] * 3 + [one] * 2 + [set()] + [two]
+    assert job.result.engine == "musetalk" and job.result.frames_with_face == 6
 
 
 @pytest.mark.slow
@@ -319,3 +335,17 @@ def test_a_face_that_the_preview_command_prints_is_what_make_takes(speech, tmp_p
     source, made = frames_of(video), frames_of(tmp_path / "out.mp4")
     np.testing.assert_array_equal(source[:, :, 240:], made[:, :, 240:])
     assert (source[:, :, :240] != made[:, :, :240]).any(axis=(1, 2, 3)).all()
+
+
+def test_following_ends_when_the_job_is_cancelled(speech, tools, tmp_path: Path) -> None:
+    """No decoder is left (`no_leftovers`), and no further frame is searched."""
+    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
+    checks = iter(range(10))
+
+    def check() -> None:
+        if next(checks, None) is None:
+            raise JobCancelled("Nobody waits.")
+
+    options = choosing(FaceAtPoint(WOMAN))
+    with pytest.raises(JobCancelled):
+        open_job(files, tmp_path, options, MediaLimits(), tools.detector, check=check)
