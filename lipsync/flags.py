@@ -26,6 +26,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     defaults_for,
 )
+from musetalk_pipeline.time_options import TimeOptions
 
 PANELS = (
     ("Picture", FrameOptions),
@@ -33,6 +34,7 @@ PANELS = (
     ("Face", FaceOptions),
     ("Mask", MaskOptions),
     ("Speech", SpeechOptions),
+    ("Time", TimeOptions),
     ("Engine and landmarks", ToolOptions),
 )
 
@@ -40,7 +42,10 @@ OF_A_REQUEST = ("resolution", "aspect_ratio")  # fields beside `params`
 
 Video = Annotated[
     str,
-    typer.Argument(metavar="VIDEO", help="The video is this file, or this http or https address."),
+    typer.Argument(
+        metavar="VIDEO",
+        help="The video, or a picture, is this file, or this http or https address.",
+    ),
 ]
 Audio = Annotated[
     str,

@@ -59,7 +59,14 @@ from serve_app.gate.rejections import (
 )
 from serve_app.gate.signed_paths import is_file
 from serve_app.gate.upload_body import UploadBody, UploadLimits
-from serve_app.gate.uploads import JobDocument, TooManyWriters, Uploads, takes
+from serve_app.gate.uploads import (
+    DocumentTooLarge,
+    JobDocument,
+    TooManyWriters,
+    Uploads,
+    has_files_inside,
+    takes,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -194,7 +201,7 @@ class Gate:
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY
-        if takes(scope):
+        if takes(scope, self._limits.body.max_bytes):
             return await self._take_upload(scope, receive, send, abort)
         bodies = self._batches if path == BATCHES_PATH else self._bodies
         try:
@@ -203,7 +210,10 @@ class Gate:
             return too_large(bodies.max_bytes)
         except BodyTooSlow:
             return TOO_SLOW
-        return await self._forward(scope, replay(body, receive), send, abort)
+        whole = replay(body, receive)
+        if has_files_inside(scope, body):
+            return await self._take_upload(scope, whole, send, abort)
+        return await self._forward(scope, whole, send, abort)
 
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
@@ -253,6 +263,8 @@ class Gate:
             return UPLOAD_TOO_SLOW
         except FormInvalid as exc:
             return invalid_form(str(exc))
+        except DocumentTooLarge:
+            return too_large(self._limits.body.max_bytes)
         except Unanswered:
             return UNAVAILABLE
         if isinstance(taken, JobDocument):

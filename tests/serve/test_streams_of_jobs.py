@@ -50,12 +50,17 @@ PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" mu
   window.picture_at = async (name, time) => {
     const video = document.getElementById(name);
     video.pause();
-    const sought = new Promise((resolve) => Object.assign(video, { onseeked: resolve }));
-    video.currentTime = time;
-    await sought;
     const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
     const context = canvas.getContext("2d");
-    context.drawImage(video, 0, 0);
+    await new Promise((resolve) => {
+      const look = (_, frame) => {
+        context.drawImage(video, 0, 0);
+        if (frame.mediaTime <= time && time < frame.mediaTime + 1 / 25) resolve();
+        else video.requestVideoFrameCallback(look);
+      };
+      video.requestVideoFrameCallback(look);
+      video.currentTime = time;
+    });
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
     return [canvas.width, canvas.height, ...digest];

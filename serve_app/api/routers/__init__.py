@@ -1,5 +1,6 @@
 """The routes, in routers that other FastAPI applications can include too (application.py)."""
 
+from serve_app.api.form_bodies import describe_forms
 from serve_app.api.routers import (
     admin,
     avatars,
@@ -25,5 +26,8 @@ ROUTERS = (
     uploads.router,
     admin.router,
 )
+
+for _router in ROUTERS:
+    describe_forms(_router)
 
 __all__ = ["ROUTERS"]
