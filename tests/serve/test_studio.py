@@ -142,6 +142,31 @@ def test_a_click_chooses_who_speaks(
     assert app.job(job_id)["input"]["params"]["face"] == face
 
 
+def test_parts_of_both_files_and_a_way_for_lengths_that_differ(
+    creator: Creator, app: RunningApp, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    page = creator.page
+    creator.choose(clip(frames=50), speech(2.0))
+    creator.wait_preview()
+    page.get_by_text("More options").click()
+    page.get_by_label("If the voice is longer").select_option("loop")
+    page.get_by_role("slider", name="End of the video").fill("1")
+    with creator.new_preview() as answers:
+        page.get_by_role("slider", name="Start of the voice").fill("0.4")
+    chosen = {"sync_mode": "loop", "video_end_s": 1.0, "audio_start_s": 0.4}
+    assert answers[-1].request.post_data_json["params"] == chosen
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    job = app.job(job_id)
+    assert job["progress"]["frames_total"] == 40  # 1.6 s of the voice
+    # The video, which is shorter, begins again.
+    page.locator("#made-video").evaluate("(video) => video.pause()")
+    page.get_by_role("slider", name="Position in both videos").fill("1.3")
+    expect(page.locator("#source-video")).to_have_js_property("seeking", False)
+    times = creator.times()
+    assert times["source"] == pytest.approx(times["made"] - 1.0, abs=0.05)
+
+
 def test_the_first_seconds_play_while_the_rest_is_drawn(
     creator: Creator, clip: ClipFactory, speech: SpeechFactory
 ) -> None:
