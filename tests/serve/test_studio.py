@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -255,9 +256,15 @@ def run_in_shell(command: str, folder: Path) -> str:
     return ran.stdout
 
 
-def test_a_voice_is_recorded(creator: Creator, app: RunningApp, clip: ClipFactory) -> None:
+def test_a_picture_is_dropped_and_a_voice_recorded(
+    creator: Creator, app: RunningApp, tmp_path: Path
+) -> None:
     page = creator.page
-    page.locator("#video-file").set_input_files(clip())
+    picture = tmp_path / "portrait.png"
+    cv2.imwrite(str(picture), scene(Person("woman", 160)))
+    creator.drop(picture)
+    expect(page.locator("#source-picture")).to_be_visible()
+    expect(page.locator("#video-step")).to_contain_text("picture · 480 × 270")
     page.get_by_role("button", name="Record").click()
     expect(page.locator("#audio-step .time")).to_have_text("0:01")
     page.get_by_role("button", name="Stop").click()
