@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory, SpeechFactory
 from tests.decoding import frames_of
-from tests.media.two_people import Person, scene, write
+from tests.media.two_people import SIZE, Person, scene, write
 from tests.serve.running import RunningApp, media_server
 from tests.serve.studio_browser import Creator, creator_at
 
