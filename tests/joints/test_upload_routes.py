@@ -123,6 +123,19 @@ async def test_a_form_stores_the_same_file_once(desk: Desk, video: bytes) -> Non
 
 
 @pytest.mark.slow
+async def test_a_file_may_come_without_a_name_or_a_form(desk: Desk, sound: bytes) -> None:
+    kind = {"Content-Type": "audio/wav"}
+    for request in (
+        desk.client.post("/v1/uploads", content=sound, headers=kind),
+        desk.client.post("/v1/uploads/", files={"file": ("a.wav", sound)}),
+        desk.client.put("/v1/uploads/", content=sound),
+    ):
+        answer = await request
+        assert (answer.status_code, answer.json()["kind"]) == (201, "audio")
+    assert len(desk.stored) == 2
+
+
+@pytest.mark.slow
 async def test_curl_sends_a_file_of_unknown_length(
     desk: Desk, tmp_path: Path, sound: bytes
 ) -> None:
