@@ -26,6 +26,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
     defaults_for,
 )
+from musetalk_pipeline.time_options import TimeOptions
 
 PANELS = (
     ("Picture", FrameOptions),
@@ -33,6 +34,7 @@ PANELS = (
     ("Face", FaceOptions),
     ("Mask", MaskOptions),
     ("Speech", SpeechOptions),
+    ("Time", TimeOptions),
     ("Engine and landmarks", ToolOptions),
 )
 

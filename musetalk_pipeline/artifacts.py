@@ -11,6 +11,7 @@ travel out of band. What a stage cost travels next to its value, in a `cost.Meas
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -78,8 +79,10 @@ class SpeechAudio:
     """A validated audio file on this node, in the two forms that the stages need.
 
     `pcm_path`: 16 kHz mono float32 little-endian raw samples, mean of the channels, soxr HQ (what
-    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged; it may still have to
-    be made, from `untracked` (`speech_audio.make_track`). `n_samples` counts `pcm_path`.
+    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged; unless `is_tracked`,
+    it has yet to be made (`speech_audio.make_track`). `n_samples` counts `pcm_path`. `sha256`,
+    `size_bytes`: of the file that was sent. `stream`: where its sound lies. `parts`: what both
+    forms are joined from, if they are not the whole sound of that file.
     """
 
     pcm_path: Path
@@ -88,7 +91,35 @@ class SpeechAudio:
     size_bytes: int
     n_samples: int
     duration_s: float
-    untracked: SoundStream | None = None
+    stream: SoundStream | None = None
+    parts: tuple[SoundPart, ...] = ()
+    is_tracked: bool = True
+
+    @property
+    def key(self) -> str:
+        """What the samples depend on, for caches of what is computed from them."""
+        if not self.parts:
+            return self.sha256
+        spoken = [(part.source and part.source.key, part.is_spoken) for part in self.parts]
+        names = [(*each, *part.span) for each, part in zip(spoken, self.parts, strict=True)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SoundPart:
+    """`n_samples` of 16 kHz of a sound from `start` on. `source`: None is silence. `is_spoken`: the
+    mouth follows it; otherwise it is only heard.
+    """
+
+    source: SpeechAudio | None
+    start: int
+    n_samples: int
+    is_spoken: bool = True
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The samples `[start, end)`."""
+        return self.start, self.start + self.n_samples
 
 
 @dataclass(frozen=True, slots=True)

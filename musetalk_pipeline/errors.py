@@ -182,7 +182,9 @@ class AudioTooShort(MediaError):
 
 
 class InvalidOptions(MediaError):
-    """A resolution, an aspect ratio or a frame rate that is malformed or out of bounds."""
+    """A resolution, an aspect ratio, a frame rate or a time that is malformed or out of bounds, or
+    does not fit the files.
+    """
 
     code = "invalid_options"
 

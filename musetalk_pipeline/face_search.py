@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,35 +23,41 @@ from musetalk_pipeline.watch import Check
 class FaceSearch:
     """What the faces of a job are searched with.
 
-    `known`: the surveys of earlier jobs, if there are any. `read_for`: returns what reads the
-    frames that are searched; None starts decoders that end with the search.
+    `shown`: the source frames that are shown and drawn, in order. `known`: the surveys of earlier
+    jobs, if there are any. `read_for`: returns what reads the frames that are searched; None starts
+    decoders that end with the search.
     """
 
     source: SourceVideo
     options: JobOptions
+    shown: Sequence[int]
     known: KnownSurveys | None
     read_for: ReaderOf | None
 
-    def for_faces(self, detector: LandmarkDetector, reached: int, fps: Fraction) -> Survey:
-        """Return a known survey of the frames that the sound reaches, or make one."""
+    def for_faces(self, detector: LandmarkDetector, fps: Fraction) -> Survey:
+        """Return a known survey of the frames that are shown, or make one."""
+        shown = self.shown
         return self._known_or(
             lambda read: survey(
-                read,
+                lambda start, end: read(shown[start], shown[end - 1] + 1),
                 self._searched,
                 detector,
-                reached=reached,
+                reached=len(shown),
                 fps=fps,
                 counter=face_counter() if self.options.face.face == "largest" else None,
                 is_cropped=self._is_cropped,
             ),
-            *(reached, fps, self._is_cropped),
+            *(fps, self._is_cropped),
         )
 
-    def for_person(self, choice: FacePlace, shown: range, fps: Fraction, check: Check) -> Survey:
-        """Return where a known survey has found a person in the frames that are shown, or look."""
+    def for_person(self, choice: FacePlace, fps: Fraction, check: Check) -> Survey:
+        """Return where a known survey has found a person in the frames that are shown, and those
+        between them, or look.
+        """
+        shown = range(self.shown[0], self.shown[-1] + 1)
         return self._known_or(
             lambda read: survey_person(read, self.source, self._searched, choice, shown, check),
-            *(len(shown), fps, True),
+            *(fps, True),
         )
 
     def of_one_frame(self, choice: FacePlace) -> Survey:
@@ -72,14 +78,17 @@ class FaceSearch:
         return fit_picture(self.source, self.options.frame, ())
 
     def _known_or(
-        self, make: Callable[[ReadFrames], Survey], reached: int, fps: Fraction, is_exact: bool
+        self, make: Callable[[ReadFrames], Survey], fps: Fraction, is_exact: bool
     ) -> Survey:
-        found = self.known and self.known.find(reached, fps, is_exact=is_exact)
+        # Known surveys are of the beginning of a video.
+        reached = len(self.shown)
+        known = self.known if self.shown[-1] == reached - 1 else None
+        found = known and known.find(reached, fps, is_exact=is_exact)
         if not found:
             with self._reading() as read:
                 found = make(read)
-            if self.known:
-                self.known.keep(reached, fps, found)
+            if known:
+                known.keep(reached, fps, found)
         return found
 
     @contextmanager

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from musetalk_pipeline.face_choice import FaceChoice, read_face
 from musetalk_pipeline.option_spec import Option, Spec, options_of
+from musetalk_pipeline.time_options import TimeOptions
 
 Version = Literal["v15", "v1"]
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -289,6 +290,7 @@ class JobOptions:
     mask: MaskOptions = field(default_factory=MaskOptions)
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     encode: EncodeOptions = field(default_factory=EncodeOptions)
+    time: TimeOptions = field(default_factory=TimeOptions)
 
     def with_choices(self, chosen: Mapping[str, object]) -> JobOptions:
         """Return these options with the `chosen` ones, by their names, in place of their own.
@@ -319,7 +321,7 @@ def job_options() -> Iterator[Option]:
         yield from options_of(kind)
 
 
-JOB_PARTS = (FrameOptions, FaceOptions, MaskOptions, SpeechOptions, EncodeOptions)
+JOB_PARTS = (FrameOptions, FaceOptions, MaskOptions, SpeechOptions, EncodeOptions, TimeOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from musetalk_pipeline.errors import ModelLoadFailed
 from musetalk_pipeline.face_choice import MOST_FACES
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import Tools
@@ -34,7 +36,6 @@ from musetalk_pipeline.pixels.picture import is_shown, to_source
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.stages import (
     DrawnFace,
-    JobFiles,
     OpenJob,
     open_job,
     prepare_block,
@@ -73,16 +74,23 @@ class Preview:
         return data.tobytes()
 
 
-def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools: Tools) -> Preview:
+def make_preview(
+    video_path: Path,
+    audio_path: Path,
+    options: JobOptions,
+    tools: Tools,
+    *,
+    others: Mapping[str, Path] | None = None,
+) -> Preview:
     """Draw one frame, the first of a few that has a face, with the loudest sound of the first
-    block.
+    block. `others`: see `pipeline.run`.
 
     Raises:
         NoFaceFound: none of the sampled frames has a face.
         MediaError, ProcessingError: as `pipeline.run`.
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
-        files = JobFiles(video_path, audio_path)
+        files = JobFiles(video_path, audio_path, others=others or {})
         job = open_job(files, Path(folder), options, MediaLimits(), tools.detector, follows=False)
         needs_parse_inputs = tools.engine.needs_parse_inputs
         frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
@@ -126,7 +134,7 @@ def pick_preview_frame(
     # A preview shows a single frame, which has no neighbours to average its box with.
     face_options = replace(job.options.face, box_smoothing=0)
     job = replace(job, options=replace(job.options, face=face_options))
-    spoken = job.plan.segments[0]
+    spoken = next(segment for segment in job.plan.segments if segment.block is not None)
     for frame in _candidates(job):
         block = Block(0, frame, frame + 1)
         prepared = prepare_block(job, block, detector, needs_parse_inputs=needs_parse_inputs)
@@ -152,9 +160,9 @@ def pick_preview_frame(
 
 def _candidates(job: OpenJob) -> list[int]:
     """Return the frames that may be shown, the one in which a person was chosen first."""
-    choice, end = job.options.face.face, job.plan.blocks[-1].end
-    spread_out = sorted({0, *spread(end, SAMPLED_FRAMES - 1)})
-    if isinstance(choice, str) or choice.frame >= end:
+    choice, shown = job.options.face.face, job.plan.prepared
+    spread_out = [shown[at] for at in sorted({0, *spread(len(shown), SAMPLED_FRAMES - 1)})]
+    if isinstance(choice, str) or choice.frame not in shown:
         return spread_out
     return [choice.frame, *spread_out]
 

@@ -10,9 +10,6 @@ comes last. Memory is bounded by one block; `block_seconds` keeps blocks of larg
 
 from __future__ import annotations
 
-import math
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,12 +30,7 @@ from musetalk_pipeline.artifacts import (
     SpeechAudio,
     in_rows,
 )
-from musetalk_pipeline.errors import (
-    AudioTooShort,
-    InvalidOptions,
-    JobCancelled,
-    NoFaceFound,
-)
+from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.face_search import FaceSearch
 from musetalk_pipeline.faces.block_faces import (
     all_faces,
@@ -48,58 +40,23 @@ from musetalk_pipeline.faces.block_faces import (
 )
 from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
 from musetalk_pipeline.faces.face_boxes import faces_of, smooth
+from musetalk_pipeline.job_media import Digests, JobFiles, open_media
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
 from musetalk_pipeline.media.encode import PieceEncoder
-from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
 from musetalk_pipeline.media.shared_readers import ReaderOf
-from musetalk_pipeline.media.speech_audio import open_audio
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
 from musetalk_pipeline.pixels.crops import cut_out, even_box
-from musetalk_pipeline.pixels.picture import (
-    fit_picture,
-    size_warnings,
-    target_size,
-    to_picture,
-)
-from musetalk_pipeline.plan import (
-    BLOCK_S,
-    Block,
-    FramePlan,
-    count_output_frames,
-    plan_frames,
-    playing_fps,
-    speech_fps,
-)
+from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, to_picture
+from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, Segment, plan_order, playing_fps
 from musetalk_pipeline.survey import KnownSurveys
 from musetalk_pipeline.track import Track
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
-MIN_FPS = 1  # of the option `fps`; a lower rate would not be a video
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """SHA-256, in hex, of a job's two files."""
-
-    video: str
-    audio: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobFiles:
-    """A job's two files. If `digests` is None, `open_job` reads the files to compute them.
-    `track_within_s`: see `open_audio`.
-    """
-
-    video: Path
-    audio: Path
-    digests: Digests | None = None
-    track_within_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +75,7 @@ class OpenJob:
     """A job whose media have been checked, and everything that is decided before the first block.
 
     `warnings`: sentences for whoever sent the job, about what was decided for them. `track`: where
-    the chosen person is; None if none was chosen.
+    the chosen person is; None if none was chosen. `others`: the SHA-256 of the sounds of segments.
     """
 
     source: SourceVideo
@@ -128,6 +85,12 @@ class OpenJob:
     options: JobOptions
     warnings: tuple[str, ...] = ()
     track: Track | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> Digests:
+        """The digests of all files that it was opened with."""
+        return Digests(self.source.sha256, self.audio.sha256, self.others)
 
 
 def open_job(
@@ -154,69 +117,25 @@ def open_job(
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = open_both(files, work_dir, options, limits)
+    media = open_media(files, work_dir, options, limits)
+    source, order = media.source, media.timeline.order
     fps = playing_fps(source.fps, options.frame.fps)
-    n_output = output_frames(audio, fps, options)
-    reached = min(source.n_frames, n_output)
-    search = FaceSearch(source, options, known_surveys, read_for)
+    shown = media.timeline.searched
+    search = FaceSearch(source, options, shown, known_surveys, read_for)
     choice = options.face.face
     if isinstance(choice, str):
-        found = search.for_faces(detector, reached, fps)
+        found = search.for_faces(detector, fps)
     elif follows:
-        found = search.for_person(choice, range(reached), fps, check)
+        found = search.for_person(choice, fps, check)
     else:
         found = search.of_one_frame(choice)
     picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
-    warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, audio, picture, plan, options, warnings, found.track)
-
-
-def output_frames(audio: SpeechAudio, fps: Fraction, options: JobOptions) -> int:
-    """Return how many frames the sound covers; AudioTooShort if it covers none."""
-    frames = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
-    if frames < 1:
-        raise AudioTooShort(
-            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(fps):.3g} frames a second. Send longer audio.",
-            duration_s=audio.duration_s,
-        )
-    return frames
-
-
-def open_both(
-    files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
-) -> tuple[SourceVideo, SpeechAudio]:
-    """Check both files concurrently. If both are unusable, the video's error is the one raised."""
-    is_over = threading.Event()
-
-    def check() -> None:
-        if is_over.is_set():
-            raise JobCancelled("The video cannot be used.")
-
-    digests = files.digests
-    with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
-        kbps = options.encode.audio_bitrate_kbps
-        sha256 = None if digests is None else digests.audio
-        opening = partial(open_audio, sha256=sha256, track_within_s=files.track_within_s)
-        audio = other.submit(opening, files.audio, work_dir, limits, kbps, check)
-        try:
-            sha256 = None if digests is None else digests.video
-            source = probe_video(files.video, limits, work_dir, sha256=sha256)
-            target_size(source.width, source.height, options.frame)
-            _check_fps(options.frame.fps, limits)
-            return source, audio.result()
-        finally:
-            is_over.set()
-
-
-def _check_fps(fps: float | None, limits: MediaLimits) -> None:
-    if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
-        raise InvalidOptions(
-            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are "
-            "accepted.",
-            hint="Leave `fps` out to play the video at its own rate.",
-        )
+    block_s = block_seconds(picture, fps, block_size)
+    plan = plan_order(order, fps, block_s, media.timeline.drawn)
+    own_warnings = (*size_warnings(source, options.frame), *media.timeline.warnings)
+    warnings = (*own_warnings, *found.warnings)
+    made_of = media.audio, picture, plan, options
+    return OpenJob(source, *made_of, warnings, found.track, media.others)
 
 
 def block_seconds(
@@ -314,6 +233,28 @@ def compose_segment(
             encoder.add(frame)
         data = encoder.finish()
     return Piece(segment, data, sum(map(bool, rows)))
+
+
+def compose_source(
+    job: OpenJob,
+    segment: Segment,
+    *,
+    read: ReadFrames | None = None,
+    threads: int = 1,
+    check: Check = go_on,
+) -> Piece:
+    """Encode a segment that draws on no block: the source's frames as they are, none of them
+    counted as a frame with a face. `read`, `threads`, `check`: see `compose_segment`.
+    """
+    frames = frames_in_order(job.source, job.picture, segment, read=read, check=check)
+    with (
+        closing(frames),
+        PieceEncoder(job.picture, job.plan.fps, job.options.encode, threads=threads) as encoder,
+    ):
+        for frame in frames:
+            encoder.add(frame)
+        data = encoder.finish()
+    return Piece(segment, data, 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ def default_of(name: str, field: FieldInfo, fallback: dict[str, Any]) -> str:
     value = fallback.get(name) if value is None else value
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        value = list(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

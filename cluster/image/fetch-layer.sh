@@ -21,4 +21,5 @@ else
   fetch "$PLAN.hub"
 fi
 fetch "$PLAN.elsewhere"
+chmod -R a+rX . # curl makes folders for its own user and group
 [ ! -s "$PLAN.sha256" ] || sha256sum --check --quiet "$PLAN.sha256"

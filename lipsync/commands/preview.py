@@ -42,7 +42,7 @@ def preview(
     `--face` takes them, the largest first.
     """
     from lipsync.job import load, scratch
-    from lipsync.sources import check_output, default_output, fetch, read_source
+    from lipsync.sources import check_output, default_output, fetch, fetch_others, read_source
     from musetalk_pipeline.preview import make_preview
 
     terminal = terminal_of(context)
@@ -51,9 +51,10 @@ def preview(
     check_output(target, sources, may_overwrite=force)
     with scratch(terminal) as folder:
         video_file, audio_file = (fetch(source, folder) for source in sources)
+        others = fetch_others(job.time.urls, folder)
         loaded = load(terminal, tools, job)
         with terminal.working("drawing one frame"):
-            made = make_preview(video_file, audio_file, job, loaded)
+            made = make_preview(video_file, audio_file, job, loaded, others=others)
         target.write_bytes(made.png())
     height, width = made.frame.shape[:2]
     faces = [

@@ -29,6 +29,7 @@ from musetalk_pipeline.options import (
     SpeechOptions,
 )
 from musetalk_pipeline.plan import Block, FramePlan
+from musetalk_pipeline.time_options import TimeOptions
 from musetalk_pipeline.track import Track
 
 # Raised whenever faces, crops, latents or masks are computed differently.
@@ -44,7 +45,7 @@ IN_IDENTITY: dict[type, frozenset[str]] = {
     MaskOptions: frozenset({"parsing_mode", "left_cheek_width", "right_cheek_width"}),
 }
 # `fps` decides which frames a block has, and those are in its name. `blur` acts when a face is
-# pasted. The others concern the sound or the encoder.
+# pasted. Times decide which blocks there are. The others concern the sound or the encoder.
 NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
     FrameOptions: frozenset({"fps"}),
     MaskOptions: frozenset({"blur"}),
@@ -60,6 +61,12 @@ NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
         }
     ),
     EncodeOptions: frozenset({"crf", "preset", "audio_bitrate_kbps"}),
+    TimeOptions: frozenset(
+        {
+            *("sync_mode", "segments"),
+            *("video_start_s", "video_end_s", "audio_start_s", "audio_end_s"),
+        }
+    ),
 }
 
 
@@ -133,9 +140,9 @@ def longer_block(
     """Return, of the blocks with these names, one that begins with all frames of `block`, and its
     name; None if there is none.
 
-    The sound may end inside the last block of a job. The faces of its frames are then the same as
-    in the whole block, unless they depend on frames that follow, as those of a person who is
-    followed do.
+    The sound, or a span that speaks, may end inside a block. The faces of its frames are then the
+    same as in the whole block, unless they depend on frames that follow, as those of a person who
+    is followed do.
     """
     is_followed = not isinstance(options.face.face, str)
     if options.face.box_smoothing or tools.face_presence != "landmarks" or is_followed:

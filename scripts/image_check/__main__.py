@@ -78,6 +78,8 @@ def arguments_of(server: hub.Hub) -> dict[str, str]:
     """Return the arguments of the build."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
+        # buildah 1.28 does not see the default of an argument in FROM.
+        "MODELS": "none",
         "BASE_IMAGE": BASE, "TORCH_BUILD": "cpu", "SERVE_CONFIG": "serve_config.yaml",
         "BUILD_COMMIT": commit.stdout.strip(),
         "SALAD_QUEUE_URL": server.address("worker.tar.gz"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -157,8 +158,10 @@ def locked_packages() -> set[tuple[str, str]]:
 
 def installed_packages(root: Path) -> set[tuple[str, str]]:
     """Return name and version of all that dpkg has installed below `root`."""
-    text = (root / "var" / "lib" / "dpkg" / "status").read_text()
-    entries = re.findall(
-        r"^Package: (\S+)\nStatus: \S+ \S+ installed\n(?:.+\n)*?Version: (\S+)$", text, re.M
-    )
-    return set(entries)
+    words = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "--show"]
+    done = subprocess.run(
+        [*words, "--showformat=${Package} ${Version} ${db:Status-Status}\n"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    entries = (line.split() for line in done.stdout.splitlines())
+    return {(name, version) for name, version, state in entries if state == "installed"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from orchestrator.net.shown import with_urls
 from orchestrator.store.batch_values import Batch
 from serve_app.contract.codes import hint_of
 from serve_app.contract.errors import error_body
@@ -65,7 +66,7 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
             "audio_url": shown_url(request.audio_url),
             "aspect_ratio": request.aspect_ratio,
             "resolution": request.resolution,
-            "params": request.params.model_dump(exclude_none=True),
+            "params": with_urls(request.params.as_json(), shown_url),
         },
         "progress": {
             "phase": str(job.progress.phase),

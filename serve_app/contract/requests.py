@@ -7,7 +7,8 @@ of `Params` are made from the options' own definition in musetalk_pipeline/optio
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,9 +20,11 @@ from pydantic import (
     StringConstraints,
     create_model,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
 
+from musetalk_pipeline.errors import InvalidOptions
 from musetalk_pipeline.option_spec import Option
 from musetalk_pipeline.options import JobOptions, job_options
 from orchestrator.job_api.described import shows
@@ -65,6 +68,26 @@ class _Choices(BaseModel):
         """Return the options that are chosen, by their names."""
         given = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the sounds that segments have of their own, each once, in order."""
+        return JobOptions().with_choices(self.chosen()).time.urls
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options that are chosen, as JSON can hold them."""
+        return self.model_dump(mode="json", include=set(self.chosen()))
+
+    @model_validator(mode="after")
+    def _times_fit_together(self) -> Self:
+        try:
+            JobOptions().with_choices(self.chosen()).time.check()
+        except InvalidOptions as exc:
+            raise ValueError(exc.message.removesuffix(".")) from exc
+        for url in self.urls:
+            if len(url) > MAX_URL_CHARS or is_inside(url):
+                raise ValueError("segments: use an http, https, upload or file address as `url`")
+        return self
 
 
 def _fields() -> dict[str, Any]:
@@ -160,6 +183,11 @@ class JobRequest(BaseModel):
         return self.audio_url.startswith(SILENCE)
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses that media are fetched from."""
+        return self.video_url, self.audio_url, *self.params.urls
+
+    @property
     def avatar_id(self) -> str | None:
         """The avatar whose kept video is used; None if the video has an address."""
         is_kept = self.video_url.startswith(KEPT_VIDEO)
@@ -168,7 +196,8 @@ class JobRequest(BaseModel):
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
-        return defaults.with_choices({**self.params.chosen(), **size})
+        options = defaults.with_choices({**self.params.chosen(), **size})
+        return replace(options, time=options.time.of_video()) if self.is_avatar else options
 
 
 class PreviewRequest(JobRequest):

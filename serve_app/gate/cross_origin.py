@@ -34,7 +34,10 @@ SENT = ", ".join(
         "Last-Event-ID",
         "Range",
         "X-Internal-API-Key",
+        "Upload-Checksum",
+        "Upload-Defer-Length",
         "Upload-Metadata",
+        "X-HTTP-Method-Override",
         *_TUS,
     )
 )
@@ -48,6 +51,7 @@ READ = ", ".join(
         "Location",
         "Retry-After",
         "X-Face-Box",
+        "X-Faces",
         "X-Source-Frame",
         "Tus-Extension",
         "Tus-Max-Size",

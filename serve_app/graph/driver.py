@@ -20,10 +20,11 @@ from typing import Any
 
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage, UploadFailed
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
 from serve_app.graph.job_stream import JobStreams, OnPiece
@@ -221,9 +222,9 @@ class JobDriver:
 
     def _streamed(
         self, opened: Opened, number: int
-    ) -> contextlib.AbstractAsyncContextManager[OnPiece]:
+    ) -> contextlib.AbstractAsyncContextManager[OnPiece | None]:
         if self._streams is None:
-            return contextlib.nullcontext(lambda segment, path: None)
+            return contextlib.nullcontext()
         return self._streams.of(opened, number)
 
     async def _make_avatar(self, opened: Opened, meter: ProgressMeter) -> Finished:

@@ -15,10 +15,11 @@ from dataclasses import replace
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
 from serve_app.telemetry.metrics import SEGMENTS_RETRIED
@@ -28,7 +29,6 @@ FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
 # The weights of the three steps in the part between (guess).
 PREPARED_WEIGHT, DRAWN_WEIGHT, ENCODED_WEIGHT = 0.35, 0.45, 0.2
 RATE_SHARE = 0.02  # of the job, after the opening: until so much is done, no rate is given
-TRUSTED_SHARE = 0.3  # of the frames: when they are encoded, past jobs count no longer
 
 
 class ProgressMeter:
@@ -161,7 +161,8 @@ class ProgressMeter:
         if by_past is None or by_rate is None:
             left = by_rate if by_past is None else by_past
             return None if left is None else round(left, 1)
-        trust = min(1.0, self._known_frames.encoded_share / TRUSTED_SHARE)
+        # Early on the rate is too low: the first frames of a job are encoded late.
+        trust = self._known_frames.encoded_share
         return round(trust * by_rate + (1.0 - trust) * by_past, 1)
 
     def _left_by_past_s(self, elapsed_s: float) -> float | None:
@@ -219,7 +220,8 @@ class _Frames:
         self._prepared.add(block)
 
     def draw(self, segment: Segment) -> None:
-        self._prepared.add(segment.block)
+        if segment.block is not None:
+            self._prepared.add(segment.block)
         self._drawn[segment.start] = len(segment)
 
     def encode(self, segment: Segment) -> None:

@@ -85,7 +85,7 @@ def new_job(request: JobRequest, metadata: Mapping[str, Any] | None, client: str
         audio_url=request.audio_url,
         aspect_ratio=request.aspect_ratio,
         resolution=request.resolution,
-        params=request.params.model_dump(mode="json", exclude_none=True),
+        params=request.params.as_json(),
         metadata=metadata,
     )
 

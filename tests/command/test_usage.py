@@ -82,6 +82,7 @@ def test_a_misspelt_command_or_option_is_answered_with_what_may_be_meant(lipsync
         (("--crf", "41"), "--crf"),
         (("--crf", "many"), "--crf"),
         (("--fit", "squeeze"), "--fit"),
+        (("--segments", "[1]"), "--segments"),
         (("--deadline-s", "0"), "--deadline-s"),
         (("extra",), "extra"),
     ],

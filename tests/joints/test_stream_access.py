@@ -98,20 +98,13 @@ async def test_a_stream_is_opened_by_its_link_or_the_key_only(tmp_path):
         assert (await client.get(other)).json()["code"] == "link_wrong"
 
 
-async def test_a_caller_with_the_key_needs_no_link(tmp_path):
-    async with watchable(tmp_path) as (door, client, streams):
-        await submitted(client)
-        streamed(streams, taken(door))
-        text = (await client.get(f"{PATH}/stream.m3u8", headers=KEYED)).text
-        assert "stream/1/0.m4s\n" in text and "signature" not in text
-
-
-async def test_head_and_ranges_work(tmp_path):
+async def test_head_and_ranges_work_and_the_key_needs_no_link(tmp_path):
     async with watchable(tmp_path) as (door, client, streams):
         await submitted(client)
         streamed(streams, taken(door))
         playlist, part = f"{PATH}/stream.m3u8", f"{PATH}/stream/1/0.m4s"
         whole = await client.get(playlist, headers=KEYED)
+        assert "stream/1/0.m4s\n" in whole.text and "signature" not in whole.text
         head = await client.head(playlist, headers=KEYED)
         assert head.headers["content-length"] == str(len(whole.content)) and head.content == b""
         head = await client.head(part, headers=KEYED)
@@ -134,6 +127,9 @@ async def test_what_cannot_be_watched_says_why(tmp_path):
         stream = streamed(streams, job)
         assert await code_of(client, f"{PATH}/stream/1/1.m4s") == (410, "stream_gone")
         assert await code_of(client, f"{playlist}?number=7") == (410, "stream_gone")
+        part = stream.file("0.m4s")
+        part.unlink()  # by somebody who cleans up
+        assert await code_of(client, f"{PATH}/stream/1/0.m4s") == (410, "stream_gone")
         assert door.registry.finish(job, Success("/files/x.mp4", {}), Progress(Phase.COMPLETED, 1))
         assert (await shown(client))["stream_url"] is not None
         streams.end(stream)

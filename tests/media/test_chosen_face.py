@@ -18,6 +18,7 @@ from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, NoFaceFound
 from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint, FaceChoice
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.options import (
@@ -29,7 +30,7 @@ from musetalk_pipeline.options import (
 )
 from musetalk_pipeline.pipeline import Result, run
 from musetalk_pipeline.preview import make_preview
-from musetalk_pipeline.stages import JobFiles, open_job
+from musetalk_pipeline.stages import open_job
 from tests.decoding import frames_of
 from tests.media.two_people import FPS, Frame, Person, scene, write
 

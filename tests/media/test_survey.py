@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
-from musetalk_pipeline.stages import JobFiles, OpenJob, open_job
+from musetalk_pipeline.stages import OpenJob, open_job
 from musetalk_pipeline.survey import (
     MAX_SAMPLES,
     MIN_SAMPLES,

@@ -48,6 +48,27 @@ def test_the_person_that_a_preview_shows_is_chosen_and_followed(app, body, tmp_p
     np.testing.assert_array_equal(source[:, :60], made[:, :60])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("face", [{"point": [100, 150]}, "all"])
+def test_what_was_prepared_of_a_choice_is_used_again(app, body, tmp_path: Path, face) -> None:
+    """Blocks with several faces in a frame are kept too, and those of a person with their track."""
+    made, stages = [], []
+    for number in range(2):
+        job = {"musetalk_job_id": f"again-{len(face)}-{number}", "params": {"face": face, "crf": 0}}
+        answer = app.client.post("/generate", json=body | job).raise_for_status().json()
+        stages.append(answer["metrics"]["stage_times"].keys())
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made.append(frames_of(app.output(answer, folder)))
+    assert "prepare" in stages[0] and "load" not in stages[0]
+    assert "prepare" not in stages[1] and "load" in stages[1]
+    np.testing.assert_array_equal(*made)
+    source = frames_of(Path(body["video_url"].removeprefix("file://")))
+    differs = (source != made[0]).any(axis=(1, 3))
+    both = differs[:, :240].any(axis=1) & differs[:, 240:].any(axis=1)
+    assert both.all() if face == "all" else not both.any()
+
+
 def test_a_place_without_a_face_is_a_fault_of_the_request(app, body) -> None:
     job = body | {"musetalk_job_id": "nobody", "params": {"face": {"point": [5, 5]}}}
     answer = app.client.post("/generate", json=job)

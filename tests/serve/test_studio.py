@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -19,6 +20,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory, SpeechFactory
 from tests.decoding import frames_of
+from tests.media.two_people import Person, scene, write
 from tests.serve.running import RunningApp, media_server
 from tests.serve.studio_browser import Creator, creator_at
 
@@ -113,6 +115,29 @@ def test_the_preview_follows_the_options_and_the_newest_wins(
     with creator.new_preview():
         page.get_by_role("button", name="Reset").click()
     expect(page.get_by_role("slider", name="Below the chin")).to_have_value("10")
+
+
+def test_a_click_on_a_face_lets_that_person_speak(
+    creator: Creator, app: RunningApp, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    """The larger one speaks without a choice; the woman is on the left."""
+    page = creator.page
+    both = scene(Person("woman", 20), Person("man", 270))
+    creator.choose(write(tmp_path / "people.mp4", [both] * 30), speech(1.2))
+    creator.wait_preview()
+    faces = page.get_by_role("button", name=re.compile("Let face"))
+    expect(faces).to_have_count(2)
+    with creator.new_preview() as answers:
+        faces.nth(1).click()
+    assert int(answers[-1].headers["x-face-box"].split(",")[2]) < 240
+    x, _, width, _ = answers[-1].request.post_data_json["params"]["face"]["box"]
+    assert x + width < 240
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    made = frames_of(app.output(app.job(job_id), tmp_path))
+    source = frames_of(tmp_path / "people.mp4")
+    changed = [np.abs(half).max() for half in np.split(made.astype(int) - source, 2, axis=2)]
+    assert changed[0] > 60 > 30 > changed[1]  # the rest differs by the encoding alone
 
 
 def test_the_first_seconds_play_while_the_rest_is_drawn(
@@ -218,6 +243,8 @@ def test_a_voice_is_recorded(creator: Creator, app: RunningApp, clip: ClipFactor
 
 def test_the_keyboard_is_enough(creator: Creator, clip: ClipFactory, speech: SpeechFactory) -> None:
     page = creator.page
+    # From the first listener on, the browser hands choosers over instead of showing them.
+    page.on("filechooser", lambda chooser: None)
     for label, file in (
         ("Choose a file for the video", clip()),
         ("Choose a file for the voice", speech(1.0)),

@@ -12,7 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from stage_rig import AT_ONCE, Handle, exists, is_lost, until
 
 from musetalk_pipeline.artifacts import ColourTags, Picture
 from musetalk_pipeline.errors import StageFailed
@@ -23,6 +22,7 @@ from serve_app.config.settings import DriverSettings
 from serve_app.graph.job_stream import JobStreams
 from serve_app.graph.stage_calls import StageCalls
 from serve_app.streams.streams import Streams
+from tests.unit.stage_rig import AT_ONCE, Handle, exists, is_lost, until
 
 FPS = Fraction(25)
 PICTURE = Picture(64, 48, 64, 48, 0, 0, None, ColourTags())

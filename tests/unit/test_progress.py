@@ -10,10 +10,10 @@ import pytest
 
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured, StageCost
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import plan_frames
-from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
-from serve_app.graph.progress import TRUSTED_SHARE, ProgressMeter
+from serve_app.graph.progress import ProgressMeter
 
 PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
 
@@ -187,10 +187,8 @@ def test_past_jobs_say_the_time_left_until_the_job_has_a_rate_of_its_own(told, w
     first = long.value.job.plan.segments[0]
     meter.composed(first, composed())
     share = len(first) / 1000
-    trust = share / TRUSTED_SHARE
-    assert 0 < trust < 1
     by_rate = 20.0 * (1 - share) / share
-    assert told[-1].eta_s == pytest.approx(trust * by_rate + (1 - trust) * 180.0, abs=0.1)
+    assert told[-1].eta_s == pytest.approx(share * by_rate + (1 - share) * 180.0, abs=0.1)
     for segment in long.value.job.plan.segments[1:10]:
         meter.composed(segment, composed())
-    assert told[-1].eta_s == 20.0  # half of the frames took 20 s
+    assert told[-1].eta_s == 100.0  # half of the frames took 20 s, and past jobs took 180 s more

@@ -116,7 +116,10 @@ def test_a_layer_is_fetched_and_compared_with_its_digests(tmp_path: Path) -> Non
     files = {"1.elsewhere": config, "1.sha256": f"{digest}  folder/a\n"}
     done = fetch(tmp_path, files, tmp_path / "none")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "models" / "folder" / "a").read_bytes() == b"weights"
+    fetched = tmp_path / "models" / "folder" / "a"
+    assert fetched.read_bytes() == b"weights"
+    # The container's user is another one.
+    assert (fetched.stat().st_mode & 0o004, fetched.parent.stat().st_mode & 0o005) == (0o004, 0o005)
     (tmp_path / "source").write_bytes(b"others")
     done = fetch(tmp_path, files, tmp_path / "none")
     assert done.returncode != 0

@@ -110,7 +110,7 @@ async def read_job(
         **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
     )
     await check_avatar(services, request)
-    await check_uploads(services, scope, request.video_url, request.audio_url)
+    await check_uploads(services, scope, *request.addresses)
     return request, SubmissionOptions(create.webhook_url, create.metadata, warnings=warnings)
 
 

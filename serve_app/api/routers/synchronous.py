@@ -69,7 +69,7 @@ async def generate(
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
     await check_avatar(services, request)
-    await check_uploads(services, http.scope, request.video_url, request.audio_url)
+    await check_uploads(services, http.scope, *request.addresses)
     submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
     job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:
@@ -106,7 +106,7 @@ async def preview(http: Request, request: PreviewRequest, services: ServicesDep)
     point.
     """
     check_size(request.aspect_ratio, request.resolution)
-    await check_uploads(services, http.scope, request.video_url, request.audio_url)
+    await check_uploads(services, http.scope, *request.addresses)
     if services.previews.locked():
         raise QueueFull
     async with services.previews:

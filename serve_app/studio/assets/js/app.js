@@ -209,6 +209,7 @@ class Studio {
     this.setStage(true, "Result");
     history.replaceState(null, "", `#job=${encodeURIComponent(job.id)}`);
     this.recent.refresh();
+    this.worker.refresh();
     if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView({ block: "start" });
     const curl = curlOf(this.api.base.href, known.request, known.files, Boolean(this.api.keys.key));
     this.jobView.show(job, curl);
