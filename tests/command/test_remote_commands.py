@@ -59,7 +59,7 @@ async def test_a_job_is_submitted_followed_and_its_result_is_fetched(
 ) -> None:
     words = ("--crf", "20", "--resolution", "640x360", "--rest-in-silence", "--id", "mine")
     code, facts, said = await lipsync_at(
-        rig, "submit", VIDEO, AUDIO, *words, "--metadata", "order=17"
+        rig, "submit", VIDEO, AUDIO, *words, "--metadata", "order=17", "--face", "point:9,8@7"
     )
     assert (code, facts["id"], facts["status"]) == (0, "mine", "succeeded")
     assert (facts["output"], facts["metadata"]) == ("talk-lipsync.mp4", {"order": "17"})
@@ -67,14 +67,15 @@ async def test_a_job_is_submitted_followed_and_its_result_is_fetched(
     assert "The job mine is submitted." in said
     [done] = rig.graph.ran
     assert (done.options.encode.crf, done.request.resolution) == (20, "640x360")
-    assert done.request.params.model_dump(exclude_none=True) == {
-        "crf": 20, "rest_in_silence": True,
+    assert done.request.params.model_dump(exclude_none=True, mode="json") == {
+        "crf": 20, "rest_in_silence": True, "face": {"point": [9.0, 8.0], "frame": 7},
     }  # fmt: skip
     again, facts, _ = await lipsync_at(rig, "submit", VIDEO, AUDIO)
     assert (again, facts["code"]) == (2, "invalid_options")
     assert len(rig.graph.ran) == 1
 
 
+@pytest.mark.slow
 async def test_a_job_that_is_not_waited_for_is_found_again(rig: Rig, lipsync_at: Lipsync) -> None:
     code, facts, _ = await lipsync_at(rig, "submit", VIDEO, AUDIO, "--detach", "--id", "later")
     assert (code, facts["id"]) == (0, "later")
@@ -90,6 +91,7 @@ async def test_a_job_that_is_not_waited_for_is_found_again(rig: Rig, lipsync_at:
     assert code == 0
 
 
+@pytest.mark.slow
 async def test_a_cancelled_job_is_retried(tmp_path: Path, lipsync_at: Lipsync) -> None:
     async with at_work(tmp_path) as rig:
         code, facts, _ = await lipsync_at(rig, "cancel", "b")
@@ -113,10 +115,12 @@ async def test_the_exit_code_says_that_an_input_is_at_fault(rig: Rig, lipsync_at
 
 
 async def test_an_estimate_is_printed(rig: Rig, lipsync_at: Lipsync) -> None:
-    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, "upload://abc", "--fps", "25")
-    assert (code, facts["frames"], facts["audio_url"]) == (0, 250, "upload://abc")
+    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, AUDIO, "--fps", "25")
+    assert (code, facts["frames"], facts["audio_url"]) == (0, 250, AUDIO)
     [measured] = rig.graph.ran
     assert measured.request.params.model_dump(exclude_none=True) == {"fps": 25.0}
+    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, f"upload://{'0' * 32}")
+    assert (code, facts["code"]) == (2, "upload_not_found")
 
 
 async def test_errors_of_the_server_and_on_the_way_to_it_have_codes(
@@ -152,6 +156,7 @@ async def test_mistakes_are_found_before_anything_is_sent(
     assert (status, facts["code"]) == (2, code)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(tmp_path: Path) -> None:
     async with at_work(tmp_path) as rig:
         process = await asyncio.create_subprocess_exec(
@@ -175,6 +180,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(tmp_path:
         assert job is not None and job.status == "running"
 
 
+@pytest.mark.slow
 def test_talking_to_a_server_loads_neither_networks_nor_ray() -> None:
     import subprocess
     import sys

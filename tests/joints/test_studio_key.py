@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -24,6 +25,7 @@ pytestmark = [
 ]
 
 KEY = "a-key-of-32-characters-for-tests"
+MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 LIST = "Your videos will be listed here."
 
 
@@ -131,6 +133,22 @@ def test_without_a_key_the_page_says_what_is_missing(chromium: Browser, worker: 
         page.get_by_role("button", name="Key").click()
         enter(page, KEY)
         expect(page.get_by_text(LIST)).to_be_visible()
+
+
+def test_the_names_of_a_hostile_job_are_text(chromium: Browser, tmp_path: Path) -> None:
+    names = {"video": MARKUP, "voice": MARKUP}
+    body = {"video_url": f"file:///{MARKUP}", "audio_url": "https://h/a.wav", "metadata": names}
+    with locked_worker(tmp_path) as address, visitor_at(chromium, address) as somebody:
+        page = somebody.page
+        headers = {"X-Internal-API-Key": KEY}
+        sent = httpx.post(f"{address}v1/avatar/jobs", json=body, headers=headers, trust_env=False)
+        assert sent.status_code == 202
+        enter(page, KEY)
+        card = page.locator(".card")
+        expect(card).to_contain_text(MARKUP)
+        card.get_by_role("button", name="Open").click()
+        expect(page.locator("#job-title")).to_have_text("Waiting")
+        assert page.locator("main [onerror], main script").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
