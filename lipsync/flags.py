@@ -44,7 +44,7 @@ Video = Annotated[
     str,
     typer.Argument(
         metavar="VIDEO",
-        help="The video, or a picture, is this file, or this http or https address.",
+        help="The video or picture is this file, or this http or https address.",
     ),
 ]
 Audio = Annotated[

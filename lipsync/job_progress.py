@@ -116,5 +116,5 @@ def table_of(jobs: Iterable[Job]) -> list[tuple[str, ...]]:
         elif progress is not None and progress.queue_position is not None:
             shown = f"place {progress.queue_position}"
         created = (job.created_at or "")[:19].replace("T", " ")
-        rows.append((job.id, job.status, shown, created, job.error or job.output_url or ""))
+        rows.append((job.id, job.status, shown, created, job.error or ""))
     return rows

@@ -72,9 +72,15 @@ class KnownSurveys(Protocol):
     def find(self, reached: int, fps: Fraction, *, is_exact: bool) -> Survey | None:
         """Return one that is valid for this job too; None if there is none.
 
-        If `is_exact`, as for a cropped picture or a chosen person, it must be of the same frames.
-        Any other is valid if it reached no further, because a face that it found is among this
-        job's frames.
+        If `is_exact`, as for a cropped picture, it must be of the same frames. Any other is valid
+        if it reached no further, because a face that it found is among this job's frames.
+        """
+        ...
+
+    def find_longer(self, reached: int, fps: Fraction) -> Survey | None:
+        """Return one of these frames or, better, of more; None if there is none.
+
+        Whoever was followed further was followed through this job's frames too.
         """
         ...
 
@@ -156,6 +162,15 @@ def survey_person(
         )
     mine = follow(tracklets, finder.at_wanted[at][1])
     track = track_of(mine, lambda box: to_source(box, source, picture))
+    return survey_of(track, source, shown)
+
+
+def survey_of(track: Track, source: SourceVideo, shown: range) -> Survey:
+    """Return what a track means for the source frames that are shown.
+
+    Raises:
+        NoFaceFound: the person is in none of them.
+    """
     placing = shown[:: max(1, len(shown) // PERSON_SAMPLES)]
     return Survey(
         tuple(box for number in placing if (box := track.at(number)) is not None),

@@ -48,7 +48,7 @@ def ls(
     terminal = terminal_of(context)
     with client_of(terminal, server) as client:
         jobs = list(client.jobs(status, limit))
-    columns = ("id", "status", "progress", "created (UTC)", "result")
+    columns = ("id", "status", "progress", "created (UTC)", "error")
     show_table(terminal, columns, table_of(jobs), {"jobs": [dict(job.raw) for job in jobs]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -161,8 +162,15 @@ def _address(source: str | Upload) -> str:
 def _fields(chosen: dict[str, Any]) -> dict[str, Any]:
     """Return the options of a job as the client takes them."""
     fields = {name: chosen[name] for name in OF_A_REQUEST if name in chosen}
-    params = {name: value for name, value in chosen.items() if name not in OF_A_REQUEST}
+    params = {name: _plain(value) for name, value in chosen.items() if name not in OF_A_REQUEST}
     return fields | ({"params": params} if params else {})
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of an option as JSON can hold it; some are values of several fields."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _metadata(terminal: Terminal, pairs: list[str] | None) -> dict[str, str] | None:

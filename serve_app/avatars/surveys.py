@@ -29,8 +29,20 @@ class StoredSurveys:
         name = _name(reached, fps)
         if name not in names and not is_exact:
             name = next((other for other in sorted(names) if _reached(other) <= reached), name)
-        if name not in names:
-            return None
+        return self._read(name) if name in names else None
+
+    def find_longer(self, reached: int, fps: Fraction) -> Survey | None:
+        """Return the survey of the fewest frames that holds these; None if there is none."""
+        names = self._local.names(self._avatar_id)
+        longer = [
+            (_reached(name), name)
+            for name in names
+            if _NAME.fullmatch(name) and _reached(name) >= reached
+        ]
+        of_rate = [each for each in longer if each[1] == _name(int(each[0]), fps)]
+        return self._read(min(of_rate)[1]) if of_rate else None
+
+    def _read(self, name: str) -> Survey | None:
         payload = self._local.read(self._avatar_id, name)
         return None if payload is None else _survey(payload)
 

@@ -59,7 +59,7 @@ async def test_a_job_is_submitted_followed_and_its_result_is_fetched(
 ) -> None:
     words = ("--crf", "20", "--resolution", "640x360", "--rest-in-silence", "--id", "mine")
     code, facts, said = await lipsync_at(
-        rig, "submit", VIDEO, AUDIO, *words, "--metadata", "order=17"
+        rig, "submit", VIDEO, AUDIO, *words, "--metadata", "order=17", "--face", "point:9,8@7"
     )
     assert (code, facts["id"], facts["status"]) == (0, "mine", "succeeded")
     assert (facts["output"], facts["metadata"]) == ("talk-lipsync.mp4", {"order": "17"})
@@ -67,8 +67,8 @@ async def test_a_job_is_submitted_followed_and_its_result_is_fetched(
     assert "The job mine is submitted." in said
     [done] = rig.graph.ran
     assert (done.options.encode.crf, done.request.resolution) == (20, "640x360")
-    assert done.request.params.model_dump(exclude_none=True) == {
-        "crf": 20, "rest_in_silence": True,
+    assert done.request.params.model_dump(exclude_none=True, mode="json") == {
+        "crf": 20, "rest_in_silence": True, "face": {"point": [9.0, 8.0], "frame": 7},
     }  # fmt: skip
     again, facts, _ = await lipsync_at(rig, "submit", VIDEO, AUDIO)
     assert (again, facts["code"]) == (2, "invalid_options")
@@ -113,10 +113,12 @@ async def test_the_exit_code_says_that_an_input_is_at_fault(rig: Rig, lipsync_at
 
 
 async def test_an_estimate_is_printed(rig: Rig, lipsync_at: Lipsync) -> None:
-    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, "upload://abc", "--fps", "25")
-    assert (code, facts["frames"], facts["audio_url"]) == (0, 250, "upload://abc")
+    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, AUDIO, "--fps", "25")
+    assert (code, facts["frames"], facts["audio_url"]) == (0, 250, AUDIO)
     [measured] = rig.graph.ran
     assert measured.request.params.model_dump(exclude_none=True) == {"fps": 25.0}
+    code, facts, _ = await lipsync_at(rig, "estimate", VIDEO, f"upload://{'0' * 32}")
+    assert (code, facts["code"]) == (2, "upload_not_found")
 
 
 async def test_errors_of_the_server_and_on_the_way_to_it_have_codes(

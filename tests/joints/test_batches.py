@@ -102,6 +102,7 @@ async def test_a_batch_with_one_wrong_job_is_refused_whole_and_names_it(tmp_path
             ([body("a"), body("b", webhook_url="https://h.example/")], 422, "jobs.1.webhook_url"),
             ([body("a"), unnamed(video_url=None)], 422, "jobs.1.video_url"),
             ([body("a"), named], 404, "jobs.1: There is no such avatar"),
+            ([body("a"), unnamed(video_url="upload://" + "0" * 32)], 404, "jobs.1: "),
             ([body("a"), other], 409, "jobs.1: This id belongs to a job with different content"),
             ([body("a"), body("a")], 422, twice),
             ([], 422, "jobs"),

@@ -22,7 +22,7 @@ from tests.waiting import until
 HLS_JS = Path(__file__).parents[2] / "serve_app/studio/assets/vendor/hls.light.min.mjs"
 # Chromium guesses the colours of a video that does not name them, and of a stream in another way.
 BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709")
-FRAMES = 750  # 30 s at 25 frames a second
+FRAMES = 400  # 16 s at 25 frames a second
 ENDLIST = "#EXT-X-ENDLIST\n"
 PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" muted></video>
 <script type="module">
@@ -73,7 +73,7 @@ PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" mu
 def job(app, clip, speech):
     """A job of `FRAMES` frames that has begun to be drawn, and draws nothing more at the moment."""
     video = clip(frames=60, ffmpeg_output=BT709)
-    body = {"video_url": video.as_uri(), "audio_url": speech(30.0).as_uri()}
+    body = {"video_url": video.as_uri(), "audio_url": speech(16.0).as_uri()}
     job_id = app.client.post("/v1/avatar/jobs", json=body).json()["id"]
     link = until(
         lambda: app.job(job_id)["stream_url"], f"{job_id} cannot be watched", JOB_S, pause_s=0.05
@@ -185,9 +185,10 @@ def test_a_browser_plays_a_job_while_it_is_made(job):
         page.evaluate("url => window.open_whole(url)", done["output_url"])
         page.evaluate("document.getElementById('stream').playbackRate = 4")
         page.wait_for_function(f"window.buffered_s() >= {FRAMES / 25}", timeout=60_000)
-        # In several fragments, also the first frame of one.
+        # In several fragments, also the first frame of one. In a file, Chromium shows the key frame
+        # instead of the two frames before it, so those are left out.
         seen = []
-        for frame in (1, 49, 50, 51, 123, 299, 300, 471, 600, 749, 0):
+        for frame in (1, 30, 50, 51, 123, 200, 271, 300, FRAMES - 1, 0):
             pictures = [
                 page.evaluate("([name, at]) => window.picture_at(name, at)", [name, at_s(frame)])
                 for name in ("stream", "whole")

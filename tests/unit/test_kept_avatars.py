@@ -223,4 +223,6 @@ def test_a_survey_is_found_for_frames_that_it_is_valid_for(avatars: LocalAvatars
     span = Span(3, 9, (3, 8), (Box(1, 2, 3, 4), Box(2, 2, 4, 4)))
     followed = Survey((), ("The chosen person was found.",), Track((span, span)))
     surveys.keep(50, fps, followed)
-    assert surveys.find(50, fps, is_exact=True) == followed
+    assert surveys.find_longer(50, fps) == surveys.find_longer(20, fps) == followed
+    assert surveys.find_longer(51, fps) == found and surveys.find_longer(101, fps) is None
+    assert surveys.find_longer(20, Fraction(25)) is None

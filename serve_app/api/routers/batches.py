@@ -29,6 +29,7 @@ from serve_app.gate.bodies import BATCHES_PATH
 from serve_app.jobs.batches import BatchConflict, BatchedJobRefused, Entry, content_key
 from serve_app.jobs.job import TooManyJoined
 from serve_app.jobs.statements import HERE
+from serve_app.uploads.errors import UploadError
 
 router = APIRouter(prefix=BATCHES_PATH, tags=["batches"], dependencies=[Depends(require_key)])
 
@@ -137,6 +138,9 @@ def _naming(index: int) -> Iterator[None]:
         raise BadField(place, bad.message, bad.hint) from bad
     except RequestRejected as bad:
         raise RequestRejected(_named(bad.failure, place), bad.headers) from bad
+    except UploadError as bad:
+        failure = rejected(bad.status_code, bad.code, str(bad), retryable=bad.retryable)
+        raise RequestRejected(_named(failure, place)) from bad
 
 
 def _named(failure: Failure, place: str) -> Failure:
