@@ -232,6 +232,7 @@ class Studio {
     if (job.status === "queued" || job.status === "running") {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
+    if (before && before !== job.status) this.worker.refresh();
     if (!isOver(job)) return;
     // A video that somebody has waited for begins by itself. Its stream loses its place as it ends.
     const place = this.player.place() ?? { seconds: 0, plays: Boolean(before) };
@@ -241,10 +242,7 @@ class Studio {
     if (job.status === "succeeded") this.player.setMade(job.output_url, place);
     else this.player.clearMade();
     if (job.status === "failed") this.fail({ message: job.error, hint: job.failure.hint, input: job.failure.input });
-    if (before && before !== job.status) {
-      this.recent.refresh();
-      this.worker.refresh();
-    }
+    if (before && before !== job.status) this.recent.refresh();
   }
 
   playStream() {
