@@ -227,8 +227,7 @@ class Studio {
 
   /** A job has changed. */
   followed(job, before) {
-    const hasFrames = job.progress.frames_done > 0;
-    if (job.status === "running" && job.stream_url && hasFrames) this.stream.look(job.stream_url);
+    if (job.status === "running" && job.stream_url) this.stream.play(job.stream_url);
     if (job.status === "queued" || job.status === "running") {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
