@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +15,14 @@ from musetalk_pipeline.media.reader import ReadFrames
 from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.pixels.picture import fit_picture, whole_picture
-from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey, survey_person
+from musetalk_pipeline.survey import (
+    KnownSurveys,
+    Survey,
+    face_counter,
+    survey,
+    survey_of,
+    survey_person,
+)
 from musetalk_pipeline.watch import Check
 
 
@@ -36,9 +43,12 @@ class FaceSearch:
 
     def for_faces(self, detector: LandmarkDetector, fps: Fraction) -> Survey:
         """Return a known survey of the frames that are shown, or make one."""
-        shown = self.shown
-        return self._known_or(
-            lambda read: survey(
+        shown, known = self.shown, self._known_of_beginning
+        found = known and known.find(len(shown), fps, is_exact=self._is_cropped)
+        if found:
+            return found
+        with self._reading() as read:
+            found = survey(
                 lambda start, end: read(shown[start], shown[end - 1] + 1),
                 self._searched,
                 detector,
@@ -46,19 +56,24 @@ class FaceSearch:
                 fps=fps,
                 counter=face_counter() if self.options.face.face == "largest" else None,
                 is_cropped=self._is_cropped,
-            ),
-            *(fps, self._is_cropped),
-        )
+            )
+        if known:
+            known.keep(len(shown), fps, found)
+        return found
 
     def for_person(self, choice: FacePlace, fps: Fraction, check: Check) -> Survey:
         """Return where a known survey has found a person in the frames that are shown, and those
         between them, or look.
         """
         shown = range(self.shown[0], self.shown[-1] + 1)
-        return self._known_or(
-            lambda read: survey_person(read, self.source, self._searched, choice, shown, check),
-            *(fps, True),
-        )
+        longer = self.known and self.known.find_longer(shown.stop, fps)
+        if longer and longer.track:
+            return survey_of(longer.track, self.source, shown)
+        with self._reading() as read:
+            found = survey_person(read, self.source, self._searched, choice, shown, check)
+        if self.known and not shown.start:
+            self.known.keep(shown.stop, fps, found)
+        return found
 
     def of_one_frame(self, choice: FacePlace) -> Survey:
         """Return where a person is in the frame of the choice alone."""
@@ -77,19 +92,10 @@ class FaceSearch:
             return whole_picture(self.source)
         return fit_picture(self.source, self.options.frame, ())
 
-    def _known_or(
-        self, make: Callable[[ReadFrames], Survey], fps: Fraction, is_exact: bool
-    ) -> Survey:
-        # Known surveys are of the beginning of a video.
-        reached = len(self.shown)
-        known = self.known if self.shown[-1] == reached - 1 else None
-        found = known and known.find(reached, fps, is_exact=is_exact)
-        if not found:
-            with self._reading() as read:
-                found = make(read)
-            if known:
-                known.keep(reached, fps, found)
-        return found
+    @property
+    def _known_of_beginning(self) -> KnownSurveys | None:
+        """The known surveys, which are of the beginning of the video, if that is what is shown."""
+        return self.known if self.shown[-1] == len(self.shown) - 1 else None
 
     @contextmanager
     def _reading(self) -> Iterator[ReadFrames]:

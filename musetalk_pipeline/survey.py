@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
@@ -154,7 +155,8 @@ def survey_person(
     place, pace = to_picture(choice.place, source, picture), Pace.at(float(source.fps))
     finder = TrackletFinder(shared_mesh(), picture, pace, choice.frame, place)
     first, end = min(shown.start, choice.frame), max(shown.stop, choice.frame + 1)
-    tracklets = finder.run(read(first, end), first, check)
+    with closing(read(first, end)) as frames:
+        tracklets = finder.run(frames, first, check)
     at = hit(place, [box for box, _ in finder.at_wanted])
     if at is None:
         raise _no_face_there(

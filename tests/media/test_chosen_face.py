@@ -6,7 +6,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, NoFaceFound
+from musetalk_pipeline.engines import make_audio_encoder, make_engine
+from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, JobCancelled, NoFaceFound
 from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint, FaceChoice
 from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
@@ -28,9 +30,10 @@ from musetalk_pipeline.options import (
     JobOptions,
     MediaLimits,
 )
-from musetalk_pipeline.pipeline import Result, run
+from musetalk_pipeline.pipeline import Result, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.stages import open_job
+from musetalk_pipeline.survey import Survey
 from tests.decoding import frames_of
 from tests.media.two_people import FPS, Frame, Person, scene, write
 
@@ -67,11 +70,11 @@ class Made:
 
 @pytest.fixture
 def made(tmp_path: Path, speech: Callable[..., Path], tools) -> Callable[..., Made]:
-    """Return `made(scenes, options) -> Made`. The sound is as long as the video."""
+    """Return `made(scenes, options, tools) -> Made`. The sound is as long as the video."""
 
-    def do(scenes: Sequence[Frame], options: JobOptions) -> Made:
+    def do(scenes: Sequence[Frame], options: JobOptions, own: Tools = tools) -> Made:
         video, out = write(tmp_path / "people.mp4", scenes), tmp_path / "out.mp4"
-        result = run(video, speech(len(scenes) / FPS), out, options, tools, block_s=0.5)
+        result = run(video, speech(len(scenes) / FPS), out, options, own, block_s=0.5)
         return Made(result, frames_of(video), frames_of(out))
 
     return do
@@ -134,6 +137,21 @@ def test_all_faces_are_redrawn(made) -> None:
     two, one = {"left", "right"}, {"left"}
     assert [job.changed(n) for n in range(32)] == [two] * 19 + [one] * 8 + [two] * 5
     assert job.result.frames_with_face == 32 and job.result.warnings == ()
+
+
+@pytest.mark.slow
+def test_musetalk_redraws_all_faces_too(made, seeded_weights: Path, tools) -> None:
+    """Latents, masks and drawn faces have a row for each face of a frame, not for each frame."""
+    musetalk = replace(
+        tools,
+        engine=make_engine("musetalk", seeded_weights, device="cpu"),
+        audio_encoder=make_audio_encoder("musetalk", seeded_weights),
+    )
+    scenes = [both()] * 3 + [scene(Person("man", LEFT))] * 2 + [scene()] + [both()]
+    job = made(scenes, choosing("all"), musetalk)
+    two, one = {"left", "right"}, {"left"}
+    assert [job.changed(n) for n in range(7)] == [two] * 3 + [one] * 2 + [set()] + [two]
+    assert job.result.engine == "musetalk" and job.result.frames_with_face == 6
 
 
 @pytest.mark.slow
@@ -229,18 +247,24 @@ def test_a_preview_shows_the_frame_of_the_choice_and_all_of_its_faces(
     assert any(box.is_around_middle_of(Box(70, 70, 180, 200)) for box in made.visible)
 
 
-def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
-    """The sliders of a page make one preview after the other, so none may read the whole video."""
-    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
-    asked: list[tuple[int, int]] = []
+@dataclass
+class Reading:
+    """Reads frames as `open_job` has them read, and notes which."""
 
-    def read_for(source: SourceVideo, picture: Picture) -> ReadFrames:
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def __call__(self, source: SourceVideo, picture: Picture) -> ReadFrames:
         def read(start: int, end: int) -> Frames:
-            asked.append((start, end))
+            self.asked.append((start, end))
             yield from read_frames(source, picture, start, end)
 
         return read
 
+
+def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
+    """The sliders of a page make one preview after the other, so none may read the whole video."""
+    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
+    read_for = Reading()
     options = choosing(FaceAtPoint((340, 150), 15))
     for follows in (False, True):
         folder = tmp_path / str(follows)
@@ -250,7 +274,46 @@ def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: P
             read_for=read_for,
             follows=follows,
         )
-    assert asked == [(15, 16), (0, 32)]
+    assert read_for.asked == [(15, 16), (0, 32)]
+
+
+class Kept:
+    """The surveys of earlier jobs, by how far they reached."""
+
+    def __init__(self) -> None:
+        self.surveys: dict[int, Survey] = {}
+
+    def find(self, reached: int, fps: Fraction, *, is_exact: bool) -> None:
+        """Not used for a person."""
+        raise AssertionError
+
+    def find_longer(self, reached: int, fps: Fraction) -> Survey | None:
+        return min(
+            (each for each in self.surveys.items() if each[0] >= reached), default=(0, None)
+        )[1]
+
+    def keep(self, reached: int, fps: Fraction, found: Survey) -> None:
+        self.surveys[reached] = found
+
+
+def test_a_person_is_followed_once_for_sounds_of_any_length(speech, tools, tmp_path: Path) -> None:
+    video, kept, opened = write(tmp_path / "cuts.mp4", CUTS), Kept(), []
+    read_for = Reading()
+    for number, seconds in enumerate((1.0, 1.28, 0.6, 1.0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        job = open_job(
+            *(JobFiles(video, speech(seconds)), folder, choosing(FaceAtPoint(WOMAN))),
+            *(MediaLimits(), tools.detector),
+            known_surveys=kept,
+            read_for=read_for,
+        )
+        opened.append((job.track is not None and job.track.at(12), job.warnings))
+    assert read_for.asked == [(0, 25), (0, 32)] and sorted(kept.surveys) == [25, 32]
+    assert len({place for place, _ in opened}) == 1
+    told = [warning for _, [warning] in (each for each in opened if each[1])]
+    assert [" in 0.8 of 1.0 s" in told[0], " in 1.0 of 1.3 s" in told[1]] == [True, True]
+    assert opened[2][1] == () and opened[3][1] == opened[0][1]
 
 
 @pytest.mark.slow
@@ -272,3 +335,17 @@ def test_a_face_that_the_preview_command_prints_is_what_make_takes(speech, tmp_p
     source, made = frames_of(video), frames_of(tmp_path / "out.mp4")
     np.testing.assert_array_equal(source[:, :, 240:], made[:, :, 240:])
     assert (source[:, :, :240] != made[:, :, :240]).any(axis=(1, 2, 3)).all()
+
+
+def test_following_ends_when_the_job_is_cancelled(speech, tools, tmp_path: Path) -> None:
+    """No decoder is left (`no_leftovers`), and no further frame is searched."""
+    files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))
+    checks = iter(range(10))
+
+    def check() -> None:
+        if next(checks, None) is None:
+            raise JobCancelled("Nobody waits.")
+
+    options = choosing(FaceAtPoint(WOMAN))
+    with pytest.raises(JobCancelled):
+        open_job(files, tmp_path, options, MediaLimits(), tools.detector, check=check)
