@@ -133,8 +133,9 @@ class Floor:
         """Open the job; read its avatar and make what is spoken."""
         from musetalk_pipeline.avatars.block_file import unpack_block
         from musetalk_pipeline.avatars.identity import block_name
+        from musetalk_pipeline.job_media import JobFiles
         from musetalk_pipeline.options import JobOptions, MediaLimits
-        from musetalk_pipeline.stages import JobFiles, open_job
+        from musetalk_pipeline.stages import open_job
 
         work = Path(tempfile.mkdtemp(dir=self._folder))
         files, options = JobFiles(video, audio), JobOptions()

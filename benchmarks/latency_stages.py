@@ -56,7 +56,7 @@ def _generator(note: Note) -> type:
         ) -> Any:
             began, frames = time.time(), len(segment)
             time.sleep(frames / self._pool.frames_per_s)
-            rows = [row for row in avatar.rows(segment) if row is not None]
+            rows = [row for rows in avatar.rows(segment) for row in rows]
             note("generate", self._pool.name, frames, began)
             return DrawnFaces(segment, avatar.appearance[rows], np.ones(len(rows), np.float32))
 

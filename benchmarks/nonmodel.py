@@ -98,7 +98,7 @@ class KnownPictures:
         options: object,
         check: Check = go_on,
     ) -> DrawnFaces:
-        count = sum(row is not None for row in avatar.rows(segment))
+        count = sum(map(len, avatar.rows(segment)))
         faces = np.broadcast_to(self._face, (count, *self._face.shape))
         return DrawnFaces(segment, faces, np.ones(count, np.float32))
 

@@ -24,10 +24,12 @@ from lipsync.commands import (
     doctor,
     drain,
     fleet,
+    jobs,
     make,
     preview,
     run_job,
     serve,
+    submit,
     weights,
 )
 from lipsync.exit_codes import EPILOG
@@ -50,6 +52,14 @@ app = typer.Typer(
 )
 app.command("make")(make.make)
 app.command("preview")(preview.preview)
+app.command("submit")(submit.submit)
+app.command("watch")(jobs.watch)
+app.command("ls")(jobs.ls)
+app.command("download")(jobs.download)
+app.command("cancel")(jobs.cancel)
+app.command("retry")(jobs.retry)
+app.command("estimate")(submit.estimate)
+app.command("upload")(submit.upload)
 app.command("serve")(serve.serve)
 app.command("drain")(drain.drain)
 app.command("run-job")(run_job.run_job)

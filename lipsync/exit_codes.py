@@ -11,8 +11,8 @@ MEANINGS = {
     BAD_INPUT: (
         "The input, an option or the configuration is at fault. The same command will fail again."
     ),
-    INTERRUPTED: "Ctrl-C ended the command. Nothing is left behind.",
-    TERMINATED: "SIGTERM ended the command. Nothing is left behind.",
+    INTERRUPTED: "Ctrl-C ended the command. Nothing is left behind; a submitted job goes on.",
+    TERMINATED: "SIGTERM ended the command. Nothing is left behind; a submitted job goes on.",
 }
 EPILOG = "Exit codes:\n\n" + "\n".join(
     f"- `{int(code)}` {meaning}" for code, meaning in MEANINGS.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -35,15 +36,17 @@ class Source:
     path: Path
 
 
-def read_source(name: InputName, text: str) -> Source:
-    """Read what a person gave as the video or the audio.
+def read_source(
+    name: InputName, text: str, *, schemes: Collection[str] = ("http", "https")
+) -> Source:
+    """Read what a person gave as the video or the audio. `schemes`: of addresses.
 
     Raises:
         InvalidVideo, InvalidAudio: there is no such file.
     """
     refusal: type[MediaError] = InvalidVideo if name == "video" else InvalidAudio
     scheme = urlsplit(text).scheme.lower() if _ADDRESS.match(text) else ""
-    if scheme in ("http", "https"):
+    if scheme in schemes:
         return Source(name, text, Path())
     if scheme == "file":
         text = unquote(urlsplit(text).path)
@@ -57,8 +60,18 @@ def read_source(name: InputName, text: str) -> Source:
     return Source(name, None, path)
 
 
-def fetch(source: Source, folder: Path) -> Path:
-    """Return the file of a source, fetched into `folder` if it is an address.
+def fetch_others(urls: Iterable[str], folder: Path) -> dict[str, Path]:
+    """Return the files of the sounds that segments have of their own; see `fetch`."""
+    sources = [(url, read_source("audio", url)) for url in urls]
+    return {
+        url: fetch(source, folder, f"audio{number}")
+        for number, (url, source) in enumerate(sources, 2)
+    }
+
+
+def fetch(source: Source, folder: Path, name: str | None = None) -> Path:
+    """Return the file of a source, fetched into `folder` if it is an address. `name`: of the file
+    there; None: that of the source.
 
     Raises:
         SourceRefused, DownloadFailed, MediaTooLarge, InvalidOptions: it cannot be fetched.
@@ -85,7 +98,7 @@ def fetch(source: Source, folder: Path) -> Path:
         found = asyncio.run(
             download(
                 source.url,
-                folder / source.name,
+                folder / (name or source.name),
                 policy=policy,
                 limits=limits,
                 on_bytes=lambda done, total: bar.show(step, done, total),

@@ -84,11 +84,17 @@ def preview(job: NewJob, retries: Retries) -> Flow[Preview]:
     request = Request("POST", PREVIEW, json=body, timeout_s=WORK_S)
     answer = yield from exchange(request, retries)
     try:
-        x0, y0, x1, y1 = (int(side) for side in answer.headers["x-face-box"].split(","))
+        box = _sides(answer.headers["x-face-box"])
         frame = int(answer.headers["x-source-frame"])
+        faces = answer.headers.get("x-faces", "").split(";")
+        return Preview(answer.body, box, frame, tuple(_sides(face) for face in faces if face))
     except (KeyError, ValueError):
         raise BadAnswer("The answer to a preview has no face box.") from None
-    return Preview(answer.body, (x0, y0, x1, y1), frame)
+
+
+def _sides(text: str) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = (int(side) for side in text.split(","))
+    return x0, y0, x1, y1
 
 
 def submit_batch(

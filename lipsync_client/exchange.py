@@ -23,11 +23,14 @@ NO_ROUTE_CODES = frozenset({"not_found", "method_not_allowed", "bad_answer"})
 class Retries:
     """How long and how often a request is tried again.
 
-    `for_s`: from the first failure on. A pause doubles from `first_pause_s` to `longest_pause_s`,
-    is shortened by chance to as little as a half, and is never shorter than Retry-After.
+    `for_s`: from the first failure on. `following_s`: the same for a job that is followed, because
+    jobs outlive restarts of their server. A pause doubles from `first_pause_s` to
+    `longest_pause_s`, is shortened by chance to as little as a half, and is never shorter than
+    Retry-After.
     """
 
     for_s: float = 60.0
+    following_s: float = 600.0
     first_pause_s: float = 0.5
     longest_pause_s: float = 8.0
 
@@ -43,7 +46,7 @@ class Trying:
     """Counts failures in a row, and says when to give up."""
 
     def __init__(self, retries: Retries, deadline: float | None = None) -> None:
-        """`deadline`: of `time.monotonic`, after which nothing is tried again."""
+        """`deadline`: of `time.monotonic`; no pause is longer than until then."""
         self._retries = retries
         self._deadline = deadline
         self._failures = 0
@@ -71,11 +74,10 @@ class Trying:
             self._since = now
         self._failures += 1
         pause_s = self._retries.pause_s(self._failures, error)
-        ends = self._since + self._retries.for_s
-        if self._deadline is not None:
-            ends = min(ends, self._deadline)
-        if now + pause_s >= ends:
+        if now + pause_s >= self._since + self._retries.for_s:
             raise error
+        if self._deadline is not None:
+            pause_s = min(pause_s, max(0.0, self._deadline - now))
         yield Pause(pause_s)
 
 

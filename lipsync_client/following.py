@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from lipsync_client.calls import get_batch, get_job
 from lipsync_client.effects import ANSWER_S, Answer, Emit, Flow, Open, Pause, Read, Request
@@ -41,7 +42,7 @@ class Deadline:
 
 
 def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flow[Job]:
-    """Emit a job at each change until it ends, and return its end.
+    """Emit a job as it is, then at each change until it ends, and return its end.
 
     A connection that breaks is opened again, and continues after the last event.
 
@@ -51,9 +52,14 @@ def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flo
         Unreachable: the server has not answered for longer than `retries` allow.
     """
     deadline = Deadline(f"The job {job_id}", timeout_s)
-    trying = Trying(retries, deadline.at)
-    stream = _Stream(job_id)
+    job: Job | None = yield from get_job(job_id, retries)  # without it, nothing is waited for
+    patient = replace(retries, for_s=retries.following_s)
+    trying, stream = Trying(patient, deadline.at), _Stream(job_id)
     while True:
+        if job is not None:
+            yield Emit(job)
+            if job.has_ended:
+                return job
         try:
             job = yield from stream.read(deadline, trying)
         except LipsyncError as error:
@@ -61,14 +67,9 @@ def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flo
             if not (isinstance(error, Unreachable) or may_pass(error)):
                 raise
             yield from trying.after(error)
-        else:
-            if job is not None:
-                return job
-        # It may have ended in the meantime, and a proxy may hold back events.
-        job = yield from get_job(job_id, retries)
-        yield Emit(job)
-        if job.has_ended:
-            return job
+            job = None
+        if job is None:  # it may have ended in the meantime, and a proxy may hold back events
+            job = yield from get_job(job_id, patient)
 
 
 class _Stream:
@@ -93,9 +94,9 @@ class _Stream:
             trying.succeeded()
             for event in parser.feed(piece):
                 job = self._job_of(event)
-                yield Emit(job)
                 if event.name == "end":
                     return job
+                yield Emit(job)
             if deadline.left_s() < timeout_s / 2:
                 return None  # the next connection may not be quiet for as long
         raise Unreachable("The stream of events broke off before the job ended.")

@@ -187,11 +187,15 @@ class Avatar:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One finished frame. `face_box`: x0, y0, x1, y1 in pixels of the picture."""
+    """One finished frame. `face_box`: x0, y0, x1, y1 in pixels of the picture. `faces`: such a box
+    for each face of the source frame that the option `face` can choose, in pixels of the video as
+    it is displayed, the largest first.
+    """
 
     png: bytes = field(repr=False)
     face_box: tuple[int, int, int, int]
     source_frame: int
+    faces: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

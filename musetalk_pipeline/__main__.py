@@ -24,22 +24,22 @@ from musetalk_pipeline.errors import (
     PipelineError,
 )
 from musetalk_pipeline.loading import ToolOptions, decide, find_models, load_tools
+from musetalk_pipeline.option_spec import Option, options_of
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
     FrameOptions,
     JobOptions,
     MaskOptions,
-    Option,
     SpeechOptions,
     defaults_for,
     job_options,
-    options_of,
 )
 from musetalk_pipeline.pipeline import Result, RunProgress, Tools, run
 from musetalk_pipeline.preview import make_preview
 from musetalk_pipeline.progress_bar import ProgressBar
 from musetalk_pipeline.receipts.receipt import receipt_json, receipt_line
+from musetalk_pipeline.time_options import TimeOptions
 from musetalk_pipeline.watch import Watch
 
 BAD_INPUT, OWN_FAULT, INTERRUPTED = 2, 1, 130
@@ -48,6 +48,7 @@ GROUPS = (
     ("picture", (FrameOptions, EncodeOptions)),
     ("face and mask", (FaceOptions, MaskOptions)),
     ("speech", (SpeechOptions,)),
+    ("time", (TimeOptions,)),
 )
 
 
@@ -66,9 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _do(args: argparse.Namespace) -> None:
     options = _options(args)
+    others = _others(options)
     tools = _load(args)
     if args.preview is not None:
-        preview = make_preview(args.video, args.audio, options, tools)
+        preview = make_preview(args.video, args.audio, options, tools, others=others)
         args.preview.write_bytes(preview.png())
         print(f"preview   {args.preview} (source frame {preview.source_frame})")
     if args.out is None:
@@ -79,11 +81,10 @@ def _do(args: argparse.Namespace) -> None:
             bar.show(progress.stage, progress.frames_done, progress.frames_total or None)
 
         watch = Watch(deadline_s=args.deadline_s)
-        result = run(
-            args.video, args.audio, args.out, options, tools, watch=watch, on_progress=show
-        )
+        files = args.video, args.audio, args.out
+        result = run(*files, options, tools, others=others, watch=watch, on_progress=show)
     if args.contact_sheet is not None:
-        write_contact_sheet(args.video, args.out, args.contact_sheet)
+        write_contact_sheet(args.video, args.out, args.contact_sheet, source_of=result.source_of)
         print(f"sheet     {args.contact_sheet}")
     _report(result)
 
@@ -123,6 +124,15 @@ def _check_paths(args: argparse.Namespace) -> None:
         args.audio.absolute(),
     ):
         raise InvalidOptions("The result would overwrite its own source; choose another name.")
+
+
+def _others(options: JobOptions) -> dict[str, Path]:
+    """Return the files of the sounds that segments have of their own."""
+    others = {name: Path(name) for name in options.time.urls}
+    for name, path in others.items():
+        if not path.is_file():
+            raise InvalidAudio(f"There is no audio file at {name}, which a segment names.")
+    return others
 
 
 def _fail(error: PipelineError, exit_code: int) -> int:
@@ -196,12 +206,24 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
 def _reader(option: Option) -> Callable[[str], object]:
     """Return what turns the word on the command line into the option's value."""
     least, most = option.spec.least, option.spec.most
+    if option.spec.read is not None:
+        return _readable(option.spec.read)
     if option.choices or option.kind is str:
         return str
     if option.kind is Path:
         return Path
     assert least is not None and most is not None, f"{option.name} has no bounds"
     return _within(int(least), int(most)) if option.kind is int else _number(least, most)
+
+
+def _readable(read: Callable[[str], object]) -> Callable[[str], object]:
+    def value(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return value
 
 
 def _within(low: int, high: int) -> Callable[[str], int]:

@@ -11,6 +11,8 @@ travel out of band. What a stage cost travels next to its value, in a `cost.Meas
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -77,8 +79,10 @@ class SpeechAudio:
     """A validated audio file on this node, in the two forms that the stages need.
 
     `pcm_path`: 16 kHz mono float32 little-endian raw samples, mean of the channels, soxr HQ (what
-    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged; it may still have to
-    be made, from `untracked` (`speech_audio.make_track`). `n_samples` counts `pcm_path`.
+    librosa.load gives). `track_path`: AAC in an .m4a, to be muxed unchanged; unless `is_tracked`,
+    it has yet to be made (`speech_audio.make_track`). `n_samples` counts `pcm_path`. `sha256`,
+    `size_bytes`: of the file that was sent. `stream`: where its sound lies. `parts`: what both
+    forms are joined from, if they are not the whole sound of that file.
     """
 
     pcm_path: Path
@@ -87,7 +91,35 @@ class SpeechAudio:
     size_bytes: int
     n_samples: int
     duration_s: float
-    untracked: SoundStream | None = None
+    stream: SoundStream | None = None
+    parts: tuple[SoundPart, ...] = ()
+    is_tracked: bool = True
+
+    @property
+    def key(self) -> str:
+        """What the samples depend on, for caches of what is computed from them."""
+        if not self.parts:
+            return self.sha256
+        spoken = [(part.source and part.source.key, part.is_spoken) for part in self.parts]
+        names = [(*each, *part.span) for each, part in zip(spoken, self.parts, strict=True)]
+        return hashlib.sha256(repr(names).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SoundPart:
+    """`n_samples` of 16 kHz of a sound from `start` on. `source`: None is silence. `is_spoken`: the
+    mouth follows it; otherwise it is only heard.
+    """
+
+    source: SpeechAudio | None
+    start: int
+    n_samples: int
+    is_spoken: bool = True
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The samples `[start, end)`."""
+        return self.start, self.start + self.n_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +151,29 @@ class Face:
     `points`: (68, 2) float32 x, y, iBUG order. `box`: what the model redraws, chin margin included,
     clipped to the frame; with `edges: stretch` it may reach over the right and bottom edges, and
     the points are stretched with the picture in it. `score`: the detector's confidence, 0 to 1.
+    `others`: further faces of the same frame that are redrawn, each without others of its own.
     """
 
     points: NDArray[np.float32]
     box: Box
     score: float
+    others: tuple[Face, ...] = ()
+
+    @property
+    def of_frame(self) -> tuple[Face, ...]:
+        """This face and the others, in the order of their rows."""
+        return (self, *self.others)
+
+
+def in_rows(faces: Iterable[Face | None]) -> list[Face]:
+    """Return all faces of frames in the order in which they have rows in arrays."""
+    return [each for face in faces if face is not None for each in face.of_frame]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedBlock:
-    """What the CPU made of a block. Rows of the arrays belong to the frames with a face, in frame
-    order.
+    """What the CPU made of a block. Rows of the arrays belong to the faces, in the order of
+    `in_rows`: frame by frame.
 
     `faces`: one entry per source frame of the block, None where there is no face.
     `crops`: (k, 256, 256, 3) uint8 BGR, the face boxes, LANCZOS4.
@@ -150,8 +194,8 @@ class AvatarBlock:
 
     `appearance`: (k, …) what the engine draws from: latents (k, 8, 32, 32) float32 for musetalk,
     crops (k, 256, 256, 3) uint8 BGR for warp. `masks`: (k, 32768) uint8, the 512x512 binary
-    replace-masks of the crop boxes, `np.packbits` of row-major bits. Rows belong to the frames with
-    a face, in frame order.
+    replace-masks of the crop boxes, `np.packbits` of row-major bits. Rows belong to the faces, in
+    the order of `in_rows`: frame by frame.
     """
 
     block: Block
@@ -162,19 +206,20 @@ class AvatarBlock:
     def first(self, block: Block) -> AvatarBlock:
         """Return the first frames of this block, as the block that has only those."""
         faces = self.faces[: len(block)]
-        count = sum(face is not None for face in faces)
+        count = len(in_rows(faces))
         return AvatarBlock(block, faces, self.appearance[:count], self.masks[:count])
 
-    def rows(self, segment: Segment) -> list[int | None]:
-        """Return, for each output frame of `segment`, its row in `appearance` and `masks`; None
-        without a face.
+    def rows(self, segment: Segment) -> list[range]:
+        """Return, for each output frame of `segment`, the rows of its faces in `appearance` and
+        `masks`; an empty range without a face.
         """
-        row_of: list[int | None] = []
+        rows_of: list[range] = []
         count = 0
         for face in self.faces:
-            row_of.append(None if face is None else count)
-            count += face is not None
-        return [row_of[frame - self.block.start] for frame in segment.source_frames()]
+            faces = 0 if face is None else len(face.of_frame)
+            rows_of.append(range(count, count + faces))
+            count += faces
+        return [rows_of[frame - self.block.start] for frame in segment.source_frames()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +250,7 @@ class FacesToDraw:
         cls, avatar: AvatarBlock, speech: Speech, segment: Segment, options: SpeechOptions
     ) -> FacesToDraw:
         """Choose them: with `rest_in_silence`, those at which somebody speaks."""
-        present = [(row, at) for at, row in enumerate(avatar.rows(segment)) if row is not None]
+        present = [(row, at) for at, rows in enumerate(avatar.rows(segment)) for row in rows]
         weights = np.ones(len(present), np.float32)
         if options.rest_in_silence:
             weights = speech.loudness[[at for _, at in present]].astype(np.float32)
@@ -217,7 +262,7 @@ class FacesToDraw:
 class DrawnFaces:
     """The generated faces of one segment.
 
-    `weights`: (m,) float32 in 0..1, one for each output frame with a face, in order: how much of
+    `weights`: (m,) float32 in 0..1, one for each face of each output frame, in order: how much of
     the drawn face replaces the source; all 1 unless `rest_in_silence`. `faces`: (d, 256, 256, 3)
     uint8 BGR, one for each weight above 0. The others would not show, so they are not drawn.
     """
@@ -251,14 +296,14 @@ LANDMARKS = 2048  # of a prepared and an encoded frame, with what describes them
 CRF_STEP = 6  # x264 halves the rate with so many steps
 
 
-def frame_bytes(engine: str, picture: Picture, encode: EncodeOptions) -> int:
-    """Return what one frame with a face takes: its crop, parser's input, appearance, mask, sound,
-    drawn face and encoded picture, all at the same time.
+def frame_bytes(engine: str, picture: Picture, encode: EncodeOptions, faces: int = 1) -> int:
+    """Return what one frame with so many faces takes: their crops, parser's inputs, appearances,
+    masks, drawn faces, and its sound and encoded picture, all at the same time.
 
     The encoded picture is estimated from above. The rest depends on the engine alone, because full
-    frames never leave a stage. A frame without a face takes less.
+    frames never leave a stage. A frame with fewer faces takes less.
     """
     raw = picture.width * picture.height * 3 // 2  # 4:2:0, as it is encoded
     encoded = raw / 2 ** (encode.crf / CRF_STEP)
     own = PARSE_INPUT + LATENTS + WHISPER_WINDOW if engine == "musetalk" else FACE + MOUTH_SHAPE
-    return own + 2 * FACE + MASK + LANDMARKS + round(encoded)
+    return faces * (own + 2 * FACE + MASK + LANDMARKS) + round(encoded)

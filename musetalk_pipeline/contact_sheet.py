@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +20,7 @@ from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.options import FrameOptions, MediaLimits
 from musetalk_pipeline.pixels.colour import to_bgr
 from musetalk_pipeline.pixels.picture import fit_picture
-from musetalk_pipeline.plan import source_of
+from musetalk_pipeline.plan import source_of as in_turn
 
 CELL_PX = 320  # width of one picture
 GAP_PX = 6
@@ -27,10 +29,18 @@ INK = (230, 230, 230)  # BGR
 PAPER = (32, 32, 32)
 
 
-def write_contact_sheet(source: Path, result: Path, sheet: Path, instants: int = 6) -> None:
+def write_contact_sheet(
+    source: Path,
+    result: Path,
+    sheet: Path,
+    instants: int = 6,
+    *,
+    source_of: Callable[[int], int] | None = None,
+) -> None:
     """Write a PNG with `instants` columns, spread over the result; complete or not at all.
 
     Each column shows the source frame that the output frame was made from, at the same size.
+    `source_of`: returns its number; None: the video runs forwards and backwards in turn.
 
     Raises:
         MediaError: one of the two is not a video that can be read.
@@ -39,8 +49,10 @@ def write_contact_sheet(source: Path, result: Path, sheet: Path, instants: int =
         limits = MediaLimits()
         before = probe_video(source, limits, Path(folder))
         after = probe_video(result, limits, Path(folder))
+        shown = source_of or partial(in_turn, n_source=before.n_frames)
         columns = [
-            _column(before, after, place) for place in spread(after.n_frames, max(1, instants))
+            _column(before, after, shown(place), place)
+            for place in spread(after.n_frames, max(1, instants))
         ]
     _write_png(sheet, _side_by_side(columns))
 
@@ -57,8 +69,7 @@ def read_picture(video: SourceVideo, frame: int) -> NDArray[np.uint8]:
     return to_bgr(pixels, picture.width, picture.height, picture.colour)
 
 
-def _column(before: SourceVideo, after: SourceVideo, frame: int) -> NDArray[np.uint8]:
-    shown = source_of(frame, before.n_frames)
+def _column(before: SourceVideo, after: SourceVideo, shown: int, frame: int) -> NDArray[np.uint8]:
     at = f"{float(Fraction(frame) / after.fps):.2f} s"
     below = _cell(read_picture(after, frame), None)
     above = _cell(read_picture(before, shown), below.shape[0])

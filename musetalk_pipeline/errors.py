@@ -11,7 +11,8 @@
     │   ├── InvalidFile            stage validation
     │   ├── AudioTooShort          stage validation
     │   ├── InvalidOptions         stage validation
-    │   └── NoFaceFound            stage preprocessing
+    │   ├── NoFaceFound            stage preprocessing
+    │   └── FaceNotFound           stage preprocessing
     └── ProcessingError            this worker is at fault
         ├── ModelLoadFailed        stage inference
         ├── OutOfGpuMemory         stage inference, retryable
@@ -181,7 +182,9 @@ class AudioTooShort(MediaError):
 
 
 class InvalidOptions(MediaError):
-    """A resolution, an aspect ratio or a frame rate that is malformed or out of bounds."""
+    """A resolution, an aspect ratio, a frame rate or a time that is malformed or out of bounds, or
+    does not fit the files.
+    """
 
     code = "invalid_options"
 
@@ -193,6 +196,14 @@ class NoFaceFound(MediaError):
     default_stage = Stage.PREPROCESSING
     default_hint = "Send a video in which one face is large, well lit and turned to the camera."
     default_input = "video"
+
+
+class FaceNotFound(MediaError):
+    """There is no face at the place that the option `face` names."""
+
+    code = "face_not_found"
+    default_stage = Stage.PREPROCESSING
+    default_hint = "Choose one of the faces that the message names; a preview shows them."
 
 
 class ProcessingError(PipelineError):

@@ -25,7 +25,8 @@ from musetalk_pipeline.faces import (
     make_detector,
 )
 from musetalk_pipeline.faces.presence import INTERVAL_FRAMES
-from musetalk_pipeline.options import Precision, Spec, Version
+from musetalk_pipeline.option_spec import Spec
+from musetalk_pipeline.options import Precision, Version
 
 if TYPE_CHECKING:
     from musetalk_pipeline.pipeline import Tools

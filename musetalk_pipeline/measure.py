@@ -6,17 +6,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from musetalk_pipeline.job_media import JobFiles, open_media
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.picture import fit_picture
 from musetalk_pipeline.plan import playing_fps
-from musetalk_pipeline.stages import (
-    DEFAULT_BLOCKS,
-    BlockSize,
-    JobFiles,
-    block_seconds,
-    open_both,
-    output_frames,
-)
+from musetalk_pipeline.stages import DEFAULT_BLOCKS, BlockSize, block_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +39,10 @@ def measure_job(
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = open_both(files, work_dir, options, limits)
+    media = open_media(files, work_dir, options, limits)
+    source, order = media.source, media.timeline.order
     fps = playing_fps(source.fps, options.frame.fps)
-    frames = output_frames(audio, fps, options)
     picture = fit_picture(source, options.frame, ())
     seconds = block_seconds(picture, fps, block_size)
-    first = min(source.n_frames, frames, max(1, round(seconds * float(fps))))
-    return JobSize(frames, fps, picture.width, picture.height, first)
+    first = min(len(order), order.n_output, max(1, round(seconds * float(fps))))
+    return JobSize(order.n_output, fps, picture.width, picture.height, first)

@@ -8,11 +8,13 @@ Nothing here is read from the environment.
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
+
+from musetalk_pipeline.face_choice import FaceChoice, read_face
+from musetalk_pipeline.option_spec import Option, Spec, options_of
+from musetalk_pipeline.time_options import TimeOptions
 
 Version = Literal["v15", "v1"]
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -26,76 +28,6 @@ WindowPlacement = Literal["fixed", "reference"]
 Speedup = Literal["none", "cuda_graphs", "compile"]
 WindowSpan = Literal["time", "frames"]
 Preset = Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is said of one option wherever it can be chosen.
-
-    `help`: whole sentences. `least`, `most`: the bounds, both included. `is_param`: a request may
-    choose it in `params`. `metavar`: what stands for the value in a usage line, if its type does
-    not say enough. `default_text`: the default in words, where it depends on something else.
-    """
-
-    help: str
-    least: float | None = None
-    most: float | None = None
-    is_param: bool = True
-    metavar: str | None = None
-    default_text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One field of an options class. `kind`: its type without `None` (`int`, a `Literal`, …)."""
-
-    name: str
-    kind: Any
-    default: Any
-    spec: Spec
-
-    @property
-    def flag(self) -> str:
-        """The name on a command line."""
-        return f"--{self.name.replace('_', '-')}"
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The words that are accepted; empty if this is not a choice among words."""
-        is_choice = typing.get_origin(self.kind) is Literal
-        return typing.get_args(self.kind) if is_choice else ()
-
-    @property
-    def metavar(self) -> str | None:
-        """What stands for the value in a usage line; None if the choices do."""
-        if self.kind is bool:
-            return ""
-        return self.spec.metavar or {int: "N", float: "X"}.get(self.kind)
-
-    @property
-    def help_text(self) -> str:
-        """The help with the default in a sentence of its own, if there is one."""
-        default = self.spec.default_text
-        if default is None and self.default is not None and self.default is not False:
-            default = str(self.default)
-        return self.spec.help if default is None else f"{self.spec.help} Default: {default}."
-
-
-def options_of(kind: type) -> Iterator[Option]:
-    """Yield the options of a dataclass: its fields that have a `Spec`, in order."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for each in fields(kind):
-        if typing.get_origin(hints[each.name]) is Annotated:
-            inner, spec = typing.get_args(hints[each.name])[:2]
-            default = None if each.default is MISSING else each.default
-            yield Option(each.name, _without_none(inner), default, spec)
-
-
-def _without_none(kind: Any) -> Any:
-    if typing.get_origin(kind) not in (types.UnionType, typing.Union):
-        return kind
-    [only] = [each for each in typing.get_args(kind) if each is not type(None)]
-    return only
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +88,8 @@ class FaceOptions:
     that a box is averaged over; 0 is the reference. `faceless`: what becomes of a frame without a
     face that the audio reaches. `pass` shows it as it is, at its own place; `refuse` ends the job.
     `edges`: what becomes of a box over the right or bottom edge of the frame. `clip` cuts it off;
-    `stretch` is the reference, which stretches what is visible to the whole box.
+    `stretch` is the reference, which stretches what is visible to the whole box. `face`: whose
+    mouth is redrawn; `largest` is the most prominent one of each frame, as in the reference.
     """
 
     version: Annotated[
@@ -201,6 +134,17 @@ class FaceOptions:
             "visible part is stretched as in the reference (`stretch`)."
         ),
     ] = "clip"
+    face: Annotated[
+        FaceChoice,
+        Spec(
+            "The mouth of the most prominent face of each frame is redrawn (`largest`), or those "
+            "of all faces (`all`), or that of the person who is at a point or in a box of one "
+            "frame, whom the video is then searched for. Pixels are those of the video as it is "
+            "displayed, and frames count from 0.",
+            metavar="largest|all|point:X,Y@N|box:X,Y,W,H@N",
+            read=read_face,
+        ),
+    ] = "largest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +290,7 @@ class JobOptions:
     mask: MaskOptions = field(default_factory=MaskOptions)
     speech: SpeechOptions = field(default_factory=SpeechOptions)
     encode: EncodeOptions = field(default_factory=EncodeOptions)
+    time: TimeOptions = field(default_factory=TimeOptions)
 
     def with_choices(self, chosen: Mapping[str, object]) -> JobOptions:
         """Return these options with the `chosen` ones, by their names, in place of their own.
@@ -376,7 +321,7 @@ def job_options() -> Iterator[Option]:
         yield from options_of(kind)
 
 
-JOB_PARTS = (FrameOptions, FaceOptions, MaskOptions, SpeechOptions, EncodeOptions)
+JOB_PARTS = (FrameOptions, FaceOptions, MaskOptions, SpeechOptions, EncodeOptions, TimeOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,8 +26,10 @@ from musetalk_pipeline.artifacts import AvatarBlock, DrawnFaces, Piece, Prepared
 from musetalk_pipeline.cost import EngineClock, Measured, measure
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import frame_bytes
 from musetalk_pipeline.media.encode import stitch
+from musetalk_pipeline.media.kept_frames import emptying, keeping
 from musetalk_pipeline.media.reader import Frames, ReadFrames, RunningReader
 from musetalk_pipeline.media.segment_frames import frames_in_order
 from musetalk_pipeline.one_process.block_store import BlockStore
@@ -39,9 +41,9 @@ from musetalk_pipeline.receipts.receipt import NO_PRICES, Receipt, receipt_of
 from musetalk_pipeline.stages import (
     BLOCK_BYTES,
     BlockSize,
-    JobFiles,
     OpenJob,
     compose_segment,
+    compose_source,
     open_job,
     prepare_block,
     require_face,
@@ -97,7 +99,7 @@ class Result:
     """A finished job. `stage_seconds` are seconds of work, under the names that the served
     application gives them; stages overlap, so they add up to more than `elapsed_s`.
     `frames_with_face` counts output frames. `receipt` has no prices. `warnings`:
-    sentences about what was decided.
+    sentences about what was decided. `source_of`: returns the source frame of an output frame.
     """
 
     path: Path
@@ -113,6 +115,7 @@ class Result:
     stage_seconds: dict[str, float]
     peak_memory_mib: float | None
     receipt: Receipt
+    source_of: Callable[[int], int]
     warnings: tuple[str, ...] = ()
 
 
@@ -123,6 +126,7 @@ def run(
     options: JobOptions,
     tools: Tools,
     *,
+    others: Mapping[str, Path] | None = None,
     limits: MediaLimits | None = None,
     block_s: float = BLOCK_S,
     memory: FrameMemory = DEFAULT_MEMORY,
@@ -132,7 +136,8 @@ def run(
 ) -> Result:
     """Make the video of `video_path` speak `audio_path`; the result appears at `out_path` when it
     is complete. Everything in between lies in one temporary folder, which is always removed. It is
-    made in `work_dir`, if that is given. `block_s`: seconds of source in one block.
+    made in `work_dir`, if that is given. `block_s`: seconds of source in one block. `others`: the
+    files of the sounds that segments have of their own, by their addresses.
 
     Raises:
         MediaError: the input is at fault; the message says how.
@@ -145,7 +150,7 @@ def run(
         on_progress(RunProgress("open"))
         started = time.monotonic()
         job = open_job(
-            JobFiles(video_path, audio_path),
+            JobFiles(video_path, audio_path, others=others or {}),
             Path(folder),
             options,
             limits or MediaLimits(),
@@ -160,11 +165,12 @@ def run(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A segment ready to be drawn. `block`: None if its avatar is in the block store. `frames`: its
-    source frames in order, if they were kept when they were prepared.
+    """A segment ready to be drawn on the block `index`. `block`: None if its avatar is in the block
+    store. `frames`: its source frames in order, if they were kept when they were prepared.
     """
 
     segment: Segment
+    index: int
     block: Measured[PreparedBlock] | None
     speech: Measured[Speech]
     frames: Frames | None
@@ -221,24 +227,30 @@ class _Run:
                 finished_s=float(frames / job.plan.fps),
                 wall_s=elapsed_s,
             ),
+            source_of=job.plan.source_of,
             warnings=job.warnings,
         )
 
-    def _prepare(self) -> Generator[_Prepared, None, None]:
+    def _prepare(self) -> Generator[_Prepared | Segment, None, None]:
+        """Yield the segments in order; those that draw on no block as they are."""
         with self._reader() as read:
             for segment in self._job.plan.segments:
+                index = segment.block
+                if index is None:
+                    yield segment
+                    continue
                 block: Measured[PreparedBlock] | None = None
                 frames: Frames | None = None
-                if not self._blocks.has(segment.block, segment.index):
-                    block, frames = self._prepare_block(segment, read)
-                yield _Prepared(segment, block, self._encode_audio(segment), frames)
+                if not self._blocks.has(index, segment.index):
+                    block, frames = self._prepare_block(segment, index, read)
+                yield _Prepared(segment, index, block, self._encode_audio(segment), frames)
 
     def _prepare_block(
-        self, segment: Segment, read: ReadFrames
+        self, segment: Segment, index: int, read: ReadFrames
     ) -> tuple[Measured[PreparedBlock], Frames | None]:
         """Prepare the block of a segment, and return its frames too if they can be kept."""
         job, tools = self._job, self._tools
-        block = job.plan.blocks[segment.block]
+        block = job.plan.blocks[index]
         kept = deque[NDArray[np.uint8]]() if self._can_keep(segment, block) else None
         prepared = measure(
             "prepare",
@@ -248,11 +260,11 @@ class _Run:
                 block,
                 tools.detector,
                 needs_parse_inputs=tools.engine.needs_parse_inputs,
-                read=read if kept is None else _keeping(read, block, kept),
+                read=read if kept is None else keeping(read, block, kept),
                 check=self._watch.check,
             ),
         )
-        return prepared, None if kept is None else _emptying(kept)
+        return prepared, None if kept is None else emptying(kept)
 
     def _can_keep(self, segment: Segment, block: Block) -> bool:
         """Return whether a block's frames, in order, are the segment's, and few enough to keep."""
@@ -270,8 +282,13 @@ class _Run:
             lambda: encoder.encode(job.audio, job.plan.fps, segment, job.options.speech),
         )
 
-    def _draw(self, prepared: Iterator[_Prepared]) -> Generator[_Drawn, None, None]:
+    def _draw(
+        self, prepared: Iterator[_Prepared | Segment]
+    ) -> Generator[_Drawn | Segment, None, None]:
         for item in prepared:
+            if isinstance(item, Segment):
+                yield item
+                continue
             avatar = self._avatar(item)
             faces = self._draw_faces(item, avatar)
             self._blocks.put_back(avatar.value)
@@ -281,7 +298,7 @@ class _Run:
         """Encode the segment's block, or take it from the store, which costs nothing."""
         block = item.block
         if block is None:
-            return Measured(self._blocks.take(item.segment.block), ())
+            return Measured(self._blocks.take(item.index), ())
         engine, options = self._tools.engine, self._job.options.mask
         return measure(
             "encode",
@@ -304,7 +321,7 @@ class _Run:
         )
 
     def _compose(
-        self, drawn: Iterator[_Drawn], on_progress: OnProgress
+        self, drawn: Iterator[_Drawn | Segment], on_progress: OnProgress
     ) -> Generator[Piece, None, None]:
         """Yield the pieces in order, one at a time; refuse at the end if no frame had a face."""
         total = self._job.plan.n_output
@@ -321,8 +338,11 @@ class _Run:
         require_face(self._frames_with_face, self._job.plan)
         on_progress(RunProgress("finish", self._frames_composed, total))
 
-    def _compose_segment(self, item: _Drawn, read: ReadFrames) -> Measured[Piece]:
-        job, faces, check = self._job, item.faces.value, self._watch.check
+    def _compose_segment(self, item: _Drawn | Segment, read: ReadFrames) -> Measured[Piece]:
+        job, check = self._job, self._watch.check
+        if isinstance(item, Segment):
+            return self._compose_source(item, read)
+        faces = item.faces.value
         frames = item.frames or frames_in_order(
             job.source, job.picture, faces.segment, read=read, check=check
         )
@@ -334,6 +354,14 @@ class _Run:
                 job, item.avatar, faces, frames=frames, threads=threads, check=check
             ),
             (item.faces,),
+        )
+
+    def _compose_source(self, segment: Segment, read: ReadFrames) -> Measured[Piece]:
+        threads, check = self._tools.encoder_threads, self._watch.check
+        return measure(
+            "compose",
+            len(segment),
+            lambda: compose_source(self._job, segment, read=read, threads=threads, check=check),
         )
 
     def _stitch(self, pieces: Iterator[Piece], out_path: Path) -> int:
@@ -356,23 +384,4 @@ class _Run:
 
     def _reader(self) -> RunningReader:
         job = self._job
-        return RunningReader(job.source, job.picture, job.plan.blocks[-1].end)
-
-
-def _keeping(read: ReadFrames, block: Block, kept: deque[NDArray[np.uint8]]) -> ReadFrames:
-    """Return a reader that also puts the block's frames into `kept`."""
-
-    def read_and_keep(start: int, end: int) -> Frames:
-        with closing(read(start, end)) as frames:
-            for number, frame in enumerate(frames, start):
-                if block.start <= number < block.end:
-                    kept.append(frame)
-                yield frame
-
-    return read_and_keep
-
-
-def _emptying(kept: deque[NDArray[np.uint8]]) -> Frames:
-    """Yield frames and let each go."""
-    while kept:
-        yield kept.popleft()
+        return RunningReader(job.source, job.picture, job.source.n_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,19 +19,23 @@ from musetalk_pipeline.artifacts import (
     PreparedBlock,
     Speech,
 )
-from musetalk_pipeline.boxes import crop_box
+from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.contact_sheet import spread
 from musetalk_pipeline.engines.interface import AudioEncoder, Engine
+from musetalk_pipeline.errors import ModelLoadFailed
+from musetalk_pipeline.face_choice import MOST_FACES
+from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.decode import read_frames
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pipeline import Tools
 from musetalk_pipeline.pixels.blend import unpack_mask
 from musetalk_pipeline.pixels.colour import to_bgr
+from musetalk_pipeline.pixels.picture import is_shown, to_source
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.stages import (
     DrawnFace,
-    JobFiles,
     OpenJob,
     open_job,
     prepare_block,
@@ -44,17 +49,22 @@ FACE_COLOUR, CROP_COLOUR = (0, 220, 0), (0, 200, 255)  # BGR: green and amber
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """`frame`: (H, W, 3) uint8 BGR, composited, nothing drawn over it. `source_frame`: which."""
+    """`frame`: (H, W, 3) uint8 BGR, composited, nothing drawn over it. `source_frame`: which.
+    `visible`: all faces of that frame that could be chosen, the largest first, in pixels of the
+    displayed source; empty if nothing here can find them.
+    """
 
     frame: NDArray[np.uint8]
     face: Face
     source_frame: int
+    visible: tuple[Box, ...] = ()
 
     def marked(self) -> NDArray[np.uint8]:
         """Return the frame with the face box (green) and the crop box (amber) drawn into it."""
         marked = self.frame.copy()
-        for box, colour in ((crop_box(self.face.box), CROP_COLOUR), (self.face.box, FACE_COLOUR)):
-            cv2.rectangle(marked, (box.x0, box.y0), (box.x1 - 1, box.y1 - 1), colour, 2)
+        for face in self.face.of_frame:
+            for box, colour in ((crop_box(face.box), CROP_COLOUR), (face.box, FACE_COLOUR)):
+                cv2.rectangle(marked, (box.x0, box.y0), (box.x1 - 1, box.y1 - 1), colour, 2)
         return marked
 
     def png(self, *, has_boxes: bool = True) -> bytes:
@@ -64,17 +74,24 @@ class Preview:
         return data.tobytes()
 
 
-def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools: Tools) -> Preview:
+def make_preview(
+    video_path: Path,
+    audio_path: Path,
+    options: JobOptions,
+    tools: Tools,
+    *,
+    others: Mapping[str, Path] | None = None,
+) -> Preview:
     """Draw one frame, the first of a few that has a face, with the loudest sound of the first
-    block.
+    block. `others`: see `pipeline.run`.
 
     Raises:
         NoFaceFound: none of the sampled frames has a face.
         MediaError, ProcessingError: as `pipeline.run`.
     """
     with tempfile.TemporaryDirectory(prefix="lipsync-", ignore_cleanup_errors=True) as folder:
-        files = JobFiles(video_path, audio_path)
-        job = open_job(files, Path(folder), options, MediaLimits(), tools.detector)
+        files = JobFiles(video_path, audio_path, others=others or {})
+        job = open_job(files, Path(folder), options, MediaLimits(), tools.detector, follows=False)
         needs_parse_inputs = tools.engine.needs_parse_inputs
         frame = pick_preview_frame(job, tools.detector, tools.audio_encoder, needs_parse_inputs)
         return compose_preview(frame, draw_preview(frame, tools.engine, options), options)
@@ -82,7 +99,9 @@ def make_preview(video_path: Path, audio_path: Path, options: JobOptions, tools:
 
 @dataclass(frozen=True, slots=True)
 class PreviewFrame:
-    """What the engine and the paste need of one frame. `pixels`: I420 of the `picture`."""
+    """What the engine and the paste need of one frame. `pixels`: I420 of the `picture`. `visible`:
+    as in Preview.
+    """
 
     prepared: PreparedBlock
     face: Face
@@ -90,6 +109,7 @@ class PreviewFrame:
     segment: Segment
     pixels: NDArray[np.uint8]
     picture: Picture
+    visible: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +134,8 @@ def pick_preview_frame(
     # A preview shows a single frame, which has no neighbours to average its box with.
     face_options = replace(job.options.face, box_smoothing=0)
     job = replace(job, options=replace(job.options, face=face_options))
-    spoken = job.plan.segments[0]
-    for frame in sorted({0, *spread(job.plan.blocks[-1].end, SAMPLED_FRAMES - 1)}):
+    spoken = next(segment for segment in job.plan.segments if segment.block is not None)
+    for frame in _candidates(job):
         block = Block(0, frame, frame + 1)
         prepared = prepare_block(job, block, detector, needs_parse_inputs=needs_parse_inputs)
         [face] = prepared.faces
@@ -132,9 +152,33 @@ def pick_preview_frame(
             segment=Segment(0, spoken.start + loudest, spoken.start + loudest + 1, 0, frame, 1),
             pixels=pixels,
             picture=job.picture,
+            visible=_visible(job, pixels),
         )
     require_face(0, job.plan)
     raise AssertionError("unreachable: require_face raises")
+
+
+def _candidates(job: OpenJob) -> list[int]:
+    """Return the frames that may be shown, the one in which a person was chosen first."""
+    choice, shown = job.options.face.face, job.plan.prepared
+    spread_out = [shown[at] for at in sorted({0, *spread(len(shown), SAMPLED_FRAMES - 1)})]
+    if isinstance(choice, str) or choice.frame not in shown:
+        return spread_out
+    return [choice.frame, *spread_out]
+
+
+def _visible(job: OpenJob, pixels: NDArray[np.uint8]) -> tuple[Box, ...]:
+    """Return the faces of a frame, in pixels of the displayed source."""
+    try:
+        mesh = shared_mesh()
+    except ModelLoadFailed:
+        return ()
+    bgr = to_bgr(pixels, job.picture.width, job.picture.height, job.picture.colour)
+    return tuple(
+        to_source(box, job.source, job.picture)
+        for box, _ in mesh.all_faces(bgr, most_boxes=2 * MOST_FACES)
+        if is_shown(box, job.picture)
+    )
 
 
 def draw_preview(frame: PreviewFrame, engine: Engine, options: JobOptions) -> DrawnPreview:
@@ -147,14 +191,13 @@ def draw_preview(frame: PreviewFrame, engine: Engine, options: JobOptions) -> Dr
 def compose_preview(frame: PreviewFrame, drawn: DrawnPreview, options: JobOptions) -> Preview:
     """Paste the drawn face into the frame."""
     picture, pixels = frame.picture, frame.pixels.copy()
-    [weight] = drawn.drawn.weights
-    for face_pixels in drawn.drawn.faces:  # one, or none if the mouth rests
-        face = DrawnFace(
-            pixels=face_pixels,
-            replace=unpack_mask(drawn.avatar.masks[0]),
-            blur=options.mask.blur,
-            weight=float(weight),
-        )
-        redraw(pixels, picture, frame.face, face)
+    next_drawn = iter(drawn.drawn.faces)  # a mouth that rests is not drawn
+    for row, (face, weight) in enumerate(
+        zip(frame.face.of_frame, drawn.drawn.weights, strict=True)
+    ):
+        if weight > 0:
+            mask = unpack_mask(drawn.avatar.masks[row])
+            new = DrawnFace(next(next_drawn), mask, options.mask.blur, float(weight))
+            redraw(pixels, picture, face, new)
     bgr = to_bgr(pixels, picture.width, picture.height, picture.colour)
-    return Preview(bgr, frame.face, frame.prepared.block.start)
+    return Preview(bgr, frame.face, frame.prepared.block.start, frame.visible)

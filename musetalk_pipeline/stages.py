@@ -10,10 +10,6 @@ comes last. Memory is bounded by one block; `block_seconds` keeps blocks of larg
 
 from __future__ import annotations
 
-import math
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,62 +28,35 @@ from musetalk_pipeline.artifacts import (
     PreparedBlock,
     SourceVideo,
     SpeechAudio,
+    in_rows,
 )
-from musetalk_pipeline.boxes import Box, crop_box
-from musetalk_pipeline.errors import (
-    AudioTooShort,
-    InvalidOptions,
-    JobCancelled,
-    NoFaceFound,
+from musetalk_pipeline.errors import NoFaceFound
+from musetalk_pipeline.face_search import FaceSearch
+from musetalk_pipeline.faces.block_faces import (
+    all_faces,
+    chosen_faces,
+    prominent_faces,
+    require_every_face,
 )
-from musetalk_pipeline.faces.detector import LandmarkDetector
-from musetalk_pipeline.faces.face_boxes import face_of, smooth
+from musetalk_pipeline.faces.detector import LandmarkDetector, Landmarks
+from musetalk_pipeline.faces.face_boxes import faces_of, smooth
+from musetalk_pipeline.job_media import Digests, JobFiles, open_media
 from musetalk_pipeline.media.decode import frame_bytes, read_frames
 from musetalk_pipeline.media.encode import PieceEncoder
-from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import Frames, ReadFrames
 from musetalk_pipeline.media.segment_frames import checked, frames_in_order
-from musetalk_pipeline.media.shared_readers import ReaderOf, SharedReaders
-from musetalk_pipeline.media.speech_audio import open_audio
+from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.blend import paste_face, soft_mask, unpack_mask
 from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
-from musetalk_pipeline.pixels.crops import FACE_SIDE, PARSE_SIDE, face_crop, parse_input
-from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, target_size, whole_picture
-from musetalk_pipeline.plan import (
-    BLOCK_S,
-    Block,
-    FramePlan,
-    count_output_frames,
-    plan_frames,
-    playing_fps,
-    speech_fps,
-)
-from musetalk_pipeline.survey import KnownSurveys, Survey, face_counter, survey
+from musetalk_pipeline.pixels.crops import cut_out, even_box
+from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, to_picture
+from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, Segment, plan_order, playing_fps
+from musetalk_pipeline.survey import KnownSurveys
+from musetalk_pipeline.track import Track
 from musetalk_pipeline.watch import Check, go_on
 
 BLOCK_BYTES = 384 << 20  # decoded frames of one block: 2 s of 1080p at 60 fps fit (356 MiB)
-MIN_FPS = 1  # of the option `fps`; a lower rate would not be a video
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """SHA-256, in hex, of a job's two files."""
-
-    video: str
-    audio: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobFiles:
-    """A job's two files. If `digests` is None, `open_job` reads the files to compute them.
-    `track_within_s`: see `open_audio`.
-    """
-
-    video: Path
-    audio: Path
-    digests: Digests | None = None
-    track_within_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +74,8 @@ DEFAULT_BLOCKS = BlockSize()
 class OpenJob:
     """A job whose media have been checked, and everything that is decided before the first block.
 
-    `warnings`: sentences for whoever sent the job, about what was decided for them.
+    `warnings`: sentences for whoever sent the job, about what was decided for them. `track`: where
+    the chosen person is; None if none was chosen. `others`: the SHA-256 of the sounds of segments.
     """
 
     source: SourceVideo
@@ -114,6 +84,13 @@ class OpenJob:
     plan: FramePlan
     options: JobOptions
     warnings: tuple[str, ...] = ()
+    track: Track | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def digests(self) -> Digests:
+        """The digests of all files that it was opened with."""
+        return Digests(self.source.sha256, self.audio.sha256, self.others)
 
 
 def open_job(
@@ -126,106 +103,39 @@ def open_job(
     block_size: BlockSize = DEFAULT_BLOCKS,
     known_surveys: KnownSurveys | None = None,
     read_for: ReaderOf | None = None,
+    follows: bool = True,
+    check: Check = go_on,
 ) -> OpenJob:
     """Check both files, choose the output picture and plan the job. Writes into `work_dir` only.
 
     `detector` searches a few frames, so that a video without any face is refused here.
     `known_surveys`: of the same video and options, which save that search. `read_for`: returns what
-    reads the frames that are searched; None starts decoders that end with this call.
+    reads the frames that are searched; None starts decoders that end with this call. `follows`: a
+    chosen person is followed through the video; if not, only the frame of the choice is searched.
+    `check` raises once the result is no longer needed.
 
     Raises:
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
-    source, audio = open_both(files, work_dir, options, limits)
+    media = open_media(files, work_dir, options, limits)
+    source, order = media.source, media.timeline.order
     fps = playing_fps(source.fps, options.frame.fps)
-    n_output = output_frames(audio, fps, options)
-    reached = min(source.n_frames, n_output)
-    found = _find_faces(
-        source, options, detector, known_surveys, read_for, reached=reached, fps=fps
-    )
+    shown = media.timeline.searched
+    search = FaceSearch(source, options, shown, known_surveys, read_for)
+    choice = options.face.face
+    if isinstance(choice, str):
+        found = search.for_faces(detector, fps)
+    elif follows:
+        found = search.for_person(choice, fps, check)
+    else:
+        found = search.of_one_frame(choice)
     picture = fit_picture(source, options.frame, found.faces)
-    plan = plan_frames(source.n_frames, n_output, fps, block_seconds(picture, fps, block_size))
-    warnings = (*size_warnings(source, options.frame), *found.warnings)
-    return OpenJob(source, audio, picture, plan, options, warnings)
-
-
-def output_frames(audio: SpeechAudio, fps: Fraction, options: JobOptions) -> int:
-    """Return how many frames the sound covers; AudioTooShort if it covers none."""
-    frames = count_output_frames(audio.n_samples, speech_fps(fps, options.speech.frame_rate))
-    if frames < 1:
-        raise AudioTooShort(
-            f"The audio is {audio.duration_s * 1000:.0f} ms long, less than one frame of a video "
-            f"with {float(fps):.3g} frames a second. Send longer audio.",
-            duration_s=audio.duration_s,
-        )
-    return frames
-
-
-def _find_faces(
-    source: SourceVideo,
-    options: JobOptions,
-    detector: LandmarkDetector,
-    known: KnownSurveys | None,
-    read_for: ReaderOf | None,
-    *,
-    reached: int,
-    fps: Fraction,
-) -> Survey:
-    """Return a known survey of the frames that the sound reaches, or make one."""
-    is_cropped = options.frame.fit == "crop"
-    found = known and known.find(reached, fps, is_cropped=is_cropped)
-    if found:
-        return found
-    # The frames as the run will decode them, unless the crop depends on the face: then whole.
-    searched = whole_picture(source) if is_cropped else fit_picture(source, options.frame, ())
-    with closing(SharedReaders(1)) as own:
-        found = survey(
-            (read_for or partial(own.of, "survey"))(source, searched),
-            searched,
-            detector,
-            reached=reached,
-            fps=fps,
-            counter=face_counter(),
-            is_cropped=is_cropped,
-        )
-    if known:
-        known.keep(reached, fps, found)
-    return found
-
-
-def open_both(
-    files: JobFiles, work_dir: Path, options: JobOptions, limits: MediaLimits
-) -> tuple[SourceVideo, SpeechAudio]:
-    """Check both files concurrently. If both are unusable, the video's error is the one raised."""
-    is_over = threading.Event()
-
-    def check() -> None:
-        if is_over.is_set():
-            raise JobCancelled("The video cannot be used.")
-
-    digests = files.digests
-    with ThreadPoolExecutor(1, thread_name_prefix="audio") as other:
-        kbps = options.encode.audio_bitrate_kbps
-        sha256 = None if digests is None else digests.audio
-        opening = partial(open_audio, sha256=sha256, track_within_s=files.track_within_s)
-        audio = other.submit(opening, files.audio, work_dir, limits, kbps, check)
-        try:
-            sha256 = None if digests is None else digests.video
-            source = probe_video(files.video, limits, work_dir, sha256=sha256)
-            target_size(source.width, source.height, options.frame)
-            _check_fps(options.frame.fps, limits)
-            return source, audio.result()
-        finally:
-            is_over.set()
-
-
-def _check_fps(fps: float | None, limits: MediaLimits) -> None:
-    if fps is not None and not MIN_FPS <= fps <= limits.max_fps:
-        raise InvalidOptions(
-            f"{fps:g} frames a second cannot be made: {MIN_FPS} to {limits.max_fps:g} are "
-            "accepted.",
-            hint="Leave `fps` out to play the video at its own rate.",
-        )
+    block_s = block_seconds(picture, fps, block_size)
+    plan = plan_order(order, fps, block_s, media.timeline.drawn)
+    own_warnings = (*size_warnings(source, options.frame), *media.timeline.warnings)
+    warnings = (*own_warnings, *found.warnings)
+    made_of = media.audio, picture, plan, options
+    return OpenJob(source, *made_of, warnings, found.track, media.others)
 
 
 def block_seconds(
@@ -262,20 +172,28 @@ def prepare_block(
     read = read or partial(read_frames, job.source, job.picture)
     frames = list(checked(read(first_seen, end_seen), check))
     inner = slice(block.start - first_seen, block.end - first_seen)
-    # Three calls, because whether a face is present may be decided over all frames of a call.
-    found = [
-        landmarks
-        for part in (slice(0, inner.start), inner, slice(inner.stop, None))
-        if frames[part]
-        for landmarks in detector.detect(BgrFrames(frames[part], job.picture, check))
-    ]
+    bgr = BgrFrames(frames, job.picture, check)
+    found = _landmarks(job, bgr, first_seen, inner, detector)
     size = job.picture.width, job.picture.height
-    faces = smooth([face_of(landmarks, *size, options) for landmarks in found], reach)
+    faces = smooth([faces_of(landmarks, *size, options) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
     if options.faceless == "refuse":
-        _require_every_face(job.source, block, block_faces)
-    crops, parse_inputs = _cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
+        require_every_face(job.source, block, block_faces)
+    crops, parse_inputs = cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
     return PreparedBlock(block, block_faces, crops, parse_inputs)
+
+
+def _landmarks(
+    job: OpenJob, frames: BgrFrames, first: int, inner: slice, detector: LandmarkDetector
+) -> list[list[Landmarks]]:
+    """Return what is redrawn in each of the frames from `first` on; `inner`: those of the block."""
+    if job.track is not None:
+        boxes = [job.track.at(number) for number in range(first, first + len(frames))]
+        places = [box and to_picture(box, job.source, job.picture) for box in boxes]
+        return chosen_faces(frames, places, detector)
+    if job.options.face.face == "all":
+        return all_faces(frames, job.picture, detector)
+    return prominent_faces(frames, inner, detector)
 
 
 def compose_segment(
@@ -302,16 +220,41 @@ def compose_segment(
         closing(checked(frames, check)) as ordered,
         PieceEncoder(job.picture, job.plan.fps, job.options.encode, threads=threads) as encoder,
     ):
-        for frame, source_frame, row in zip(ordered, segment.source_frames(), rows, strict=True):
-            face = avatar.faces[source_frame - avatar.block.start]
-            weight = 0.0 if row is None else float(next(next_weight))
-            if face is not None and row is not None and weight > 0:
-                mask = unpack_mask(avatar.masks[row])
-                new = DrawnFace(next(next_drawn), mask, job.options.mask.blur, weight)
-                redraw(frame, job.picture, face, new)
+        for frame, source_frame, of_frame in zip(
+            ordered, segment.source_frames(), rows, strict=True
+        ):
+            faces = in_rows([avatar.faces[source_frame - avatar.block.start]])
+            for face, row in zip(faces, of_frame, strict=True):
+                weight = float(next(next_weight))
+                if weight > 0:
+                    mask = unpack_mask(avatar.masks[row])
+                    new = DrawnFace(next(next_drawn), mask, job.options.mask.blur, weight)
+                    redraw(frame, job.picture, face, new)
             encoder.add(frame)
         data = encoder.finish()
-    return Piece(segment, data, len(drawn.weights))
+    return Piece(segment, data, sum(map(bool, rows)))
+
+
+def compose_source(
+    job: OpenJob,
+    segment: Segment,
+    *,
+    read: ReadFrames | None = None,
+    threads: int = 1,
+    check: Check = go_on,
+) -> Piece:
+    """Encode a segment that draws on no block: the source's frames as they are, none of them
+    counted as a frame with a face. `read`, `threads`, `check`: see `compose_segment`.
+    """
+    frames = frames_in_order(job.source, job.picture, segment, read=read, check=check)
+    with (
+        closing(frames),
+        PieceEncoder(job.picture, job.plan.fps, job.options.encode, threads=threads) as encoder,
+    ):
+        for frame in frames:
+            encoder.add(frame)
+        data = encoder.finish()
+    return Piece(segment, data, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +279,7 @@ def redraw(frame: NDArray[np.uint8], picture: Picture, face: Face, drawn: DrawnF
     mask = mask and mask.clipped(picture.width, picture.height)
     if mask is None:
         return
-    region = _even(mask.box)
+    region = even_box(mask.box)
     before = to_bgr(frame, picture.width, picture.height, picture.colour, region)
     bgr = before.copy()
     paste_face(bgr, region, drawn.pixels, face.box, mask, drawn.weight)
@@ -355,44 +298,3 @@ def require_face(frames_with_face: int, plan: FramePlan) -> None:
             "visible from the front.",
             frames=plan.n_output,
         )
-
-
-def _require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face | None]) -> None:
-    for frame, face in enumerate(faces, block.start):
-        if face is None:
-            at_s = float(frame / source.fps)
-            raise NoFaceFound(
-                f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
-                "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
-                "as they are.",
-                hint="Cut the video there, or leave `faceless` out.",
-                frame=frame,
-                at_s=round(at_s, 3),
-            )
-
-
-def _cut_out(
-    frames: Sequence[NDArray[np.uint8]],
-    faces: Sequence[Face | None],
-    picture: Picture,
-    needs_parse_inputs: bool,
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the face crops and the parser's inputs of the frames with a face."""
-    present = [(frame, face.box) for frame, face in zip(frames, faces, strict=True) if face]
-    n_parsed = len(present) if needs_parse_inputs else 0
-    crops = np.empty((len(present), FACE_SIDE, FACE_SIDE, 3), np.uint8)
-    parse_inputs = np.empty((n_parsed, PARSE_SIDE, PARSE_SIDE, 3), np.uint8)
-    for row, (frame, box) in enumerate(present):
-        around = crop_box(box) if needs_parse_inputs else box
-        region = _even(around.clipped(picture.width, picture.height))
-        bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
-        inner = Box(box.x0 - region.x0, box.y0 - region.y0, box.x1 - region.x0, box.y1 - region.y0)
-        crops[row] = face_crop(bgr, inner)
-        if needs_parse_inputs:
-            parse_inputs[row] = parse_input(bgr, inner)
-    return crops, parse_inputs
-
-
-def _even(box: Box) -> Box:
-    """Return the smallest box with even corners around `box`; a picture's own sides are even."""
-    return Box(box.x0 & ~1, box.y0 & ~1, (box.x1 + 1) & ~1, (box.y1 + 1) & ~1)

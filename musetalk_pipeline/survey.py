@@ -4,6 +4,8 @@
     faces                  ─► the window of `fit=crop`
     several in one frame   ─► a warning that says which of them speaks
 
+If a request chooses a person, all frames are read instead, and the person is followed through them.
+
 A face that is visible for a whole second is never missed in the first minute of a video. Of a
 longer one, `MAX_SAMPLES` frames are searched, however long it is (docs/landmarks.md).
 """
@@ -19,21 +21,29 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import Picture
+from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.boxes import Box, face_box
-from musetalk_pipeline.errors import ModelLoadFailed, NoFaceFound
+from musetalk_pipeline.errors import FaceNotFound, InvalidOptions, ModelLoadFailed, NoFaceFound
+from musetalk_pipeline.face_choice import FacePlace
 from musetalk_pipeline.faces import shared_mesh
 from musetalk_pipeline.faces.detector import LandmarkDetector
+from musetalk_pipeline.faces.following import follow, track_of
+from musetalk_pipeline.faces.tracklets import Pace, TrackletFinder, hit
 from musetalk_pipeline.media.reader import ReadFrames
 from musetalk_pipeline.pixels.colour import BgrFrames
+from musetalk_pipeline.pixels.picture import to_picture, to_source
+from musetalk_pipeline.track import Track
+from musetalk_pipeline.watch import Check, go_on
 
 MIN_SAMPLES, MAX_SAMPLES = 9, 60
 SAMPLES_PER_S = 1
 CROP_SAMPLES = 5  # frames that place the window of `fit=crop`
+PERSON_SAMPLES = 200  # frames with a chosen person that place that window
 COUNTED_SAMPLES = 2  # frames in which faces are counted: each costs a job 0.1 to 0.2 s
 MIN_RIVAL_SHARE = 0.15  # guess: of the speaker's area; smaller faces are background
 ALIKE_SHARE = 0.8  # guess: areas this near to each other are "equally large"
 
+REMEDY = "The option `face` chooses another."
 _NUMBERS = ("No", "One", "Two", "Three", "Four", "Five")
 
 
@@ -47,20 +57,30 @@ class FaceCounter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`faces`: boxes in displayed source pixels, for `fit=crop` only. `warnings`: sentences."""
+    """`faces`: boxes in displayed source pixels, for `fit=crop` only. `warnings`: sentences.
+    `track`: where the chosen person is, if one was chosen.
+    """
 
     faces: tuple[Box, ...]
     warnings: tuple[str, ...]
+    track: Track | None = None
 
 
 class KnownSurveys(Protocol):
     """The surveys of a video by earlier jobs with the same options, and by this one."""
 
-    def find(self, reached: int, fps: Fraction, *, is_cropped: bool) -> Survey | None:
+    def find(self, reached: int, fps: Fraction, *, is_exact: bool) -> Survey | None:
         """Return one that is valid for this job too; None if there is none.
 
-        That of a cropped picture must be of the same frames. Any other is valid if it reached no
-        further, because a face that it found is among this job's frames.
+        If `is_exact`, as for a cropped picture, it must be of the same frames. Any other is valid
+        if it reached no further, because a face that it found is among this job's frames.
+        """
+        ...
+
+    def find_longer(self, reached: int, fps: Fraction) -> Survey | None:
+        """Return one of these frames or, better, of more; None if there is none.
+
+        Whoever was followed further was followed through this job's frames too.
         """
         ...
 
@@ -105,6 +125,95 @@ def survey(
         )
     warning = _warn_of_others(samples, counter, reached) if counter else None
     return Survey(tuple(samples.in_source()) if is_cropped else (), (warning,) if warning else ())
+
+
+def survey_person(
+    read: ReadFrames,
+    source: SourceVideo,
+    picture: Picture,
+    choice: FacePlace,
+    shown: range,
+    check: Check = go_on,
+) -> Survey:
+    """Follow the chosen person through the source frames that are shown.
+
+    `read`: reads them as `picture`; the frame of the choice is read too, and those between.
+    `check` is called before each frame.
+
+    Raises:
+        InvalidOptions: the video has no such frame.
+        FaceNotFound: there is no face at that place. The message says where there are some.
+        NoFaceFound: the person is in none of the frames that are shown.
+    """
+    if choice.frame >= source.n_frames:
+        raise InvalidOptions(
+            f"The option `face` names frame {choice.frame}, but the video ends with frame "
+            f"{source.n_frames - 1}; frames count from 0.",
+            frames=source.n_frames,
+        )
+    place, pace = to_picture(choice.place, source, picture), Pace.at(float(source.fps))
+    finder = TrackletFinder(shared_mesh(), picture, pace, choice.frame, place)
+    first, end = min(shown.start, choice.frame), max(shown.stop, choice.frame + 1)
+    tracklets = finder.run(read(first, end), first, check)
+    at = hit(place, [box for box, _ in finder.at_wanted])
+    if at is None:
+        raise _no_face_there(
+            choice, [to_source(box, source, picture) for box, _ in finder.at_wanted]
+        )
+    mine = follow(tracklets, finder.at_wanted[at][1])
+    track = track_of(mine, lambda box: to_source(box, source, picture))
+    return survey_of(track, source, shown)
+
+
+def survey_of(track: Track, source: SourceVideo, shown: range) -> Survey:
+    """Return what a track means for the source frames that are shown.
+
+    Raises:
+        NoFaceFound: the person is in none of them.
+    """
+    placing = shown[:: max(1, len(shown) // PERSON_SAMPLES)]
+    return Survey(
+        tuple(box for number in placing if (box := track.at(number)) is not None),
+        _warn_of_absence(track, shown, source),
+        track,
+    )
+
+
+def _no_face_there(choice: FacePlace, faces: Sequence[Box]) -> FaceNotFound:
+    """Return the error for a place without a face. `faces`: those of that frame."""
+    places = "; ".join(f"{b.x0}, {b.y0}, {b.width}, {b.height}" for b in faces)
+    count = len(faces)
+    number = _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+    found = f"{number} face was" if count == 1 else f"{number} faces were"
+    where = f", at {places} (x, y, width, height)" if faces else ""
+    return FaceNotFound(
+        f"There is no face {choice}. {found} found in that frame{where}.",
+        faces=count,
+        boxes=places,
+        frame=choice.frame,
+    )
+
+
+def _warn_of_absence(track: Track, shown: range, source: SourceVideo) -> tuple[str, ...]:
+    """Return a sentence if the person is not in all of the frames.
+
+    Raises:
+        NoFaceFound: the person is in none.
+    """
+    visible = track.frames_within(shown.start, shown.stop)
+    if not visible:
+        raise NoFaceFound(
+            "The chosen person was found in no frame that the audio reaches. Choose another one "
+            "with `face`, or send longer audio.",
+            hint="Choose a face in a frame that the audio reaches.",
+        )
+    if visible == len(shown):
+        return ()
+    seconds, all_seconds = float(visible / source.fps), float(len(shown) / source.fps)
+    return (
+        f"The chosen person was found in {seconds:.1f} of {all_seconds:.1f} s of the video; the "
+        "other frames are shown as they are.",
+    )
 
 
 def face_counter() -> FaceCounter | None:
@@ -186,8 +295,8 @@ def _warn_of_others(samples: _SampledFrames, counter: FaceCounter, reached: int)
     count, which = max(crowded)
     faces = f"{_NUMBERS[count] if count < len(_NUMBERS) else count} faces were seen"
     if len({which for _, which in crowded}) > 1:
-        return f"{faces}; in each frame the most prominent one speaks, which may change."
-    return f"{faces}; the {which}, speaks."
+        return f"{faces}; in each frame the most prominent one speaks, which may change. {REMEDY}"
+    return f"{faces}; the {which}, speaks. {REMEDY}"
 
 
 def _which(speaker: Box, rivals: Sequence[Box]) -> str:

@@ -21,7 +21,7 @@ from typer.main import get_command  # noqa: E402
 from lipsync.app import app  # noqa: E402
 from lipsync.exit_codes import MEANINGS  # noqa: E402
 from lipsync.flags import PANELS  # noqa: E402
-from musetalk_pipeline.options import Option, options_of  # noqa: E402
+from musetalk_pipeline.option_spec import Option, options_of  # noqa: E402
 
 
 def commands(group: Any, words: str = "lipsync") -> Iterator[tuple[str, Any]]:

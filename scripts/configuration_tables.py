@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,13 @@ def kind_of(annotation: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{choice}`" for choice in choices)
     if choices and type(None) in choices:
-        return kind_of(next(choice for choice in choices if choice is not type(None)))
+        return ", ".join(kind_of(choice) for choice in choices if choice is not type(None))
     if typing.get_origin(annotation) in (list, tuple):
         return "list"
     names = {int: "whole number", float: "number", str: "text", bool: "yes or no", Path: "path"}
+    if is_dataclass(annotation):
+        keys = ", ".join(f"{each.name}: …" for each in fields(annotation))
+        return f"`{{{keys}}}`"
     return names.get(annotation, "mapping")
 
 
@@ -73,6 +76,8 @@ def default_of(name: str, field: FieldInfo, fallback: dict[str, Any]) -> str:
     value = fallback.get(name) if value is None else value
     if value is None:
         return "none"
+    if isinstance(value, tuple):
+        value = list(value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -189,6 +189,12 @@ def lock_cuda(path: Path) -> None:
     write(path, pins, hashes_of(pins, [("x86_64", 28), ("aarch64", 28)]))
 
 
+def lock_generator(source: Path, path: Path, *, keep: bool) -> None:
+    """Lock the generator of clients, which has an environment of its own."""
+    pins = read(path) if keep else resolve([source], [path] if path.exists() else [])
+    write(path, pins, hashes_of(pins))
+
+
 def main() -> None:
     """Write every lock that is not kept by hand."""
     parser = argparse.ArgumentParser(description="Rewrite the locks from the .in files.")
@@ -214,6 +220,8 @@ def main() -> None:
     write(sbom, bill, hashes_of(bill))
     for path in by_hand:
         rehash(path, hashes)
+    generator = REQUIREMENTS / "client-generator.in"
+    lock_generator(generator, generator.with_suffix(".lock"), keep=options.keep)
     lock_cuda(REQUIREMENTS / "torch-cu13.lock")
 
 

@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 sys.path.insert(0, str(ROOT))
 
+from tests.browser import open_chromium  # noqa: E402
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench  # noqa: E402
 from tests.orchestrator.page_facts import OFFERS, Plant  # noqa: E402
-from tests.orchestrator.pages_browser import open_chromium, operator_at  # noqa: E402
+from tests.orchestrator.pages_browser import operator_at  # noqa: E402
 from tests.orchestrator.running import running_service  # noqa: E402
 
 # A name, a page, the size of the window, and the colour scheme.

@@ -231,10 +231,11 @@ def ready_line(start: Start, facts: dict[str, str]) -> str:
     metrics = (
         f", metrics http://127.0.0.1:{start.metrics_port}/metrics" if not start.cluster else ""
     )
+    studio = f", studio at {base}/" if start.args.studio.enabled else ""
     engine, landmarks = facts.get("engine", "?"), facts.get("landmarks", "?")
     return (
-        f"ready at {base}, documentation at {base}/docs, engine {engine}, landmarks {landmarks}"
-        f"{metrics}. {CallerRules.of(start.env).in_words()}"
+        f"ready at {base}, documentation at {base}/docs{studio}, engine {engine}, "
+        f"landmarks {landmarks}{metrics}. {CallerRules.of(start.env).in_words()}"
     )
 
 

@@ -24,7 +24,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,10 +166,11 @@ def _scratch(env: Environment) -> "tempfile.TemporaryDirectory[str]":
 
 @dataclass(frozen=True, slots=True)
 class _Media:
-    """The files of a job."""
+    """The files of a job. `others`: the sounds of its segments, by their addresses."""
 
     video: Downloaded
     audio: Downloaded
+    others: dict[str, Path]
 
 
 async def _fetch(
@@ -182,7 +183,15 @@ async def _fetch(
         await download(url, folder / name, policy=policy, limits=limits, allowed_folders=folders)
         for url, name in ((request.video_url, "video"), (request.audio_url, "audio"))
     ]
-    return _Media(video, audio)
+    others = {}
+    for number, url in enumerate(request.params.urls, 2):
+        file = await download(
+            url, folder / f"audio{number}", policy=policy, limits=limits, allowed_folders=folders
+        )
+        # Together they may be as large as one input.
+        limits = replace(limits, max_bytes=limits.max_bytes - file.size_bytes)
+        others[url] = file.path
+    return _Media(video, audio, others)
 
 
 def _draw(
@@ -204,6 +213,7 @@ def _draw(
             scratch / "output.mp4",
             request.options(args.job_defaults()),
             tools,
+            others=media.others,
             limits=args.inputs.limits(),
             block_s=args.driver.block_s,
             work_dir=scratch,

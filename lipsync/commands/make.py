@@ -83,7 +83,7 @@ class Order:
 def _draw(order: Order, job: JobOptions, tools: ToolOptions, terminal: Terminal) -> Result:
     """Fetch, draw and write everything that `order` names."""
     from lipsync.job import load, scratch
-    from lipsync.sources import fetch
+    from lipsync.sources import fetch, fetch_others
     from musetalk_pipeline.contact_sheet import write_contact_sheet
     from musetalk_pipeline.pipeline import run
     from musetalk_pipeline.progress_bar import ProgressBar
@@ -91,6 +91,7 @@ def _draw(order: Order, job: JobOptions, tools: ToolOptions, terminal: Terminal)
 
     with scratch(terminal) as folder:
         video, audio = (fetch(source, folder) for source in (order.video, order.audio))
+        others = fetch_others(job.time.urls, folder)
         loaded = load(terminal, tools, job)
         with ProgressBar("frames") as bar:
             result = run(
@@ -99,13 +100,16 @@ def _draw(order: Order, job: JobOptions, tools: ToolOptions, terminal: Terminal)
                 order.target,
                 job,
                 loaded,
+                others=others,
                 work_dir=folder,
                 watch=Watch(deadline_s=order.deadline_s),
                 on_progress=lambda at: bar.show(at.stage, at.frames_done, at.frames_total or None),
             )
         if order.contact_sheet is not None:
             with terminal.working("drawing the contact sheet"):
-                write_contact_sheet(video, order.target, order.contact_sheet)
+                write_contact_sheet(
+                    video, order.target, order.contact_sheet, source_of=result.source_of
+                )
     return result
 
 

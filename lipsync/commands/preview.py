@@ -38,10 +38,11 @@ def preview(
 
     The frame is the first of a few with a face, drawn with the loudest sound of the first segment.
     The green box is that of the face, and the amber one is the crop that is blended. All options
-    of `lipsync make` are accepted, so that they can be tried.
+    of `lipsync make` are accepted, so that they can be tried. The faces of the frame are printed as
+    `--face` takes them, the largest first.
     """
     from lipsync.job import load, scratch
-    from lipsync.sources import check_output, default_output, fetch, read_source
+    from lipsync.sources import check_output, default_output, fetch, fetch_others, read_source
     from musetalk_pipeline.preview import make_preview
 
     terminal = terminal_of(context)
@@ -50,13 +51,19 @@ def preview(
     check_output(target, sources, may_overwrite=force)
     with scratch(terminal) as folder:
         video_file, audio_file = (fetch(source, folder) for source in sources)
+        others = fetch_others(job.time.urls, folder)
         loaded = load(terminal, tools, job)
         with terminal.working("drawing one frame"):
-            made = make_preview(video_file, audio_file, job, loaded)
+            made = make_preview(video_file, audio_file, job, loaded, others=others)
         target.write_bytes(made.png())
     height, width = made.frame.shape[:2]
-    facts = {"source_frame": made.source_frame, "width": width, "height": height}
+    faces = [
+        f"box:{box.x0},{box.y0},{box.width},{box.height}@{made.source_frame}"
+        for box in made.visible
+    ]
+    facts = {"source_frame": made.source_frame, "width": width, "height": height, "faces": faces}
+    rows = [("preview", str(target)), ("source frame", str(made.source_frame))]
     terminal.result(
         {"status": "success", "output": str(target), **facts},
-        [("preview", str(target)), ("source frame", str(made.source_frame))],
+        [*rows, *(("face", face) for face in faces)],
     )

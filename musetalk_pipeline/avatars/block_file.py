@@ -11,15 +11,18 @@ array has the type and the shape that the engines and the compositor rely on.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from musetalk_pipeline.artifacts import AvatarBlock, Face
+from musetalk_pipeline.artifacts import AvatarBlock, Face, in_rows
 from musetalk_pipeline.boxes import Box
+from musetalk_pipeline.face_choice import MOST_FACES
 from musetalk_pipeline.plan import Block
 
 MAGIC = b"LIPSYNC1"  # raised with every change of this format
@@ -55,10 +58,10 @@ def unseal(content: bytes) -> bytes:
 
 def pack_block(avatar: AvatarBlock) -> bytes:
     """Return the content of the file of one block."""
-    faces = [face for face in avatar.faces if face is not None]
+    faces = in_rows(avatar.faces)
     arrays: dict[str, NDArray[np.generic]] = {
         "frames": np.array([avatar.block.start, avatar.block.end], np.int64),
-        "present": np.array([face is not None for face in avatar.faces], np.uint8),
+        "present": np.array([len(in_rows([face])) for face in avatar.faces], np.uint8),
         "points": np.array([face.points for face in faces], np.float32).reshape(-1, 68, 2),
         "boxes": np.array([_sides(face.box) for face in faces], np.int64).reshape(-1, 4),
         "scores": np.array([face.score for face in faces], np.float64),
@@ -84,10 +87,16 @@ def unpack_block(content: bytes, block: Block) -> AvatarBlock:
     faces = iter([Face(points, Box(*map(int, box)), float(score)) for points, box, score in rows])
     return AvatarBlock(
         block=block,
-        faces=tuple(next(faces) if present else None for present in arrays["present"]),
+        faces=tuple(_of_frame(faces, int(count)) for count in arrays["present"]),
         appearance=arrays["appearance"],  # type: ignore[arg-type]  # one of APPEARANCES
         masks=arrays["masks"],  # type: ignore[arg-type]
     )
+
+
+def _of_frame(faces: Iterator[Face], count: int) -> Face | None:
+    """Return the next `count` faces as those of one frame."""
+    own = tuple(itertools.islice(faces, count))
+    return replace(own[0], others=own[1:]) if own else None
 
 
 def _sides(box: Box) -> tuple[int, int, int, int]:
@@ -100,10 +109,10 @@ def _faults(arrays: dict[str, NDArray[np.generic]], block: Block) -> Iterator[st
         yield "the file has other arrays than a block"
         return
     present = arrays["present"]
-    if present.shape != (len(block),) or not np.isin(present, (0, 1)).all():
+    if present.shape != (len(block),) or not np.isin(present, range(MOST_FACES + 1)).all():
         yield "the file has another number of frames"
         return
-    faces = int(np.count_nonzero(present))
+    faces = int(present.sum())
     appearance = arrays["appearance"]
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
         "frames": ("int64", (2,)),

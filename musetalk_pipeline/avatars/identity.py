@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from musetalk_pipeline.artifacts import Picture
+from musetalk_pipeline.face_choice import plain
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -28,6 +29,8 @@ from musetalk_pipeline.options import (
     SpeechOptions,
 )
 from musetalk_pipeline.plan import Block, FramePlan
+from musetalk_pipeline.time_options import TimeOptions
+from musetalk_pipeline.track import Track
 
 # Raised whenever faces, crops, latents or masks are computed differently.
 REVISION = 1
@@ -37,12 +40,12 @@ _PICTURE_CHARS = 12
 IN_IDENTITY: dict[type, frozenset[str]] = {
     FrameOptions: frozenset({"resolution", "aspect_ratio", "fit"}),
     FaceOptions: frozenset(
-        {"version", "bbox_shift", "extra_margin", "box_smoothing", "faceless", "edges"}
+        {"version", "bbox_shift", "extra_margin", "box_smoothing", "faceless", "edges", "face"}
     ),
     MaskOptions: frozenset({"parsing_mode", "left_cheek_width", "right_cheek_width"}),
 }
 # `fps` decides which frames a block has, and those are in its name. `blur` acts when a face is
-# pasted. The others concern the sound or the encoder.
+# pasted. Times decide which blocks there are. The others concern the sound or the encoder.
 NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
     FrameOptions: frozenset({"fps"}),
     MaskOptions: frozenset({"blur"}),
@@ -58,6 +61,12 @@ NOT_IN_IDENTITY: dict[type, frozenset[str]] = {
         }
     ),
     EncodeOptions: frozenset({"crf", "preset", "audio_bitrate_kbps"}),
+    TimeOptions: frozenset(
+        {
+            *("sync_mode", "segments"),
+            *("video_start_s", "video_end_s", "audio_start_s", "audio_end_s"),
+        }
+    ),
 }
 
 
@@ -89,6 +98,10 @@ def avatar_id(video_sha256: str, options: JobOptions, tools: AvatarTools) -> str
         for part in (getattr(options, each) for each in ("frame", "face", "mask"))
         for name in sorted(IN_IDENTITY[type(part)])
     }
+    # Left out if nothing is chosen, so that avatars from before there was a choice are still found.
+    face = chosen.pop("face")
+    if face != "largest":
+        chosen["face"] = plain(face)
     facts = {
         "revision": REVISION,
         "video": video_sha256,
@@ -98,10 +111,21 @@ def avatar_id(video_sha256: str, options: JobOptions, tools: AvatarTools) -> str
     return _digest(facts)[:ID_CHARS]
 
 
-def block_name(block: Block, plan: FramePlan, picture: Picture, options: JobOptions) -> str:
-    """Return the name of a block among those of its avatar."""
+def block_name(
+    block: Block,
+    plan: FramePlan,
+    picture: Picture,
+    options: JobOptions,
+    track: Track | None = None,
+) -> str:
+    """Return the name of a block among those of its avatar. `track`: of the chosen person."""
     first, end = plan.seen(block, options.face.box_smoothing)
-    digest = _digest(asdict(picture))[:_PICTURE_CHARS]
+    facts = asdict(picture)
+    if track is not None:
+        # How far a person is followed depends on the sound, and so may where they are found.
+        boxes = [track.at(frame) for frame in range(first, end)]
+        facts["track"] = [box and asdict(box) for box in boxes]
+    digest = _digest(facts)[:_PICTURE_CHARS]
     return f"{block.start}-{block.end}-{first}-{end}-{digest}"
 
 
@@ -116,10 +140,12 @@ def longer_block(
     """Return, of the blocks with these names, one that begins with all frames of `block`, and its
     name; None if there is none.
 
-    The sound may end inside the last block of a job. The faces of its frames are then the same as
-    in the whole block, unless they depend on frames that follow.
+    The sound, or a span that speaks, may end inside a block. The faces of its frames are then the
+    same as in the whole block, unless they depend on frames that follow, as those of a person who
+    is followed do.
     """
-    if options.face.box_smoothing or tools.face_presence != "landmarks":
+    is_followed = not isinstance(options.face.face, str)
+    if options.face.box_smoothing or tools.face_presence != "landmarks" or is_followed:
         return None
     found = []
     for name in names:

@@ -39,3 +39,11 @@ class LandmarkDetector(Protocol):
         The result depends on each frame alone, without tracking, so any replica returns the same.
         """
         ...
+
+    def refine(
+        self, frames: Sequence[NDArray[np.uint8]], located: Sequence[Landmarks]
+    ) -> list[Landmarks | None]:
+        """Return the points of one face of each frame, which `mesh` has located; None where this
+        detector finds none there. A frame may come several times.
+        """
+        ...

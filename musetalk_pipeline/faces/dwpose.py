@@ -184,9 +184,29 @@ class DwposeDetector:
             found += self._detect_batch(frames[start : start + BATCH_FRAMES])
         return found
 
+    def refine(
+        self, frames: Sequence[NDArray[np.uint8]], located: Sequence[Landmarks]
+    ) -> list[Landmarks | None]:
+        """Return the points of the person whose face was located, one per frame, never None."""
+        found: list[Landmarks | None] = []
+        for start in range(0, len(located), BATCH_FRAMES):
+            part = list(frames[start : start + BATCH_FRAMES])
+            faces = located[start : start + BATCH_FRAMES]
+            people = [
+                person_around(face.points, frame.shape[1], frame.shape[0])
+                for frame, face in zip(part, faces, strict=True)
+            ]
+            found += self._points(part, people)
+        return found
+
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]]) -> list[Landmarks]:
         frames = list(frames)  # they may be made on demand, and are used twice
-        inputs, views = network_input(frames, self._people(frames))
+        return self._points(frames, self._people(frames))
+
+    def _points(
+        self, frames: Sequence[NDArray[np.uint8]], people: Sequence[Box | None] | None
+    ) -> list[Landmarks]:
+        inputs, views = network_input(frames, people)
         points, scores = decode(*run_flip_test(self._network, inputs))
         return [
             Landmarks(view.to_frame(points[i, FACE]), float(scores[i, FACE].clip(0, 1).mean()))

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from musetalk_pipeline.artifacts import Face
+from musetalk_pipeline.artifacts import Face, in_rows
 from musetalk_pipeline.boxes import Box, face_box, with_chin_margin
 from musetalk_pipeline.faces.detector import Landmarks
 from musetalk_pipeline.options import FaceOptions
@@ -50,6 +50,17 @@ def _stretched(points: NDArray[np.float32], inside: Box, whole: Box) -> NDArray[
     return corner + (points - corner) * np.array(growth, np.float32)
 
 
+def faces_of(
+    found: Sequence[Landmarks], width_px: int, height_px: int, options: FaceOptions
+) -> Face | None:
+    """Return the faces to draw in a frame of that size: the first one, with the others; None if
+    there is none.
+    """
+    made = [face_of(each, width_px, height_px, options) for each in found]
+    faces = [face for face in made if face is not None]
+    return replace(faces[0], others=tuple(faces[1:])) if faces else None
+
+
 def smooth(faces: Sequence[Face | None], reach: int) -> list[Face | None]:
     """Return the faces with their boxes averaged over `reach` neighbours on each side.
 
@@ -57,23 +68,27 @@ def smooth(faces: Sequence[Face | None], reach: int) -> list[Face | None]:
     the boxes are the reference's.
     """
     return [
-        face if face is None else replace(face, box=_mean_box(face.box, _near(faces, i, reach)))
+        face if face is None else _smoothed(face, _near(faces, i, reach))
         for i, face in enumerate(faces)
     ]
 
 
+def _smoothed(face: Face, near: Sequence[Box]) -> Face:
+    others = tuple(replace(each, box=_mean_box(each.box, near)) for each in face.others)
+    return replace(face, box=_mean_box(face.box, near), others=others)
+
+
 def _near(faces: Sequence[Face | None], place: int, reach: int) -> list[Box]:
-    around = faces[max(0, place - reach) : place + reach + 1]
-    return [face.box for face in around if face is not None]
+    return [face.box for face in in_rows(faces[max(0, place - reach) : place + reach + 1])]
 
 
 def _mean_box(box: Box, boxes: Sequence[Box]) -> Box:
-    alike = [other for other in boxes if _overlap(box, other) >= ALIKE]
+    alike = [other for other in boxes if overlap(box, other) >= ALIKE]
     sides = zip(*((b.x0, b.y0, b.x1, b.y1) for b in alike), strict=True)
     return Box(*(round(sum(side) / len(alike)) for side in sides))
 
 
-def _overlap(one: Box, other: Box) -> float:
+def overlap(one: Box, other: Box) -> float:
     """Return the intersection over union of two boxes that are not empty."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)

@@ -55,6 +55,7 @@ MIN_PRESENCE = 0.5  # the mesh network's own probability of a face (Thresholding
 MIN_PASSES, MAX_PASSES = 2, 5
 NMS_IOU = 0.3  # NonMaxSuppressionCalculator.min_suppression_threshold
 COUNTED_BOXES = 8  # that are given to the mesh network to count faces; each costs 3 ms
+AROUND = 3  # how much larger than a face the square is in which it is found again
 CANDIDATES = 3  # boxes of one search that are given to the mesh network before a closer one
 
 
@@ -85,6 +86,12 @@ class _Detection:
     @property
     def area(self) -> float:
         return float(np.prod(self.high - self.low))
+
+    def is_about(self, box: Box) -> bool:
+        """Return whether each holds the middle of the other."""
+        (x, y), (u, v) = (self.low + self.high) / 2, box.middle
+        is_inside = box.x0 <= x < box.x1 and box.y0 <= y < box.y1
+        return is_inside and bool((self.low <= (u, v)).all() and ((u, v) < self.high).all())
 
 
 class _Detector:
@@ -131,21 +138,61 @@ class MeshDetector:
         """
         return [self._detect_one(frame) for frame in frames]
 
+    def refine(
+        self, frames: Sequence[NDArray[np.uint8]], located: Sequence[Landmarks]
+    ) -> list[Landmarks | None]:
+        """Return the points as they are, because this detector has located the faces."""
+        return list(located)
+
     def faces(self, frame: NDArray[np.uint8]) -> list[Box]:
         """Return the boxes of all faces that stand out in a frame, the largest first.
 
         The frame is searched as a whole only: faces that are found only in tiles are background.
         """
-        boxes: list[Box] = []
+        return [box for box, _ in self.all_faces(frame)]
+
+    def all_faces(
+        self,
+        frame: NDArray[np.uint8],
+        *,
+        most_boxes: int = COUNTED_BOXES,
+        with_small: bool = False,
+    ) -> list[tuple[Box, Landmarks]]:
+        """Return the boxes and the points of all faces that stand out, the largest first.
+
+        `most_boxes`: that are looked into; a face has one or two. With `with_small`, the frame is
+        searched in tiles too, which takes ten times as long.
+        """
+        found: list[tuple[Box, Landmarks]] = []
         with self._lock:
-            whole = itertools.islice(self._searches(frame), 2)
-            for detection in _by_prominence(list(itertools.chain(*whole)), frame)[:COUNTED_BOXES]:
+            searches = itertools.islice(self._searches(frame), None if with_small else 2)
+            detections = list(itertools.chain(*searches))
+            for detection in _by_prominence(detections, frame)[:most_boxes]:
+                if any(detection.is_about(box) for box, _ in found):
+                    continue  # both networks find the same faces
                 landmarks = self._landmarks(frame, detection)
                 box = None if landmarks is None else face_box(landmarks.points)
-                # Both networks find the same faces, so most boxes come twice.
-                if box is not None and not any(box.is_around_middle_of(seen) for seen in boxes):
-                    boxes.append(box)
-        return sorted(boxes, key=lambda box: -box.area)
+                is_new = box is not None and not any(box.is_around_middle_of(b) for b, _ in found)
+                if box is not None and landmarks is not None and is_new:
+                    found.append((box, landmarks))
+        return sorted(found, key=lambda face: -face[0].area)
+
+    def face_at(self, frame: NDArray[np.uint8], place: Box) -> Landmarks | None:
+        """Return the face whose box is about `place`, in pixels of the frame; None without one.
+
+        Only the surroundings are searched, so other faces, however large, do not matter.
+        """
+        side = max(place.width, place.height) * AROUND
+        x, y = (round(middle - side / 2) for middle in place.middle)
+        with self._lock:
+            for network in (self._short_range, self._full_range):
+                detections = network.find(frame, x, y, side)
+                for detection in _nearest(detections, place)[:CANDIDATES]:
+                    landmarks = self._landmarks(frame, detection)
+                    box = None if landmarks is None else face_box(landmarks.points)
+                    if box is not None and box.is_around_middle_of(place):
+                        return landmarks
+        return None
 
     def _detect_one(self, frame: NDArray[np.uint8]) -> Landmarks | None:
         with self._lock:
@@ -268,6 +315,12 @@ def _by_prominence(found: list[_Detection], frame: NDArray[np.uint8]) -> list[_D
         return -round(np.log(max(detection.area, 1.0)) / np.log(1.25)), distance
 
     return sorted(found, key=rank)
+
+
+def _nearest(found: list[_Detection], place: Box) -> list[_Detection]:
+    """Sort by the distance from a place."""
+    middle = np.array(place.middle, np.float32)
+    return sorted(found, key=lambda one: float(np.linalg.norm((one.low + one.high) / 2 - middle)))
 
 
 def _roi_of_detection(detection: _Detection) -> Roi:

@@ -53,9 +53,17 @@ class ByScore:
 
     def detect(self, frames: Sequence[Frame]) -> list[Landmarks | None]:
         """Return one entry per frame, None where there is no face."""
+        return self._certain(self._detector.detect(frames))
+
+    def refine(
+        self, frames: Sequence[Frame], located: Sequence[Landmarks]
+    ) -> list[Landmarks | None]:
+        """Return the points of a located face of each frame, None where the score is too low."""
+        return self._certain(self._detector.refine(frames, located))
+
+    def _certain(self, found: Sequence[Landmarks | None]) -> list[Landmarks | None]:
         return [
-            found if found is not None and found.score >= self._min_score else None
-            for found in self._detector.detect(frames)
+            each if each is not None and each.score >= self._min_score else None for each in found
         ]
 
 
@@ -92,17 +100,26 @@ class ByS3fd:
         present = find_present(len(frames), self._interval, lambda i: samples[i] is not None)
         wanted = [i for i, is_present in enumerate(present) if is_present]
         found: list[Landmarks | None] = [None] * len(frames)
-        for i, landmarks in zip(
-            wanted, self._detector.detect(_Picked(frames, wanted)), strict=True
-        ):
+        for i, landmarks in zip(wanted, self._detector.detect(Picked(frames, wanted)), strict=True):
             if landmarks is not None and face_box(landmarks.points) is None:
                 landmarks = replace(landmarks, box=samples[i])
             found[i] = landmarks
         return found
 
+    def refine(
+        self, frames: Sequence[Frame], located: Sequence[Landmarks]
+    ) -> list[Landmarks | None]:
+        """Return the points of a located face of each frame.
 
-class _Picked(Sequence[Frame]):
-    """Some of a block's frames. None is kept, because the block may make frames on demand."""
+        S3FD is not asked: it returns one face of a frame, which may be another person's.
+        """
+        return self._detector.refine(frames, located)
+
+
+class Picked(Sequence[Frame]):
+    """Some of a block's frames, each as often as it is picked. None is kept, because the block may
+    make frames on demand.
+    """
 
     def __init__(self, frames: Sequence[Frame], picked: Sequence[int]) -> None:
         self._frames = frames
@@ -133,7 +150,7 @@ class _Samples:
 
     def take(self, wanted: Sequence[int]) -> None:
         """Search several frames at once."""
-        boxes = self._finder.detect(_Picked(self._frames, wanted))
+        boxes = self._finder.detect(Picked(self._frames, wanted))
         self._seen.update(zip(wanted, boxes, strict=True))
 
     def __getitem__(self, i: int) -> Box | None:

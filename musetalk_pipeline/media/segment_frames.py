@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
+from itertools import pairwise
 
 from musetalk_pipeline.artifacts import Picture, SourceVideo
 from musetalk_pipeline.media.decode import read_frames
@@ -35,16 +38,27 @@ def frames_in_order(
     segment after the other; None starts a decoder.
     """
     shown = segment.source_frames()
+    first, end = min(shown), max(shown) + 1
     alone = partial(read_frames, source, picture)
-    if segment.turns is not None:
-        kept = list(checked(alone(0, segment.turns), check))
-        # Copies, because a frame may be shown again, and what is drawn into it is for one use only.
-        yield from (kept[frame].copy() for frame in shown)
-        return
-    if segment.step > 0:
-        yield from checked((read or alone)(shown[0], shown[-1] + 1), check)
+    if all(frame <= following for frame, following in pairwise(shown)):
+        with closing(checked((read or alone)(first, end), check)) as frames:
+            yield from _repeated(frames, first, shown)
         return
     # A running reader could not go on from here, because the next segment lies before this one.
-    held = list(checked(alone(shown[-1], shown[0] + 1), check))
+    held = list(checked(alone(first, end), check))
+    if shown != list(range(first, end))[::-1]:
+        # Copies, because a frame is shown again, and what is drawn into it is for one use only.
+        yield from (held[frame - first].copy() for frame in shown)
+        return
     while held:
         yield held.pop()
+
+
+def _repeated(frames: Frames, first: int, shown: Sequence[int]) -> Frames:
+    """Yield each frame, which are numbered from `first` on, as often as it is shown."""
+    times = Counter(shown)
+    for number, frame in enumerate(frames, first):
+        for _ in range(times[number] - 1):
+            yield frame.copy()
+        if times[number]:
+            yield frame

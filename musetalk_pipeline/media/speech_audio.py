@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,16 @@ import soxr
 from numpy.typing import NDArray
 
 from musetalk_pipeline.artifacts import SoundStream, SpeechAudio
-from musetalk_pipeline.errors import AudioTooShort, InvalidAudio, at_fault
+from musetalk_pipeline.errors import (
+    AudioTooShort,
+    InvalidAudio,
+    InvalidVideo,
+    MediaError,
+    at_fault,
+)
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.media.containers import WAV
+from musetalk_pipeline.media.joined_sound import AAC_RATES, encode_joined
 from musetalk_pipeline.media.media_file import (
     HEADER_S,
     WHOLE_FILE,
@@ -26,14 +35,12 @@ from musetalk_pipeline.media.media_file import (
 )
 from musetalk_pipeline.media.sandbox import Child, ChildLimits, ffmpeg, local_input, run
 from musetalk_pipeline.options import MediaLimits
-from musetalk_pipeline.plan import SAMPLE_RATE
+from musetalk_pipeline.plan import MIN_SAMPLES, SAMPLE_RATE
 from musetalk_pipeline.watch import Check, go_on
 
-MIN_SAMPLES = SAMPLE_RATE * 80 // 1000  # below 80 ms the reference dies (docs/reference.md Q9)
 CUT_OFF_SHARE = 0.9  # see _check_length
 CUT_OFF_S = 1.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 1000, 384_000, 16
-AAC_RATES = (44_100, 48_000)
 BLOCK_FRAMES = 1 << 16
 
 AUDIO_CODECS = frozenset(
@@ -93,24 +100,60 @@ def open_audio(
         size_bytes=media.size_bytes,
         n_samples=n_samples,
         duration_s=n_samples / SAMPLE_RATE,
-        untracked=stream if is_later else None,
+        stream=stream,
+        is_tracked=not is_later,
     )
 
 
-def make_track(audio: SpeechAudio, limits: MediaLimits, bitrate_kbps: int = 128) -> None:
-    """Encode the sound of a job, unless that has been done.
+def open_video_sound(
+    path: Path, out_dir: Path, limits: MediaLimits, sha256: str
+) -> tuple[SpeechAudio, Fraction] | None:
+    """Return the sound of a video, and how many seconds after the picture it begins; None if it
+    has none. Its track is not made.
+
+    Raises:
+        InvalidAudio, MediaTooLarge, DeadlineExceeded: as `open_audio`, with the video at fault.
+    """
+    media = admit(path, limits, InvalidVideo, sha256)
+    if all(stream.get("codec_type") != "audio" for stream in media.streams):
+        return None
+    try:
+        audio = open_audio(path, out_dir, limits, sha256=sha256, track_within_s=-1.0)
+    except AudioTooShort:
+        return None
+    except MediaError as error:
+        error.input = "video"
+        raise
+    picture_s = media.start_s
+    if media.container.starts_with_picture:
+        picture_s = min(_start_s(one) for one in media.streams if one["codec_type"] == "video")
+    return audio, _start_s(_choose_audio(media)) - picture_s
+
+
+def _start_s(stream: dict[str, Any]) -> Fraction:
+    return Fraction(stream.get("start_time") or 0)
+
+
+def make_track(audio: SpeechAudio, limits: MediaLimits, bitrate_kbps: int = 128) -> SpeechAudio:
+    """Encode the sound of a job, unless that has been done; return it with its track.
 
     Raises:
         InvalidAudio: it cannot be decoded, though its samples could be.
         DeadlineExceeded: it took too long.
     """
-    stream = audio.untracked
-    if stream is None or audio.track_path.exists():
-        return
-    limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=limits.max_bytes)
+    tracked = replace(audio, is_tracked=True)
+    if audio.is_tracked or audio.track_path.exists():
+        return tracked
     with replacing(audio.track_path) as track:
-        done = run(_reading(stream, _track(stream, track, bitrate_kbps)), limit)
+        if audio.parts:
+            encode_joined(audio.parts, track, limits, bitrate_kbps)
+            return tracked
+        assert audio.stream is not None, "what is not tracked yet has been opened here"
+        limit = ChildLimits(HEADER_S + limits.max_duration_s, file_bytes=limits.max_bytes)
+        command = _reading(audio.stream, _track(audio.stream, track, bitrate_kbps))
+        done = run(command, limit)
         _require_decoded(done.returncode, done.message)
+    return tracked
 
 
 def _require_decoded(returncode: int, message: str) -> None:

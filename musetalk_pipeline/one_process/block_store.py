@@ -29,10 +29,11 @@ class BlockStore:
         in_memory: int = IN_MEMORY,
         on_disk_frames: int = ON_DISK_FRAMES,
     ) -> None:
-        self._uses = Counter(segment.block for segment in plan.segments)
+        self._uses = plan.uses()
         self._first_use: dict[int, int] = {}
         for segment in plan.segments:
-            self._first_use.setdefault(segment.block, segment.index)
+            if segment.block is not None:
+                self._first_use.setdefault(segment.block, segment.index)
         self._kept = _blocks_to_keep(plan, self._uses, on_disk_frames)
         self._folder = folder
         self._in_memory = in_memory

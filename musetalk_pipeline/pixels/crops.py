@@ -6,12 +6,16 @@ the parser's picture with Pillow, because their results differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from musetalk_pipeline.artifacts import Face, Picture, in_rows
 from musetalk_pipeline.boxes import Box, crop_box
+from musetalk_pipeline.pixels.colour import to_bgr
 
 FACE_SIDE = 256  # the side of the VAE's picture
 PARSE_SIDE = 512  # the side of the parser's picture
@@ -59,3 +63,34 @@ def _cut(frame: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     top, left = inside.y0 - box.y0, inside.x0 - box.x0
     out[top : top + part.shape[0], left : left + part.shape[1]] = part
     return out
+
+
+def cut_out(
+    frames: Sequence[NDArray[np.uint8]],
+    faces: Sequence[Face | None],
+    picture: Picture,
+    needs_parse_inputs: bool,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the face crops and the parser's inputs of all faces."""
+    present = [
+        (frame, each.box)
+        for frame, face in zip(frames, faces, strict=True)
+        for each in in_rows([face])
+    ]
+    n_parsed = len(present) if needs_parse_inputs else 0
+    crops = np.empty((len(present), FACE_SIDE, FACE_SIDE, 3), np.uint8)
+    parse_inputs = np.empty((n_parsed, PARSE_SIDE, PARSE_SIDE, 3), np.uint8)
+    for row, (frame, box) in enumerate(present):
+        around = crop_box(box) if needs_parse_inputs else box
+        region = even_box(around.clipped(picture.width, picture.height))
+        bgr = to_bgr(frame, picture.width, picture.height, picture.colour, region)
+        inner = Box(box.x0 - region.x0, box.y0 - region.y0, box.x1 - region.x0, box.y1 - region.y0)
+        crops[row] = face_crop(bgr, inner)
+        if needs_parse_inputs:
+            parse_inputs[row] = parse_input(bgr, inner)
+    return crops, parse_inputs
+
+
+def even_box(box: Box) -> Box:
+    """Return the smallest box with even corners around `box`; a picture's own sides are even."""
+    return Box(box.x0 & ~1, box.y0 & ~1, (box.x1 + 1) & ~1, (box.y1 + 1) & ~1)

@@ -44,6 +44,43 @@ def whole_picture(source: SourceVideo) -> Picture:
     return _cropped(source, _even(source.width), _even(source.height), ())
 
 
+def to_source(box: Box, source: SourceVideo, picture: Picture) -> Box:
+    """Return where a box of the picture is in the displayed source."""
+    crop = _shown(source, picture)
+    across, down = crop.width / picture.scaled_width, crop.height / picture.scaled_height
+    return Box(
+        round((box.x0 - picture.pad_x) * across) + crop.x0,
+        round((box.y0 - picture.pad_y) * down) + crop.y0,
+        round((box.x1 - picture.pad_x) * across) + crop.x0,
+        round((box.y1 - picture.pad_y) * down) + crop.y0,
+    )
+
+
+def to_picture(box: Box, source: SourceVideo, picture: Picture) -> Box:
+    """Return where a box of the displayed source is in the picture; it may lie outside."""
+    crop = _shown(source, picture)
+    across, down = picture.scaled_width / crop.width, picture.scaled_height / crop.height
+    return Box(
+        round((box.x0 - crop.x0) * across) + picture.pad_x,
+        round((box.y0 - crop.y0) * down) + picture.pad_y,
+        round((box.x1 - crop.x0) * across) + picture.pad_x,
+        round((box.y1 - crop.y0) * down) + picture.pad_y,
+    )
+
+
+def is_shown(box: Box, picture: Picture) -> bool:
+    """Return whether a box of the picture is in the source's part of it, and not in the blurred
+    copy around that (`surround`).
+    """
+    x, y = box.middle
+    right, bottom = picture.pad_x + picture.scaled_width, picture.pad_y + picture.scaled_height
+    return picture.pad_x <= x < right and picture.pad_y <= y < bottom
+
+
+def _shown(source: SourceVideo, picture: Picture) -> Box:
+    return picture.crop or Box(0, 0, source.width, source.height)
+
+
 def size_warnings(source: SourceVideo, options: FrameOptions) -> tuple[str, ...]:
     """Return a sentence if the output cannot have the requested size, or the source's."""
     width, height = target_size(source.width, source.height, options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 MAX_SHOWN_CHARS = 300
@@ -22,6 +24,20 @@ def shown_url(url: str) -> str:
     # JSON can carry half a surrogate pair, which UTF-8 cannot.
     shown = quote(text, safe=_SAFE_IN_SHOWN_URL, errors="replace")
     return shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + "..."
+
+
+def with_urls(params: Any, change: Callable[[str], str]) -> Any:
+    """Return the params of a job with every address among them changed: each `url` of an object,
+    such as that of a segment's own audio.
+    """
+    if isinstance(params, Mapping):
+        changed = {name: with_urls(value, change) for name, value in params.items()}
+        if isinstance(url := params.get("url"), str):
+            changed["url"] = change(url)
+        return changed
+    if isinstance(params, list | tuple):
+        return [with_urls(value, change) for value in params]
+    return params
 
 
 def _without_folders(url: str) -> str:

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from orchestrator.net.addresses import parse_location
+from orchestrator.net.shown import with_urls
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
 from orchestrator.store.delivery_values import Delivery
@@ -151,7 +152,7 @@ def job_body(job: Job) -> dict[str, Any]:
             "audio_url": without_query(job.audio_url),
             "aspect_ratio": job.aspect_ratio,
             "resolution": job.resolution,
-            "params": job.params or {},
+            "params": with_urls(job.params or {}, without_query),
         },
         "progress": {
             "phase": job.phase,

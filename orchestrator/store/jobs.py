@@ -297,7 +297,9 @@ def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules, *, redo: bool) -
     if row["content_key"] != new.content_key:
         raise JobConflict("the job has different content", new.id)
     if not state.is_terminal:
-        addresses = {"video_url": new.video_url, "audio_url": new.audio_url}
+        addresses: dict[str, Any] = {"video_url": new.video_url, "audio_url": new.audio_url}
+        if new.params:
+            addresses["params"] = dict(new.params)  # it may hold addresses too
         tx.execute(statements.UPDATE_JOB.values(addresses), job_id=row["id"])
     return False
 

@@ -209,6 +209,35 @@ subscribers = sa.Table(
     sa.Column("is_notified", sa.Boolean, nullable=False),
 )
 
+# Jobs that were submitted together.
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("client", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("content_key", sa.Text, nullable=False),  # digest of what its jobs ask for
+    sa.Column("size", sa.Integer, nullable=False),  # a batch with fewer jobs is forgotten
+    sa.Column("webhook_url", sa.Text),
+    sa.Column("metadata", Json),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("noticed_at", Instant),  # when it was noticed that all had ended
+    sa.UniqueConstraint("client", "idempotency_key"),
+    sa.Index("ix_batches_noticed", "noticed_at"),
+)
+
+batch_jobs = sa.Table(
+    "batch_jobs",
+    metadata,
+    sa.Column(
+        "batch_id", sa.Text, sa.ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True
+    ),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column(
+        "job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+)
+
 # Always empty: writing a row and removing it shows whether the database can be written.
 probe = sa.Table("probe", metadata, sa.Column("room", sa.LargeBinary, nullable=False))
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import JsonValue
 
+from orchestrator.net.shown import with_urls
 from orchestrator.routing import Requirements, RoutingRules
 from orchestrator.routing.values import ANY_GPU
 from orchestrator.scaling.learnt import Learnt
@@ -91,7 +92,7 @@ class NewJob:
             same_address(self.audio_url),
             self.aspect_ratio,
             self.resolution,
-            dict(self.params or {}),
+            with_urls(self.params or {}, same_address),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

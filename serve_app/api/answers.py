@@ -8,6 +8,8 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from orchestrator.net.shown import with_urls
+from orchestrator.store.batch_values import Batch
 from serve_app.contract.codes import hint_of
 from serve_app.contract.errors import error_body
 from serve_app.contract.outcomes import Failure, Outcome, Success
@@ -64,7 +66,7 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
             "audio_url": shown_url(request.audio_url),
             "aspect_ratio": request.aspect_ratio,
             "resolution": request.resolution,
-            "params": request.params.model_dump(exclude_none=True),
+            "params": with_urls(request.params.as_json(), shown_url),
         },
         "progress": {
             "phase": str(job.progress.phase),
@@ -79,6 +81,30 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
         "metadata": job.metadata,
         "created_at": _utc(job.created),
         "updated_at": _utc(job.updated),
+    }
+
+
+def batch_body(batch: Batch, links: Links | None = None) -> dict[str, Any]:
+    """Return a batch, and its jobs in short."""
+    return {
+        "id": batch.id,
+        "status": batch.status,
+        "counts": batch.counts,
+        "progress": round(batch.progress, 4),
+        "jobs": [
+            {
+                "id": job.id,
+                "status": job.status,
+                "output_url": links.link(job.output_url)
+                if links and job.output_url
+                else job.output_url,
+                "error": job.error,
+            }
+            for job in batch.jobs
+        ],
+        "metadata": batch.metadata,
+        "created_at": _utc(batch.created_at),
+        "ended_at": None if batch.ended_at is None else _utc(batch.ended_at),
     }
 
 

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from orchestrator.job_api.document import describe
+from serve_app.api import documentation
 from serve_app.api.description import DESCRIPTION, SUMMARY, TAGS, operation_id
 from serve_app.api.errors import (
     ERROR_HANDLERS,
@@ -24,6 +25,7 @@ from serve_app.api.errors import (
 from serve_app.api.routers import ROUTERS
 from serve_app.api.services import Services
 from serve_app.config.settings import API_VERSION
+from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate
 from serve_app.studio.routes import studio_router
 
@@ -37,6 +39,8 @@ def build_api(services: Services) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         generate_unique_id_function=operation_id,
+        docs_url=None,  # ours work offline
+        redoc_url=None,
         exception_handlers={
             RequestValidationError: on_invalid,
             HTTPException: on_http_error,
@@ -44,8 +48,14 @@ def build_api(services: Services) -> FastAPI:
         },
     )
     # The gate in the proxy cannot check links, and a proxy may not run it, so this one checks all.
-    api.add_middleware(Gate, access=services.access, limits=INGRESS_LIMITS)
+    api.add_middleware(
+        Gate,
+        access=services.access,
+        limits=INGRESS_LIMITS,
+        cross_origin=CrossOrigin(services.options.cors_origins),
+    )
     add_routes(api, services)
+    api.include_router(documentation.router)
     describe(api)
     if services.options.has_page:
         api.include_router(studio_router())

@@ -45,6 +45,7 @@ from serve_app.graph.scaling_loop import Scaling
 from serve_app.graph.serve_controller import ServeController
 from serve_app.graph.stage_calls import StageCalls
 from serve_app.graph.transfers import length_of
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
@@ -133,6 +134,8 @@ def assemble(
         timing=timing,
         estimator=estimator or _estimator_of(args),
     )
+    if streams is not None:
+        streams.on_ready = jobs.announce
     jobs.publish = links.for_notifications().publish
     capacity = jobs_at_a_time(args, env)
     rules = CallerRules.of(env, has_page=args.studio.enabled)
@@ -140,6 +143,7 @@ def assemble(
     availability = Availability(readiness, jobs.threads.is_writable)
     return Services(
         jobs=jobs,
+        batches=BatchService(jobs, args.queue.max_batched_jobs),
         availability=availability,
         access=AccessControl(rules, links.signer),
         links=links,

@@ -15,6 +15,7 @@ every request, as `X-Internal-API-Key` or as `Authorization: Bearer`.
 """
 TAGS = [
     {"name": "jobs", "description": "Jobs that run in the background: submit, follow, cancel."},
+    {"name": "batches", "description": "Many jobs in one request, with one state and one webhook."},
     {"name": "synchronous", "description": "Answers that wait for the work itself."},
     {"name": "avatars", "description": "What is prepared of a video ahead of its jobs."},
     {"name": "uploads", "description": "Files that have no address, sent to the worker."},

@@ -43,7 +43,7 @@ class BadField(Exception):
 
     def __init__(self, field: str, reason: str, hint: str | None = None) -> None:
         super().__init__(f"{field}: {reason.rstrip('.')}")
-        self.field, self.hint = field, hint
+        self.field, self.reason, self.hint = field, reason, hint
 
 
 class RequestRejected(Exception):

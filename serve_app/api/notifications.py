@@ -4,8 +4,10 @@ import asyncio
 import hashlib
 from dataclasses import replace
 
-from serve_app.api.answers import job_body
+from orchestrator.store.batch_values import Batch
+from serve_app.api.answers import batch_body, job_body
 from serve_app.gate.links import Links
+from serve_app.jobs.batches import BatchStore
 from serve_app.jobs.job import PendingNotification
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.state_file import StateThreads
@@ -22,16 +24,27 @@ async def notify_forever(
     webhooks: WebhookSender,
     links: Links | None = None,
 ) -> None:
-    """Queue the notifications that are not queued yet, until cancelled.
+    """Queue the notifications that are not queued yet, of jobs and of batches, until cancelled.
 
     Raises:
         StoreUnavailable: the registry cannot be used now. Call this again later.
     """
+    batches = BatchStore(registry.file)
     while True:
         for notification in await threads.read(registry.pending_notifications, NOTIFY_AT_ONCE):
             await webhooks.enqueue(event_of(notification, links))
             await threads.write(registry.mark_notified, notification)
+        for batch in await threads.read(batches.at_end, NOTIFY_AT_ONCE):
+            await webhooks.enqueue(event_of_batch(batch, links))
+            await threads.write(batches.mark_ended, batch.id)
         await asyncio.sleep(NOTIFY_POLL_S)
+
+
+def event_of_batch(batch: Batch, links: Links | None = None) -> Event:
+    """Return the event of a batch whose jobs have all ended. A batch has only one."""
+    assert batch.webhook_url is not None
+    kind = f"avatar.batch.{batch.status}"
+    return Event(f"evt_{batch.id}", kind, batch.webhook_url, batch_body(batch, links))
 
 
 def event_of(notification: PendingNotification, links: Links | None = None) -> Event:

@@ -13,12 +13,13 @@ from fastapi import Depends, FastAPI, Request
 from serve_app.api.draining import Draining
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
-from serve_app.config.settings import AppArgs
+from serve_app.config.settings import AppArgs, cors_origins
 from serve_app.fleet.polling import Polling
 from serve_app.fleet.pushed_reports import PushedReports
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.links import LinkMaker
 from serve_app.graph.scaling_loop import Scaling
+from serve_app.jobs.batches import BatchService
 from serve_app.jobs.service import JobService
 from serve_app.outputs.local import LocalStore
 from serve_app.streams.streams import Streams
@@ -79,6 +80,7 @@ class ApiOptions:
     build_commit: str = "unknown"
     build_time: str = "unknown"
     image_digest: str = "unknown"
+    cors_origins: tuple[str, ...] = ()
     has_page: bool = False
 
     @classmethod
@@ -90,6 +92,7 @@ class ApiOptions:
             build_commit=env.build_commit,
             build_time=env.build_time,
             image_digest=env.image_digest,
+            cors_origins=cors_origins(args, env),
             has_page=args.studio.enabled,
         )
 
@@ -123,6 +126,7 @@ class Services:
     """
 
     jobs: JobService
+    batches: BatchService
     availability: Availability
     access: AccessControl
     links: LinkMaker

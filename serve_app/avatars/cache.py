@@ -64,11 +64,8 @@ class AvatarCache:
             name = _name(job, block)
             if name in names:
                 found[block.index] = name + BLOCK_SUFFIX
-        last = job.plan.blocks[-1]
-        if last.index not in found:
-            longer = self._longer(names, job, last)
-            if longer is not None:
-                found[last.index] = longer[0] + BLOCK_SUFFIX
+            elif (longer := self._longer(names, job, block)) is not None:
+                found[block.index] = longer[0] + BLOCK_SUFFIX
         return found
 
     def load(
@@ -129,4 +126,4 @@ class AvatarCache:
 
 
 def _name(job: OpenJob, block: Block) -> str:
-    return block_name(block, job.plan, job.picture, job.options)
+    return block_name(block, job.plan, job.picture, job.options, job.track)

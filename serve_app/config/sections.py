@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from musetalk_pipeline.options import MediaLimits, Speedup
+from serve_app.config.origins import origin_of
 from serve_app.inputs.download_body import DownloadLimits
 from serve_app.net.addresses import AddressPolicy
 from serve_app.scheduling.pool_state import Policy
@@ -266,6 +267,12 @@ class QueueSettings(Section):
     max_queued_jobs: int = Field(
         100, ge=1, description="Further jobs are answered with 429 and Retry-After."
     )
+    max_batched_jobs: int = Field(
+        1000,
+        ge=1,
+        description="As many jobs of batches may wait in addition. A batch with more is answered "
+        "with 429.",
+    )
     max_attempts: int = Field(
         3, ge=1, le=10, description="How often one job is started, restarts included."
     )
@@ -282,6 +289,21 @@ class QueueSettings(Section):
         description="How long running jobs may go on while the application is deployed again. "
         "Those that take longer start again in the new ingress, which waits for the old one.",
     )
+
+
+class HttpSettings(Section):
+    """What browsers may do."""
+
+    cors_origins: list[str] = Field(
+        default_factory=list,
+        description="The origins (https://app.example) whose pages may read answers. They need the "
+        "key as all callers do. With *, pages of all sites may.",
+    )
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, texts: list[str]) -> list[str]:
+        return [origin_of(text) for text in texts]
 
 
 class LinkSettings(Section):

@@ -14,12 +14,14 @@ from pydantic import Field, field_validator, model_validator
 from musetalk_pipeline.engines import EngineChoice
 from musetalk_pipeline.faces import DetectorName, PersonBox, Presence
 from musetalk_pipeline.loading import ToolOptions
-from musetalk_pipeline.options import JobOptions, Version, defaults_for, options_of
+from musetalk_pipeline.option_spec import options_of
+from musetalk_pipeline.options import JobOptions, Version, defaults_for
 from serve_app.config.environment import Environment
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.sections import (
     AvatarSettings,
     DriverSettings,
+    HttpSettings,
     InputSettings,
     LinkSettings,
     PoolSettings,
@@ -42,6 +44,7 @@ __all__ = [
     "AppArgs",
     "AvatarSettings",
     "DriverSettings",
+    "HttpSettings",
     "InputSettings",
     "LinkSettings",
     "PoolSettings",
@@ -55,6 +58,7 @@ __all__ = [
     "StudioSettings",
     "UploadSettings",
     "configured_jobs",
+    "cors_origins",
     "jobs_at_a_time",
     "jobs_for",
     "reported_jobs",
@@ -124,6 +128,7 @@ class AppArgs(Section):
         "request came by; in webhooks and reports, with the address that is listened on.",
     )
     links: LinkSettings = LinkSettings()
+    http: HttpSettings = HttpSettings()
     studio: StudioSettings = StudioSettings()
     stack_traces: bool = Field(
         False, description="Answers with status 500 contain the stack trace."
@@ -171,8 +176,12 @@ class AppArgs(Section):
 
     def job_defaults(self) -> JobOptions:
         """Return the options of a job that chooses nothing."""
-        chosen = self.defaults.model_dump(exclude_none=True)
-        return defaults_for(self.version).with_choices(chosen)
+        return defaults_for(self.version).with_choices(self.defaults.chosen())
+
+
+def cors_origins(args: AppArgs, env: Environment) -> tuple[str, ...]:
+    """Return the origins of pages that may read answers."""
+    return tuple(sorted({*args.http.cors_origins, *env.cors_origins}))
 
 
 def jobs_at_a_time(args: AppArgs, env: Environment) -> int:

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticUseDefault
 from pydantic_settings import NoDecode
 
+from serve_app.config.origins import origin_of
+
 # Where jobs come from: claimed from the orchestrator's queue or its buffer, or pushed.
 Mode = Literal["poll", "buffer", "queue"]
 MODES: tuple[Mode, ...] = ("poll", "buffer", "queue")
@@ -62,6 +64,10 @@ def _folders(value: Any) -> tuple[Path, ...]:
     return tuple(Path(folder) for folder in folders if folder)
 
 
+def _origins(value: Any) -> tuple[str, ...]:
+    return tuple(origin_of(origin) for origin in _hosts(value))
+
+
 def _mode(value: Any) -> str:
     mode = str(value).strip().lower()
     if not mode:
@@ -91,6 +97,7 @@ Name = Annotated[str, BeforeValidator(_name)]
 # NoDecode: these lists are not written as JSON.
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hosts)]
 Folders = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_folders)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 WorkerMode = Annotated[Mode, BeforeValidator(_mode)]
 IsSource = Annotated[bool, BeforeValidator(_is_source)]
 IsJson = Annotated[bool, BeforeValidator(_is_json)]

@@ -20,6 +20,7 @@ from serve_app.config.variable_kinds import (
     IsJson,
     IsSource,
     Name,
+    Origins,
     WorkerMode,
 )
 
@@ -77,6 +78,12 @@ class Callers(Variables):
         False,
         validation_alias="WORKER_PING_PUBLIC",
         description="`true` opens `/v1/ping` to everybody.",
+    )
+    cors_origins: Origins = Field(
+        (),
+        validation_alias="LIPSYNC_CORS_ORIGINS",
+        description="Further origins whose pages may read answers, separated by commas. The "
+        "launcher sets it for the proxies.",
     )
     webhook_secret: SecretStr | None = Field(
         None,

@@ -16,8 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from musetalk_pipeline.errors import InvalidOptions
+from musetalk_pipeline.option_spec import options_of
 from musetalk_pipeline.options import FrameOptions
 from musetalk_pipeline.pixels.picture import target_size
+from musetalk_pipeline.time_options import TimeOptions
 from serve_app.contract.requests import (
     AVATAR_ID,
     KEPT_VIDEO,
@@ -88,7 +90,11 @@ def read_leniently(
         fields["musetalk_job_id"] = str(job_id)
     if not legacy_size_source:
         fields |= _sizes(payload.get("aspect_ratio"), payload.get("resolution"), warnings)
-    fields["params"] = _params(payload.get("params"), warnings)
+    params = _params(payload.get("params"), warnings)
+    if not accepts_uploads and any(is_upload(url) for url in params.urls):
+        warnings.append("params.segments: uploads cannot be used here; no segment was used.")
+        params = params.model_copy(update={"segments": None})
+    fields["params"] = params
     return JobRequest.model_validate(fields), tuple(warnings)
 
 
@@ -177,11 +183,22 @@ def _params(given: object, warnings: list[str]) -> Params:
         try:
             Params.model_validate({name: given[name]})
         except ValidationError as exc:
-            reason = exc.errors(include_input=False, include_url=False)[0]["msg"]
-            warnings.append(f"params.{name}: {reason}; the default was used.")
+            warnings.append(f"params.{name}: {_reason(exc)}; the default was used.")
         else:
             good[name] = given[name]
-    return Params.model_validate(good)
+    try:
+        return Params.model_validate(good)
+    except ValidationError as exc:
+        warnings.append(f"params: {_reason(exc)}; no time in them was used.")
+        times = {option.name for option in options_of(TimeOptions)}
+        return Params.model_validate({name: good[name] for name in good.keys() - times})
+
+
+def _reason(exc: ValidationError) -> str:
+    """Return the first fault without the value that was given, and without a full stop."""
+    error = exc.errors(include_input=False, include_url=False)[0]
+    own = error.get("ctx", {}).get("error")
+    return str(own or error["msg"]).removesuffix(".")
 
 
 def _listed(names: list[Any]) -> str:

@@ -7,28 +7,54 @@ of `Params` are made from the options' own definition in musetalk_pipeline/optio
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
     StringConstraints,
     create_model,
     field_validator,
+    model_validator,
 )
 from pydantic.config import JsonDict
 
-from musetalk_pipeline.options import JobOptions, Option, job_options
+from musetalk_pipeline.errors import InvalidOptions
+from musetalk_pipeline.option_spec import Option
+from musetalk_pipeline.options import JobOptions, job_options
 from orchestrator.job_api.described import shows
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
+MAX_BATCH_JOBS = 500
 MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
 # The bound also makes pydantic check the characters: half a surrogate pair cannot be sent back.
 MetadataText = Annotated[str, Field(max_length=4096)]
+
+
+def _few_entries(value: Any) -> Any:
+    """Count before the entries are validated: each one costs an error of its own."""
+    if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
+        raise ValueError(f"at most {MAX_METADATA_ENTRIES} entries are kept")
+    return value
+
+
+def _small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
+        raise ValueError(f"at most {MAX_METADATA_BYTES} bytes are kept, as JSON and in all")
+    return value
+
+
+Metadata = Annotated[
+    dict[MetadataText, MetadataText | int | FiniteFloat | bool | None],
+    BeforeValidator(_few_entries),
+    AfterValidator(_small),
+]
 
 
 class _Choices(BaseModel):
@@ -37,6 +63,31 @@ class _Choices(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def chosen(self) -> dict[str, object]:
+        """Return the options that are chosen, by their names."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The addresses of the sounds that segments have of their own, each once, in order."""
+        return JobOptions().with_choices(self.chosen()).time.urls
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the options that are chosen, as JSON can hold them."""
+        return self.model_dump(mode="json", include=set(self.chosen()))
+
+    @model_validator(mode="after")
+    def _times_fit_together(self) -> Self:
+        try:
+            JobOptions().with_choices(self.chosen()).time.check()
+        except InvalidOptions as exc:
+            raise ValueError(exc.message.removesuffix(".")) from exc
+        for url in self.urls:
+            if len(url) > MAX_URL_CHARS or is_inside(url):
+                raise ValueError("segments: use an http, https, upload or file address as `url`")
+        return self
 
 
 def _fields() -> dict[str, Any]:
@@ -132,6 +183,11 @@ class JobRequest(BaseModel):
         return self.audio_url.startswith(SILENCE)
 
     @property
+    def addresses(self) -> tuple[str, ...]:
+        """All addresses that media are fetched from."""
+        return self.video_url, self.audio_url, *self.params.urls
+
+    @property
     def avatar_id(self) -> str | None:
         """The avatar whose kept video is used; None if the video has an address."""
         is_kept = self.video_url.startswith(KEPT_VIDEO)
@@ -140,7 +196,8 @@ class JobRequest(BaseModel):
     def options(self, defaults: JobOptions) -> JobOptions:
         """Return the deployment's defaults with this request's choices on top."""
         size = {"resolution": self.resolution, "aspect_ratio": self.aspect_ratio}
-        return defaults.with_choices({**self.params.model_dump(exclude_none=True), **size})
+        options = defaults.with_choices({**self.params.chosen(), **size})
+        return replace(options, time=options.time.of_video()) if self.is_avatar else options
 
 
 class PreviewRequest(JobRequest):
@@ -199,23 +256,58 @@ class JobCreate(BaseModel):
         None, min_length=1, max_length=MAX_ID_CHARS, description="Yours, or one is made."
     )
     webhook_url: str | None = Field(None, max_length=MAX_URL_CHARS, repr=False)
-    metadata: dict[MetadataText, MetadataText | int | FiniteFloat | bool | None] | None = Field(
+    metadata: Metadata | None = Field(
         None, description="Given back with the job; at most 64 entries and 16 KiB."
     )
 
-    @field_validator("metadata", mode="before")
+
+class BatchCreate(BaseModel):
+    """`POST /v1/avatar/batches`. A field that is not here is refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra=shows(
+            {
+                "jobs": [
+                    {**_MEDIA, "musetalk_job_id": "ad-de"},
+                    {**_MEDIA, "musetalk_job_id": "ad-fr", "resolution": "720p"},
+                ],
+                "webhook_url": "https://hooks.example/lipsync",
+                "metadata": {"campaign": "spring"},
+            }
+        ),
+    )
+
+    jobs: list[JobCreate] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    webhook_url: str | None = Field(
+        None,
+        max_length=MAX_URL_CHARS,
+        description="It is sent a signed POST when all jobs have ended.",
+        repr=False,
+    )
+    metadata: Metadata | None = Field(
+        None, description="Given back with the batch; at most 64 entries and 16 KiB."
+    )
+
+    @field_validator("jobs", mode="before")
     @classmethod
-    def _has_few_entries(cls, value: Any) -> Any:
-        """Count before the entries are validated: each one costs an error of its own."""
-        if isinstance(value, dict) and len(value) > MAX_METADATA_ENTRIES:
-            raise ValueError(f"at most {MAX_METADATA_ENTRIES} entries are kept")
+    def _are_few(cls, value: Any) -> Any:
+        """Count before the jobs are validated: each one costs errors of its own."""
+        if isinstance(value, list) and len(value) > MAX_BATCH_JOBS:
+            raise ValueError(f"a batch has at most {MAX_BATCH_JOBS} jobs")
         return value
 
-    @field_validator("metadata", mode="after")
+    @field_validator("jobs", mode="after")
     @classmethod
-    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_METADATA_BYTES:
-            raise ValueError(f"at most {MAX_METADATA_BYTES} bytes are kept, as JSON and in all")
+    def _ids_differ(cls, value: list[JobCreate]) -> list[JobCreate]:
+        seen: dict[str, int] = {}
+        for index, job in enumerate(value):
+            if job.musetalk_job_id is None:
+                continue
+            first = seen.setdefault(job.musetalk_job_id, index)
+            if first != index:
+                raise ValueError(f"jobs.{first} and jobs.{index} have the same musetalk_job_id")
         return value
 
 

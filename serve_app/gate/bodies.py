@@ -10,6 +10,8 @@ from starlette.types import Message, Receive, Scope
 
 from serve_app.gate.asgi import header
 
+# Of the only route whose bodies are larger than others: 500 jobs with signed addresses.
+BATCHES_PATH = "/v1/avatar/batches"
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -36,11 +38,18 @@ class BodyLimits:
     concurrent: int = 512  # one more ends the oldest unfinished one
 
 
+# A few at once are read, since each of them may take some of the memory.
+BATCH_BODIES = BodyLimits(
+    max_bytes=4 * 1024 * 1024, bytes_per_s=64 * 1024.0, whole_s=60.0, concurrent=8
+)
+
+
 class Bodies:
     """Reads bodies. They wait here and occupy no place of the application behind."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self._limits = limits
+        self.max_bytes = limits.max_bytes
         self._unfinished: OrderedDict[asyncio.Timeout, None] = OrderedDict()
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:

@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.config.environment import read_environment
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.bodies import (
+    BATCH_BODIES,
+    BATCHES_PATH,
     WITH_BODY,
     Bodies,
     BodyLimits,
@@ -36,6 +38,7 @@ from serve_app.gate.bodies import (
     replay,
 )
 from serve_app.gate.callers import CallerRules, route_path
+from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
 from serve_app.gate.forms import FormInvalid
 from serve_app.gate.forwarding import ForwardedSend
@@ -56,7 +59,14 @@ from serve_app.gate.rejections import (
 )
 from serve_app.gate.signed_paths import is_file
 from serve_app.gate.upload_body import UploadBody, UploadLimits
-from serve_app.gate.uploads import JobDocument, TooManyWriters, Uploads, takes
+from serve_app.gate.uploads import (
+    DocumentTooLarge,
+    JobDocument,
+    TooManyWriters,
+    Uploads,
+    has_files_inside,
+    takes,
+)
 
 logger = logging.getLogger("ray.serve")
 
@@ -83,6 +93,7 @@ class GateLimits:
     """How much may be in progress at once, and for how long."""
 
     body: BodyLimits = field(default_factory=BodyLimits)
+    batch: BodyLimits = BATCH_BODIES
     files: FileLimits = field(default_factory=FileLimits)
     uploads: UploadLimits = field(default_factory=UploadLimits)
     # Below MAX_HTTP of app.py: probes, pieces of files and the slots' own calls need the rest.
@@ -111,10 +122,11 @@ def proxy_middlewares() -> list[Middleware]:
 
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve_app.gate.http_protocol:GuardedProtocol"
     GuardedProtocol.limits = ConnectionLimits.of_this_process()
+    env = read_environment()
     # Whether there is a page is known behind the proxy, which answers 404 if there is none.
-    rules = CallerRules.of(read_environment(), has_page=True)
-    access = AccessControl(rules, signer=None)
-    return [Middleware(Gate, access=access, is_proxy=True)]
+    access = AccessControl(CallerRules.of(env, has_page=True), signer=None)
+    cross_origin = CrossOrigin(env.cors_origins)
+    return [Middleware(Gate, access=access, cross_origin=cross_origin, is_proxy=True)]
 
 
 class Gate:
@@ -130,12 +142,15 @@ class Gate:
         access: AccessCheck,
         limits: GateLimits | None = None,
         *,
+        cross_origin: CrossOrigin | None = None,
         is_proxy: bool = False,
     ) -> None:
         self._app = app
+        self._cross_origin = cross_origin or CrossOrigin()
         self._access = access
         self._limits = limits or GateLimits()
         self._bodies = Bodies(self._limits.body)
+        self._batches = Bodies(self._limits.batch)
         self._forwarded = 0
         self._uploads = Uploads(app, self._limits.uploads)
         self._probes = self._files = None
@@ -151,6 +166,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         scope, abort = _cleaned(scope)
+        send = self._cross_origin.readable(scope, send)
+        if (preflight := self._cross_origin.preflight(scope)) is not None:
+            await preflight(scope, receive, send)
+            return
         try:
             rejection = self._rejection(scope) or await self._pass(scope, receive, send, abort)
         except ClientGone:
@@ -182,15 +201,19 @@ class Gate:
             return await self._send_file(scope, receive, send, abort)
         if self._is_full(scope):
             return BUSY
-        if takes(scope):
+        if takes(scope, self._limits.body.max_bytes):
             return await self._take_upload(scope, receive, send, abort)
+        bodies = self._batches if path == BATCHES_PATH else self._bodies
         try:
-            body = await self._bodies.read(scope, receive)
+            body = await bodies.read(scope, receive)
         except BodyTooLarge:
-            return too_large(self._limits.body.max_bytes)
+            return too_large(bodies.max_bytes)
         except BodyTooSlow:
             return TOO_SLOW
-        return await self._forward(scope, replay(body, receive), send, abort)
+        whole = replay(body, receive)
+        if has_files_inside(scope, body):
+            return await self._take_upload(scope, whole, send, abort)
+        return await self._forward(scope, whole, send, abort)
 
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, abort: Callable[[], None]
@@ -240,6 +263,8 @@ class Gate:
             return UPLOAD_TOO_SLOW
         except FormInvalid as exc:
             return invalid_form(str(exc))
+        except DocumentTooLarge:
+            return too_large(self._limits.body.max_bytes)
         except Unanswered:
             return UNAVAILABLE
         if isinstance(taken, JobDocument):

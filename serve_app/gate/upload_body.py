@@ -26,6 +26,8 @@ class UploadLimits:
     # Of the fields of a form that are not files, and the number of all of its parts.
     fields_bytes: int = 64 * 1024
     parts: int = 32
+    documents: int = 4  # with files in them, which are held as a whole
+    document_s: float = 60.0
 
 
 class UploadBody:
@@ -54,15 +56,41 @@ class UploadBody:
                 yield data
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
-        """Yield the same in pieces of `piece_bytes`; at least one, which may be empty."""
+        """Yield the same in pieces of `piece_bytes`; at least one, which may be empty.
+
+        What has arrived of a body that breaks off is yielded before the error.
+        """
         pending = bytearray()
-        async with contextlib.aclosing(self.chunks()) as chunks:
-            async for data in chunks:
-                pending += data
-                while len(pending) > self._limits.piece_bytes:
-                    yield bytes(pending[: self._limits.piece_bytes])
-                    del pending[: self._limits.piece_bytes]
+        try:
+            async with contextlib.aclosing(self.chunks()) as chunks:
+                async for data in chunks:
+                    pending += data
+                    while len(pending) > self._limits.piece_bytes:
+                        yield bytes(pending[: self._limits.piece_bytes])
+                        del pending[: self._limits.piece_bytes]
+        except (BodyTooSlow, ClientGone):
+            yield bytes(pending)
+            raise
         yield bytes(pending)
+
+    async def whole(self) -> bytes:
+        """Return all of a body whose declared length has been checked.
+
+        Raises:
+            BodyTooSlow: it has not arrived within `document_s`.
+            ClientGone: the client has disconnected.
+        """
+        body = bytearray()
+        try:
+            async with (
+                asyncio.timeout(self._limits.document_s),
+                contextlib.aclosing(self.chunks()) as chunks,
+            ):
+                async for data in chunks:
+                    body += data
+        except TimeoutError:
+            raise BodyTooSlow from None
+        return bytes(body)
 
     async def _next(self) -> Message:
         """Wait for a message. Only the client's own time counts, not that of the ingress."""

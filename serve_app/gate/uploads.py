@@ -7,8 +7,8 @@ key for every step:
 
 - a raw `PUT /v1/uploads/{name}` and a form `POST /v1/uploads`: creation, pieces, completion;
 - a `PATCH` of tus, however long: one `PATCH` for each piece;
-- a form for a route that takes jobs: the same for each file in it, then one JSON document in which
-  `video_url` and `audio_url` name the uploads.
+- a form for a route that takes jobs, or a document with `data:` URLs: the same for each file in it,
+  then one JSON document in which `video_url` and `audio_url` name the uploads.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from serve_app.gate.forms import (
     part_events,
 )
 from serve_app.gate.forwarding import is_serves_own
+from serve_app.gate.inline_files import MARK, may_be_inline, take_out
 from serve_app.gate.upload_body import UploadBody, UploadLimits
 
 UPLOADS = "/v1/uploads"
@@ -59,6 +60,10 @@ class TooManyWriters(Exception):
     """The largest number of clients upload, and none of them has finished in time."""
 
 
+class DocumentTooLarge(Exception):
+    """A document is too large, and not because of the files in it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobDocument:
     """The JSON document that stands for a form, and the scope of the request that carries it."""
@@ -75,12 +80,21 @@ class _Refused(Exception):
         self.answer = answer
 
 
-def takes(scope: Scope) -> bool:
-    """Whether a request is an upload, or a job whose files come with it."""
+def takes(scope: Scope, max_bytes: int) -> bool:
+    """Whether a request is an upload, or a job whose files come with it. `max_bytes`: of a body
+    without files.
+    """
     path, method = route_path(scope), scope["method"]
+    if method == "POST" and path in JOB_FORMS and may_be_inline(scope, max_bytes):
+        return True
     if _PIECES.fullmatch(path):
         return method in ("PUT", "PATCH")
     return method == "POST" and (path == UPLOADS or path in JOB_FORMS) and is_form(scope)
+
+
+def has_files_inside(scope: Scope, body: bytes) -> bool:
+    """Whether a small body may have files in it, as `data:` URLs."""
+    return scope["method"] == "POST" and route_path(scope) in JOB_FORMS and MARK in body
 
 
 class Uploads:
@@ -89,14 +103,15 @@ class Uploads:
     def __init__(self, app: ASGIApp, limits: UploadLimits) -> None:
         self._app, self._limits = app, limits
         self._places = asyncio.Semaphore(limits.writers)
+        self._documents = asyncio.Semaphore(limits.documents)
 
     async def take(self, scope: Scope, body: UploadBody) -> WholeAnswer | JobDocument:
         """Store what a request uploads; return its answer, or the job that it asks for.
 
         Raises:
             TooManyWriters: there was no place; nothing has been read.
-            FormInvalid, BodyTooSlow, ClientGone: because of the client; nothing is kept, except the
-                pieces of a `PATCH`.
+            FormInvalid, DocumentTooLarge, BodyTooSlow, ClientGone: because of the client; nothing
+                is kept, except the pieces of a `PATCH`.
             Unanswered: the ingress gave no answer.
         """
         try:
@@ -123,12 +138,29 @@ class Uploads:
                         await sink.write(data)
                 return await sink.complete()
         is_job = route_path(scope) in JOB_FORMS
+        if not is_form(scope):
+            async with self._documents:
+                return await self._take_inline(steps, await body.whole())
         form = _Form(steps, self._limits, ("video", "audio") if is_job else ("file",))
         async with contextlib.aclosing(body.chunks()) as chunks:
             events = part_events(scope, chunks, self._limits.parts)
             async with contextlib.aclosing(events):
                 await form.read(events)
         return form.job() if is_job else form.upload()
+
+    async def _take_inline(self, steps: _Steps, whole: bytes) -> WholeAnswer | JobDocument:
+        """Store the files in a document, and return what is left of it."""
+        inline = await asyncio.to_thread(take_out, whole)
+        if inline is None:
+            if len(whole) > self._limits.fields_bytes:
+                raise DocumentTooLarge
+            return JobDocument(steps.scope, whole)
+        document = dict(inline.document)
+        for name, content in inline.files.items():
+            async with steps.upload(name.removesuffix("_url")) as sink:
+                await sink.write(content)
+                document[name] = _url_of(await sink.complete())
+        return steps.job(document)
 
 
 class _Form:
@@ -186,15 +218,13 @@ class _Form:
         for name, answer in self._stored.items():
             if f"{name}_url" in document:
                 raise FormInvalid(f"Send `{name}` or `{name}_url`, not both.")
-            document[f"{name}_url"] = json.loads(answer.body)["url"]
-        body = json.dumps(document).encode()
-        kept = [pair for pair in self._steps.scope["headers"] if pair[0].lower() not in _OF_BODY]
-        headers = [
-            *kept,
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        return JobDocument({**self._steps.scope, "headers": headers}, body)
+            document[f"{name}_url"] = _url_of(answer)
+        return self._steps.job(document)
+
+
+def _url_of(answer: WholeAnswer) -> str:
+    """Return the address of an upload that is complete."""
+    return str(json.loads(answer.body)["url"])
 
 
 _OF_BODY = (b"content-type", b"content-length", b"transfer-encoding", b"expect")
@@ -265,6 +295,16 @@ class _Steps:
             with contextlib.suppress(Unanswered, _Refused):
                 await asyncio.shield(self.do("DELETE", path, 204))
             raise
+
+    def job(self, document: dict[str, Any]) -> JobDocument:
+        """Return the client's request with a document for its body."""
+        body = json.dumps(document).encode()
+        if len(body) > self.limits.fields_bytes:
+            raise DocumentTooLarge
+        kept = [pair for pair in self.scope["headers"] if pair[0].lower() not in _OF_BODY]
+        kind = (b"content-type", b"application/json")
+        headers = [*kept, kind, (b"content-length", b"%d" % len(body))]
+        return JobDocument({**self.scope, "headers": headers}, body)
 
     async def add_all(self, body: UploadBody) -> WholeAnswer:
         """Add the body of the client's own `PATCH`; return the last answer."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from musetalk_pipeline.artifacts import AvatarBlock
 from musetalk_pipeline.cost import Measured, StageCost, measure
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.avatars.cache import AvatarCache
 from serve_app.graph.stage_threads import StageThreads

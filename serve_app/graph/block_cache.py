@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +71,7 @@ class BlockCache:
         self._blocks = plan.blocks
         self._encode = encode
         self._max_blocks = max_blocks
-        self._uses_left = Counter(segment.block for segment in plan.segments)
+        self._uses_left = plan.uses()
         self._cached: dict[int, CachedBlock] = {}
 
     def acquire(

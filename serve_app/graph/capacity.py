@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from musetalk_pipeline.artifacts import frame_bytes
+from musetalk_pipeline.face_choice import MOST_DRAWN
 from musetalk_pipeline.stages import OpenJob
 from serve_app.config.memory import machine_memory_bytes
 from serve_app.config.settings import AppArgs
@@ -57,7 +58,8 @@ class SharedCapacity:
 
     def frame_bytes(self, job: OpenJob) -> int:
         """Return what a frame of a job takes between the stages."""
-        return frame_bytes(self._engine, job.picture, job.options.encode)
+        faces = MOST_DRAWN if job.options.face.face == "all" else 1
+        return frame_bytes(self._engine, job.picture, job.options.encode, faces)
 
     def follow(self, counts: ReplicaCounts) -> None:
         """Take the replicas that run now as what there is."""

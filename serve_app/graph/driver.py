@@ -20,10 +20,11 @@ from typing import Any
 
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import Stage, UploadFailed
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
 from serve_app.graph.job_stream import JobStreams, OnPiece
@@ -43,6 +44,9 @@ from serve_app.scheduling.pool_state import Kind
 logger = logging.getLogger(__name__)
 
 PREVIEW_FRAMES = 9  # searched for a face at most, and one is drawn
+# More time to open a job whose person has to be followed: an hour of 1080p at 25 frames/s took 15
+# minutes on one core (from the speed of ten seconds of it).
+FOLLOWING_S = 3600.0
 
 
 class JobDriver:
@@ -112,7 +116,8 @@ class JobDriver:
         Raises:
             PipelineError: as `run`.
         """
-        attempt, options = Attempt.of(assignment), assignment.options
+        attempt = replace(Attempt.of(assignment), is_preview=True)
+        options = assignment.options
         try:
             opened = await self._open(attempt, await self._fetch(attempt))
             picture: PreviewPicture = await self._calls.repeated(
@@ -196,6 +201,8 @@ class JobDriver:
     async def _open(self, attempt: Attempt, fetched: Measured[Digests]) -> Measured[Opened]:
         # A node that does not have the files yet fetches them.
         timeout_s = self._open_timeout_s + self._settings.call_timeout_s
+        if not isinstance(attempt.options.face.face, str):
+            timeout_s += FOLLOWING_S
         preprocessor = self._graph.preprocessor
         opened: Measured[Opened] = await self._calls.repeated(
             lambda: self._calls.result(preprocessor.open.remote(attempt, fetched), timeout_s),
@@ -215,9 +222,9 @@ class JobDriver:
 
     def _streamed(
         self, opened: Opened, number: int
-    ) -> contextlib.AbstractAsyncContextManager[OnPiece]:
+    ) -> contextlib.AbstractAsyncContextManager[OnPiece | None]:
         if self._streams is None:
-            return contextlib.nullcontext(lambda segment, path: None)
+            return contextlib.nullcontext()
         return self._streams.of(opened, number)
 
     async def _make_avatar(self, opened: Opened, meter: ProgressMeter) -> Finished:

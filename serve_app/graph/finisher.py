@@ -17,9 +17,10 @@ from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.media.segment_frames import frames_in_order
 from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.options import JobOptions
+from musetalk_pipeline.plan import Segment
 from musetalk_pipeline.preview import DrawnPreview, PreviewFrame, compose_preview
 from musetalk_pipeline.receipts.receipt import Receipt, receipt_json, receipt_of
-from musetalk_pipeline.stages import OpenJob, compose_segment
+from musetalk_pipeline.stages import OpenJob, compose_segment, compose_source
 from musetalk_pipeline.watch import Check
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.folders import make_folders
@@ -88,15 +89,26 @@ class Finisher:
             frames = frames_in_order(job.source, job.picture, faces.segment, read=read, check=check)
             return compose_segment(job, avatar.value, faces, frames=frames, check=check)
 
-        if faces.segment.start == 0 and job.audio.untracked is not None:
-            self._make_track_early(opened.attempt, job)
+        self._make_track_early(opened.attempt, job, faces.segment)
         piece = await self._threads.measured("compose", len(faces.segment), compose, (drawn,))
+        return recorded(piece.on(replica_id()))
+
+    async def compose_source(self, opened: Opened, segment: Segment) -> Measured[Piece]:
+        """Encode a segment in which nothing is drawn."""
+        job = await self._media.here(opened, self._threads)
+        read = self._readers.of(opened.attempt.attempt_id, job.source, job.picture)
+        self._make_track_early(opened.attempt, job, segment)
+        piece = await self._threads.measured(
+            "compose",
+            len(segment),
+            lambda check: compose_source(job, segment, read=read, check=check),
+        )
         return recorded(piece.on(replica_id()))
 
     async def sound(self, opened: Opened) -> NDArray[np.uint8]:
         """Return the sound of a job as the finished video will have it: (size,) uint8, an .m4a."""
         job = await self._media.here(opened, self._threads)
-        if job.audio.untracked is not None:
+        if not job.audio.is_tracked:
             await self._media.make_track(opened.attempt, job.audio)
         return await asyncio.to_thread(np.fromfile, job.audio.track_path, np.uint8)
 
@@ -109,7 +121,7 @@ class Finisher:
         """
         job = await self._media.here(opened, self._threads)
         started = time.monotonic()
-        if job.audio.untracked is not None:
+        if not job.audio.is_tracked:
             await self._media.make_track(opened.attempt, job.audio)
         path = job.audio.track_path.with_name("output.mp4")  # in the attempt's scratch
         data: Iterator[NDArray[np.uint8]] = (ray.get(piece) for piece in pieces)
@@ -132,7 +144,10 @@ class Finisher:
         """Paste a preview's face and write the PNG, with its boxes or without them."""
         preview = await self._threads.run(compose_preview, frame, drawn, options)
         return PreviewPicture(
-            preview.png(has_boxes=has_boxes), preview.face.box, preview.source_frame
+            preview.png(has_boxes=has_boxes),
+            preview.face.box,
+            preview.source_frame,
+            preview.visible,
         )
 
     async def keep(self, attempt_id: str) -> None:
@@ -156,8 +171,12 @@ class Finisher:
         """Return where the outputs of an attempt go."""
         return SignedStore(attempt.output, self._policy) if attempt.output else self._store
 
-    def _make_track_early(self, attempt: Attempt, job: OpenJob) -> None:
-        """Encode the sound while the job is drawn. Faults show when the job is finished."""
+    def _make_track_early(self, attempt: Attempt, job: OpenJob, segment: Segment) -> None:
+        """Encode the sound from the first segment on, while the job is drawn. Faults show when the
+        job is finished.
+        """
+        if segment.start or job.audio.is_tracked:
+            return
         making = asyncio.create_task(self._media.make_track(attempt, job.audio))
         self._making_tracks.add(making)
         making.add_done_callback(self._end_making)

@@ -11,10 +11,8 @@ in another pool.
 
 import asyncio
 import logging
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,19 +24,24 @@ from musetalk_pipeline.errors import Stage
 from musetalk_pipeline.plan import Block, Segment, cut_segment
 from musetalk_pipeline.stages import require_face
 from serve_app.config.settings import DriverSettings
-from serve_app.graph.block_cache import BlockCache, BlockRequest, CachedBlock, EncodedBlock
+from serve_app.graph.block_cache import BlockCache, BlockRequest, EncodedBlock
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.kept_blocks import LOAD_S, STORE_S, BlocksInMaking, JobAvatar
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph
 from serve_app.graph.progress import ProgressMeter
 from serve_app.graph.ray_errors import first_error
+from serve_app.graph.segment_try import SegmentTry, pools_of, timed
 from serve_app.graph.stage_calls import PoolLost, StageCalls
 from serve_app.graph.transfers import Opened
 from serve_app.scheduling.pool_state import Kind
 from serve_app.scheduling.tail import part_frames
 
 logger = logging.getLogger(__name__)
+
+# The first piece of a job that is alone. Drawing and encoding 12 frames instead of 50 takes a
+# quarter of the time, and the file grows by 33 kB at 720p, which is one more key frame.
+FIRST_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,33 +56,6 @@ class SegmentMakers:
     in_making: BlocksInMaking = field(default_factory=BlocksInMaking)
 
 
-@dataclass(slots=True)
-class _Try:
-    """One try at a segment. `drawn_in`: the pool that was given it. `held_s`: how long it held a
-    replica of that pool.
-    """
-
-    segment: Segment
-    block: CachedBlock
-    avoid: frozenset[str]
-    is_first: bool
-    drawn_in: str | None = None
-    held_s: float = 0.0
-
-    def held_in_vain(self) -> dict[str, float]:
-        """Return for how long the failed try held replicas, by pool. Its block counts once, however
-        many tries fail with it, and not at all if an earlier segment was drawn on it.
-        """
-        held_s: dict[str, float] = {}
-        request = self.block.request
-        if request.pool is not None and not request.is_paid:
-            request.is_paid = True
-            held_s[request.pool] = request.held_s
-        if self.drawn_in is not None:
-            held_s[self.drawn_in] = held_s.get(self.drawn_in, 0.0) + self.held_s
-        return held_s
-
-
 class JobSegments:
     """Makes all segments of one job."""
 
@@ -88,9 +64,11 @@ class JobSegments:
         makers: SegmentMakers,
         opened: Opened,
         meter: ProgressMeter,
-        on_piece: Callable[[Segment, Path], None] = lambda segment, path: None,
+        on_piece: Callable[[Segment, Path], None] | None = None,
     ) -> None:
-        """`on_piece`: called with each segment and the file of its piece, in any order."""
+        """`on_piece`: called with each segment and the file of its piece, in any order. None if
+        nobody can watch the job.
+        """
         self._on_piece = on_piece
         self._makers = makers
         self._graph, self._calls = makers.graph, makers.calls
@@ -114,12 +92,12 @@ class JobSegments:
         to_encode = sum(len(block) for block in plan.blocks if not self._avatar.has(block))
         weight = self._capacity.weight_of(self._opened.attempt.origin)
         try:
-            frames = to_encode, plan.n_output
+            frames = to_encode, plan.n_drawn
             with self._scheduler.working_on(self._job_id, *frames, weight=weight):
                 async with asyncio.TaskGroup() as tasks:
                     async for segment in self._admitted():
                         # Not in the task, because one that is cancelled early never begins.
-                        making = tasks.create_task(self._make(segment))
+                        making = tasks.create_task(self._make_either(segment))
                         making.add_done_callback(partial(self._leave, segment))
         except BaseExceptionGroup as group:
             # The first failure cancelled the other segments; it alone is worth reporting.
@@ -162,6 +140,7 @@ class JobSegments:
 
     async def _kept_block(self, segment: Segment) -> bool:
         """Make the block of a segment, unless it is kept; return whether it is kept then."""
+        assert segment.block is not None, "an avatar consists of blocks"
         block = self._blocks.acquire(segment.block)
         try:
             encoded = await block.encoded()
@@ -186,17 +165,30 @@ class JobSegments:
                 gate.resize(len(segment) * self._frame_bytes, frames * self._frame_bytes)
                 segment, left = cut_segment(segment, frames)
                 rest.appendleft(left)
-                self._blocks.expect_another(left.block)
+                if left.block is not None:
+                    self._blocks.expect_another(left.block)
             yield segment
 
     def _frames_of_part(self, segment: Segment) -> int:
         """Return how many frames to make as one segment, from its start."""
-        # Work of other jobs keeps all replicas busy. The first piece is as long as planned.
-        if segment.start == 0 or self._capacity.segments.others_wait(self._job_id):
+        # Work of other jobs keeps all replicas busy.
+        if self._capacity.segments.others_wait(self._job_id):
             return len(segment)
+        if segment.block is None:  # there is nothing to draw
+            return len(segment)
+        if segment.start == 0:
+            return self._frames_of_first(segment)
         left = self._plan.n_output - segment.start
         scheduler = self._scheduler
         return part_frames(len(segment), left, scheduler.running, scheduler.mean_speed())
+
+    def _frames_of_first(self, segment: Segment) -> int:
+        """Return how long the first piece is made: shorter than the segment if it can be watched
+        while more are made.
+        """
+        if self._on_piece is None or len(segment) == self._plan.n_output:
+            return len(segment)
+        return min(len(segment), max(1, round(FIRST_S * self._plan.fps)))
 
     async def _enter(self, segment: Segment) -> None:
         size = len(segment) * self._frame_bytes
@@ -205,36 +197,52 @@ class JobSegments:
     def _leave(self, segment: Segment, _: "asyncio.Task[None]") -> None:
         self._capacity.segments.leave(self._job_id, len(segment) * self._frame_bytes)
 
-    async def _make(self, segment: Segment) -> None:
+    async def _make_either(self, segment: Segment) -> None:
         """Make one segment, in several tries if necessary."""
+        if segment.block is None:
+            await self._calls.repeated(lambda: self._pass_on(segment), Stage.POSTPROCESSING)
+        else:
+            await self._make(segment, segment.block)
+
+    async def _pass_on(self, segment: Segment) -> None:
+        """Encode a segment in which nothing is drawn."""
+        frames, pace = len(segment), self._capacity.compose_pace
+        async with self._capacity.compose.turn(self._job_id, frames):
+            piece: Measured[Piece] = await self._calls.result(
+                self._graph.finisher.compose_source.remote(self._opened, segment),
+                self._calls.deadline_s(frames, pace.expected_s(frames)),
+            )
+        await self._keep(segment, piece)
+
+    async def _make(self, segment: Segment, index: int) -> None:
         avoid: frozenset[str] = frozenset()
         failures = 0
         while True:
             is_first = segment.start == 0
-            block = self._blocks.acquire(segment.block, is_first=is_first, avoid=avoid)
-            attempt = _Try(segment, block, avoid, is_first)
+            block = self._blocks.acquire(index, is_first=is_first, avoid=avoid)
+            attempt = SegmentTry(segment, block, avoid, is_first)
             try:
                 await self._try(attempt)
             except PoolLost:  # this ends: a pool can be lost only after it has run again
                 self._give_back(attempt)
-                avoid |= _pools_of(attempt)
+                avoid |= pools_of(attempt)
             except BaseException as exc:
                 self._give_back(attempt)
                 failures += 1
                 self._calls.error_of(exc, Stage.INFERENCE, failures)
-                avoid |= _pools_of(attempt)
+                avoid |= pools_of(attempt)
                 if not (avoid and self._scheduler.runs_elsewhere(avoid)):
                     await asyncio.sleep(self._calls.pauses.before(failures))
             else:
                 self._blocks.release(block)
                 return
 
-    def _give_back(self, attempt: _Try) -> None:
+    def _give_back(self, attempt: SegmentTry) -> None:
         """Drop a block that may be the cause of the failure, so that it is encoded again."""
         self._blocks.discard(attempt.block)
         self._meter.lost(attempt.segment, attempt.held_in_vain())
 
-    async def _try(self, attempt: _Try) -> None:
+    async def _try(self, attempt: SegmentTry) -> None:
         segment = attempt.segment
         listening = asyncio.create_task(self._encode_audio(segment))
         try:
@@ -247,9 +255,14 @@ class JobSegments:
         self._meter.drawn(segment)
         piece = await self._compose(segment, block, drawn)
         self._count(attempt, block, piece)
+        await self._keep(segment, piece)
+
+    async def _keep(self, segment: Segment, piece: Measured[Piece]) -> None:
+        """Write a piece to a file here."""
         path = await self._makers.pieces.keep(self._opened.attempt.attempt_id, piece.value)
         self._pieces[segment.start] = path
-        self._on_piece(segment, path)
+        if self._on_piece is not None:
+            self._on_piece(segment, path)
         self._faces += piece.value.frames_with_face
         self._meter.composed(segment, piece)
         costs = [str(cost) for cost in piece.costs]
@@ -297,7 +310,7 @@ class JobSegments:
             request.pool = grant.pool
             self._meter.queued(grant.waited_s)
             expected_s = self._scheduler.expected_s(grant.pool, Kind.ENCODE, frames)
-            with _timed(request):
+            with timed(request):
                 avatar = await calls.existing(
                     self._graph.generator(grant.pool).encode.remote(
                         prepared, self._opened.job.options.mask
@@ -318,7 +331,7 @@ class JobSegments:
                 self._calls.deadline_s(frames, pace.expected_s(frames)),
             )
 
-    async def _draw(self, attempt: _Try, block: EncodedBlock, speech: Any) -> Any:
+    async def _draw(self, attempt: SegmentTry, block: EncodedBlock, speech: Any) -> Any:
         """Return the response that holds the faces of the segment."""
         segment, frames = attempt.segment, len(attempt.segment)
         options = self._opened.job.options.speech
@@ -333,7 +346,7 @@ class JobSegments:
             attempt.drawn_in = grant.pool
             self._meter.queued(grant.waited_s)
             expected_s = self._scheduler.expected_s(grant.pool, Kind.GENERATE, frames)
-            with _timed(attempt):
+            with timed(attempt):
                 return await self._calls.existing(
                     self._graph.generator(grant.pool).generate.remote(
                         block.avatar, speech, segment, options
@@ -353,7 +366,7 @@ class JobSegments:
             )
             return piece
 
-    def _count(self, attempt: _Try, block: EncodedBlock, piece: Measured[Piece]) -> None:
+    def _count(self, attempt: SegmentTry, block: EncodedBlock, piece: Measured[Piece]) -> None:
         """Learn from the costs of a piece how fast each stage is."""
         capacity = self._capacity
         costs: dict[str, StageCost] = {cost.stage: cost for cost in piece.costs}
@@ -368,22 +381,6 @@ class JobSegments:
         prepared, encoded = costs["prepare"], costs["encode"]
         capacity.prepare_pace.measured(prepared.frames, prepared.seconds)
         self._scheduler.measured(block.pool, Kind.ENCODE, encoded.frames, encoded.seconds)
-
-
-@contextmanager
-def _timed(holder: _Try | BlockRequest) -> Iterator[None]:
-    """Note for how long a replica was held, however the call ends."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        holder.held_s = time.monotonic() - began
-
-
-def _pools_of(attempt: _Try) -> frozenset[str]:
-    """Return the pools that may be at fault for a try that failed."""
-    pools = (attempt.drawn_in, attempt.block.request.pool)
-    return frozenset(pool for pool in pools if pool is not None)
 
 
 async def _abandon(task: "asyncio.Task[Any]") -> None:

@@ -27,6 +27,9 @@ from serve_app.streams.streams import Stream, Streams
 logger = logging.getLogger(__name__)
 
 SOUND_NAME = "sound.m4a"
+# At a time. A Finisher accepts so many calls beside those that its threads are at, and these calls
+# need no thread of it, so pieces are made meanwhile.
+SOUNDS = 2
 LAST_FRAGMENTS_S = 10.0  # after a success; they take milliseconds, unless the disk stalls
 
 # Called with each segment and the file of its encoded piece.
@@ -42,6 +45,7 @@ class JobStreams:
         """`finisher`: the deployment. `sound_s`: the deadline of encoding the sound of a job."""
         self._streams = streams
         self._finisher, self._calls, self._sound_s = finisher, calls, sound_s
+        self._sounds = asyncio.Semaphore(SOUNDS)
         self._thread = ThreadPoolExecutor(1, "streams")
 
     @asynccontextmanager
@@ -72,17 +76,23 @@ class JobStreams:
     async def _make(self, growing: "_GrowingStream", stream: Stream) -> None:
         job = growing.opened.job
         track = stream.folder / SOUND_NAME
-        sound = await self._calls.repeated(
-            lambda: self._calls.result(self._finisher.sound.remote(growing.opened), self._sound_s),
-            Stage.POSTPROCESSING,
-        )
+        async with self._sounds:
+            sound = await self._calls.repeated(
+                lambda: self._calls.result(
+                    self._finisher.sound.remote(growing.opened), self._sound_s
+                ),
+                Stage.POSTPROCESSING,
+            )
         await self._run(sound.tofile, track)
+        del sound  # up to a megabyte a minute
         fragments = await self._run(Fragments, track, job.picture, job.plan.fps)
         try:
             while fragments.frames < job.plan.n_output:
                 segment, path = await growing.piece_at(fragments.frames)
                 is_last = segment.end == job.plan.n_output
                 await self._run(_append, stream, fragments, path, is_last)
+                if segment.start == 0:
+                    self._streams.on_ready(stream.job_id)
         finally:
             self._thread.submit(fragments.close)
 

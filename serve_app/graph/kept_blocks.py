@@ -158,5 +158,5 @@ class JobAvatar:
 
     def _key(self, block: Block) -> tuple[str, str]:
         avatar, job = self._opened.avatar, self._opened.job
-        name = block_name(block, job.plan, job.picture, job.options)
+        name = block_name(block, job.plan, job.picture, job.options, job.track)
         return ("" if avatar is None else avatar.avatar_id, name)

@@ -28,17 +28,11 @@ from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_fault
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
+from musetalk_pipeline.job_media import Digests, JobFiles, open_media
 from musetalk_pipeline.measure import JobSize, measure_job
-from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.shared_readers import ReaderOf
-from musetalk_pipeline.media.speech_audio import make_track, open_audio
-from musetalk_pipeline.stages import (
-    BlockSize,
-    Digests,
-    JobFiles,
-    OpenJob,
-    open_job,
-)
+from musetalk_pipeline.media.speech_audio import make_track
+from musetalk_pipeline.stages import BlockSize, OpenJob, open_job
 from musetalk_pipeline.survey import KnownSurveys
 from serve_app.config.environment import Environment
 from serve_app.config.settings import AppArgs
@@ -48,6 +42,7 @@ from serve_app.graph.ingress_uploads import ReadPiece, copy_upload, read_from_in
 from serve_app.graph.inside_media import expired_upload, fetch_kept_video, make_silence
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
+from serve_app.inputs.download_body import DownloadLimits
 from serve_app.inputs.downloads import disk_failed, download
 from serve_app.net.addresses import AddressPolicy
 
@@ -132,16 +127,19 @@ class NodeMedia:
         async with self._opening:
             started = time.monotonic()
             with _spending("validation", fetched.costs):
-                job = await threads.run(
-                    open_job,
-                    JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S),
-                    folder,
-                    attempt.options,
-                    self._limits,
-                    detector,
-                    block_size=self._block_size,
-                    known_surveys=known_surveys,
-                    read_for=read_for,
+                job = await threads.run_cancellable(
+                    lambda check: open_job(
+                        _files_of(attempt, folder, digests),
+                        folder,
+                        attempt.options,
+                        self._limits,
+                        detector,
+                        block_size=self._block_size,
+                        known_surveys=known_surveys,
+                        read_for=read_for,
+                        follows=not attempt.is_preview,
+                        check=check,
+                    )
                 )
             cost = StageCost("validation", time.monotonic() - started, frames=0)
         if attempt.is_avatar:
@@ -161,7 +159,7 @@ class NodeMedia:
         async with self._opening:
             return await threads.run(
                 measure_job,
-                JobFiles(folder / VIDEO, folder / AUDIO, fetched.value, TRACK_WITHIN_S),
+                _files_of(attempt, folder, fetched.value),
                 folder,
                 attempt.options,
                 self._limits,
@@ -206,29 +204,20 @@ class NodeMedia:
         """Return the media of an attempt, checked now unless another replica of this node has."""
         attempt, job = opened.attempt, opened.job
         folder = self.scratch.folder(attempt.attempt_id)
-        digests = Digests(job.source.sha256, job.audio.sha256)
-        _require_same(await self._files(attempt, folder), digests)
+        digests = await self._files(attempt, folder)
+        _require_same(digests, job.digests)
         async with _locked(folder / LOCK, self._wait_s):
             checked = await asyncio.to_thread(_read_checked, folder / CHECKED)
             if checked is None:
-                checked = await threads.run(self._check, job, folder)
+                files = _files_of(attempt, folder, digests)
+                checked = await threads.run(self._check, job, files, folder)
                 await asyncio.to_thread(_write_checked, folder / CHECKED, checked)
             return checked
 
-    def _check(self, job: OpenJob, folder: Path) -> CheckedMedia:
+    def _check(self, job: OpenJob, files: JobFiles, folder: Path) -> CheckedMedia:
         """Check the files, and make what the stages read in addition to them."""
-        kbps = job.options.encode.audio_bitrate_kbps
-        return CheckedMedia(
-            probe_video(folder / VIDEO, self._limits, folder, sha256=job.source.sha256),
-            open_audio(
-                folder / AUDIO,
-                folder,
-                self._limits,
-                kbps,
-                sha256=job.audio.sha256,
-                track_within_s=TRACK_WITHIN_S,
-            ),
-        )
+        media = open_media(files, folder, job.options, self._limits)
+        return CheckedMedia(media.source, media.audio)
 
     async def _files(self, attempt: Attempt, folder: Path) -> Digests:
         """Return the digests of the files in `folder`, which are fetched now unless they exist."""
@@ -256,12 +245,26 @@ class NodeMedia:
             async with asyncio.TaskGroup() as tasks:
                 video = tasks.create_task(self._fetch("video", sources.video_url, folder / VIDEO))
                 audio = tasks.create_task(self._fetch("audio", sources.audio_url, folder / AUDIO))
+                others = tasks.create_task(self._fetch_others(attempt, folder))
         except* Exception as group:
-            # Both may have failed; the caller can act on the first.
+            # Several may have failed; the caller can act on the first.
             raise group.exceptions[0] from None
-        return Digests(video.result(), audio.result())
+        return Digests(video.result(), audio.result(), others.result())
 
-    async def _fetch(self, name: InputName, url: str, target: Path) -> str:
+    async def _fetch_others(self, attempt: Attempt, folder: Path) -> tuple[str, ...]:
+        """Download the sounds of segments, one after the other. Together they may be as large as
+        one input.
+        """
+        digests, limits = [], self._download_limits
+        for url, path in _others(attempt, folder).items():
+            digests.append(await self._fetch("audio", url, path, limits))
+            left = limits.max_bytes - path.stat().st_size
+            limits = dataclasses.replace(limits, max_bytes=left)
+        return tuple(digests)
+
+    async def _fetch(
+        self, name: InputName, url: str, target: Path, limits: DownloadLimits | None = None
+    ) -> str:
         with at_fault(name):
             if url.startswith(KEPT_VIDEO):
                 return await asyncio.to_thread(fetch_kept_video, self._shelf, url, target)
@@ -271,7 +274,7 @@ class NodeMedia:
                 url,
                 target,
                 policy=self._policy,
-                limits=self._download_limits,
+                limits=limits or self._download_limits,
                 allowed_folders=self._folders,
             )
         return downloaded.sha256
@@ -292,6 +295,17 @@ class NodeMedia:
         return digest
 
 
+def _others(attempt: Attempt, folder: Path) -> dict[str, Path]:
+    """Return where the sounds of segments lie, by their addresses."""
+    urls = attempt.options.time.urls
+    return {url: folder / f"{AUDIO}{number}" for number, url in enumerate(urls, 2)}
+
+
+def _files_of(attempt: Attempt, folder: Path, digests: Digests) -> JobFiles:
+    others = _others(attempt, folder)
+    return JobFiles(folder / VIDEO, folder / AUDIO, digests, TRACK_WITHIN_S, others)
+
+
 def _require_same(found: Digests, expected: Digests) -> None:
     if found != expected:
         raise StageFailed("The media changed while the job was running.")
@@ -299,7 +313,8 @@ def _require_same(found: Digests, expected: Digests) -> None:
 
 def _read_digests(path: Path) -> Digests | None:
     try:
-        return Digests(**json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        return Digests(stored["video"], stored["audio"], tuple(stored["others"]))
     except FileNotFoundError:
         return None
 

@@ -16,13 +16,14 @@ from ray import ObjectRef
 from musetalk_pipeline.artifacts import AvatarBlock, PreparedBlock, Speech
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.media.confinement import missing
 from musetalk_pipeline.media.sandbox import ChildLimits, run
 from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.plan import Block, Segment
 from musetalk_pipeline.preview import PreviewFrame, pick_preview_frame
-from musetalk_pipeline.stages import Digests, prepare_block
+from musetalk_pipeline.stages import prepare_block
 from serve_app.config.environment import read_environment
 from serve_app.config.settings import AppArgs
 from serve_app.graph.avatars import NodeAvatars

@@ -15,10 +15,11 @@ from dataclasses import replace
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
-from musetalk_pipeline.stages import Digests, OpenJob
+from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
 from serve_app.telemetry.metrics import SEGMENTS_RETRIED
@@ -28,7 +29,6 @@ FETCHED_SHARE, OPEN_SHARE, ENCODED_SHARE = 0.03, 0.05, 0.95
 # The weights of the three steps in the part between (guess).
 PREPARED_WEIGHT, DRAWN_WEIGHT, ENCODED_WEIGHT = 0.35, 0.45, 0.2
 RATE_SHARE = 0.02  # of the job, after the opening: until so much is done, no rate is given
-TRUSTED_SHARE = 0.3  # from then on the rate of this job decides alone, and no longer past jobs
 
 
 class ProgressMeter:
@@ -154,20 +154,33 @@ class ProgressMeter:
 
     def _eta_s(self) -> float | None:
         """Return the seconds that are left: at first those that past jobs needed, and more and more
-        what the rate since the opening says.
+        what the rate of this job says.
+        """
+        elapsed_s = self._clock() - self._opened_at
+        by_rate, by_past = self._left_by_rate_s(elapsed_s), self._left_by_past_s(elapsed_s)
+        if by_past is None or by_rate is None:
+            left = by_rate if by_past is None else by_past
+            return None if left is None else round(left, 1)
+        # Early on the rate is too low: the first frames of a job are encoded late.
+        trust = self._known_frames.encoded_share
+        return round(trust * by_rate + (1.0 - trust) * by_past, 1)
+
+    def _left_by_past_s(self, elapsed_s: float) -> float | None:
+        return None if self._expected_s is None else max(0.0, self._expected_s - elapsed_s)
+
+    def _left_by_rate_s(self, elapsed_s: float) -> float | None:
+        """Return the seconds that are left at the rate since the opening.
+
+        Every frame has to be encoded at last, so the encoded ones say how long the others take;
+        frames that are prepared or drawn ahead of them say little.
         """
         done = self._fraction - OPEN_SHARE
-        elapsed_s = self._clock() - self._opened_at
-        by_past = None
-        if self._expected_s is not None and self._frames is not None:
-            by_past = max(0.0, self._expected_s - elapsed_s)
         if done < RATE_SHARE:
-            return None if by_past is None else round(by_past, 1)
-        by_rate = elapsed_s * (1.0 - self._fraction) / done
-        if by_past is None:
-            return round(by_rate, 1)
-        trust = min(1.0, done / TRUSTED_SHARE)
-        return round(trust * by_rate + (1.0 - trust) * by_past, 1)
+            return None
+        encoded = self._known_frames.encoded_share
+        if 0.0 < encoded < 1.0:
+            return elapsed_s * (1.0 - encoded) / encoded
+        return elapsed_s * (1.0 - self._fraction) / done
 
 
 class _Frames:
@@ -189,20 +202,26 @@ class _Frames:
         return sum(self._drawn.values())
 
     @property
+    def encoded_share(self) -> float:
+        """How many of the frames are encoded, 0 to 1."""
+        return sum(self._encoded.values()) / self.total
+
+    @property
     def share(self) -> float:
         """How much of the work on frames is done, 0 to 1."""
         prepared = sum(self._blocks[index] for index in self._prepared)
         return (
             PREPARED_WEIGHT * prepared / sum(self._blocks.values())
             + DRAWN_WEIGHT * self.drawn / self.total
-            + ENCODED_WEIGHT * sum(self._encoded.values()) / self.total
+            + ENCODED_WEIGHT * self.encoded_share
         )
 
     def prepare(self, block: int) -> None:
         self._prepared.add(block)
 
     def draw(self, segment: Segment) -> None:
-        self._prepared.add(segment.block)
+        if segment.block is not None:
+            self._prepared.add(segment.block)
         self._drawn[segment.start] = len(segment)
 
     def encode(self, segment: Segment) -> None:

@@ -56,7 +56,7 @@ class Attempt:
     """What the stages are given of an attempt.
 
     `aspect_ratio`, `resolution`: as the caller wrote them, for the sidecar. `is_avatar`: only the
-    avatar is made, because there is no sound.
+    avatar is made, because there is no sound. `is_preview`: one frame is made.
     """
 
     attempt_id: str
@@ -69,6 +69,7 @@ class Attempt:
     origin: str = "sync"
     is_avatar: bool = False
     output: OutputAddresses | None = None  # set for the finish
+    is_preview: bool = False
 
     @classmethod
     def of(cls, assignment: Assignment) -> "Attempt":
@@ -146,11 +147,16 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class PreviewPicture:
-    """One composited frame as PNG, the face box that was redrawn, and which source frame it is."""
+    """One composited frame as PNG, the face box that was redrawn, and which source frame it is.
+
+    `faces`: the boxes of all faces that could be chosen in that frame, in pixels of the displayed
+    source, the largest first.
+    """
 
     png: bytes
     box: Box
     source_frame: int
+    faces: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from orchestrator.messages import OutputAddresses
 from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
 from serve_app.contract.requests import JobRequest
 
+# Of 0 to 9. Jobs of a batch wait while others come, for half an hour or so, as there may be many.
+USUAL_PRIORITY, BATCH_PRIORITY = 5, 0
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 # Receives the progress of one job. It is called in the event loop's thread and returns at once.
@@ -88,6 +90,7 @@ class SubmissionOptions:
     warnings: tuple[str, ...] = ()
     queue_job_id: str | None = None
     output: OutputAddresses | None = None
+    priority: int = USUAL_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.store import batches
 from orchestrator.store import jobs as stored_jobs
 from orchestrator.store.states import STATUSES
 from orchestrator.store.tables import jobs
@@ -83,7 +84,8 @@ class JobRegistry:
         """
         submission = submission or SubmissionOptions()
         with self.file.write() as tx:
-            return submissions.submit(tx, request, origin, max_queued, submission, gone)
+            limit = None if origin is Origin.CLAIMED else max_queued
+            return submissions.submit(tx, request, origin, limit, submission, gone)
 
     def retry(self, job_id: str) -> Job:
         """Queue a job again that has failed, was cancelled or was given up, as its next run.
@@ -221,10 +223,12 @@ class JobRegistry:
 
     def forget(self, keep: int) -> None:
         """Delete the oldest ended jobs beyond `keep` with all that belongs to them, once their
-        webhooks have been queued.
+        webhooks have been queued and their batches have ended; then what is left of batches.
         """
         with self.file.write() as tx:
-            tx.execute(statements.FORGET, keep=keep, too_old=tx.now - NOTIFY_WITHIN_S)
+            too_old = tx.now - NOTIFY_WITHIN_S
+            tx.execute(statements.FORGET, keep=keep, too_old=too_old)
+            batches.forget(tx, too_old)
 
     def pending_notifications(self, limit: int) -> list[PendingNotification]:
         """Return the webhooks that are due because their job has ended."""

@@ -114,7 +114,7 @@ class JobService:
         Raises:
             JobConflict, QueueFull, TooManyJoined, StoreUnavailable: see the registry.
         """
-        gone = await self._gone(request, submission)
+        gone = await self.gone(request, submission)
         job, is_new = await self.threads.write(
             self.registry.submit,
             request,
@@ -125,7 +125,7 @@ class JobService:
         )
         if is_new:
             logger.info("job entered", extra={"job_id": job.id, "origin": str(origin)})
-        self._announce(job.id)
+        self.announce(job.id)
         return job
 
     async def get(self, job_id: str) -> Job | None:
@@ -143,13 +143,13 @@ class JobService:
     async def cancel(self, job_id: str) -> tuple[Job, bool] | None:
         """Cancel a job; see the registry."""
         cancelled = await self.threads.write(self.registry.cancel, job_id)
-        self._announce(job_id)
+        self.announce(job_id)
         return cancelled
 
     async def retry(self, job_id: str) -> Job:
         """Queue a job again that has ended without a result; see the registry."""
         job = await self.threads.write(self.registry.retry, job_id)
-        self._announce(job_id)
+        self.announce(job_id)
         return job
 
     async def wait(self, job_id: str) -> Job:
@@ -335,7 +335,7 @@ class JobService:
             return outcome
         finally:
             self._active.discard(job.id)
-            self._announce(job.id)  # it may be in the queue again
+            self.announce(job.id)  # it may be in the queue again
 
     async def _take_next(self) -> Job | None:
         """Start the next job. All slots are woken at a change. An empty queue is read again only if
@@ -356,7 +356,7 @@ class JobService:
             self._may_have_queued = True
         return job
 
-    def _announce(self, *job_ids: str) -> None:
+    def announce(self, *job_ids: str) -> None:
         """Wake the followers of changed jobs, and the slots, which may find a queued job now."""
         self._changes.announce(*job_ids)
         if job_ids:
@@ -386,10 +386,10 @@ class JobService:
             raise
 
     async def _sweep(self) -> None:
-        self._announce(*await self._housekeeping.sweep(self._active, self._keep_alive.job_ids))
+        self.announce(*await self._housekeeping.sweep(self._active, self._keep_alive.job_ids))
         await self._housekeeping.forget()
 
-    async def _gone(self, request: JobRequest, submission: SubmissionOptions | None) -> Job | None:
+    async def gone(self, request: JobRequest, submission: SubmissionOptions | None) -> Job | None:
         """Return the job of an earlier success whose output no longer exists."""
         if self._has_output is None:
             return None

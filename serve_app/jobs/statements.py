@@ -11,6 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from orchestrator.store.batches import IS_IN_OPEN_BATCH
 from orchestrator.store.states import JobState
 from orchestrator.store.tables import attempts, events, idempotency_keys, ingress_jobs, jobs
 from orchestrator.store.tables import subscribers as hooks
@@ -177,7 +178,8 @@ MARK_NOTIFIED = (
     .values(is_notified=True)
 )
 
-# -- forget -- The oldest ended jobs beyond `keep`, unless a webhook is due for one.
+# -- forget -- The oldest ended jobs beyond `keep`, unless a webhook is due for one, or its batch
+# goes on.
 _beyond = (
     sa.select(jobs.c.id)
     .where(jobs.c.ended_at.is_not(None))
@@ -186,6 +188,7 @@ _beyond = (
 )
 FORGET = sa.delete(jobs).where(
     jobs.c.id.in_(_beyond),
+    ~IS_IN_OPEN_BATCH,
     sa.or_(
         jobs.c.ended_at < sa.bindparam("too_old"),
         ~sa.exists().where(hooks.c.job_id == jobs.c.id, sa.not_(hooks.c.is_notified)),

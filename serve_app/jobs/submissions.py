@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.store import batches
 from orchestrator.store import jobs as stored_jobs
 from orchestrator.store.database import Transaction
 from orchestrator.store.statements import UPDATE_JOB
@@ -43,16 +44,18 @@ def submit(
     tx: Transaction,
     request: JobRequest,
     origin: Origin,
-    max_queued: int,
+    max_queued: int | None,
     submission: SubmissionOptions,
     gone: Job | None,
 ) -> tuple[Job, bool]:
     """Queue a job, or join the one with the same id or key; see the registry."""
     row = find(tx, request.musetalk_job_id, submission.idempotency_key)
     new = new_job(request, submission.metadata, CLAIMS if origin is Origin.CLAIMED else HERE)
+    new = replace(new, priority=submission.priority)
     if row is not None:
         new = replace(new, id=row["id"], client=row["client"])
-    limit = None if origin is Origin.CLAIMED else max_queued
+    # Jobs of batches have a limit of their own, and take no other job's place.
+    limit = None if max_queued is None else max_queued + batches.count_waiting(tx)
     redo = row is not None and gone is not None and (row["id"], row["run"]) == (gone.id, gone.run)
     job, is_new = stored_jobs.submit(tx, new, Rules(max_queued=limit), redo=redo)
     if is_new:
@@ -82,7 +85,7 @@ def new_job(request: JobRequest, metadata: Mapping[str, Any] | None, client: str
         audio_url=request.audio_url,
         aspect_ratio=request.aspect_ratio,
         resolution=request.resolution,
-        params=request.params.model_dump(mode="json", exclude_none=True),
+        params=request.params.as_json(),
         metadata=metadata,
     )
 

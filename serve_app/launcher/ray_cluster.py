@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from serve_app.config.settings import cors_origins
 from serve_app.launcher.checks import Start, joined_cluster
 from serve_app.launcher.state_node import STATE_RESOURCE, StateNodeUnknown, has_state_node
 
@@ -65,6 +66,8 @@ def environment_of_replicas(start: Start) -> dict[str, str]:
         "WORKER_PORT": str(start.port),
         "LIPSYNC_HOST": start.reached_at,
         "LIPSYNC_LOG_ENCODING": "JSON" if start.is_json else "TEXT",
+        # The proxies do not read the configuration.
+        "LIPSYNC_CORS_ORIGINS": ",".join(cors_origins(start.args, start.env)),
     }
 
 

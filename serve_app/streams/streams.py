@@ -99,6 +99,9 @@ class Streams:
         self._folder = folder
         self._keep_s, self._max_bytes = keep_s, max_bytes
         self._clock = clock
+        # Called with the id of a job when something of it can be played, by whoever makes the
+        # stream.
+        self.on_ready: Callable[[str], None] = lambda job_id: None
         self._lock = threading.Lock()
         self._streams: dict[str, Stream] = {}  # by the id of their job
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from musetalk_pipeline.errors import PipelineError
+from musetalk_pipeline.errors import MediaError
 from musetalk_pipeline.files import create_private, sync_folder
 from musetalk_pipeline.media.kinds import describe_media
 from serve_app.uploads.errors import (
@@ -80,13 +80,28 @@ class UploadStore:
         uploads = [upload for upload in self.folder.all() if upload.record.owner == owner]
         return sorted(uploads, key=lambda upload: upload.record.created, reverse=True)
 
+    def look_at(self, owner: str, upload_id: str) -> Upload:
+        """Return an upload of that owner, completed if all of its bytes are there: a crash may have
+        come between its last piece and its completion.
+
+        Raises:
+            UploadNotFound: it has none of that id.
+            InvalidFile, MediaTooLarge: it has just turned out not to be media, and is removed.
+        """
+        upload = self.get(owner, upload_id)
+        if upload.is_finished or upload.offset != upload.record.length:
+            return upload
+        with contextlib.suppress(UploadBusy):  # its last piece is being completed
+            return self.complete(owner, upload_id)
+        return upload
+
     def use(self, owner: str, upload_id: str) -> Upload:
         """Return a finished upload, and keep it for its whole time again.
 
         Raises:
             UploadNotFound, UploadUnfinished: it cannot be used.
         """
-        if not self.get(owner, upload_id).is_finished:
+        if not self.look_at(owner, upload_id).is_finished:
             raise UploadUnfinished
         with contextlib.suppress(FileNotFoundError):
             now_ns = int(self.folder.clock() * 1e9)
@@ -165,7 +180,7 @@ class UploadStore:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             try:
                 media = describe_media(data, self.rules.media, digest)
-            except PipelineError:
+            except MediaError:
                 self._remove(upload_id)
                 raise
             os.fsync(descriptor)

@@ -11,7 +11,7 @@ from scripted_server import Script, ScriptedServer, scripted_server
 
 from lipsync_client import AsyncLipsyncClient, LipsyncClient, Retries
 
-QUICK = Retries(for_s=5.0, first_pause_s=0.001, longest_pause_s=0.002)
+QUICK = Retries(5.0, 5.0, first_pause_s=0.001, longest_pause_s=0.002)
 Call = Callable[..., Any]
 
 

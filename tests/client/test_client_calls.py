@@ -105,13 +105,13 @@ def test_a_wait_that_is_longer_than_the_time_for_retries_is_left_to_the_caller(
 def test_retries_end(serve, call):
     server = serve(lambda seen: refusal(503, "starting", retryable=True))
     with pytest.raises(ApiError):
-        call(server.url, "get", "a", retries=Retries(0.05, 0.02, 0.02))
+        call(server.url, "get", "a", retries=Retries(0.05, 0.05, 0.02, 0.02))
     assert 2 <= len(server.seen) <= 7
 
 
 def test_a_server_that_does_not_listen_is_unreachable(serve, either):
     with pytest.raises(Unreachable) as raised:
-        either("http://127.0.0.1:9", "get", "a", retries=Retries(0.01, 0.001, 0.001))
+        either("http://127.0.0.1:9", "get", "a", retries=Retries(0.01, 0.01, 0.001, 0.001))
     assert (raised.value.code, raised.value.was_sent) == ("unreachable", False)
 
 
@@ -234,15 +234,23 @@ def test_avatars_are_prepared_listed_and_deleted(serve, call):
 
 def test_a_preview_is_a_picture_with_its_box(serve, call):
     headers = {"X-Face-Box": "1,2,30,40", "X-Source-Frame": "7"}
-    server = serve(lambda seen: Reply(200, b"png", headers))
-    made = call(server.url, "preview", VIDEO, AUDIO)
-    assert (made.png, made.face_box, made.source_frame) == (b"png", (1, 2, 30, 40), 7)
+    for sent, faces in (
+        (None, ()),
+        ("", ()),
+        ("5,6,70,80;9,8,17,16", ((5, 6, 70, 80), (9, 8, 17, 16))),
+    ):
+        more = {} if sent is None else {"X-Faces": sent}
+        server = serve(lambda seen, more=more: Reply(200, b"png", headers | more))
+        made = call(server.url, "preview", VIDEO, AUDIO)
+        assert (made.png, made.face_box, made.source_frame) == (b"png", (1, 2, 30, 40), 7)
+        assert made.faces == faces
 
 
 def test_a_failed_job_says_why(serve, either):
     ended = job(status="failed", error="No face was found.", failure=FAILURE)
     event = f"event: end\ndata: {reply(ended).body.decode()}\n\n".encode()
-    server = serve(lambda seen: Reply(200, event, {"Content-Type": "text/event-stream"}))
+    stream = Reply(200, event, {"Content-Type": "text/event-stream"})
+    server = serve(lambda seen: stream if "events" in seen.path else reply(job()))
     with pytest.raises(JobFailed, match="No face was found") as raised:
         either(server.url, "wait", "a")
     error = raised.value

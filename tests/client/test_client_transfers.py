@@ -71,13 +71,10 @@ def test_a_job_that_ended_while_the_connection_was_broken_is_known_from_its_stat
 ) -> None:
     """Some proxies hold back events until the connection is closed."""
 
-    def script(seen: Seen) -> Reply:
-        return stream() if "events" in seen.path else reply(job("succeeded", 1.0, output_url="u"))
-
-    server = serve(script)
-    states = call(server.url, "events", "a")
-    assert [state.status for state in states] == ["succeeded"]
-    assert server.lines() == [f"GET {JOB}/events", f"GET {JOB}"]
+    states = [reply(job()), reply(job("succeeded", 1.0, output_url="u"))]
+    server = serve(lambda seen: stream() if "events" in seen.path else states.pop(0))
+    assert [state.status for state in call(server.url, "events", "a")] == ["running", "succeeded"]
+    assert server.lines() == [f"GET {JOB}", f"GET {JOB}/events", f"GET {JOB}"]
 
 
 def test_a_wait_ends_at_its_deadline_and_the_job_goes_on(serve: Serve, either: Any) -> None:
@@ -92,6 +89,15 @@ def test_a_wait_ends_at_its_deadline_and_the_job_goes_on(serve: Serve, either: A
     assert not any(line.startswith("DELETE") for line in server.lines())
 
 
+def test_a_server_that_does_not_come_back_before_the_deadline_ends_the_wait(
+    serve: Serve, call: Any
+) -> None:
+    gone = refusal(503, "stopping", retryable=True, Retry_After="30")
+    server = serve(lambda seen: gone if "events" in seen.path else reply(job()))
+    with pytest.raises(WaitTimedOut):
+        call(server.url, "wait", "a", timeout_s=0.1, retries=Retries(60.0, 60.0, 0.001, 0.001))
+
+
 def test_following_a_job_that_is_not_there_is_refused_at_once(serve: Serve, either: Any) -> None:
     server = serve(lambda seen: refusal(404, "job_not_found"))
     with pytest.raises(ApiError) as raised:
@@ -101,12 +107,13 @@ def test_following_a_job_that_is_not_there_is_refused_at_once(serve: Serve, eith
 
 
 def test_a_reader_may_stop_half_way(serve: Serve) -> None:
-    server = serve(lambda seen: stream(*(event("progress", job(), n) for n in range(1, 9))))
+    many = stream(*(event("progress", job(), number) for number in range(1, 9)))
+    server = serve(lambda seen: many if "events" in seen.path else reply(job()))
     with LipsyncClient(server.url) as client:
         events = client.events("a")
-        assert isinstance(next(events), Job)
+        assert [isinstance(next(events), Job) for _ in range(3)] == [True] * 3
         events.close()  # type: ignore[attr-defined]
-    assert len(server.seen) == 1
+    assert server.lines() == [f"GET {JOB}", f"GET {JOB}/events"]
 
 
 # --- uploads --------------------------------------------------------------------------------------
@@ -246,7 +253,7 @@ def test_a_later_call_goes_on_too(serve: Serve, call: Any, tmp_path: Path) -> No
     files = Files(cuts=[30_000, 0, 0, 0, 0, 0, 0])
     server, target = serve(files), tmp_path / "a.mp4"
     with pytest.raises(Unreachable):
-        call(server.url, "download", "a", target, retries=Retries(0.0, 0.0, 0.0))
+        call(server.url, "download", "a", target, retries=Retries(0.0, 0.0, 0.0, 0.0))
     assert not target.exists()
     files.cuts = []
     call(server.url, "download", "a", target)
@@ -261,7 +268,7 @@ def test_a_result_that_was_made_again_is_fetched_from_its_beginning(
     files = Files(cuts=[30_000])
     server, target = serve(files), tmp_path / "a.mp4"
     with pytest.raises(Unreachable):
-        call(server.url, "download", "a", target, retries=Retries(0.0, 0.0, 0.0))
+        call(server.url, "download", "a", target, retries=Retries(0.0, 0.0, 0.0, 0.0))
     files.content, files.etag = CONTENT[::-1], '"two"'
     call(server.url, "download", "a", target)
     assert target.read_bytes() == CONTENT[::-1]
@@ -336,6 +343,10 @@ def test_a_download_that_always_breaks_off_at_the_same_place_is_given_up(
     files = Files(etag=None, cuts=[30_000] * 1000)
     with pytest.raises(Unreachable):
         call(
-            serve(files).url, "download", "a", tmp_path / "a.mp4", retries=Retries(0.1, 0.01, 0.01)
+            serve(files).url,
+            "download",
+            "a",
+            tmp_path / "a.mp4",
+            retries=Retries(0.1, 0.1, 0.01, 0.01),
         )
     assert 2 <= len(files.ranges) < 100

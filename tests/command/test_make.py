@@ -48,6 +48,23 @@ def test_the_result_lies_beside_the_video(lipsync, video, audio, tmp_path):
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_times_and_segments_are_options_like_any_other(lipsync, video, audio, tmp_path):
+    span = {"start_s": 0.2, "end_s": 0.6, "audio": {"url": str(audio), "start_s": 0.1}}
+    times = ("--segments", json.dumps([span]), "--video-start-s", "0.08")
+    done = lipsync("make", video, audio, *FAST, *times, "--sync-mode", "loop")
+    assert done.returncode == 0, done.stderr
+    assert "18 (10 with a face)" in done.stdout
+    assert "sync_mode has no effect together with segments" in done.stdout
+    previewed = lipsync("preview", video, audio, "--engine", "warp", *times)
+    assert previewed.returncode == 0, previewed.stderr
+    assert "source frame  5\n" in previewed.stdout
+    span["audio"]["url"] = "missing.wav"
+    refused = lipsync("make", video, audio, *FAST, "--force", "--segments", json.dumps([span]))
+    assert refused.returncode == 2
+    assert "There is no audio file at missing.wav" in refused.stderr
+
+
 def test_an_existing_file_is_overwritten_with_force_only(lipsync, video, audio, tmp_path):
     out = tmp_path / "talk-lipsync.mp4"
     out.write_text("mine")

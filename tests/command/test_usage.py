@@ -16,13 +16,16 @@ from lipsync import __version__
 from lipsync.app import app, run
 from lipsync.exit_codes import MEANINGS
 from musetalk_pipeline.loading import ToolOptions
-from musetalk_pipeline.options import job_options, options_of
+from musetalk_pipeline.option_spec import options_of
+from musetalk_pipeline.options import job_options
 from serve_app.config.settings import API_VERSION
 from serve_app.one_shot.stopping import Stopping
 from serve_app.run_job import EXIT_CODES
 
 COMMANDS = (
     ("make",), ("preview",), ("serve",), ("drain",), ("run-job",), ("doctor",), ("bench",),
+    ("submit",), ("watch",), ("ls",), ("download",), ("cancel",), ("retry",), ("estimate",),
+    ("upload",),
     ("weights", "fetch"), ("weights", "verify"), ("config", "check"),
 )  # fmt: skip
 
@@ -79,6 +82,7 @@ def test_a_misspelt_command_or_option_is_answered_with_what_may_be_meant(lipsync
         (("--crf", "41"), "--crf"),
         (("--crf", "many"), "--crf"),
         (("--fit", "squeeze"), "--fit"),
+        (("--segments", "[1]"), "--segments"),
         (("--deadline-s", "0"), "--deadline-s"),
         (("extra",), "extra"),
     ],

@@ -152,6 +152,22 @@ def test_a_job_ends_as_a_file_with_its_sidecar(run_job, clip, speech, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.mp4"]
 
 
+@pytest.mark.slow
+def test_segments_may_have_sounds_of_their_own(run_job, clip, speech, tmp_path):
+    out = tmp_path / "result.mp4"
+    span = {"start_s": 0.2, "end_s": 0.6, "audio": {"url": speech(0.6).as_uri()}}
+    done = run_job(
+        VIDEO_URL=clip().as_uri(),
+        AUDIO_URL=speech(1.0).as_uri(),
+        OUTPUT_PATH=str(out),
+        PARAMS=json.dumps({"segments": [span], "video_end_s": 0.8}),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["frames"] == frames_in(out.read_bytes()) == 20
+    receipt = json.loads(done.stdout)["receipt"]
+    assert list(receipt["frames_by_gpu_class"].values()) == [10]
+
+
 def test_a_link_in_the_place_of_the_output_is_not_followed(tmp_path):
     """Mend 4.7: the default folder is that of all users' temporary files."""
     (tmp_path / "video").write_text("video")

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 import uvicorn
 from starlette.types import ASGIApp
 
+from musetalk_pipeline.errors import PipelineError
 from musetalk_pipeline.measure import JobSize
 from orchestrator.store.errors import StoreUnavailable
 from serve_app.config.environment import read_environment
@@ -62,6 +63,7 @@ class Graph:
     at_work: int = 0
     size: JobSize = SIZE  # of every job that is measured
     metrics: dict[str, Any] = field(default_factory=dict)  # of every job, in addition
+    fault: PipelineError | None = None  # what every job fails with
 
     async def run(self, assignment: Assignment, report: Callable[[Progress], None]) -> Finished:
         self.ran.append(assignment)
@@ -72,8 +74,10 @@ class Graph:
                 if phase is Phase.INFERRING and self.holds:
                     self.inferring.set()
                     await self.go_on.wait()
+            if self.fault is not None:
+                raise self.fault
             (self.results / f"{assignment.job_id}.mp4").write_bytes(b"a video")
-            url = f"http://h/files/{assignment.job_id}.mp4"
+            url = f"/files/{assignment.job_id}.mp4"
             return Finished(url, {"stage_times": {}, "note": NOTE, **self.metrics})
         finally:
             self.at_work -= 1

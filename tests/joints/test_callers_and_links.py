@@ -22,6 +22,7 @@ from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Succe
 from serve_app.gate.access_control import GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import Bases, LinkMaker, Links, LinkSigner, LinkState, read_secret
+from serve_app.gate.signed_paths import file_subject
 from serve_app.jobs.job import ABANDONED, CANCELLED, Job
 from serve_app.outputs.store import object_name
 from tests.hostile.test_requests import MINIMAL
@@ -167,7 +168,7 @@ async def test_a_wrong_or_expired_link_says_what_to_do(tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["code"]) == (403, "link_wrong"), bad
             assert refused.json()["hint"]
         old = LinkSigner(door.services.links.signer.secret, 60.0, clock=lambda: 1_000_000.0)
-        expired = await client.get(f"{location}?{old.query('hello-1.mp4')}")
+        expired = await client.get(f"{location}?{old.query(file_subject('hello-1.mp4'))}")
         assert (expired.status_code, expired.json()["code"]) == (403, "link_expired")
         assert "new link" in expired.json()["hint"]
         keyed = await client.get(f"{location}?{longer}", headers={"X-Internal-API-Key": KEY})

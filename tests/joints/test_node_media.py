@@ -203,6 +203,21 @@ async def test_the_configured_block_length_is_that_of_the_plan(node, files, thre
     assert [len(block) for block in opened.value.job.plan.blocks] == [5, 5, 5]
 
 
+async def test_another_node_cuts_the_same_part_of_the_sound(node, files, threads, detector):
+    chosen = {"sync_mode": "silence", "audio_start_s": 0.2, "video_start_s": 0.2}
+    async with serving(files) as server:
+        work = dataclasses.replace(attempt(server), options=JobOptions().with_choices(chosen))
+        one, other = node("one"), node("other")
+        opened = await one.open(work, await one.fetch(work), detector, threads)
+        here = opened.value.job
+        there = await other.here(opened.value, threads)
+    assert there.plan == here.plan and there.plan.n_output == 20
+    assert (there.audio.key, there.audio.n_samples) == (here.audio.key, here.audio.n_samples)
+    assert there.audio.pcm_path != here.audio.pcm_path
+    assert there.audio.pcm_path.read_bytes() == here.audio.pcm_path.read_bytes()
+    assert there.audio.track_path.read_bytes() == here.audio.track_path.read_bytes()
+
+
 async def test_long_sound_is_encoded_once_on_each_node(
     node, files, threads, detector, speech, monkeypatch
 ):

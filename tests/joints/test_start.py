@@ -417,7 +417,7 @@ def test_the_ready_line_says_where_what_and_who_may_call(tmp_path: Path) -> None
     facts: dict[str, Any] = {"engine": "warp", "landmarks": "mesh"}
     line = ready_line(start, facts)
     base = f"http://127.0.0.1:{start.port}"
-    assert f"ready at {base}, documentation at {base}/docs, engine warp, landmarks mesh" in line
+    assert f"ready at {base}, documentation at {base}/docs, studio at {base}/, engine warp" in line
     assert "only this machine may call" in line.lower() and "INGRESS_API_KEY" in line
     for environ, words in (
         ({"INGRESS_API_KEY": "a" * 20}, "need INGRESS_API_KEY"),

@@ -9,10 +9,11 @@ import pytest
 
 from musetalk_pipeline.engines.warp.engine import WarpAudioEncoder, WarpEngine
 from musetalk_pipeline.faces.mesh import MeshDetector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.media.encode import stitch
 from musetalk_pipeline.options import EncodeOptions, JobOptions, MediaLimits
 from musetalk_pipeline.plan import Segment, cut_segment
-from musetalk_pipeline.stages import JobFiles, OpenJob, compose_segment, open_job, prepare_block
+from musetalk_pipeline.stages import OpenJob, compose_segment, open_job, prepare_block
 from tests.decoding import frames_of
 
 LOSSLESS = JobOptions(encode=EncodeOptions(crf=0, preset="ultrafast"))

@@ -26,6 +26,7 @@ from musetalk_pipeline.errors import (
     NoFaceFound,
 )
 from musetalk_pipeline.faces.face_boxes import face_of
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.options import (
     EncodeOptions,
     FaceOptions,
@@ -36,7 +37,7 @@ from musetalk_pipeline.options import (
 )
 from musetalk_pipeline.pipeline import DEFAULT_MEMORY, FrameMemory, Result, RunProgress, Tools, run
 from musetalk_pipeline.plan import count_output_frames, source_of
-from musetalk_pipeline.stages import JobFiles, open_job
+from musetalk_pipeline.stages import open_job
 from musetalk_pipeline.watch import Watch
 from tests.decoding import frames_of
 

@@ -216,6 +216,18 @@ def test_a_contact_sheet_pairs_each_result_with_its_source(clip, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["sheet.png"]
 
 
+def test_a_contact_sheet_shows_the_frames_that_were_used(clip, tmp_path):
+    """With a part of the video, the frame above is not the one in the same place."""
+    video, sheet = clip(frames=12), tmp_path / "sheet.png"
+    write_contact_sheet(video, video, sheet, instants=1, source_of=lambda frame: frame + 5)
+    moved = cv2.imread(str(sheet))
+    write_contact_sheet(video, video, sheet, instants=1)
+    same = cv2.imread(str(sheet))
+    half = same.shape[0] // 2
+    assert not np.array_equal(moved[:half], same[:half])
+    np.testing.assert_array_equal(moved[half + 22 :], same[half + 22 :])
+
+
 def test_instants_are_spread_and_never_repeated():
     assert spread(100, 4) == [12, 37, 62, 87]
     assert spread(2, 6) == [0, 1]

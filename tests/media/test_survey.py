@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from musetalk_pipeline.errors import NoFaceFound
 from musetalk_pipeline.faces import LandmarkDetector, Landmarks, make_detector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.options import FrameOptions, JobOptions, MediaLimits
-from musetalk_pipeline.stages import JobFiles, OpenJob, open_job
+from musetalk_pipeline.stages import OpenJob, open_job
 from musetalk_pipeline.survey import (
     MAX_SAMPLES,
     MIN_SAMPLES,
+    REMEDY,
     Survey,
     evenly_spaced,
     sample_count,
@@ -118,12 +120,14 @@ def test_a_video_with_a_face_is_looked_at_twice(opened) -> None:
 def test_which_of_two_faces_speaks_is_said(opened, fit: str) -> None:
     """Mend 2.9: the larger of two faces was taken silently."""
     job, _ = opened([people((40, 30, 200), (330, 90, 110))] * 12, fit)
-    assert job.warnings == ("Two faces were seen; the larger one, on the left, speaks.",)
+    assert job.warnings == (f"Two faces were seen; the larger one, on the left, speaks. {REMEDY}",)
 
 
 def test_the_place_of_the_speaker_is_its_own(opened) -> None:
     job, _ = opened([people((20, 90, 110), (180, 30, 190), (375, 90, 100))] * 12)
-    assert job.warnings == ("Three faces were seen; the largest one, in the middle, speaks.",)
+    assert job.warnings == (
+        f"Three faces were seen; the largest one, in the middle, speaks. {REMEDY}",
+    )
 
 
 def test_a_face_in_the_background_is_not_mentioned(opened) -> None:
@@ -135,7 +139,8 @@ def test_a_speaker_who_changes_is_said(opened) -> None:
     first, second = people((40, 30, 200), (330, 90, 120)), people((40, 90, 120), (270, 30, 200))
     job, _ = opened([first] * 20 + [second] * 20)
     assert job.warnings == (
-        "Two faces were seen; in each frame the most prominent one speaks, which may change.",
+        "Two faces were seen; in each frame the most prominent one speaks, which may change. "
+        f"{REMEDY}",
     )
 
 
@@ -162,7 +167,7 @@ class OneSurvey:
     def __init__(self) -> None:
         self.known: Survey | None = None
 
-    def find(self, reached: int, fps: Fraction, *, is_cropped: bool) -> Survey | None:
+    def find(self, reached: int, fps: Fraction, *, is_exact: bool) -> Survey | None:
         return self.known
 
     def keep(self, reached: int, fps: Fraction, found: Survey) -> None:

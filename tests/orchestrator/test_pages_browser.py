@@ -19,18 +19,11 @@ from playwright.sync_api import Browser, expect
 
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.values import AttemptName, Failure, Progress
+from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.page_facts import NO_MEMORY, OFFERS, Plant
-from tests.orchestrator.pages_browser import (
-    SIZES,
-    WAIT_MS,
-    Operator,
-    Scheme,
-    chromium_path,
-    open_chromium,
-    operator_at,
-)
+from tests.orchestrator.pages_browser import Operator, operator_at
 from tests.orchestrator.running import ADMIN_KEY, DONE, Running, running_service
 
 pytestmark = [

@@ -17,8 +17,8 @@ def shared_app(
     tmp_path_factory: pytest.TempPathFactory, private_temp: Path
 ) -> Iterator[RunningApp]:
     env = {"WEBHOOK_SECRET": WEBHOOK_SECRET}
-    avatars = {"max_gb": 1}
-    with running_app(tmp_path_factory.mktemp("app"), env=env, avatars=avatars) as app:
+    args = {"avatars": {"max_gb": 1}, "http": {"cors_origins": ["https://app.example"]}}
+    with running_app(tmp_path_factory.mktemp("app"), env=env, **args) as app:
         yield app
 
 

@@ -33,6 +33,7 @@ OPEN_PARTS = {"stage_times", "stage_seconds", "stage_s", "frames_by_gpu_class", 
 STATES = {"status", "code", "error_type", "stage", "input", "retryable", "detail", "phase"}
 _HEADING = re.compile(r"^#+ (.+)$")
 _START = re.compile(r"^(?!#).*\bmake (run|serve)\b", re.MULTILINE)
+_NAME = re.compile(r"// (\w+\.mjs)\n")  # of a module that a later example imports
 _FENCE = re.compile(r"^```(\w*)$")
 
 
@@ -105,7 +106,8 @@ class Desk:
 
     def command(self, example: Example) -> list[str]:
         """Write an example to a file, with the addresses of this test; the command to run it."""
-        file = self.folder / f"example{SUFFIXES[example.language]}"
+        named = _NAME.match(example.code)
+        file = self.folder / (named[1] if named else f"example{SUFFIXES[example.language]}")
         code = example.code.replace("http://localhost:8000", f"http://127.0.0.1:{self.app.port}")
         code = code.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
         file.write_text(code.replace("9000", str(self.webhook_port)))
@@ -114,7 +116,8 @@ class Desk:
     @property
     def environment(self) -> dict[str, str]:
         """What the reader's shell holds."""
-        return os.environ | {"WEBHOOK_SECRET": WEBHOOK_SECRET, "NO_PROXY": "127.0.0.1"}
+        own = {"WEBHOOK_SECRET": WEBHOOK_SECRET, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(ROOT)}
+        return os.environ | own
 
 
 DeskMaker = Callable[[float], Desk]

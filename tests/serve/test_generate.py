@@ -294,6 +294,19 @@ def test_drawn_frames_count_before_any_is_encoded(app, clip, speech):
     assert app.wait_for("drawn", "succeeded", "failed")["status"] == "succeeded"
 
 
+def test_a_preflight_for_a_configured_origin_is_answered_in_the_proxy(app):
+    asked = {"Access-Control-Request-Method": "POST"}
+    preflight = app.client.options("/generate", headers=asked | {"Origin": "https://app.example"})
+    assert preflight.status_code == 204
+    assert preflight.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    other = app.client.options("/generate", headers=asked | {"Origin": "https://other.example"})
+    # A rejection of the proxy itself, which knows the origins from the launcher.
+    refused = app.client.get("/v1/avatar/jobs", headers={"Origin": "https://app.example"})
+    assert (other.status_code, refused.status_code) == (403, 403)
+    assert "Access-Control-Allow-Origin" not in other.headers
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://app.example"
+
+
 def test_health_and_documentation(app):
     assert app.client.get("/hc").json() == {"status": "ok"}
     health = app.client.get("/health").json()

@@ -72,9 +72,7 @@ def test_jobs_are_lines_and_mistakes_are_no_traces(
     wait_for_line(app, "job log-video failed (invalid_video): ")
     assert not [line for line in app.log[before:] if "Traceback" in line]
     [ready] = [line for line in app.log if "ready at " in line]
-    assert (
-        f"documentation at http://127.0.0.1:{app.port}/docs, engine warp, landmarks mesh" in ready
-    )
+    assert f"studio at http://127.0.0.1:{app.port}/, engine warp, landmarks mesh" in ready
 
 
 def test_metrics_are_at_one_address_on_loopback(

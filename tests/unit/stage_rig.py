@@ -17,15 +17,17 @@ import numpy as np
 
 from musetalk_pipeline.artifacts import ColourTags, Picture, Piece
 from musetalk_pipeline.cost import Measured, StageCost, StageName
+from musetalk_pipeline.errors import StageFailed
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.plan import Block, Segment, plan_frames
+from musetalk_pipeline.plan import Block, FrameOrder, Segment, plan_order
 from musetalk_pipeline.receipts.cost_sum import JobWork
-from musetalk_pipeline.stages import Digests
 from serve_app.config.settings import AppArgs, DriverSettings
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.capacity import SharedCapacity
 from serve_app.graph.driver import JobDriver
 from serve_app.graph.job_segments import SegmentMakers
+from serve_app.graph.job_stream import JobStreams
 from serve_app.graph.left_nodes import LeftNodes
 from serve_app.graph.pieces import PieceFiles
 from serve_app.graph.pools import Graph, Pool
@@ -33,6 +35,7 @@ from serve_app.graph.scratch import Scratch
 from serve_app.graph.serve_controller import ReplicaCounts
 from serve_app.graph.stage_calls import DEFAULT_PAUSES, DriverPauses, StageCalls
 from serve_app.graph.transfers import Assignment, Attempt, Finished, Opened
+from serve_app.streams.streams import Streams
 
 Method = Callable[..., Awaitable[Any]]
 FPS = Fraction(25)
@@ -85,6 +88,7 @@ def driver_of(
     places: int = 1,
     pauses: DriverPauses = DEFAULT_PAUSES,
     left_nodes: LeftNodes | None = None,
+    streams: Streams | None = None,
 ) -> tuple[JobDriver, SharedCapacity]:
     """Return a driver over `graph`, and what its jobs share."""
     args = args or AppArgs.model_validate({"pools": [{"name": "cpu"}]})
@@ -92,7 +96,15 @@ def driver_of(
     pieces = PieceFiles(Scratch(folder / "scratch", 3600.0), share=lambda data: data)
     calls = StageCalls(args.driver, pauses, exists, is_lost)
     makers = SegmentMakers(graph, args.driver, capacity, calls, pieces)
-    driver = JobDriver(makers, 60.0, lambda: None, places, left_nodes=left_nodes)  # type: ignore[arg-type, return-value]
+    made = None if streams is None else JobStreams(streams, graph.finisher, calls, 60.0)
+    driver = JobDriver(
+        makers,
+        60.0,
+        lambda: None,  # type: ignore[arg-type, return-value]
+        places,
+        left_nodes=left_nodes,
+        streams=made,
+    )
     return driver, capacity
 
 
@@ -105,9 +117,9 @@ def running(**replicas: int) -> ReplicaCounts:
 class Stages:
     """All stages of a job of `frames` frames, at 25 frames a second in blocks of 2 s.
 
-    `holds`: names of calls that wait until `go_on` is set. `trouble`: raises for a call, if it is
-    to fail, given its name and its pool. `made`: the calls that were begun, in order: name, pool,
-    first frame.
+    `drawn`: the only output frames that draw; None: all. `holds`: names of calls that wait until
+    `go_on` is set. `trouble`: raises for a call, if it is to fail, given its name and its pool.
+    `made`: the calls that were begun, in order: name, pool, first frame.
     """
 
     def __init__(
@@ -119,8 +131,10 @@ class Stages:
         source: int = 1000,
         driver: DriverSettings | None = None,
         left_nodes: LeftNodes | None = None,
+        drawn: tuple[range, ...] | None = None,
+        streams: Streams | None = None,
     ) -> None:
-        self.frames, self.source = frames, source
+        self.frames, self.source, self.drawn = frames, source, drawn
         self.holds: set[str] = set()
         self.go_on = asyncio.Event()
         self.trouble: Callable[[str, str], None] = lambda name, pool: None
@@ -133,6 +147,8 @@ class Stages:
         cpu = Handle(
             fetch=self.fetch, open=self.open, prepare=self.prepare, release=self.release,
             encode_audio=self.encode_audio, compose=self.compose, finish=self.finish,
+            compose_source=self.compose_source,
+            sound=self.sound,
         )  # fmt: skip
         self.graph = Graph(cpu, tuple(Pool(name, self.generator(name)) for name in pools), cpu)
         args = AppArgs(
@@ -140,7 +156,13 @@ class Stages:
             driver=driver or DriverSettings(),
         )
         self.driver, self.capacity = driver_of(
-            self.graph, folder, args=args, places=8, pauses=AT_ONCE, left_nodes=left_nodes
+            self.graph,
+            folder,
+            args=args,
+            places=8,
+            pauses=AT_ONCE,
+            left_nodes=left_nodes,
+            streams=streams,
         )
 
     def start(self, job_id: str = "a", report: Callable[..., None] = lambda _: None) -> Any:
@@ -158,7 +180,8 @@ class Stages:
         return Measured(Digests("a", "b"), (StageCost("download", 1.0, 0),))
 
     async def open(self, attempt: Attempt, fetched: Any) -> Measured[Opened]:
-        plan = plan_frames(self.source, self.frames, FPS)
+        order = FrameOrder("bounce", 0, self.source, self.frames)
+        plan = plan_order(order, FPS, drawn=self.drawn)
         job: Any = SimpleNamespace(plan=plan, options=attempt.options, picture=PICTURE)
         return Measured(Opened(attempt, "node", job), (StageCost("validation", 0.1, 0),))
 
@@ -177,6 +200,15 @@ class Stages:
         piece = Piece(segment, data, len(segment))
         own = StageCost("compose", 0.1, len(segment))
         return Measured(piece, (*await avatar, *costs, own))
+
+    async def compose_source(self, opened: Opened, segment: Segment) -> Measured[Piece]:
+        await self._call("compose_source", "", segment.start)
+        data = np.frombuffer(f"{segment.start}-{segment.end}".encode(), np.uint8)
+        own = StageCost("compose", 0.1, len(segment))
+        return Measured(Piece(segment, data, 0), (own,))
+
+    async def sound(self, opened: Opened) -> Any:
+        raise StageFailed("These jobs have no sound.")
 
     async def finish(self, opened: Opened, facts: Any, about: Any, pieces: list[Any]) -> Finished:
         texts = [piece.tobytes().decode().split("-") for piece in pieces]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from musetalk_pipeline.artifacts import AvatarBlock, ColourTags, Face, Picture
+from musetalk_pipeline.artifacts import AvatarBlock, ColourTags, Face, Picture, in_rows
 from musetalk_pipeline.avatars.block_file import (
     APPEARANCES,
     DIGEST_BYTES,
@@ -31,8 +31,11 @@ from musetalk_pipeline.avatars.identity import (
     longer_block,
 )
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.options import JOB_PARTS, JobOptions, options_of
+from musetalk_pipeline.face_choice import FaceAtBox, FaceAtPoint
+from musetalk_pipeline.option_spec import options_of
+from musetalk_pipeline.options import JOB_PARTS, JobOptions
 from musetalk_pipeline.plan import Block, plan_frames
+from musetalk_pipeline.track import Span, Track
 
 TOOLS = AvatarTools("warp", "2", "mesh", "landmarks", None, "frame")
 PICTURE = Picture(1280, 720, 1280, 720, 0, 0, None, ColourTags())
@@ -40,19 +43,18 @@ PLAN = plan_frames(250, 250, Fraction(25))
 
 
 def made_block(
-    start: int = 50, present: tuple[bool, ...] = (True, False, True), kind: str = "uint8"
+    start: int = 50, present: tuple[int, ...] = (True, False, True), kind: str = "uint8"
 ) -> AvatarBlock:
-    """Return a block whose numbers all differ."""
+    """Return a block with so many faces in each frame, whose numbers all differ."""
     rng = np.random.default_rng(start)
+
+    def made(others: tuple[Face, ...] = ()) -> Face:
+        box = Box(*map(int, rng.integers(-50, 2000, 4)))
+        points = rng.normal(size=(68, 2)).astype(np.float32)
+        return Face(points, box, float(rng.random()), others)
+
     faces = tuple(
-        Face(
-            rng.normal(size=(68, 2)).astype(np.float32),
-            Box(*map(int, rng.integers(-50, 2000, 4))),
-            float(rng.random()),
-        )
-        if there
-        else None
-        for there in present
+        made(tuple(made() for _ in range(count - 1))) if count else None for count in present
     )
     count = sum(present)
     look = (rng.random((count, *APPEARANCES[kind])) * 255).astype(kind)
@@ -63,9 +65,8 @@ def made_block(
 def assert_same(one: AvatarBlock, other: AvatarBlock) -> None:
     assert one.block == other.block
     assert len(one.faces) == len(other.faces)
-    for a, b in zip(one.faces, other.faces, strict=True):
-        assert (a is None) == (b is None)
-        if a is not None and b is not None:
+    for of_one, of_other in zip(one.faces, other.faces, strict=True):
+        for a, b in zip(in_rows([of_one]), in_rows([of_other]), strict=True):
             assert (a.box, a.score) == (b.box, b.score)
             np.testing.assert_array_equal(a.points, b.points)
     for array, kept in ((one.appearance, other.appearance), (one.masks, other.masks)):
@@ -75,11 +76,11 @@ def assert_same(one: AvatarBlock, other: AvatarBlock) -> None:
 
 @given(
     start=st.integers(0, 90_000),
-    present=st.lists(st.booleans(), min_size=1, max_size=6).map(tuple),
+    present=st.lists(st.integers(0, 3), min_size=1, max_size=4).map(tuple),
     kind=st.sampled_from(sorted(APPEARANCES)),
 )
 def test_a_block_comes_back_as_it_was_written(
-    start: int, present: tuple[bool, ...], kind: str
+    start: int, present: tuple[int, ...], kind: str
 ) -> None:
     block = made_block(start, present, kind)
     assert_same(unpack_block(pack_block(block), block.block), block)
@@ -143,6 +144,8 @@ def test_every_option_of_a_job_is_in_the_identity_or_known_not_to_matter() -> No
 
 def _another(kind: object, default: object) -> object:
     """Return another value of an option's type than its default."""
+    if default == "largest":
+        return FaceAtPoint((10, 20), 3)
     choices = getattr(kind, "__args__", ())
     if choices:
         return next(choice for choice in choices if choice != default)
@@ -162,6 +165,24 @@ def test_an_option_changes_the_identity_if_and_only_if_it_is_in_it(part: type, n
     assert changed != JobOptions()
     is_same = avatar_id("aa", changed, TOOLS) == avatar_id("aa", JobOptions(), TOOLS)
     assert is_same == (name not in IN_IDENTITY.get(part, ()))
+
+
+def test_every_choice_of_a_face_is_an_avatar_of_its_own() -> None:
+    choices = ["all", FaceAtPoint((1, 2)), FaceAtPoint((1, 2), 1), FaceAtBox((1, 2, 3, 4))]
+    made = [JobOptions().with_choices({"face": choice}) for choice in choices]
+    assert len({avatar_id("aa", options, TOOLS) for options in [JobOptions(), *made]}) == 5
+    # That of a job that chooses nothing, from before there was a choice.
+    assert avatar_id("aa", JobOptions(), TOOLS) == "274bc6738530a08ecbb9889e60dda0cc"
+
+
+def test_a_block_of_a_person_is_named_by_where_they_are_in_it() -> None:
+    """How the person is followed beyond a block does not matter to it."""
+    first, later = Span(0, 60, (0,), (Box(0, 0, 9, 9),)), Span(90, 95, (90,), (Box(1, 1, 9, 9),))
+    tracks = [None, Track((first,)), Track((first, later)), Track((later,))]
+    names = [block_name(PLAN.blocks[1], PLAN, PICTURE, JobOptions(), track) for track in tracks]
+    assert len(set(names)) == 4
+    begun = [block_name(PLAN.blocks[0], PLAN, PICTURE, JobOptions(), track) for track in tracks]
+    assert begun[1] == begun[2] and len(set(begun)) == 3
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(AvatarTools)])
@@ -211,14 +232,16 @@ def test_a_block_whose_faces_depend_on_later_frames_begins_no_longer_one() -> No
     smooth = JobOptions().with_choices({"box_smoothing": 2})
     names = names_of(250, smooth)
     assert longer_block(names, plan.blocks[-1], plan, PICTURE, smooth, TOOLS) is None
+    chosen = JobOptions().with_choices({"face": FaceAtPoint((1, 2))})
+    assert longer_block(names_of(250), plan.blocks[-1], plan, PICTURE, chosen, TOOLS) is None
     by_s3fd = replace(TOOLS, face_presence="s3fd", presence_interval=12)
     names = names_of(250)
     assert longer_block(names, plan.blocks[-1], plan, PICTURE, JobOptions(), by_s3fd) is None
 
 
-@given(present=st.lists(st.booleans(), min_size=2, max_size=8).map(tuple), data=st.data())
+@given(present=st.lists(st.integers(0, 2), min_size=2, max_size=6).map(tuple), data=st.data())
 def test_the_beginning_of_a_block_has_its_rows(
-    present: tuple[bool, ...], data: st.DataObject
+    present: tuple[int, ...], data: st.DataObject
 ) -> None:
     whole = made_block(10, present, "float32")
     count = data.draw(st.integers(1, len(present)))

@@ -229,6 +229,33 @@ def test_where_mesh_finds_no_face_the_whole_frame_is_the_person() -> None:
     np.testing.assert_array_equal(asked.points, plain.points)
 
 
+def test_a_located_face_is_refined_in_its_own_view_whoever_else_is_there() -> None:
+    """The same frame twice, once for each of its people; the whole frame would show one."""
+    frame = small_face()
+    frame[200:280, 300:376] = frame[200:280, 900:976]
+    seen: list[Float] = []
+
+    def network(inputs: Float) -> tuple[Float, Float]:
+        seen.append(inputs.copy())
+        return SpotNetwork()(inputs)
+
+    mesh = MeshDetector()
+    faces = [landmarks for _, landmarks in mesh.all_faces(frame, with_small=True)]
+    assert len(faces) == 2
+    detector = DwposeDetector("onnx", network)
+    refined = detector.refine([frame, frame], faces)
+    assert len(refined) == 2 and len(seen) == 1
+    for face, found, view in zip(faces, refined, seen[0][:2], strict=True):
+        rgb = view.transpose(1, 2, 0) * STD_RGB + MEAN_RGB
+        picture = np.ascontiguousarray(rgb[..., ::-1].round().clip(0, 255).astype(np.uint8))
+        [in_view] = mesh.detect([picture])
+        assert in_view is not None and np.ptp(in_view.points[:, 1]) > 60
+        # The face is in the middle of its view.
+        assert abs(in_view.points[:, 0].mean() - WIDTH / 2) < WIDTH / 8
+        assert found is not None and face.points.shape == found.points.shape
+    assert detector.refine([], []) == []
+
+
 def test_frames_of_any_size_go_through_in_bounded_batches() -> None:
     network = SpotNetwork()
     detector = DwposeDetector("onnx", network)

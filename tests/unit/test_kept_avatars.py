@@ -14,6 +14,7 @@ import pytest
 
 from musetalk_pipeline.boxes import Box
 from musetalk_pipeline.survey import Survey
+from musetalk_pipeline.track import Span, Track
 from serve_app.avatars.local import ABANDONED_S, LocalAvatars
 from serve_app.avatars.surveys import StoredSurveys
 from serve_app.private_folders import FolderRefused
@@ -211,11 +212,17 @@ def test_deleting_removes_an_avatar_while_others_read_it(avatars: LocalAvatars) 
 
 def test_a_survey_is_found_for_frames_that_it_is_valid_for(avatars: LocalAvatars) -> None:
     surveys, fps = StoredSurveys(avatars, ONE), Fraction(30000, 1001)
-    assert surveys.find(100, fps, is_cropped=False) is None
+    assert surveys.find(100, fps, is_exact=False) is None
     found = Survey((Box(1, 2, 3, 4),), ("Two faces were seen.",))
     surveys.keep(100, fps, found)
-    assert surveys.find(100, fps, is_cropped=True) == found
-    assert surveys.find(120, fps, is_cropped=True) is None
-    assert surveys.find(120, fps, is_cropped=False) == found
-    assert surveys.find(90, fps, is_cropped=False) is None
-    assert StoredSurveys(avatars, TWO).find(100, fps, is_cropped=True) is None
+    assert surveys.find(100, fps, is_exact=True) == found
+    assert surveys.find(120, fps, is_exact=True) is None
+    assert surveys.find(120, fps, is_exact=False) == found
+    assert surveys.find(90, fps, is_exact=False) is None
+    assert StoredSurveys(avatars, TWO).find(100, fps, is_exact=True) is None
+    span = Span(3, 9, (3, 8), (Box(1, 2, 3, 4), Box(2, 2, 4, 4)))
+    followed = Survey((), ("The chosen person was found.",), Track((span, span)))
+    surveys.keep(50, fps, followed)
+    assert surveys.find_longer(50, fps) == surveys.find_longer(20, fps) == followed
+    assert surveys.find_longer(51, fps) == found and surveys.find_longer(101, fps) is None
+    assert surveys.find_longer(20, Fraction(25)) is None

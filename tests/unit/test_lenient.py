@@ -101,6 +101,25 @@ def test_params_that_are_unknown_or_bad_are_left_out_and_named() -> None:
     assert all(name in text for name in ("`bbox`", "`use_fp16`", "params.crf", "params.preset"))
 
 
+def test_times_that_do_not_fit_together_are_left_out_and_the_rest_is_used() -> None:
+    given = {"crf": 30, "sync_mode": "loop", "video_start_s": 3, "video_end_s": 2}
+    request, warnings = read_leniently(JOB | {"params": given})
+    assert request.params == Params(crf=30)
+    assert warnings == (
+        "params: `video_end_s` is 2 and `video_start_s` is 3; the end has to be after the start; "
+        "no time in them was used.",
+    )
+
+
+def test_an_upload_that_nobody_checks_is_not_a_sound_of_a_segment_either() -> None:
+    audio = {"url": f"upload://{'a' * 32}"}
+    params = {"crf": 30, "segments": [{"start_s": 0, "end_s": 1, "audio": audio}]}
+    request, warnings = read_leniently(JOB | {"params": params})
+    assert request.params == Params(crf=30) and "uploads cannot be used here" in warnings[0]
+    request, warnings = read_leniently(JOB | {"params": params}, accepts_uploads=True)
+    assert request.addresses[2:] == (audio["url"],) and warnings == ()
+
+
 @pytest.mark.parametrize("params", ["", "fit=crop", [], 5, True])
 def test_params_that_are_no_object_are_ignored(params: object) -> None:
     request, warnings = read_leniently({**JOB, "params": params})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -38,6 +39,16 @@ CHOSEN: dict[str, Any] = {
     "box_smoothing": 2,
     "faceless": "refuse",
     "edges": "stretch",
+    "sync_mode": "loop",
+    "video_start_s": 1.5,
+    "video_end_s": 9.25,
+    "audio_start_s": 0.5,
+    "audio_end_s": 8.0,
+    "segments": (
+        {"start_s": 2.0, "end_s": 4.0, "audio": {"url": "a.wav", "start_s": 1.0, "end_s": None}},
+        {"start_s": 5.0, "end_s": 6.0, "audio": None},
+    ),
+    "face": "all",
 }
 
 
@@ -63,7 +74,8 @@ def test_an_option_is_reached_from_everywhere(name: str) -> None:
     deployment = AppArgs(pools=POOLS, defaults={name: CHOSEN[name]})  # type: ignore[arg-type]
     assert values(deployment.job_defaults()) == expected
     flag = f"--{name.replace('_', '-')}"
-    words = [flag] if CHOSEN[name] is True else [flag, str(CHOSEN[name])]
+    word = json.dumps(CHOSEN[name]) if name == "segments" else str(CHOSEN[name])
+    words = [flag] if CHOSEN[name] is True else [flag, word]
     assert values(command_line(*words)) == expected
 
 
@@ -79,9 +91,9 @@ def test_requests_and_command_line_say_the_same_of_an_option() -> None:
             continue
         field = properties[option.name]
         assert field["description"] == option.spec.help
-        [value, nothing] = field["anyOf"]
-        assert nothing == {"type": "null"}
-        assert tuple(value.get("enum", ())) == option.choices
+        [value, *others, nothing] = field["anyOf"]
+        assert nothing == {"type": "null"} and bool(others) == (option.name == "face")
+        assert others or tuple(value.get("enum", ())) == option.choices
         bounds = value.get("minimum"), value.get("maximum")
         assert bounds == (option.spec.least, option.spec.most)
 

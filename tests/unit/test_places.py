@@ -9,8 +9,8 @@ import pytest
 
 from musetalk_pipeline.cost import Measured, StageCost
 from musetalk_pipeline.errors import InvalidVideo
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.options import JobOptions
-from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.contract.requests import JobRequest
 from serve_app.graph.pools import Graph

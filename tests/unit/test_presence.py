@@ -104,6 +104,22 @@ def test_regular_samples_reach_both_ends() -> None:
     assert regular_samples(11, 5) == [0, 5, 10]
 
 
+def test_a_located_face_is_weak_or_not_by_its_own_score_and_s3fd_is_not_asked() -> None:
+    class Scores(PixelDetector):
+        def refine(
+            self, frames: Sequence[Frame], located: Sequence[Landmarks]
+        ) -> list[Landmarks | None]:
+            return [self._one(each) for each in frames]
+
+    frames = [frame(0, score=0.29, s3fd=False), frame(1, score=0.3, s3fd=False)]
+    located = [Landmarks(np.zeros((68, 2), np.float32), 1.0)] * 2
+    weak = ByScore(Scores(), min_score=0.3).refine(frames, located)
+    assert [landmarks is not None for landmarks in weak] == [False, True]
+    finder = PixelFinder()
+    kept = ByS3fd(Scores(), finder, 1).refine(frames, located)
+    assert all(landmarks is not None for landmarks in kept) and finder.seen == []
+
+
 def test_by_score_drops_weak_faces_and_keeps_the_rest() -> None:
     frames = [frame(0, score=0.29), frame(1, score=0.3), frame(2, points="none")]
     found = ByScore(PixelDetector(), min_score=0.3).detect(frames)

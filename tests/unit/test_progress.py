@@ -10,10 +10,10 @@ import pytest
 
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured, StageCost
+from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import plan_frames
-from musetalk_pipeline.stages import Digests
 from serve_app.contract.outcomes import Phase, Progress
-from serve_app.graph.progress import TRUSTED_SHARE, ProgressMeter
+from serve_app.graph.progress import ProgressMeter
 
 PLAN = plan_frames(n_source=100, n_output=150, fps=Fraction(25))
 
@@ -52,8 +52,9 @@ def fetched(seconds: float) -> Measured[Digests]:
     return Measured(Digests("a", "b"), (StageCost("download", seconds, 0),))
 
 
-def opened() -> Any:
-    job = SimpleNamespace(plan=PLAN)
+def opened(n_output: int = 150) -> Any:
+    plan = plan_frames(n_source=100, n_output=n_output, fps=Fraction(25))
+    job = SimpleNamespace(plan=plan)
     return Measured(SimpleNamespace(job=job), (StageCost("validation", 0.1, 0),))
 
 
@@ -124,8 +125,23 @@ def test_the_time_left_follows_from_the_rate_so_far(meter, told, watch):
     assert told[-1].eta_s is None
     watch.now += 30.0
     meter.composed(PLAN.segments[0], composed())
+    assert told[-1].eta_s == 60.0  # a third of the frames is encoded
+    for segment in PLAN.segments:
+        meter.drawn(segment)
+    assert told[-1].eta_s == 60.0  # what is drawn ahead brings the end no nearer
+
+
+def test_before_a_frame_is_encoded_and_after_the_last_one_the_fraction_says_what_is_left(
+    meter, told, watch
+):
+    watch.now += 30.0
+    meter.drawn(PLAN.segments[0])
     done, left = told[-1].fraction - 0.05, 1 - told[-1].fraction
     assert told[-1].eta_s == pytest.approx(30.0 * left / done, abs=0.1)
+    for segment in PLAN.segments:
+        meter.composed(segment, composed())
+    meter.uploading()
+    assert told[-1].eta_s == pytest.approx(30.0 * 0.05 / 0.9, abs=0.1)
 
 
 def test_waiting_for_a_place_is_left_out_of_the_jobs_time(meter, watch):
@@ -164,11 +180,15 @@ def test_past_jobs_say_the_time_left_until_the_job_has_a_rate_of_its_own(told, w
     assert told[-1].eta_s == 200.0
     watch.now += 20.0
     meter.prepared(0)
-    done = told[-1].fraction - 0.05
-    by_rate, trust = 20.0 * (1 - told[-1].fraction) / done, done / TRUSTED_SHARE
-    assert 0 < trust < 1
-    assert told[-1].eta_s == pytest.approx(trust * by_rate + (1 - trust) * 180.0, abs=0.1)
-    for segment in PLAN.segments[:2]:
+    assert told[-1].eta_s == 180.0
+    meter = ProgressMeter(told.append, watch, expected_s=lambda job: 200.0)
+    meter.opened(long := opened(n_output=1000))
+    watch.now += 20.0
+    first = long.value.job.plan.segments[0]
+    meter.composed(first, composed())
+    share = len(first) / 1000
+    by_rate = 20.0 * (1 - share) / share
+    assert told[-1].eta_s == pytest.approx(share * by_rate + (1 - share) * 180.0, abs=0.1)
+    for segment in long.value.job.plan.segments[1:10]:
         meter.composed(segment, composed())
-    done = told[-1].fraction - 0.05
-    assert told[-1].eta_s == pytest.approx(20.0 * (1 - told[-1].fraction) / done, abs=0.1)
+    assert told[-1].eta_s == 100.0  # half of the frames took 20 s, and past jobs took 180 s more

@@ -112,7 +112,7 @@ async def test_a_job_whose_video_is_refused_has_a_receipt_of_the_download(
     def refuse(*_: Any) -> None:
         raise InvalidVideo("Not a video.")
 
-    monkeypatch.setattr("tests.unit.stage_rig.plan_frames", refuse)
+    monkeypatch.setattr("tests.unit.stage_rig.plan_order", refuse)
     async with asyncio.timeout(30):
         await (await worker.start())
     receipt = worker.receipt("failed")

@@ -9,6 +9,7 @@ from musetalk_pipeline.errors import InvalidVideo, PipelineError, StageFailed
 from musetalk_pipeline.options import JobOptions
 from serve_app.config.settings import DriverSettings
 from serve_app.scheduling.scheduler import NoReplicaRuns
+from serve_app.streams.streams import Streams
 from tests.unit.stage_rig import PICTURE, Stages, running, settle, until
 
 
@@ -145,6 +146,17 @@ async def test_a_job_is_not_cut_while_others_have_work(tmp_path):
     await asyncio.wait(jobs)
 
 
+async def test_the_first_piece_of_a_job_that_can_be_watched_is_short(tmp_path):
+    """It is there sooner, whatever becomes of the stream itself."""
+    streams = Streams(tmp_path, 60.0, 1e9)
+    for frames, first in ((500, 12), (50, 50)):  # one segment is made as a whole
+        stages = Stages(tmp_path, frames=frames, streams=streams)
+        stages.capacity.follow(running(cpu=1))
+        await stages.start()
+        assert covers_all(stages)
+        assert stages.finished[0] == (0, first)
+
+
 async def test_a_segment_that_fails_is_made_in_another_pool_at_once(tmp_path):
     stages = Stages(tmp_path, pools=("bad", "good"), frames=50)
     stages.capacity.follow(running(bad=1, good=1))
@@ -264,3 +276,24 @@ async def test_blocks_that_several_segments_draw_on_are_encoded_once(tmp_path):
     await stages.start()
     assert covers_all(stages)
     assert len(stages.of("encode")) == 2
+
+
+async def test_what_lies_between_spans_needs_no_engine(tmp_path):
+    """It is encoded as it is, and again if that fails."""
+    stages = Stages(tmp_path, frames=250, source=250, drawn=(range(60, 110), range(200, 220)))
+    stages.capacity.follow(running(cpu=1))
+    failed: list[str] = []
+
+    def trouble(name: str, pool: str) -> None:
+        if name == "compose_source" and not failed:
+            failed.append(name)
+            raise StageFailed("The encoder crashed.")
+
+    stages.trouble = trouble
+    await stages.start()
+    assert [start for start, _ in stages.finished] == [0, 50, 60, 100, 110, 150, 200, 220]
+    assert sum(end - start for start, end in stages.finished) == 250
+    for name in ("prepare", "encode_audio", "generate", "compose"):
+        assert sorted(frame for _, frame in stages.of(name)) == [60, 100, 200]
+    passed = [frame for _, frame in stages.of("compose_source")]
+    assert failed and sorted(set(passed)) == [0, 50, 110, 150, 220] and len(passed) == 6

@@ -94,6 +94,15 @@ def test_a_store_that_starts_again_counts_what_is_there(
     again.create(OWNER, "c.wav", 1)
 
 
+def test_a_crash_before_the_completion_costs_nothing(store: UploadStore, speech) -> None:
+    """All bytes are there, so a client of tus has nothing left to send."""
+    content = speech(0.5).read_bytes()
+    upload_id = store.create(OWNER, "a.wav", len(content)).record.id
+    store.append(OWNER, upload_id, 0, content)
+    again = UploadStore(store.folder, UploadSpace(store.folder.path, 1 << 30, 0))
+    assert again.use(OWNER, upload_id).is_finished
+
+
 FILLING = """
 import sys
 from pathlib import Path

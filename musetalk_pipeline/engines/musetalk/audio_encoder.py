@@ -102,7 +102,7 @@ class WhisperAudioEncoder:
 
     def _chunk(self, audio: SpeechAudio, offset: int) -> NDArray[np.float32]:
         """Return the features of the 30 s from step `offset` on."""
-        key = (audio.sha256, offset)
+        key = (audio.key, offset)
         with self._lock:
             if key not in self._chunks:
                 self._chunks[key] = self._chunk_encoder.encode(_read_chunk(audio.pcm_path, offset))

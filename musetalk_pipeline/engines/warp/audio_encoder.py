@@ -80,7 +80,7 @@ class WarpAudioEncoder:
         )
 
     def _tracks(self, audio: SpeechAudio) -> _Tracks:
-        key = audio.sha256, audio.n_samples
+        key = audio.key, audio.n_samples
         # One clip at a time, because two segments of a new clip would otherwise measure it twice.
         with self._lock:
             if key not in self._clips:

@@ -20,6 +20,7 @@ from musetalk_pipeline.artifacts import (
     FacesToDraw,
     PreparedBlock,
     Speech,
+    in_rows,
 )
 from musetalk_pipeline.boxes import Box, crop_box
 from musetalk_pipeline.engines.warp.audio_encoder import WarpAudioEncoder
@@ -71,7 +72,7 @@ class WarpEngine:
         The parser's options (`parsing_mode`, cheek widths) have no effect here; `blur` acts when
         the face is pasted.
         """
-        faces = [face for face in prepared.faces if face is not None]
+        faces = in_rows(prepared.faces)
         masks = np.empty((len(faces), MASK_SIDE * MASK_SIDE // 8), np.uint8)
         for row, face in enumerate(faces):
             check()
@@ -94,7 +95,7 @@ class WarpEngine:
         """Draw the faces of one segment from `speech.features` (n, 4): opening, wide, rounded,
         teeth.
         """
-        faces = [face for face in avatar.faces if face is not None]
+        faces = in_rows(avatar.faces)
         chosen = FacesToDraw.of(avatar, speech, segment, options)
         drawn = np.empty((len(chosen.rows), FACE_SIDE, FACE_SIDE, 3), np.uint8)
         for place, (row, frame) in enumerate(zip(chosen.rows, chosen.places, strict=True)):

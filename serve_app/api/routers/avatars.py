@@ -54,7 +54,7 @@ async def create_avatar(
     reject_if_stopping(services.availability.is_stopping)
     warnings = check_size(create.aspect_ratio, create.resolution)
     request = create.request(create.musetalk_job_id or uuid.uuid4().hex)
-    await check_uploads(services, http.scope, request.video_url)
+    await check_uploads(services, http.scope, *request.addresses)
     submission = SubmissionOptions(warnings=warnings)
     job = await services.jobs.submit(request, Origin.ASYNC, submission)
     prefix = http.scope["path"].removesuffix(router.prefix)

@@ -43,7 +43,7 @@ async def estimate(http: Request, request: EstimateRequest, services: ServicesDe
         video_url=video_url(request),
         **request.model_dump(exclude={"video_url", "avatar_id"}),
     )
-    await check_uploads(services, http.scope, job.video_url, job.audio_url)
+    await check_uploads(services, http.scope, *job.addresses)
     await check_avatar(services, job)
     if services.estimates.locked():
         text = "This worker makes as many estimates at once as it can."

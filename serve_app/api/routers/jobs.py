@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
@@ -45,19 +45,10 @@ class IngressBoard:
         """See `JobBoard`."""
         services = self.services
         reject_if_stopping(services.availability.is_stopping)
-        warnings = check_size(create.aspect_ratio, create.resolution)
         if create.webhook_url is not None:
-            await _check_webhook(services, create.webhook_url)
-        request = JobRequest(
-            musetalk_job_id=job_id,
-            video_url=video_url(create),
-            **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
-        )
-        await check_avatar(services, request)
-        await check_uploads(services, self.scope, request.video_url, request.audio_url)
-        submission = SubmissionOptions(
-            create.webhook_url, create.metadata, idempotency_key, warnings
-        )
+            await check_webhook(services, create.webhook_url)
+        request, submission = await read_job(services, self.scope, create, job_id)
+        submission = replace(submission, idempotency_key=idempotency_key)
         job = await services.jobs.submit(request, Origin.ASYNC, submission)
         return job_body(job, self.links)
 
@@ -103,6 +94,26 @@ def _found(found: T | None) -> T:
     return found
 
 
+async def read_job(
+    services: Services, scope: Scope, create: JobCreate, job_id: str
+) -> tuple[JobRequest, SubmissionOptions]:
+    """Return a job as the registry takes it. `scope`: of the request, whose key may use its own
+    uploads. The job's webhook is not checked.
+
+    Raises:
+        BadField, InvalidOptions, RequestRejected, UploadError: it has a value that cannot be used.
+    """
+    warnings = check_size(create.aspect_ratio, create.resolution)
+    request = JobRequest(
+        musetalk_job_id=job_id,
+        video_url=video_url(create),
+        **create.model_dump(exclude=_NOT_OF_THE_REQUEST),
+    )
+    await check_avatar(services, request)
+    await check_uploads(services, scope, *request.addresses)
+    return request, SubmissionOptions(create.webhook_url, create.metadata, warnings=warnings)
+
+
 def video_url(create: JobCreate | EstimateRequest) -> str:
     """Return where the video of a job comes from.
 
@@ -116,7 +127,12 @@ def video_url(create: JobCreate | EstimateRequest) -> str:
     return create.video_url or f"{KEPT_VIDEO}{create.avatar_id}"
 
 
-async def _check_webhook(services: Services, url: str) -> None:
+async def check_webhook(services: Services, url: str) -> None:
+    """Check that webhooks can be sent to an address.
+
+    Raises:
+        BadField: this worker sends none, or none to that address.
+    """
     if services.webhooks is None:
         raise BadField(
             "webhook_url",

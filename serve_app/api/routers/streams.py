@@ -1,5 +1,6 @@
 """Jobs that are watched while they are made: HLS."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -87,7 +88,8 @@ async def stream_part(
     """Return the init section or a fragment that the playlist names; `Range` is supported."""
     stream = streams.find(job_id, number)
     path = None if stream is None else stream.file(name)
-    if path is None:
+    # In a thread, because a disk may stall.
+    if path is None or not await asyncio.to_thread(path.is_file):
         raise _gone(job_id)
     headers = {"Cache-Control": "private, max-age=3600"}
     return FileResponse(path, media_type="video/mp4", headers=headers)

@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from musetalk_pipeline.boxes import Box
 from orchestrator.store.errors import QueueFull
 from serve_app.api.answers import generate_answer
 from serve_app.api.errors import reject_if_stopping
@@ -32,6 +33,11 @@ _PICTURE: dict[str, Any] = {
         "X-Source-Frame": {
             "description": "The frame of the video that is shown.",
             "schema": {"type": "integer"},
+        },
+        "X-Faces": {
+            "description": "x0,y0,x1,y1 of each face of that frame, with semicolons between them, "
+            "in pixels of the video as it is displayed.",
+            "schema": {"type": "string"},
         },
     },
 }
@@ -63,7 +69,7 @@ async def generate(
     reject_if_stopping(services.availability.is_stopping)
     request, warnings = _read(payload, legacy_size_source=services.options.legacy_size_source)
     await check_avatar(services, request)
-    await check_uploads(services, http.scope, request.video_url, request.audio_url)
+    await check_uploads(services, http.scope, *request.addresses)
     submission = SubmissionOptions(warnings=warnings, queue_job_id=salad_job_id)
     job = await services.jobs.submit(request, Origin.SYNC, submission)
     if job.is_terminal and services.reports is not None:
@@ -93,16 +99,25 @@ def _read(
     responses={200: _PICTURE, **sent_problems(409)},
 )
 async def preview(http: Request, request: PreviewRequest, services: ServicesDep) -> Response:
-    """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px."""
+    """Return one composited frame (PNG); `X-Face-Box` is x0,y0,x1,y1 in px.
+
+    `X-Faces` has such a box for each face of the frame `X-Source-Frame`, the largest first and with
+    a semicolon between them, in pixels of the video as it is displayed: where `params.face` can
+    point.
+    """
     check_size(request.aspect_ratio, request.resolution)
-    await check_uploads(services, http.scope, request.video_url, request.audio_url)
+    await check_uploads(services, http.scope, *request.addresses)
     if services.previews.locked():
         raise QueueFull
     async with services.previews:
         made = await services.jobs.preview(request)
-    box = made.box
     headers = {
-        "X-Face-Box": f"{box.x0},{box.y0},{box.x1},{box.y1}",
+        "X-Face-Box": _sides(made.box),
         "X-Source-Frame": str(made.source_frame),
+        "X-Faces": ";".join(map(_sides, made.faces)),
     }
     return Response(made.png, media_type="image/png", headers=headers)
+
+
+def _sides(box: Box) -> str:
+    return f"{box.x0},{box.y0},{box.x1},{box.y1}"

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 
 from orchestrator.job_api.described import LOCATION
 from serve_app.api.errors import RequestRejected
+from serve_app.api.form_bodies import FILE, FILE_FORM, PIECE
 from serve_app.api.models.problems import read_problems, sent_problems
 from serve_app.api.models.uploads import Upload as UploadBody
 from serve_app.api.models.uploads import UploadList
@@ -28,7 +29,7 @@ from serve_app.uploads.records import Upload
 TUS_VERSION = "1.0.0"
 TUS = {"Tus-Resumable": TUS_VERSION, "Cache-Control": "no-store"}
 PIECE_TYPE = "application/offset+octet-stream"
-MAX_DIGITS = 15
+MAX_DIGITS = 19  # of a number of bytes
 _FORMS_HINT = (
     "Send multipart/form-data with the file in the field `file`, or begin a resumable upload with "
     "the headers Tus-Resumable and Upload-Length."
@@ -87,6 +88,7 @@ _SENT = sent_problems(409, 412, 415, 507)
     dependencies=[Tus],
     response_class=Response,
     responses={201: _MADE, **_SENT},
+    openapi_extra=FILE_FORM,
 )
 async def create_upload(
     http: Request,
@@ -137,7 +139,7 @@ async def upload_state(upload_id: UploadId, desk: DeskDep) -> Response:
 )
 async def get_upload(upload_id: UploadId, desk: DeskDep) -> JSONResponse:
     """Return an upload of the key that this request carries. The file itself is not sent back."""
-    return _shown(await desk.do(desk.store.get, upload_id))
+    return _shown(await desk.do(desk.store.look_at, upload_id))
 
 
 @router.patch(
@@ -147,6 +149,7 @@ async def get_upload(upload_id: UploadId, desk: DeskDep) -> JSONResponse:
     dependencies=[Tus],
     response_class=Response,
     responses={**_SENT, **read_problems(404)},
+    openapi_extra=PIECE,
 )
 async def add_to_upload(
     http: Request,
@@ -201,6 +204,7 @@ async def delete_upload(upload_id: UploadId, desk: DeskDep) -> Response:
     summary="Upload a file as it is (curl -T)",
     response_class=Response,
     responses={201: _MADE, **_SENT},
+    openapi_extra=FILE,
 )
 async def put_upload(name: str) -> Response:
     """Store the body as a file of that name."""

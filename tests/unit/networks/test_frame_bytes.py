@@ -12,8 +12,9 @@ import pytest
 from musetalk_pipeline.artifacts import frame_bytes
 from musetalk_pipeline.engines import EngineName, make_audio_encoder, make_engine
 from musetalk_pipeline.faces import make_detector
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.options import EncodeOptions, JobOptions, MediaLimits
-from musetalk_pipeline.stages import JobFiles, compose_segment, open_job, prepare_block
+from musetalk_pipeline.stages import compose_segment, open_job, prepare_block
 
 FRAMES = 5
 

@@ -53,7 +53,7 @@ export class Api {
       throw error.name === "AbortError" ? error : new Fault(0, UNREACHABLE);
     }
     if (answer.ok) return answer;
-    const fault = new Fault(answer.status, await answer.json().catch(() => ({})));
+    const fault = new Fault(answer.status, inWords(await answer.json().catch(() => ({}))));
     if (fault.isAboutTheKey && asks) {
       // Another call may have been given a key meanwhile.
       if (this.keys.key === key && !(await this.keys.ask(fault))) throw fault;
@@ -78,6 +78,13 @@ export class Api {
       words: (name) => wordsOf(params[name]),
     };
   }
+}
+
+/** Return the body of an error, in words for a person where its own are for programs. */
+function inWords(body) {
+  if (body.code !== "key_missing" && body.code !== "key_wrong") return body;
+  const hint = "Press Key at the top of the page and enter the one that its operator gave you.";
+  return { ...body, error_message: "This worker needs a key.", hint };
 }
 
 /** The words that an option accepts. */

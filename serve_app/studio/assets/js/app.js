@@ -3,6 +3,7 @@
 import { Api, Fault } from "./api.js";
 import { Drop } from "./drop.js";
 import { $, prose } from "./dom.js";
+import { Faces } from "./faces.js";
 import { Estimate } from "./estimate.js";
 import { JobView, isOver } from "./jobview.js";
 import { Keys } from "./keys.js";
@@ -17,7 +18,7 @@ import { curlOf } from "./curl.js";
 
 class Studio {
   constructor() {
-    this.api = new Api(new Keys());
+    this.api = new Api(new Keys(() => this.begin()));
     this.features = null;
     this.player = new Player();
     this.worker = new Worker(this.api);
@@ -28,10 +29,10 @@ class Studio {
     this.audio = new Picker($("audio-step"), "audio", parts);
     this.options = new Options(() => this.tuned());
     this.preview = new Preview(this.api, {
-      onFace: (face) => this.options.chooseFace(face),
-      onFrame: (frame) => this.showFrame(frame),
+      onFrame: (frame, faces) => this.showFrame(frame, faces),
       onFault: failed,
     });
+    this.faces = new Faces((face) => this.options.chooseFace(face));
     this.stream = new Stream($("made-video"), () => this.playStream());
     this.jobView = new JobView(this.api, {
       onChange: (job, before) => this.followed(job, before),
@@ -112,7 +113,10 @@ class Studio {
     const { picked } = this.video;
     const isOther = picked !== this.shownVideo;
     [this.shownVideo, this.shownAudio] = [picked, this.audio.picked];
-    if (isOther) this.options.forgetFace();
+    if (isOther) {
+      this.options.forgetFace();
+      this.faces.clear();
+    }
     if (picked || this.isEditing) this.edit();
   }
 
@@ -144,9 +148,13 @@ class Studio {
     $("made-name").textContent = name;
   }
 
-  showFrame(frame) {
-    const fps = this.video.picked?.facts.fps;
-    if (fps) this.player.showSource(frame / fps);
+  /** Show the frame of the source that the preview was made of, and the faces in it. */
+  showFrame(frame, faces) {
+    const { facts } = this.video.picked;
+    const size = facts.width ? facts : null;
+    const seconds = this.video.isPicture ? null : facts.fps ? frame / facts.fps : 0;
+    if (facts.fps && !this.video.isPicture) this.player.showSource(seconds);
+    this.faces.offer(this.features.has("face") ? faces : [], frame, size, seconds);
   }
 
   // A job ------------------------------------------------------------------------------------
@@ -190,6 +198,7 @@ class Studio {
   /** Show a job, whether it runs or has ended. */
   open(job) {
     this.isEditing = false;
+    this.faces.clear();
     this.stream.stop();
     this.player.clearMade();
     $("fault").hidden = true;
@@ -200,7 +209,8 @@ class Studio {
     this.setStage(true, "Result");
     history.replaceState(null, "", `#job=${encodeURIComponent(job.id)}`);
     this.recent.refresh();
-    $("screen").scrollIntoView({ block: "nearest" });
+    this.worker.refresh();
+    if ($("stage").getBoundingClientRect().top < 0) $("stage").scrollIntoView({ block: "start" });
     const curl = curlOf(this.api.base.href, known.request, known.files, Boolean(this.api.keys.key));
     this.jobView.show(job, curl);
     this.changed();
@@ -223,10 +233,12 @@ class Studio {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
     if (!isOver(job)) return;
+    // A video that somebody has waited for begins by itself. Its stream loses its place as it ends.
+    const place = this.player.place() ?? { seconds: 0, plays: Boolean(before) };
     this.stream.stop();
     this.preview.leave(true);
     if (job.status !== "succeeded") $("made-waiting").textContent = "There is no result.";
-    if (job.status === "succeeded") this.player.setMade(job.output_url, Boolean(before));
+    if (job.status === "succeeded") this.player.setMade(job.output_url, place);
     else this.player.clearMade();
     if (job.status === "failed") this.fail({ message: job.error, hint: job.failure.hint, input: job.failure.input });
     if (before && before !== job.status) {

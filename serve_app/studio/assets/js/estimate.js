@@ -32,10 +32,13 @@ export class Estimate {
   }
 
   #draw(made) {
+    // Before its first video, a worker knows no more of its speed than what is configured.
+    const isKnown = made.basis.speeds !== "configuration";
+    const seconds = `about ${span(Math.max(1, Math.round(made.seconds + made.queue_s)))}`;
     const parts = [
       [span(made.duration_s), "of video"],
-      [`about ${span(made.seconds + made.queue_s)}`, made.queue_s >= 1 ? "with the queue" : "to make"],
-      made.usd === null ? null : [dollars(made.usd), ""],
+      isKnown ? [seconds, made.queue_s >= 1 ? "with the queue" : "to make"] : ["", "this worker learns its speed with its first video"],
+      isKnown && made.usd !== null ? [dollars(made.usd), ""] : null,
     ];
     $("estimate").replaceChildren(...parts.filter(Boolean).map(([bold, rest]) =>
       el("span", {}, el("b", { textContent: bold }), rest ? ` ${rest}` : "")));

@@ -5,13 +5,14 @@ import { $ } from "./dom.js";
 const NAME = "lipsync-key";
 
 export class Keys {
-  constructor() {
+  /** `onKey` is called when a key was entered that no call had asked for. */
+  constructor(onKey) {
     this.key = sessionStorage.getItem(NAME);
     this.asking = null;
     $("key-form").addEventListener("submit", (event) => this.#take(event));
     $("key-cancel").addEventListener("click", () => $("key-dialog").close());
     $("key-forget").addEventListener("click", () => this.#forget());
-    $("key-button").addEventListener("click", () => this.ask());
+    $("key-button").addEventListener("click", async () => (await this.ask()) && onKey());
     this.#show();
   }
 

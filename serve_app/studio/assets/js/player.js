@@ -1,21 +1,10 @@
 // Source and result side by side: one scrubber, one button, one sound.
 
 import { $, fill, setIcon } from "./dom.js";
+import { sourceAt } from "./timeline.js";
 import { clock } from "./words.js";
 
 const FAR_S = 0.12; // so far apart, the source is set right
-
-/** Where in its part the source is when the result is at `t`, and which way it goes.
- *
- * `length`: seconds of the part; `total`: of the result. */
-export function sourceAt(t, length, total, mode) {
-  if (!length) return { at: 0, rate: 0 };
-  if (mode === "remap") return { at: total ? (t * length) / total : t, rate: total ? length / total : 1 };
-  if (mode === "loop") return { at: t % length, rate: 1 };
-  if (mode !== "bounce" || t < length) return { at: Math.min(t, length), rate: t < length ? 1 : 0 };
-  const turn = t % (2 * length);
-  return turn < length ? { at: turn, rate: 1 } : { at: 2 * length - turn, rate: -1 };
-}
 
 export class Player {
   constructor() {
@@ -68,16 +57,20 @@ export class Player {
     if (this.hasSource && this.source.paused && this.made.hidden) this.source.currentTime = seconds;
   }
 
-  /** Show a finished video, at the place where the unfinished one was. `plays`: if there was none,
-   * it begins to play. */
-  async setMade(url, plays) {
-    const { currentTime, paused, hidden } = this.made;
+  /** Return where the result is and whether it plays; null if none is shown. */
+  place() {
+    if (this.made.hidden) return null;
+    return { seconds: this.made.ended ? 0 : this.made.currentTime, plays: !this.made.paused };
+  }
+
+  /** Show a finished video at a place. */
+  async setMade(url, { seconds, plays }) {
     this.made.src = url;
     this.made.hidden = false;
     this.made.muted = false;
     this.source.muted = true;
-    if (!hidden && currentTime > 0) this.made.currentTime = currentTime;
-    if (hidden ? plays : !paused) await this.play();
+    if (seconds > 0) this.made.currentTime = seconds;
+    if (plays) await this.play();
     this.#draw();
   }
 

@@ -7,9 +7,9 @@ const SETTLED_MS = 280; // since the last change of an option
 const BUSY_MS = 1500;
 
 export class Preview {
-  /** `onFace` gets the face that was clicked; `onFrame` the frame of the source that is shown. */
-  constructor(api, { onFace, onFrame, onFault }) {
-    Object.assign(this, { api, onFace, onFrame, onFault });
+  /** `onFrame` gets the frame of the source that is shown, and the faces in it. */
+  constructor(api, { onFrame, onFault }) {
+    Object.assign(this, { api, onFrame, onFault });
     this.request = null;
     this.shown = null;
     $("box-on").addEventListener("change", () => this.#showBoxes());
@@ -33,7 +33,7 @@ export class Preview {
     this.stop?.abort();
     this.text = undefined;
     if (clears) return this.#clear();
-    this.boxes = null;
+    this.box = null;
     this.#showBoxes();
     $("made-frame").toggleAttribute("data-stale", true);
   }
@@ -63,34 +63,21 @@ export class Preview {
     await image.decode().catch(() => {});
     if (before) URL.revokeObjectURL(before);
     image.hidden = false;
-    this.boxes = boxesOf(headers);
+    this.box = boxOf(headers);
     this.frame = Number(headers.get("X-Source-Frame") ?? 0);
     this.#wait("", false);
     this.#showBoxes();
-    this.onFrame(this.frame);
+    this.onFrame(this.frame, facesOf(headers));
   }
 
   #showBoxes() {
     const image = $("preview-picture");
     const drawing = $("boxes");
-    $("box-toggle").hidden = !this.boxes || image.hidden;
-    drawing.toggleAttribute("hidden", !this.boxes || image.hidden || !$("box-on").checked);
-    if (!this.boxes) return;
+    $("box-toggle").hidden = !this.box || image.hidden;
+    drawing.toggleAttribute("hidden", !this.box || image.hidden || !$("box-on").checked);
+    if (!this.box) return;
     drawing.setAttribute("viewBox", `0 0 ${image.naturalWidth} ${image.naturalHeight}`);
-    drawing.replaceChildren(rectangle(this.boxes.drawn, {}), ...this.boxes.others.map((box, i) => this.#other(box, i)));
-  }
-
-  /** A face that is not the chosen one: a click, or Enter, chooses it. */
-  #other({ box, face }, i) {
-    const made = rectangle(box, { class: "other", tabindex: 0, role: "button", "aria-label": `Let face ${i + 2} speak` });
-    const choose = () => this.onFace(face);
-    made.addEventListener("click", choose);
-    made.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== " ") return;
-      event.preventDefault();
-      choose();
-    });
-    return made;
+    drawing.replaceChildren(rectangle(this.box));
   }
 
   #wait(text, isBusy) {
@@ -101,7 +88,7 @@ export class Preview {
 
   #clear() {
     if (this.shown) URL.revokeObjectURL(this.shown);
-    this.shown = this.boxes = null;
+    this.shown = this.box = null;
     $("preview-picture").hidden = true;
     $("preview-picture").removeAttribute("src");
     $("boxes").toggleAttribute("hidden", true);
@@ -110,13 +97,16 @@ export class Preview {
   }
 }
 
-function rectangle([x0, y0, x1, y1], attributes) {
+/** Draw a box, given by its corners. */
+export function rectangle([x0, y0, x1, y1], attributes) {
   return svg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, rx: 4, ...attributes });
 }
 
-/** Return the box that is redrawn, and those of other faces, in pixels of the preview. */
-function boxesOf(headers) {
-  const text = headers.get("X-Face-Box");
-  if (!text) return null;
-  return { drawn: text.split(",").map(Number), others: [] };
+/** Return the box that is redrawn, in pixels of the preview; null if it is not said. */
+const boxOf = (headers) => headers.get("X-Face-Box")?.split(",").map(Number) ?? null;
+
+/** Return the faces that can be chosen, in pixels of the source. */
+function facesOf(headers) {
+  const text = headers.get("X-Faces");
+  return text ? text.split(";").map((box) => box.split(",").map(Number)) : [];
 }

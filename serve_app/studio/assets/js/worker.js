@@ -10,7 +10,7 @@ const STATUS = { ok: "Ready", starting: "Starting", stopping: "Stopping" };
 export class Worker {
   constructor(api) {
     this.api = api;
-    this.isReachable = null;
+    this.isBusy = false;
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
@@ -21,7 +21,7 @@ export class Worker {
       // 503 is an answer too: it says that the worker starts or stops.
       const answer = await fetch(this.api.url("health"));
       this.#draw(await answer.json());
-      if (answer.ok) wait = EVERY_MS;
+      if (answer.ok && !this.isBusy) wait = EVERY_MS;
     } catch {
       this.#draw({ status: "lost" });
     }
@@ -33,6 +33,7 @@ export class Worker {
     const isLost = !(health.status in STATUS);
     const pools = health.pools ?? [];
     const frames = Math.round(health.frames_waiting ?? 0) + pools.reduce((sum, pool) => sum + pool.frames_in_flight, 0);
+    this.isBusy = frames > 0;
     $("worker-button").dataset.state = health.status === "ok" ? "ok" : isLost ? "bad" : "wait";
     $("worker-line").textContent = isLost ? "Not connected" : frames ? `Busy · ${count(frames, "frame", "frames")}` : STATUS[health.status];
     const facts = isLost

@@ -18,11 +18,13 @@ from typing import Any
 
 import httpx
 import pytest
+from tusclient.client import TusClient
 
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import Gate, GateLimits
 from serve_app.gate.upload_body import UploadLimits
+from serve_app.gate.uploads import JOB_FORMS
 from tests.hostile.edge import head, listening, raw, skip
 from tests.joints.job_door import Door, Graph
 from tests.waiting import until_async
@@ -120,6 +122,7 @@ async def test_a_form_stores_the_same_file_once(desk: Desk, video: bytes) -> Non
     assert len(desk.stored) == 2, "one record and its data"
 
 
+@pytest.mark.slow
 async def test_curl_sends_a_file_of_unknown_length(
     desk: Desk, tmp_path: Path, sound: bytes
 ) -> None:
@@ -147,7 +150,7 @@ async def test_a_resumable_upload_goes_on_where_it_was_cut_off(desk: Desk, video
     )
     assert made.status_code == 201 and "Upload-Expires" in made.headers
     path = made.headers["Location"]
-    # A connection that breaks in the middle of the third piece loses that piece only.
+    # What has arrived stays when the connection breaks, in the middle of the third piece.
     cut = 2 * PIECE + 7000
     first = head(
         "PATCH", path, "Tus-Resumable: 1.0.0", "Content-Type: application/offset+octet-stream",
@@ -156,19 +159,20 @@ async def test_a_resumable_upload_goes_on_where_it_was_cut_off(desk: Desk, video
     async with raw(desk.port, first + video[:cut]):
         [data] = [path for path in desk.stored if path.suffix == ".data"]
         await until_async(lambda: data.stat().st_size == 2 * PIECE, "two pieces are stored")
+    await until_async(lambda: data.stat().st_size == cut, "the rest is stored")
     state = await desk.client.head(path, headers=TUS)
-    assert state.headers["Upload-Offset"] == str(2 * PIECE)
+    assert state.headers["Upload-Offset"] == str(cut)
     assert state.headers["Upload-Length"] == str(len(video))
     assert (await desk.client.get(path)).json()["status"] == "unfinished"
     wrong = await desk.client.patch(
         path, content=b"x", headers={**TUS, **PIECE_TYPE, "Upload-Offset": "5"}
     )
     assert (wrong.status_code, wrong.json()["code"]) == (409, "upload_offset")
-    assert wrong.headers["Upload-Offset"] == str(2 * PIECE)
+    assert wrong.headers["Upload-Offset"] == str(cut)
     rest = await desk.client.patch(
         path,
-        content=video[2 * PIECE :],
-        headers={**TUS, **PIECE_TYPE, "Upload-Offset": str(2 * PIECE)},
+        content=video[cut:],
+        headers={**TUS, **PIECE_TYPE, "Upload-Offset": str(cut)},
     )
     assert (rest.status_code, rest.headers["Upload-Offset"]) == (204, str(len(video)))
     upload = (await desk.client.get(path)).json()
@@ -198,6 +202,7 @@ async def test_what_the_server_speaks_of_tus(desk: Desk) -> None:
 # --- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_content_decides_and_the_rest_is_refused(desk: Desk) -> None:
     for content, word in (
         (b"#EXTM3U\n" * 200, "playlist"),
@@ -211,6 +216,7 @@ async def test_the_content_decides_and_the_rest_is_refused(desk: Desk) -> None:
     assert desk.stored == []
 
 
+@pytest.mark.slow
 async def test_files_that_are_too_large_are_refused_before_they_are_sent(desk: Desk) -> None:
     size = 3_000_000_000
     request = head("PUT", "/v1/uploads/a.mp4", f"Content-Length: {size}", "Expect: 100-continue")
@@ -220,6 +226,7 @@ async def test_files_that_are_too_large_are_refused_before_they_are_sent(desk: D
     assert desk.stored == []
 
 
+@pytest.mark.slow
 async def test_an_upload_of_unknown_length_ends_at_the_limit(tmp_path: Path) -> None:
     async with desk_of(tmp_path, WORKER_MAX_FILE_MB="1") as desk:
 
@@ -232,6 +239,7 @@ async def test_an_upload_of_unknown_length_ends_at_the_limit(tmp_path: Path) -> 
         assert desk.stored == []
 
 
+@pytest.mark.slow
 async def test_a_full_budget_is_507_and_deleting_makes_room(desk: Desk, video: bytes) -> None:
     first = await desk.upload(video)
     store = desk.door.services.uploads
@@ -252,6 +260,7 @@ async def test_a_full_budget_is_507_and_deleting_makes_room(desk: Desk, video: b
     await desk.upload(other)
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_507_and_leaves_nothing(desk: Desk, video: bytes) -> None:
     store = desk.door.services.uploads
     assert store is not None
@@ -264,6 +273,7 @@ async def test_a_full_disk_is_507_and_leaves_nothing(desk: Desk, video: bytes) -
 PART = b"--b\r\nContent-Disposition: form-data"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "word"),
     [
@@ -286,6 +296,7 @@ async def test_broken_forms_are_422_and_leave_nothing(desk: Desk, form: bytes, w
 # --- clients that go away, or are slow, or come twice -------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_upload_that_is_broken_off_leaves_nothing(desk: Desk, video: bytes) -> None:
     request = head("PUT", "/v1/uploads/a.mp4", f"Content-Length: {len(video)}")
     async with raw(desk.port, request + video[: 2 * PIECE + 1]):
@@ -293,18 +304,21 @@ async def test_an_upload_that_is_broken_off_leaves_nothing(desk: Desk, video: by
     await until_async(lambda: desk.stored == [], "the upload is removed")
 
 
-async def test_a_slow_upload_is_408(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+async def test_a_slow_upload_is_408(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = head("PUT", "/v1/uploads/a.mp4", "Content-Length: 100000")
-    async with raw(desk.port, request + bytes(PIECE + 1)) as connection:
-        await until_async(lambda: len(desk.stored) == 2, "the upload has begun")
-        [data] = [path for path in desk.stored if path.suffix == ".data"]
-        await until_async(lambda: data.stat().st_size == PIECE, "a piece is stored")
-        skip(30.0, monkeypatch)
-        answer = await connection.answer()
-    assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
-    assert desk.stored == []
+    async with desk_of(tmp_path) as desk:
+        async with raw(desk.port, request + bytes(PIECE + 1)) as connection:
+            await until_async(lambda: len(desk.stored) == 2, "the upload has begun")
+            [data] = [path for path in desk.stored if path.suffix == ".data"]
+            await until_async(lambda: data.stat().st_size == PIECE, "a piece is stored")
+            skip(30.0, monkeypatch)
+            answer = await connection.answer()
+        assert answer.startswith(b"HTTP/1.1 408") and b"body_too_slow" in answer
+        assert desk.stored == []
 
 
+@pytest.mark.slow
 async def test_more_writers_than_places_are_503(tmp_path: Path, video: bytes) -> None:
     limits = GateLimits(uploads=UploadLimits(piece_bytes=PIECE, writers=1, place_s=0.0))
     async with desk_of(tmp_path, limits) as desk:
@@ -318,6 +332,7 @@ async def test_more_writers_than_places_are_503(tmp_path: Path, video: bytes) ->
         await desk.upload(video)
 
 
+@pytest.mark.slow
 async def test_the_same_file_twice_at_once(desk: Desk, video: bytes) -> None:
     uploads = await asyncio.gather(*(desk.upload(video) for _ in range(3)))
     assert len({upload["id"] for upload in uploads}) == 1
@@ -326,6 +341,7 @@ async def test_the_same_file_twice_at_once(desk: Desk, video: bytes) -> None:
     assert hashlib.sha256(data.read_bytes()).digest() == hashlib.sha256(video).digest()
 
 
+@pytest.mark.slow
 async def test_two_requests_cannot_write_to_one_upload(desk: Desk, video: bytes) -> None:
     made = await desk.client.post("/v1/uploads", headers={**TUS, "Upload-Length": "50000"})
     pieces = [
@@ -385,6 +401,7 @@ async def test_uploads_need_the_key(tmp_path: Path, video: bytes) -> None:
 # --- jobs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_job_names_uploads(desk: Desk, video: bytes, sound: bytes) -> None:
     job = {
         "video_url": (await desk.upload(video))["url"],
@@ -395,6 +412,7 @@ async def test_a_job_names_uploads(desk: Desk, video: bytes, sound: bytes) -> No
     assert answer.json()["input"]["video_url"] == job["video_url"]
 
 
+@pytest.mark.slow
 async def test_a_job_cannot_name_an_unfinished_upload(desk: Desk) -> None:
     made = await desk.client.post("/v1/uploads", headers={**TUS, "Upload-Length": "5000"})
     url = "upload://" + made.headers["Location"].rpartition("/")[2]
@@ -422,6 +440,7 @@ async def test_a_job_comes_with_its_files_in_one_form(
     assert len(desk.stored) == 4
 
 
+@pytest.mark.slow
 async def test_a_form_for_a_job_may_have_addresses_too(desk: Desk, video: bytes) -> None:
     fields = {"audio_url": "https://h.example/a.wav"}
     files = {"video": ("v.mp4", video)}
@@ -435,3 +454,112 @@ async def test_a_form_for_a_job_may_have_addresses_too(desk: Desk, video: bytes)
     assert no_json.status_code == 422 and "`params`" in no_json.json()["error_message"]
     strange = await desk.client.post("/v1/avatar/jobs", files=files, data={**fields, "crf": "1"})
     assert strange.status_code == 422 and "params.crf" in strange.json()["error_message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.6, 6.0])
+async def test_small_sound_may_be_in_the_request_itself(
+    desk: Desk, speech: Any, seconds: float
+) -> None:
+    """In a body of any size. The same request again joins the same job."""
+    sound = speech(seconds).read_bytes()
+    body = {
+        "musetalk_job_id": "inline",
+        "video_url": "https://h.example/v.mp4",
+        "audio_url": f"data:audio/wav;base64,{base64.b64encode(sound).decode()}",
+    }
+    for _ in range(2):
+        answer = await desk.client.post("/v1/avatar/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        assert answer.json()["input"]["audio_url"].startswith("upload://")
+    data = [path for path in desk.stored if path.suffix == ".data"]
+    assert [path.read_bytes() for path in data] == [sound]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("url", "status", "word"),
+    [
+        ("data:audio/wav,RIFF", 422, "base64"),
+        ("data:audio/wav;base64,?", 422, "base64"),
+        ("data:audio/wav;base64," + base64.b64encode(b"text" * 1000).decode(), 422, "text"),
+        ("data:audio/wav;base64," + base64.b64encode(bytes((8 << 20) + 1)).decode(), 422, "8 MiB"),
+        ("https://h.example/" + "a" * 100_000, 413, "larger"),
+    ],
+)
+async def test_what_else_is_in_a_request_is_refused(
+    desk: Desk, url: str, status: int, word: str
+) -> None:
+    body = {"video_url": "https://h.example/v.mp4", "audio_url": url}
+    answer = await desk.client.post("/v1/avatar/jobs", json=body)
+    assert answer.status_code == status and word in answer.json()["error_message"]
+    assert desk.stored == []
+
+
+@pytest.mark.slow
+async def test_a_restart_in_the_middle_loses_nothing(tmp_path: Path, video: bytes) -> None:
+    """A resumable upload goes on where it was, and one that was not resumable goes in its time."""
+    async with desk_of(tmp_path) as desk:
+        made = await desk.client.post(
+            "/v1/uploads", headers={**TUS, "Upload-Length": str(len(video))}
+        )
+        path = made.headers["Location"]
+        piece = {**TUS, **PIECE_TYPE, "Upload-Offset": "0"}
+        await desk.client.patch(path, content=video[:PIECE], headers=piece)
+    (tmp_path / "results").rmdir()
+    async with desk_of(tmp_path) as desk:
+        state = await desk.client.head(path, headers=TUS)
+        assert state.headers["Upload-Offset"] == str(PIECE)
+        piece["Upload-Offset"] = str(PIECE)
+        answer = await desk.client.patch(path, content=video[PIECE:], headers=piece)
+        assert answer.status_code == 204
+        assert (await desk.client.get(path)).json()["kind"] == "video"
+
+
+@pytest.mark.slow
+async def test_a_client_of_tus_from_elsewhere_understands_us(
+    desk: Desk, tmp_path: Path, video: bytes
+) -> None:
+    """tuspy, which is the reference client for Python."""
+    file = tmp_path / "clip.mp4"
+    file.write_bytes(video)
+
+    def upload() -> str:
+        client = TusClient(f"http://127.0.0.1:{desk.port}/v1/uploads")
+        named = {"filename": "clip.mp4"}
+        with file.open("rb") as stream:
+            uploader = client.uploader(file_stream=stream, chunk_size=17_000, metadata=named)
+            uploader.upload()
+        return str(uploader.url)
+
+    url = await asyncio.to_thread(upload)
+    upload_ = (await desk.client.get(url)).json()
+    assert (upload_["status"], upload_["name"], upload_["kind"]) == ("ready", "clip.mp4", "video")
+    [data] = [path for path in desk.stored if path.suffix == ".data"]
+    assert data.read_bytes() == video
+
+
+@pytest.mark.slow
+async def test_a_document_that_is_too_large_for_files_is_refused_before_it_is_sent(
+    desk: Desk,
+) -> None:
+    request = head(
+        "POST", "/v1/avatar/jobs", "Content-Type: application/json", f"Content-Length: {13 << 20}"
+    )
+    async with raw(desk.port, request) as connection:
+        answer = await connection.answer()
+    assert answer.startswith(b"HTTP/1.1 413") and b"body_too_large" in answer
+
+
+async def test_the_document_of_the_api_describes_forms_and_files(desk: Desk) -> None:
+    """A client that is generated from it, and /docs, can send files."""
+    paths = (await desk.client.get("/openapi.json")).json()["paths"]
+
+    def kinds(method: str, path: str) -> set[str]:
+        return set(paths[path][method]["requestBody"]["content"])
+
+    assert kinds("post", "/v1/uploads") == {"multipart/form-data"}
+    assert kinds("put", "/v1/uploads/{name}") == {"application/octet-stream"}
+    assert kinds("patch", "/v1/uploads/{upload_id}") == {"application/offset+octet-stream"}
+    for path in JOB_FORMS:
+        assert kinds("post", path) == {"application/json", "multipart/form-data"}, path

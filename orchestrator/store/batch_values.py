@@ -1,0 +1,88 @@
+"""Batches as values: jobs that were submitted together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.store.states import JobState, status_of
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A batch as a client submits it. `content_key`: a digest of what its jobs ask for."""
+
+    id: str
+    client: str
+    content_key: str
+    webhook_url: str | None = field(default=None, repr=False)
+    metadata: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedJob:
+    """A job of a batch. `progress`: from 0 to 1."""
+
+    id: str
+    state: JobState
+    progress: float
+    output_url: str | None = field(repr=False)
+    error: str | None
+    ended_at: float | None
+
+    @property
+    def status(self) -> str:
+        """The state as clients are shown it."""
+        return status_of(self.state)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as it is stored. `jobs` are in the order in which they were sent."""
+
+    id: str
+    content_key: str
+    size: int
+    webhook_url: str | None = field(repr=False)
+    metadata: dict[str, Any] | None
+    created_at: float
+    jobs: tuple[BatchedJob, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many jobs have which status."""
+        found = Counter(job.status for job in self.jobs)
+        names = ("queued", "running", "succeeded", "failed", "cancelled")
+        return {name: found[name] for name in names}
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no job waits or runs."""
+        return all(job.state.is_terminal for job in self.jobs)
+
+    @property
+    def ended_at(self) -> float | None:
+        """When the last job ended; None while one waits or runs."""
+        if not self.has_ended:
+            return None
+        return max((job.ended_at or 0.0 for job in self.jobs), default=self.created_at)
+
+    @property
+    def status(self) -> str:
+        """`queued` until the first job runs, then `running`; in the end `succeeded` if all have,
+        else `failed` if any has, else `cancelled`.
+        """
+        counts = self.counts
+        if not self.has_ended:
+            return "queued" if counts["queued"] == len(self.jobs) else "running"
+        if counts["succeeded"] == len(self.jobs):
+            return "succeeded"
+        return "failed" if counts["failed"] else "cancelled"
+
+    @property
+    def progress(self) -> float:
+        """The mean of the jobs' progress; a job that has ended counts as done."""
+        done = sum(1.0 if job.state.is_terminal else job.progress for job in self.jobs)
+        return done / len(self.jobs) if self.jobs else 1.0

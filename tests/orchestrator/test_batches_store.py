@@ -1,0 +1,54 @@
+"""Batches in the store, on both databases."""
+
+from __future__ import annotations
+
+from orchestrator.store import batches
+from orchestrator.store.batch_values import NewBatch
+from orchestrator.store.states import JobState
+from orchestrator.store.tables import jobs
+from tests.orchestrator.databases import Bench, new_job
+
+
+def test_a_batch_lists_its_jobs_in_order_until_one_is_forgotten(bench: Bench) -> None:
+    for name in "cab":
+        bench.store.submit(new_job(name))
+    database = bench.database
+    with database.write() as tx:
+        new = NewBatch("one", "a client", "content", "https://h.example", {"n": 1}, "key")
+        batches.enter(tx, new, ["c", "a", "b"])
+        assert batches.id_of_key(tx, "a client", "key") == "one"
+        assert batches.id_of_key(tx, "another", "key") is None
+        assert (batches.count_waiting(tx), batches.count_batches(tx, "a")) == (3, 1)
+        found = batches.get(tx, "one")
+        assert found is not None and [job.id for job in found.jobs] == ["c", "a", "b"]
+        assert (found.status, found.progress, found.metadata) == ("queued", 0.0, {"n": 1})
+        assert batches.at_end(tx, 10) == [] and batches.get(tx, "two") is None
+    for name in "cab":
+        bench.store.cancel(name, None)
+    with database.write() as tx:
+        [ended] = batches.at_end(tx, 10)
+        assert (ended.status, ended.progress) == ("cancelled", 1.0)
+        assert ended.counts["cancelled"] == 3 and ended.ended_at is not None
+        batches.forget(tx, too_old=0.0)
+        assert batches.at_end(tx, 10) == [ended]  # its webhook is still due
+        batches.mark_ended(tx, "one")
+        assert batches.at_end(tx, 10) == []
+        tx.execute(jobs.delete().where(jobs.c.id == "b"))
+        batches.forget(tx, too_old=0.0)
+        assert batches.get(tx, "one") is None
+
+
+def test_the_end_of_a_batch_without_a_webhook_is_noticed_by_itself(bench: Bench) -> None:
+    bench.store.submit(new_job("a"))
+    with bench.database.write() as tx:
+        batches.enter(tx, NewBatch("quiet", "a client", "content"), ["a"])
+        batches.enter(tx, NewBatch("told", "a client", "content", "https://h.example"), ["a"])
+        batches.forget(tx, too_old=0.0)
+        open_jobs = jobs.select().where(batches.IS_IN_OPEN_BATCH)
+        assert [row["id"] for row in tx.execute(open_jobs).mappings()] == ["a"]
+        tx.execute(jobs.update().values(state=JobState.CANCELLED))
+        batches.forget(tx, too_old=0.0)
+        assert [batch.id for batch in batches.at_end(tx, 10)] == ["told"]
+        batches.forget(tx, too_old=tx.now + 1)  # its webhook could not be queued for too long
+        assert batches.at_end(tx, 10) == []
+        assert tx.execute(open_jobs).mappings().all() == []

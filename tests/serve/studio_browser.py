@@ -1,0 +1,124 @@
+"""A creator at a real browser, in the studio of a running application."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Response, expect
+
+from tests.browser import Scheme, Visitor, faults_of, window
+
+RENDER_MS = 150_000
+# What the page does from its first moment: broken rules of the policy, and when the result plays.
+_RECORD = """
+  window.broken = []; window.played = [];
+  document.addEventListener("securitypolicyviolation", (e) => broken.push(e.violatedDirective + " " + e.blockedURI));
+  document.addEventListener("timeupdate", (e) => e.target.id === "made-video" && played.push({
+    at: e.target.currentTime, status: document.getElementById("job").dataset.status, src: e.target.src.slice(0, 5),
+    width: e.target.videoWidth,
+  }), true);
+"""  # noqa: E501 - JavaScript
+
+
+@dataclass(frozen=True, slots=True)
+class Creator(Visitor):
+    """Somebody who makes a video."""
+
+    base: str
+
+    def open(self) -> None:
+        """Open the studio and wait until it knows the worker."""
+        self.page.goto(self.base)
+        expect(self.page.locator("#worker-line")).to_have_text(re.compile("Ready|Busy"))
+        expect(self.page.locator("#video-step button").first).to_be_visible()
+
+    def choose(self, video: Path, voice: Path) -> None:
+        """Choose two files of this device."""
+        self.page.locator("#video-file").set_input_files(video)
+        self.page.locator("#audio-file").set_input_files(voice)
+
+    def name_addresses(self, video: str, voice: str) -> None:
+        """Give the addresses of two files."""
+        for what, address in (("video", video), ("voice", voice)):
+            button = re.compile(f"Use an address( for the {what})?$")
+            step = "#video-step" if what == "video" else "#audio-step"
+            self.page.locator(step).get_by_role("button", name=button).click()
+            self.page.locator(step).get_by_role("textbox").fill(address)
+            self.page.keyboard.press("Enter")
+
+    def wait_preview(self) -> None:
+        """Wait until a finished frame is shown and no newer one is being made."""
+        expect(self.page.locator("#preview-picture")).to_be_visible(timeout=RENDER_MS)
+        expect(self.page.locator("#made-frame")).not_to_have_attribute(
+            "data-stale", "", timeout=RENDER_MS
+        )
+
+    @contextmanager
+    def new_preview(self) -> Iterator[list[Response]]:
+        """Collect the answers with previews while options change; wait for the last frame."""
+        answers: list[Response] = []
+        before = self.page.locator("#preview-picture").get_attribute("src")
+
+        def collect(answer: Response) -> None:
+            if answer.url.endswith("/preview"):
+                answers.append(answer)
+
+        self.page.on("response", collect)
+        yield answers
+        expect(self.page.locator("#preview-picture")).not_to_have_attribute(
+            "src", before or "", timeout=RENDER_MS
+        )
+        self.wait_preview()
+        self.page.remove_listener("response", collect)
+
+    def start(self) -> str:
+        """Make the video. Return the id of the job."""
+        self.page.get_by_role("button", name="Make the video").click()
+        self.page.wait_for_url(re.compile("#job="))
+        return self.page.url.partition("#job=")[2]
+
+    def wait_title(self, title: str) -> None:
+        """Wait until the job on the stage has this title."""
+        expect(self.page.locator("#job-title")).to_have_text(title, timeout=RENDER_MS)
+
+    def is_painted(self, selector: str) -> bool:
+        """Whether a canvas shows something: pixels that differ."""
+        is_painted: bool = self.page.locator(selector).evaluate(
+            """(canvas) => {
+                 const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                 return new Set(new Uint32Array(data.buffer)).size > 1;
+               }"""  # noqa: E501 - JavaScript
+        )
+        return is_painted
+
+    def times(self) -> dict[str, float]:
+        """Return where both videos are, in seconds."""
+        found: dict[str, float] = self.page.evaluate(
+            """() => ({ source: document.getElementById("source-video").currentTime,
+                        made: document.getElementById("made-video").currentTime })"""
+        )
+        return found
+
+    def recorded(self, name: str) -> list[Any]:
+        """Return what the page has recorded: `played` or `broken`."""
+        found: list[Any] = self.page.evaluate(name)
+        return found
+
+
+@contextmanager
+def creator_at(
+    browser: Browser, base: str, size: str = "desktop", scheme: Scheme = "light"
+) -> Iterator[Creator]:
+    """Open a window of a size in a colour scheme. Fail if the page breaks a rule of its policy."""
+    with window(browser, size, scheme) as context:
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=base)
+        context.add_init_script(_RECORD)
+        page = context.new_page()
+        creator = Creator(page, faults_of(page), base)
+        yield creator
+        assert creator.recorded("broken") == []

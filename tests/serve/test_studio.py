@@ -1,0 +1,313 @@
+"""The studio in a real browser, in front of the application that most tests share."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+
+from playwright.sync_api import Browser, expect
+
+from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
+from tests.conftest import ClipFactory, SpeechFactory
+from tests.decoding import frames_of
+from tests.media.two_people import Person, scene, write
+from tests.serve.running import RunningApp, media_server
+from tests.serve.studio_browser import Creator, creator_at
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium_path() is None, reason="Chromium is not installed"),
+]
+
+LONG = 250  # frames: 10 s, enough for its first seconds to play before its end
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for all tests of this module."""
+    expect.set_options(timeout=WAIT_MS)
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def base(app: RunningApp) -> str:
+    """The address of the studio."""
+    return f"http://127.0.0.1:{app.port}/"
+
+
+@pytest.fixture
+def creator(chromium: Browser, base: str) -> Iterator[Creator]:
+    """Somebody who has opened the studio at a desktop."""
+    with creator_at(chromium, base) as somebody:
+        somebody.open()
+        yield somebody
+        assert somebody.faults == []
+
+
+def test_a_creator_makes_a_video_from_files(
+    creator: Creator, app: RunningApp, clip: ClipFactory, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    page = creator.page
+    creator.choose(clip(frames=50), speech(2.0))
+    expect(page.locator("#source-video")).to_be_visible()
+    assert creator.is_painted("#video-step canvas") and creator.is_painted("#audio-step canvas")
+    creator.wait_preview()
+    expect(page.locator("#boxes rect").first).to_be_visible()
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+
+    with page.expect_download() as got:
+        page.get_by_role("link", name="Download", exact=True).click()
+    path = tmp_path / "download.mp4"
+    got.value.save_as(path)
+    assert len(frames_of(path)) == 50
+    assert app.job(job_id)["metadata"] == {
+        "video": clip(frames=50).name,
+        "voice": "2.0-16000-1-False.wav",
+    }
+
+    # Both videos are at the place that the scrubber says.
+    page.get_by_role("slider", name="Position in both videos").fill("1.2")
+    expect(page.locator("#made-video")).to_have_js_property("seeking", False)
+    expect(page.locator("#source-video")).to_have_js_property("seeking", False)
+    times = creator.times()
+    assert times["made"] == pytest.approx(1.2, abs=0.05)
+    assert times["source"] == pytest.approx(1.2, abs=0.05)
+
+    page.get_by_text("What it took").click()
+    expect(page.locator("#receipt-text")).to_contain_text(
+        "The engine warp drew 50 frames on a CPU."
+    )
+
+
+def test_the_preview_follows_the_options_and_the_newest_wins(
+    creator: Creator, base: str, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    page = creator.page
+    creator.choose(clip(), speech(1.0))
+    creator.wait_preview()
+    with creator.new_preview() as answers:
+        for value in ("20", "30", "40"):  # faster than a frame is made
+            page.get_by_role("slider", name="Below the chin").fill(value)
+    sent = answers[-1].request.post_data_json
+    assert sent["params"] == {"extra_margin": 40}
+    box = [int(part) for part in answers[-1].headers["x-face-box"].split(",")]
+    drawn = page.locator("#boxes rect").first
+    assert [float(drawn.get_attribute(name) or 0) for name in ("x", "y")] == box[:2]
+
+    with creator.new_preview() as answers:
+        page.get_by_role("radio", name="1:1").check()
+    assert answers[-1].request.post_data_json["params"]["fit"] == "crop"
+    size = page.locator("#preview-picture").evaluate("(e) => [e.naturalWidth, e.naturalHeight]")
+    assert size[0] == size[1]
+
+    with creator.new_preview():
+        page.get_by_role("button", name="Reset").click()
+    expect(page.get_by_role("slider", name="Below the chin")).to_have_value("10")
+
+
+def test_a_click_on_a_face_lets_that_person_speak(
+    creator: Creator, app: RunningApp, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    """The larger one speaks without a choice; the woman is on the left."""
+    page = creator.page
+    both = scene(Person("woman", 20), Person("man", 270))
+    creator.choose(write(tmp_path / "people.mp4", [both] * 30), speech(1.2))
+    creator.wait_preview()
+    faces = page.get_by_role("button", name=re.compile("Let face"))
+    expect(faces).to_have_count(2)
+    with creator.new_preview() as answers:
+        faces.nth(1).click()
+    assert int(answers[-1].headers["x-face-box"].split(",")[2]) < 240
+    x, _, width, _ = answers[-1].request.post_data_json["params"]["face"]["box"]
+    assert x + width < 240
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    made = frames_of(app.output(app.job(job_id), tmp_path))
+    source = frames_of(tmp_path / "people.mp4")
+    changed = [np.abs(half).max() for half in np.split(made.astype(int) - source, 2, axis=2)]
+    assert changed[0] > 60 > 30 > changed[1]  # the rest differs by the encoding alone
+
+
+def test_the_first_seconds_play_while_the_rest_is_drawn(
+    creator: Creator, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    creator.choose(clip(frames=LONG), speech(LONG / 25))
+    creator.wait_preview()
+    creator.start()
+    creator.wait_title("Rendering your video")
+    creator.wait_title("Your video is ready")
+    played = creator.recorded("played")
+    early = [each for each in played if each["status"] == "running"]
+    assert early and all(each["src"] == "blob:" and each["width"] == 320 for each in early)
+    assert max(each["at"] for each in early) > 0
+    expect(creator.page.locator("#made-video")).to_have_attribute("src", re.compile("/files/"))
+
+
+def test_a_job_is_cancelled_and_retried(
+    creator: Creator, app: RunningApp, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    page = creator.page
+    creator.choose(clip(frames=LONG), speech(LONG / 25))
+    creator.wait_preview()
+    job_id = creator.start()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    creator.wait_title("Cancelled")
+    card = page.get_by_role("listitem").filter(has_text="Cancelled").first
+    card.get_by_role("button", name=re.compile("^Retry")).click()
+    creator.wait_title("Rendering your video")
+    assert app.job(job_id)["status"] == "running"
+    page.locator(".card").get_by_role("button", name=re.compile("^Cancel")).first.click()
+    creator.wait_title("Cancelled")
+    app.wait_for(job_id, "cancelled")
+
+
+def test_an_error_says_what_to_do(
+    chromium: Browser, base: str, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    with creator_at(chromium, base) as creator:
+        creator.open()
+        creator.choose(clip(faceless=frozenset(range(25))), speech(1.0))
+        fault = creator.page.get_by_role("alert")
+        expect(fault).to_contain_text("turned to the camera", timeout=60_000)
+        creator.start()
+        creator.wait_title("The video could not be made")
+        expect(fault).to_contain_text("turned to the camera")
+        card = creator.page.locator(".card").filter(has_text="Failed").first
+        expect(card.get_by_role("button", name=re.compile("^Retry"))).to_be_visible()
+
+
+def test_files_are_given_by_their_addresses(
+    creator: Creator, clip: ClipFactory, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    video, voice = shutil.copy(clip(), tmp_path), shutil.copy(speech(1.0), tmp_path)
+    with media_server(tmp_path) as address:
+        creator.name_addresses(f"{address}/{Path(video).name}", f"{address}/{Path(voice).name}")
+        creator.wait_preview()
+        creator.start()
+        creator.wait_title("Your video is ready")
+        creator.page.get_by_role("button", name="Copy as curl").click()
+        command = creator.page.evaluate("navigator.clipboard.readText()")
+        again = json.loads(run_in_shell(command, tmp_path))
+    assert again["status"] == "queued"
+    assert again["input"]["video_url"] == f"{address}/{Path(video).name}"
+
+
+def test_the_copied_commands_send_files_and_do_the_job(
+    creator: Creator, app: RunningApp, clip: ClipFactory, speech: SpeechFactory, tmp_path: Path
+) -> None:
+    video, voice = tmp_path / "it's $HOME.mp4", tmp_path / "voice.wav"
+    shutil.copy(clip(), video)
+    shutil.copy(speech(1.0), voice)
+    creator.choose(video, voice)
+    creator.wait_preview()
+    creator.start()
+    creator.wait_title("Your video is ready")
+    creator.page.get_by_role("button", name="Copy as curl").click()
+    command = creator.page.evaluate("navigator.clipboard.readText()")
+    again = json.loads(run_in_shell(command, tmp_path))
+    assert app.wait_for(again["id"], "succeeded", "failed")["status"] == "succeeded"
+
+
+def run_in_shell(command: str, folder: Path) -> str:
+    """Run what was copied, as somebody would who pastes it into a terminal."""
+    ran = subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60, check=True
+    )
+    return ran.stdout
+
+
+def test_a_voice_is_recorded(creator: Creator, app: RunningApp, clip: ClipFactory) -> None:
+    page = creator.page
+    page.locator("#video-file").set_input_files(clip())
+    page.get_by_role("button", name="Record").click()
+    expect(page.locator("#audio-step .time")).to_have_text("0:01")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#audio-step")).to_contain_text("recording.webm")
+    creator.wait_preview()
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    assert app.job(job_id)["progress"]["frames_total"] >= 25
+
+
+def test_the_keyboard_is_enough(creator: Creator, clip: ClipFactory, speech: SpeechFactory) -> None:
+    page = creator.page
+    # From the first listener on, the browser hands choosers over instead of showing them.
+    page.on("filechooser", lambda chooser: None)
+    for label, file in (
+        ("Choose a file for the video", clip()),
+        ("Choose a file for the voice", speech(1.0)),
+    ):
+        creator.tab_to(label)
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Enter")
+        chooser.value.set_files(file)
+    creator.wait_preview()
+    page.get_by_role("link", name="Skip to the studio").focus()
+    with creator.new_preview():
+        creator.tab_to("Below the chin")
+        page.keyboard.press("ArrowRight")
+    creator.tab_to("Source")
+    with creator.new_preview():
+        page.keyboard.press("ArrowRight")  # to 9:16
+    creator.tab_to("Make the video")
+    page.keyboard.press("Enter")
+    creator.wait_title("Your video is ready")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_studio_is_accessible_and_fits(
+    chromium: Browser,
+    base: str,
+    clip: ClipFactory,
+    speech: SpeechFactory,
+    size: str,
+    scheme: Scheme,
+) -> None:
+    with creator_at(chromium, base, size, scheme) as creator:
+        creator.open()
+        check_page(creator, "empty")
+        creator.page.locator("#worker-button").click()
+        check_page(creator, "worker")
+        creator.page.keyboard.press("Escape")
+        creator.choose(clip(), speech(1.0))
+        creator.wait_preview()
+        creator.page.locator("#more summary").click()
+        creator.page.get_by_role("radio", name="9:16").check()
+        creator.wait_preview()
+        check_page(creator, "preview")
+        creator.start()
+        check_page(creator, "rendering")
+        creator.wait_title("Your video is ready")
+        creator.page.get_by_text("What it took").click()
+        check_page(creator, "result")
+        assert creator.faults == []
+
+
+def check_page(creator: Creator, state: str) -> None:
+    """Check what axe-core finds, and that nothing is wider than the window."""
+    assert (state, creator.violations()) == (state, [])
+    assert (state, creator.overflow_px()) == (state, 0)
+
+
+def test_a_job_is_there_again_after_a_reload(
+    creator: Creator, base: str, app: RunningApp, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    body: dict[str, Any] = {"video_url": clip().as_uri(), "audio_url": speech(1.0).as_uri()}
+    job_id = app.client.post("/v1/avatar/jobs", json=body).json()["id"]
+    creator.page.goto(f"{base}#job={job_id}")
+    creator.page.reload()
+    creator.wait_title("Your video is ready")
+    expect(creator.page.locator("#made-video")).to_be_visible()
