@@ -9,7 +9,7 @@ from pathlib import Path
 from musetalk_pipeline.job_media import JobFiles, open_media
 from musetalk_pipeline.options import JobOptions, MediaLimits
 from musetalk_pipeline.pixels.picture import fit_picture
-from musetalk_pipeline.plan import playing_fps
+from musetalk_pipeline.plan import FramePlan, plan_order, playing_fps
 from musetalk_pipeline.stages import DEFAULT_BLOCKS, BlockSize, block_seconds
 
 
@@ -40,9 +40,13 @@ def measure_job(
         MediaError: the input cannot be used; the message says why. Do not send it again.
     """
     media = open_media(files, work_dir, options, limits)
-    source, order = media.source, media.timeline.order
-    fps = playing_fps(source.fps, options.frame.fps)
-    picture = fit_picture(source, options.frame, ())
-    seconds = block_seconds(picture, fps, block_size)
-    first = min(len(order), order.n_output, max(1, round(seconds * float(fps))))
-    return JobSize(order.n_output, fps, picture.width, picture.height, first)
+    fps = playing_fps(media.source.fps, options.frame.fps)
+    picture = fit_picture(media.source, options.frame, ())
+    block_s = block_seconds(picture, fps, block_size)
+    plan = plan_order(media.timeline.order, fps, block_s, media.timeline.drawn)
+    return JobSize(plan.n_output, fps, picture.width, picture.height, first_frames(plan))
+
+
+def first_frames(plan: FramePlan) -> int:
+    """Return how many frames the first block has; 0 if nothing is drawn."""
+    return len(plan.blocks[0]) if plan.blocks else 0

@@ -19,10 +19,11 @@ MOST_SPANS = 100
 
 @dataclass(frozen=True, slots=True)
 class SpanAudio:
-    """What is spoken during a span of the video.
+    """What is spoken during a segment.
 
-    `url`: of a sound of its own; None: the sound of the job. `start_s`, `end_s`: the part of it
-    that is used; None: as the job says, or all of it.
+    `url` is the address of a sound of its own; without it, the audio of the job is meant. `start_s`
+    and `end_s` choose a part of it. For the audio of the job they default to `audio_start_s` and
+    `audio_end_s`.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
@@ -43,7 +44,10 @@ class SpanAudio:
 
 @dataclass(frozen=True, slots=True)
 class VideoSpan:
-    """A span of the video, in seconds of its file. `audio`: None: its own frames and sound."""
+    """A span of the video, in seconds from the beginning of its file.
+
+    Without an `audio` (null) it keeps its own frames and sound.
+    """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 

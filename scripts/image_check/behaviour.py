@@ -102,7 +102,8 @@ def check_salad_queue(trial: Trial) -> Facts:
     port = _free_port()
     began = time.monotonic()
     with _files(trial.media) as inputs:
-        job = {"port": port, "path": "/generate", "id": "salad-1", "input": inputs}
+        body = {"musetalk_job_id": "salad-queue", **inputs}
+        job = {"port": port, "path": "/generate", "id": "salad-1", "input": body}
         env = {
             "WORKER_PORT": str(port), "ALLOWED_SOURCE_HOSTS": "127.0.0.1",
             "STAND_IN_JOB": json.dumps(job),

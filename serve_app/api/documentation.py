@@ -8,14 +8,17 @@ of them are requested like any other route, with the key.
 
 from __future__ import annotations
 
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import FileResponse, Response
 
 ASSETS = "/docs/assets/"
-OURS, THEIRS = Path(__file__).parent / "assets", Path(str(files("fastapi_offline"))) / "static"
+OURS = Path(__file__).parent / "assets"
+_PACKAGE = find_spec("fastapi_offline")  # it is found, and not imported
+assert _PACKAGE is not None and _PACKAGE.origin is not None
+THEIRS = Path(_PACKAGE.origin).parent / "static"
 FILES = {
     **{name: OURS / name for name in ("docs.js", "redoc.js")},
     **{

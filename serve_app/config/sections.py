@@ -307,7 +307,7 @@ class HttpSettings(Section):
 
 
 class LinkSettings(Section):
-    """Links to finished videos of the local folder."""
+    """Links to finished videos of the local folder, and to streams."""
 
     lifetime_days: float = Field(7.0, gt=0, le=36500, description="How long a new link is valid.")
     trusted_proxies: list[str] = Field(

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from musetalk_pipeline.boxes import Box
-from musetalk_pipeline.measure import JobSize
+from musetalk_pipeline.measure import JobSize, first_frames
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.cost_sum import JobWork
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
@@ -115,7 +115,7 @@ class Opened:
 def length_of(job: OpenJob) -> JobLength:
     """Return how much there is to do of an opened job, for a forecast."""
     picture, plan = job.picture, job.plan
-    return JobLength(plan.n_output, len(plan.blocks[0]), picture.width * picture.height)
+    return JobLength(plan.n_output, first_frames(plan), picture.width * picture.height)
 
 
 def length_of_output(size: JobSize) -> JobLength:

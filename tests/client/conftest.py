@@ -53,7 +53,10 @@ def call() -> Call:
     return call_blocking
 
 
-@pytest.fixture(params=[call_blocking, call_async], ids=["blocking", "async"])
+@pytest.fixture(
+    params=[call_blocking, pytest.param(call_async, marks=pytest.mark.slow)],
+    ids=["blocking", "async"],
+)
 def either(request: pytest.FixtureRequest) -> Call:
     """The same for both clients. What a method yields becomes a list."""
     return request.param  # type: ignore[no-any-return]

@@ -31,6 +31,7 @@ console.log(JSON.stringify({ sent, seen, size: video.size, refused }));
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
 def test_the_module_goes_on_where_connections_break_off(serve: Serve, tmp_path: Path) -> None:
     [module] = re.findall(r"```js\n(// lipsync\.mjs\n.*?)```", PAGE.read_text(), re.DOTALL)

@@ -75,6 +75,7 @@ async def test_a_job_is_submitted_followed_and_its_result_is_fetched(
     assert len(rig.graph.ran) == 1
 
 
+@pytest.mark.slow
 async def test_a_job_that_is_not_waited_for_is_found_again(rig: Rig, lipsync_at: Lipsync) -> None:
     code, facts, _ = await lipsync_at(rig, "submit", VIDEO, AUDIO, "--detach", "--id", "later")
     assert (code, facts["id"]) == (0, "later")
@@ -90,6 +91,7 @@ async def test_a_job_that_is_not_waited_for_is_found_again(rig: Rig, lipsync_at:
     assert code == 0
 
 
+@pytest.mark.slow
 async def test_a_cancelled_job_is_retried(tmp_path: Path, lipsync_at: Lipsync) -> None:
     async with at_work(tmp_path) as rig:
         code, facts, _ = await lipsync_at(rig, "cancel", "b")
@@ -154,6 +156,7 @@ async def test_mistakes_are_found_before_anything_is_sent(
     assert (status, facts["code"]) == (2, code)
 
 
+@pytest.mark.slow
 async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(tmp_path: Path) -> None:
     async with at_work(tmp_path) as rig:
         process = await asyncio.create_subprocess_exec(
@@ -177,6 +180,7 @@ async def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(tmp_path:
         assert job is not None and job.status == "running"
 
 
+@pytest.mark.slow
 def test_talking_to_a_server_loads_neither_networks_nor_ray() -> None:
     import subprocess
     import sys

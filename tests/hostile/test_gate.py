@@ -135,6 +135,26 @@ async def test_a_body_that_does_not_come_is_given_up(bit: bytes) -> None:
     assert inner.count("/generate") == 0
 
 
+async def test_a_batch_may_be_larger_and_few_are_read_at_once() -> None:
+    """Bodies wait in memory, so the oldest unfinished one of too many is given up."""
+    inner, path = Inner(), "/v1/avatar/batches"
+    patient = BodyLimits(max_bytes=100_000, grace_s=1000, whole_s=1000, concurrent=1)
+    slow = head("POST", path, "Content-Length: 60000")
+    gate = Gate(inner, CallerRules(), replace(IMPATIENT, batch=patient), is_proxy=True)
+    async with listening(gate) as port, caller(port) as client:
+        assert (await client.post(path, content=bytes(90_000))).status_code == 200
+        for target, n_bytes in ((path, 100_001), ("/generate", 90_000)):
+            answer = await client.post(target, content=bytes(n_bytes))
+            assert answer.status_code == 413 and str(n_bytes) not in answer.text
+        async with raw(port, slow) as connection:
+            await until_async(lambda: gate._batches._unfinished, "the body is not awaited")
+            assert (await client.post(path, content=b"[]")).status_code == 200
+            status, body = split(await connection.answer())
+            assert status == 408
+            check_rejection(body, "body_too_slow", retryable=True)
+    assert [len(body) for body in inner.bodies] == [90_000, 2]
+
+
 async def test_a_slow_body_within_its_deadline_is_taken() -> None:
     inner = Inner()
     limits = GateLimits(body=BodyLimits(bytes_per_s=1.0))

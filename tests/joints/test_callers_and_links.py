@@ -113,7 +113,8 @@ async def test_documentation_needs_the_key_too(tmp_path: Path) -> None:
         keyed = {"X-Internal-API-Key": KEY}
         schema = (await client.get("/openapi.json", headers=keyed)).json()
         body = schema["paths"]["/generate"]["post"]["requestBody"]
-        assert "video_url" in body["content"]["application/json"]["schema"]["properties"]
+        named = body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        assert "video_url" in schema["components"]["schemas"][named]["properties"]
 
 
 async def test_the_workers_token_and_the_callers_key_do_not_get_in_each_others_way(

@@ -27,6 +27,7 @@ SETTINGS = {
         "image/png": "application/octet-stream",
         "application/vnd.apple.mpegurl": "application/octet-stream",
         "text/event-stream": "text/html",
+        "application/offset+octet-stream": "application/octet-stream",
     },
 }
 
@@ -88,7 +89,7 @@ async def test_a_generated_client_runs_a_job(door: Door, generated: ModuleType) 
             video = await part("api.results.files").asyncio("a.mp4", client=client)
             assert video.payload.read() == b"a video"
             waited = await part("api.synchronous.generate").asyncio(
-                client=client, body=models.GenerateJobRequest.from_dict(body("b"))
+                client=client, body=models.JobRequest.from_dict(body("b"))
             )
             assert isinstance(waited, models.GenerateResult) and waited.error is None
         await runner.drain()

@@ -63,6 +63,7 @@ def test_a_picture_is_a_video_of_one_frame(suffix: str, face: Any, tmp_path: Pat
     assert describe_media(path, LIMITS) == MediaFacts("picture", None, 320, 240)
 
 
+@pytest.mark.slow
 def test_the_name_of_a_file_does_not_matter(face: Any, tmp_path: Path) -> None:
     path = tmp_path / "face.mp4"
     path.write_bytes(cv2.imencode(".png", face)[1].tobytes())
@@ -78,6 +79,7 @@ def test_a_portrait_of_a_phone_is_upright(face: Any, tmp_path: Path) -> None:
     assert np.abs(frame.astype(int) - face).mean() < 3
 
 
+@pytest.mark.slow
 def test_what_is_transparent_becomes_white(face: Any, tmp_path: Path) -> None:
     path = tmp_path / "face.png"
     alpha = np.full(face.shape[:2], 255, np.uint8)
@@ -88,6 +90,7 @@ def test_what_is_transparent_becomes_white(face: Any, tmp_path: Path) -> None:
     assert np.abs(frame[:, 104:].astype(int) - face[:, 104:]).mean() < 3
 
 
+@pytest.mark.slow
 def test_a_large_picture_is_scaled_down(face: Any, tmp_path: Path) -> None:
     path = tmp_path / "face.jpg"
     cv2.imwrite(str(path), cv2.resize(face, (4032, 3024)))
@@ -107,6 +110,7 @@ def huge(folder: Path) -> bytes:
     return content[:12] + head + struct.pack(">I", zlib.crc32(head)) + content[33:]
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_used_are_refused(face: Any, tmp_path: Path) -> None:
     jpeg = cv2.imencode(".jpg", face)[1].tobytes()
     cases: list[tuple[bytes, type[PipelineError], str]] = [
@@ -126,6 +130,7 @@ def test_pictures_that_cannot_be_used_are_refused(face: Any, tmp_path: Path) -> 
             describe_media(path, LIMITS)
 
 
+@pytest.mark.slow
 def test_a_picture_speaks(face: Any, speech: Any, tools: Tools, tmp_path: Path) -> None:
     """The mouth moves, and everything else stays."""
     path, out = tmp_path / "face.png", tmp_path / "out.mp4"

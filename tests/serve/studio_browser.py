@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import mimetypes
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,14 @@ _RECORD = """
     width: e.target.videoWidth,
   }), true);
 """  # noqa: E501 - JavaScript
+_TRANSFER = """(files) => {
+  const transfer = new DataTransfer();
+  for (const { name, type, data } of files) {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, { type }));
+  }
+  return transfer;
+}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,19 @@ class Creator(Visitor):
         """Choose two files of this device."""
         self.page.locator("#video-file").set_input_files(video)
         self.page.locator("#audio-file").set_input_files(voice)
+
+    def drop(self, *files: Path) -> None:
+        """Drop files of this device somewhere on the page."""
+        given = [
+            {
+                "name": file.name,
+                "type": mimetypes.guess_type(file.name)[0],
+                "data": base64.b64encode(file.read_bytes()).decode(),
+            }
+            for file in files
+        ]
+        transfer = self.page.evaluate_handle(_TRANSFER, given)
+        self.page.dispatch_event("main", "drop", {"dataTransfer": transfer})
 
     def name_addresses(self, video: str, voice: str) -> None:
         """Give the addresses of two files."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lipsync_client import AsyncLipsyncClient, Job, JobFailed, LipsyncClient, Transfer
+from lipsync_client import AsyncLipsyncClient, Job, JobFailed, LipsyncClient, NewJob, Transfer
 from tests.serve.running import JOB_S, ROOT, RunningApp, probe
 
 Clip = Speech = Callable[..., Path]
@@ -64,6 +64,15 @@ async def test_the_asynchronous_client_runs_jobs_side_by_side(
         with pytest.raises(JobFailed) as raised:
             await client.wait(job.id, timeout_s=JOB_S)
         assert (raised.value.code, raised.value.retryable) == ("invalid_audio", False)
+
+
+def test_a_batch_is_submitted_and_waited_for(app: RunningApp, clip: Clip, speech: Speech) -> None:
+    with LipsyncClient(str(app.client.base_url)) as client:
+        jobs = [NewJob(clip(), speech(s), resolution="160x120") for s in (0.4, 0.6)]
+        batch = client.submit_batch(jobs, metadata={"n": 1})
+        ended = client.wait_batch(batch.id, timeout_s=JOB_S)
+        assert [job.status for job in ended.jobs] == ["succeeded", "succeeded"]
+        assert ended.counts["succeeded"] == 2
 
 
 def test_the_command_line_makes_a_video_on_a_server(

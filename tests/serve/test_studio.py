@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ from playwright.sync_api import Browser, expect
 from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory, SpeechFactory
 from tests.decoding import frames_of
-from tests.media.two_people import Person, scene, write
+from tests.media.two_people import SIZE, Person, scene, write
 from tests.serve.running import RunningApp, media_server
 from tests.serve.studio_browser import Creator, creator_at
 
@@ -122,22 +123,55 @@ def test_a_click_on_a_face_lets_that_person_speak(
 ) -> None:
     """The larger one speaks without a choice; the woman is on the left."""
     page = creator.page
-    both = scene(Person("woman", 20), Person("man", 270))
-    creator.choose(write(tmp_path / "people.mp4", [both] * 30), speech(1.2))
+    people = scene(Person("woman", 20), Person("man", 290))
+    creator.choose(write(tmp_path / "two.mp4", [people] * 25), speech(1.0))
     creator.wait_preview()
     faces = page.get_by_role("button", name=re.compile("Let face"))
     expect(faces).to_have_count(2)
+    drawn = page.locator("#boxes rect").get_attribute("x")
+    is_left = float(drawn or 0) < SIZE[0] / 2
+    other = max(
+        faces.all(), key=lambda face: (int(face.get_attribute("x") or 0) > SIZE[0] / 2) == is_left
+    )
     with creator.new_preview() as answers:
-        faces.nth(1).click()
-    assert int(answers[-1].headers["x-face-box"].split(",")[2]) < 240
-    x, _, width, _ = answers[-1].request.post_data_json["params"]["face"]["box"]
-    assert x + width < 240
+        other.focus()
+        page.keyboard.press("Enter")
+    expect(page.get_by_label("Who speaks")).to_have_value("chosen")
+    face = answers[-1].request.post_data_json["params"]["face"]
+    assert face["frame"] == 0 and (face["box"][0] > SIZE[0] / 2) == is_left
+    assert (int(answers[-1].headers["x-face-box"].split(",")[0]) > SIZE[0] / 2) == is_left
     job_id = creator.start()
     creator.wait_title("Your video is ready")
     made = frames_of(app.output(app.job(job_id), tmp_path))
-    source = frames_of(tmp_path / "people.mp4")
+    source = frames_of(tmp_path / "two.mp4")
     changed = [np.abs(half).max() for half in np.split(made.astype(int) - source, 2, axis=2)]
-    assert changed[0] > 60 > 30 > changed[1]  # the rest differs by the encoding alone
+    drawn_half, other_half = reversed(changed) if is_left else changed
+    assert drawn_half > 60 > 30 > other_half  # the rest differs by the encoding alone
+
+
+def test_parts_of_both_files_and_a_way_for_lengths_that_differ(
+    creator: Creator, app: RunningApp, clip: ClipFactory, speech: SpeechFactory
+) -> None:
+    page = creator.page
+    creator.choose(clip(frames=50), speech(2.0))
+    creator.wait_preview()
+    page.get_by_text("More options").click()
+    page.get_by_label("If the voice is longer").select_option("loop")
+    page.get_by_role("slider", name="End of the video").fill("1")
+    with creator.new_preview() as answers:
+        page.get_by_role("slider", name="Start of the voice").fill("0.4")
+    chosen = {"sync_mode": "loop", "video_end_s": 1.0, "audio_start_s": 0.4}
+    assert answers[-1].request.post_data_json["params"] == chosen
+    job_id = creator.start()
+    creator.wait_title("Your video is ready")
+    job = app.job(job_id)
+    assert job["progress"]["frames_total"] == 40  # 1.6 s of the voice
+    # The video, which is shorter, begins again.
+    page.locator("#made-video").evaluate("(video) => video.pause()")
+    page.get_by_role("slider", name="Position in both videos").fill("1.3")
+    expect(page.locator("#source-video")).to_have_js_property("seeking", False)
+    times = creator.times()
+    assert times["source"] == pytest.approx(times["made"] - 1.0, abs=0.05)
 
 
 def test_the_first_seconds_play_while_the_rest_is_drawn(
@@ -228,9 +262,15 @@ def run_in_shell(command: str, folder: Path) -> str:
     return ran.stdout
 
 
-def test_a_voice_is_recorded(creator: Creator, app: RunningApp, clip: ClipFactory) -> None:
+def test_a_picture_is_dropped_and_a_voice_recorded(
+    creator: Creator, app: RunningApp, tmp_path: Path
+) -> None:
     page = creator.page
-    page.locator("#video-file").set_input_files(clip())
+    picture = tmp_path / "portrait.png"
+    cv2.imwrite(str(picture), scene(Person("woman", 160)))
+    creator.drop(picture)
+    expect(page.locator("#source-picture")).to_be_visible()
+    expect(page.locator("#video-step")).to_contain_text("picture · 480 × 270")
     page.get_by_role("button", name="Record").click()
     expect(page.locator("#audio-step .time")).to_have_text("0:01")
     page.get_by_role("button", name="Stop").click()

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from tests.decoding import frames_of
@@ -26,6 +28,7 @@ def uploads(app: RunningApp) -> Iterator[Path]:
     assert list((app.folder / "state" / "uploads").iterdir()) == []
 
 
+@pytest.mark.slow  # the next one does the same with one file
 def test_a_job_is_made_from_files_that_were_sent(
     app: RunningApp, uploads: Path, clip: Any, speech: Any, tmp_path: Path
 ) -> None:
@@ -51,6 +54,54 @@ def test_a_job_is_made_from_files_that_were_sent(
     assert len(frames[0]) == 15
     for other in frames[1:]:
         assert (other == frames[0]).all()
+
+
+def test_a_picture_that_was_sent_speaks(
+    app: RunningApp, uploads: Path, clip: Any, speech: Any, tmp_path: Path
+) -> None:
+    picture = cv2.imencode(".png", frames_of(clip(frames=1))[0])[1].tobytes()
+    upload = app.client.put("/v1/uploads/face.png", content=picture).raise_for_status().json()
+    assert (upload["kind"], upload["width"], upload["fps"]) == ("picture", 320, None)
+    body = {"video_url": upload["url"], "audio_url": speech(0.6).as_uri(), "params": LOSSLESS}
+    answer = app.generate(musetalk_job_id="picture", **body).json()
+    assert answer["status"] == "success", answer
+    frames = frames_of(app.output(answer, tmp_path)).astype(int)
+    assert len(frames) == 15
+    assert np.ptp(frames, axis=0).max() > 20, "the mouth moves"
+    assert np.ptp(frames[:, :60], axis=0).max() == 0, "the forehead does not"
+
+
+@pytest.mark.slow
+def test_an_upload_goes_on_when_the_ingress_dies(app: RunningApp, uploads: Path) -> None:
+    """The client of tus gets 503 for what is not stored, asks where it was, and sends the rest."""
+    content = b"".join(large_sound(8 * MIB))
+    made = app.client.post(
+        "/v1/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(len(content))}
+    )
+    path, statuses = made.headers["Location"], []
+    for number in range(100):
+        state = app.client.head(path)
+        if state.status_code == 200:
+            offset = int(state.headers["Upload-Offset"])
+            if offset == len(content):
+                break
+            answer = app.client.patch(
+                path,
+                content=content[offset : offset + 3 * MIB // 2],
+                headers={
+                    "Tus-Resumable": "1.0.0",
+                    "Upload-Offset": str(offset),
+                    "Content-Type": "application/offset+octet-stream",
+                },
+            )
+            statuses.append(answer.status_code)
+        if number == 1:
+            app.kill("Ingress")
+            app.wait_ready()
+    assert set(statuses) <= {204, 503} and statuses.count(204) >= 6
+    assert app.client.get(path).json()["kind"] == "audio"
+    [data] = uploads.glob("*.data")
+    assert data.read_bytes() == content
 
 
 @pytest.mark.slow

@@ -18,7 +18,9 @@ from serve_app.streams.streams import Streams
 
 READY_RETRY_S = 1
 
-router = APIRouter(prefix=PREFIX, tags=["jobs"], dependencies=[Depends(require_stream_link_or_key)])
+router = APIRouter(
+    prefix=PREFIX, tags=["streams"], dependencies=[Depends(require_stream_link_or_key)]
+)
 
 _GONE = read_problems(404, 409, 410)
 _PLAYLIST = {CONTENT_TYPE: {"schema": {"type": "string"}}}
