@@ -196,7 +196,8 @@ def test_a_browser_plays_a_job_while_it_is_made(job):
             assert pictures[0] == pictures[1], frame
             seen.append(tuple(pictures[0]))
         assert len(set(seen)) == len(seen)
-        assert page.evaluate("window.faults") == []
+        # It may have shown all that there was, and waited for more.
+        assert set(page.evaluate("window.faults")) <= {"bufferStalledError", "bufferNudgeOnStall"}
 
 
 def at_s(frame: int) -> float:
