@@ -8,10 +8,9 @@ import re
 FILES_PREFIX = "/files/"
 STREAM_PLAYLIST, STREAM_FOLDER = "stream.m3u8", "stream"
 
-_PLAYLIST = re.compile(r"/v1/avatar/jobs/(?P<job_id>.+)/stream\.m3u8", re.DOTALL)
-_FRAGMENT = re.compile(
-    r"/v1/avatar/jobs/(?P<job_id>.+)/stream/[0-9]{1,9}/[a-z0-9.]{1,20}", re.DOTALL
-)
+_JOB = r"/v1/avatar/jobs/(?P<job_id>.+)"  # an id may contain anything
+_PLAYLIST = re.compile(_JOB + r"/stream\.m3u8", re.DOTALL)
+_FRAGMENT = re.compile(_JOB + r"/stream/[0-9]{1,9}/[a-z0-9.]{1,20}", re.DOTALL)
 
 
 def subject_of(path: str) -> str | None:

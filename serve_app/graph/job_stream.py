@@ -60,7 +60,7 @@ class JobStreams:
             await asyncio.wait({making}, timeout=LAST_FRAGMENTS_S)
         finally:
             making.cancel()
-            await asyncio.wait({making})
+            await asyncio.wait({making}, timeout=LAST_FRAGMENTS_S)
 
     async def _make_or_log(self, growing: "_GrowingStream", number: int) -> None:
         beginning = self._thread.submit(self._begin, growing.opened, number)
@@ -71,7 +71,7 @@ class JobStreams:
             logger.warning("stream ended early", extra={"job_id": job_id, "error": error})
         finally:
             # The thread does this after everything that was begun before.
-            self._thread.submit(self._end, beginning)
+            await asyncio.wrap_future(self._thread.submit(self._end, beginning))
 
     async def _make(self, growing: "_GrowingStream", stream: Stream) -> None:
         job = growing.opened.job
