@@ -387,8 +387,16 @@ async def test_only_the_key_that_sent_it_sees_an_upload(tmp_path: Path, video: b
             listed = await desk.client.get("/v1/uploads", headers=other)
             assert listed.json() == {"uploads": []}
             job = {"video_url": upload["url"], "audio_url": "https://h.example/a.wav"}
+            span = {"start_s": 0.0, "end_s": 1.0, "audio": {"url": upload["url"]}}
+            batch = {"jobs": [{**job, "video_url": "https://h.example/v.mp4"}, job]}
+            answer = await desk.client.post("/v1/avatar/batches", json=batch, headers=other)
+            assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
+            spoken = {**batch["jobs"][0], "params": {"segments": [span]}}
+            for route in ("/v1/avatar/jobs", "/v1/estimate"):
+                answer = await desk.client.post(route, json=spoken, headers=other)
+                assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
             for route, more in (("/v1/avatar/jobs", {}), ("/generate", {"musetalk_job_id": "a"}),
-                                ("/v1/avatar/preview", {})):  # fmt: skip
+                                ("/v1/avatar/preview", {}), ("/v1/estimate", {})):  # fmt: skip
                 answer = await desk.client.post(route, json={**job, **more}, headers=other)
                 assert (answer.status_code, answer.json()["code"]) == (404, "upload_not_found")
                 absent = {**job, **more, "video_url": "upload://" + "0" * 32}
