@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -92,19 +93,26 @@ class _Stream:
         parser = EventParser()
         while (piece := (yield Read())) is not None:
             trying.succeeded()
+            has_changed = False
             for event in parser.feed(piece):
                 job = self._job_of(event)
-                if event.name == "end":
-                    return job
-                yield Emit(job)
-            if deadline.left_s() < timeout_s / 2:
-                return None  # the next connection may not be quiet for as long
+                has_changed = has_changed or job is None
+                if job is not None:
+                    if event.name == "end":
+                        return job
+                    yield Emit(job)
+            if has_changed or deadline.left_s() < timeout_s / 2:
+                return None  # the job is read, and the next connection may be quiet for less long
         raise Unreachable("The stream of events broke off before the job ended.")
 
-    def _job_of(self, event: Event) -> Job:
+    def _job_of(self, event: Event) -> Job | None:
+        """Return the job that an event contains. None: it only says that the job has changed, as
+        the events of an orchestrator do.
+        """
         if event.id is not None:
             self._last_id = event.id
-        return Job.read(Answer(200, {}, event.data.encode()).json())
+        body = Answer(200, {}, event.data.encode()).json()
+        return Job.read(body) if isinstance(body, Mapping) and "status" in body else None
 
 
 def whole(answer: Answer) -> Flow[Answer]:

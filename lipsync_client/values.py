@@ -49,7 +49,7 @@ class Progress:
 class Failure:
     """Why a job ended without a result. `input`: the one at fault, `video` or `audio`."""
 
-    code: str
+    code: str = "unknown"
     error_type: str = "unknown_error"
     stage: str = "unknown"
     hint: str | None = None

@@ -178,7 +178,8 @@ def prepare_block(
     faces = smooth([faces_of(landmarks, *size, options) for landmarks in found], reach)
     block_faces = tuple(faces[inner])
     if options.faceless == "refuse":
-        require_every_face(job.source, block, block_faces)
+        is_chosen = job.track is not None
+        require_every_face(job.source, block, block_faces, is_chosen=is_chosen)
     crops, parse_inputs = cut_out(frames[inner], block_faces, job.picture, needs_parse_inputs)
     return PreparedBlock(block, block_faces, crops, parse_inputs)
 

@@ -21,7 +21,7 @@ CROP = (85, 4, 565, 484)
 PANEL_PX = 300
 LABEL_PX = 22
 EVERY = 2  # of the frames: half the rate is smooth enough for a picture
-QUALITY = 62
+QUALITY = 44
 
 
 def panels(path: Path, first: int, count: int, label: str) -> Iterator[Image.Image]:
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("picture", type=Path, help="a .webp file")
     parser.add_argument("--first", type=int, default=0, help="first frame")
-    parser.add_argument("--frames", type=int, default=100)
+    parser.add_argument("--frames", type=int, default=177)
     arguments = parser.parse_args()
     pictures = []
     for left, right in zip(

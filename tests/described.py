@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import re
+import tempfile
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,6 +22,22 @@ FORMATS = FormatChecker(formats=())
 @FORMATS.checks("date-time", ValueError)
 def _is_instant(value: object) -> bool:
     return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
+
+
+@functools.cache
+def _ingress_document() -> str:
+    """Return the document of an ingress, which is the same for all: making it takes a while."""
+    from tests.joints.job_door import Door
+
+    with tempfile.TemporaryDirectory() as folder:
+        door = Door(Path(folder))
+        door.registry.close()
+        return json.dumps(door.app.openapi())
+
+
+def ingress_document() -> Document:
+    """Return the document of an ingress."""
+    return Document(json.loads(_ingress_document()))
 
 
 class Document:

@@ -135,7 +135,8 @@ def test_what_the_makefile_runs_exists_and_can_be_executed() -> None:
 
 
 def test_ci_runs_check_and_check_runs_the_tests() -> None:
-    assert "make check" in (ROOT / ".ci" / "run").read_text()
+    steps = (ROOT / ".ci" / "run").read_text()
+    assert "make check" in steps and "make image-check" in steps
     plan = subprocess.run(
         ["make", "--dry-run", "check"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout

@@ -76,8 +76,10 @@ def _refined(
     return found
 
 
-def require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face | None]) -> None:
-    """Refuse a block with a frame without a face.
+def require_every_face(
+    source: SourceVideo, block: Block, faces: Sequence[Face | None], *, is_chosen: bool
+) -> None:
+    """Refuse a block with a frame without a face. `is_chosen`: only one person's face counts.
 
     Raises:
         NoFaceFound: the message names the frame.
@@ -85,8 +87,9 @@ def require_every_face(source: SourceVideo, block: Block, faces: Sequence[Face |
     for frame, face in enumerate(faces, block.start):
         if face is None:
             at_s = float(frame / source.fps)
+            missed = "does not show the chosen person" if is_chosen else "shows no face"
             raise NoFaceFound(
-                f"Frame {frame} of the video, at {at_s:.2f} s, shows no face, and the option "
+                f"Frame {frame} of the video, at {at_s:.2f} s, {missed}, and the option "
                 "`faceless` is `refuse`. Cut the video there, or send `pass` to leave such frames "
                 "as they are.",
                 hint="Cut the video there, or leave `faceless` out.",

@@ -1,7 +1,7 @@
 """The sound of a job that is not one whole file: parts of sounds and silence, one after the other.
 
     parts ─┬► join_sound     the 16 kHz samples of each, copied into one file
-           └► encode_joined  one decoder for each sound, which only goes forwards ─► one AAC track
+           └► encode_joined  a decoder for each sound, which only goes forwards ─► one AAC track
 
 Both are cut at the nearest sample to the same times. Neither is ever held whole.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import OrderedDict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -30,6 +31,7 @@ from musetalk_pipeline.plan import SAMPLE_RATE
 AAC_RATES = (44_100, 48_000)
 CHUNK_SAMPLES = 1 << 16
 SAMPLE_BYTES = 4  # float32
+MOST_DECODERS = 4  # of different sounds; one that is used again later starts anew
 
 
 def join_sound(audio: SpeechAudio, parts: Sequence[SoundPart], out_dir: Path) -> SpeechAudio:
@@ -70,7 +72,7 @@ def encode_joined(
     layout = "stereo" if channels == 2 else "mono"
     with (
         av.open(str(path), "w", format="mp4") as out,
-        contextlib.closing(_at_rate(parts, rate, channels, limits)) as chunks,
+        contextlib.closing(at_rate(parts, rate, channels, limits)) as chunks,
     ):
         track = out.add_stream("aac", rate=rate, layout=layout)
         track.bit_rate = bitrate_kbps * 1000
@@ -95,28 +97,21 @@ def _copy_samples(part: SoundPart, file: BinaryIO) -> None:
     file.seek(end)  # what is left out is silence
 
 
-def _at_rate(
+def at_rate(
     parts: Sequence[SoundPart], rate: int, channels: int, limits: MediaLimits
 ) -> Generator[NDArray[np.float32], None, None]:
     """Yield the sound in chunks of (channels, n) float32, -1 to 1."""
-    with contextlib.ExitStack() as decoders:
-        open_ones: dict[SoundStream, _Decoder] = {}
-        place = 0  # in samples of 16 kHz
+    place = 0  # in samples of 16 kHz
+    with contextlib.closing(_Decoders(rate, channels, limits)) as decoders:
         for part in parts:
             count = _moved(place + part.n_samples, rate) - _moved(place, rate)
             place += part.n_samples
             stream = part.source.stream if part.source else None
             if stream is None:
                 yield from _silence(count, channels)
-                continue
-            start = _moved(part.start, rate)
-            decoder = open_ones.get(stream)
-            if decoder is None or decoder.place > start:
-                if decoder is not None:
-                    decoder.close()
-                decoder = open_ones[stream] = _Decoder(stream, rate, channels, limits)
-                decoders.callback(decoder.close)
-            yield from decoder.read(start, count)
+            else:
+                start = _moved(part.start, rate)
+                yield from decoders.at(stream, start).read(start, count)
 
 
 def _moved(samples: int, rate: int) -> int:
@@ -127,6 +122,30 @@ def _moved(samples: int, rate: int) -> int:
 def _silence(count: int, channels: int) -> Iterator[NDArray[np.float32]]:
     for done in range(0, count, CHUNK_SAMPLES):
         yield np.zeros((channels, min(CHUNK_SAMPLES, count - done)), np.float32)
+
+
+class _Decoders:
+    """The decoders of the sounds that were used last, at most MOST_DECODERS of them."""
+
+    def __init__(self, rate: int, channels: int, limits: MediaLimits) -> None:
+        self._how = rate, channels, limits
+        self._open: OrderedDict[SoundStream, _Decoder] = OrderedDict()
+
+    def at(self, stream: SoundStream, start: int) -> _Decoder:
+        """Return one that has not gone beyond a sample of a sound."""
+        decoder = self._open.pop(stream, None)
+        if decoder is not None and decoder.place > start:
+            decoder.close()
+            decoder = None
+        if decoder is None and len(self._open) == MOST_DECODERS:
+            self._open.popitem(last=False)[1].close()
+        self._open[stream] = decoder or _Decoder(stream, *self._how)
+        return self._open[stream]
+
+    def close(self) -> None:
+        """End all of them."""
+        for decoder in self._open.values():
+            decoder.close()
 
 
 class _Decoder:

@@ -84,7 +84,7 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "invalid_request": "Correct the field that the message names; /docs lists all fields.",
         "body_not_allowed": "Send it without Content-Length and Transfer-Encoding.",
         "body_too_slow": "Send the headers and the body of the request together.",
-        "body_too_large": "Send less data: videos and sounds are sent as URLs.",
+        "body_too_large": "Send less data: upload files (POST /v1/uploads), or send addresses.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
         "job_ended": "Nothing is left to cancel; request the job to see its result.",
         "job_not_ended": "Cancel the job first, or wait for its end.",

@@ -111,5 +111,5 @@ def too_large(max_bytes: int) -> Rejection:
         413,
         "body_too_large",
         f"The body of the request is larger than {max_bytes} bytes.",
-        "Send URLs of the video and the audio instead of their data, and less metadata.",
+        "Send addresses of the files, or upload them (POST /v1/uploads), and less metadata.",
     )

@@ -5,7 +5,8 @@ their memory. Here each upload is at most one piece. The gate makes the steps of
 (routers/uploads.py) for the client, with the client's own headers, so that the ingress checks its
 key for every step:
 
-- a raw `PUT /v1/uploads/{name}` and a form `POST /v1/uploads`: creation, pieces, completion;
+- a raw `PUT /v1/uploads/{name}`, and a form or a file by `POST /v1/uploads`: creation, pieces,
+  completion;
 - a `PATCH` of tus, however long: one `PATCH` for each piece;
 - a form for a route that takes jobs, or a document with `data:` URLs: the same for each file in it,
   then one JSON document in which `video_url` and `audio_url` name the uploads.
@@ -89,7 +90,15 @@ def takes(scope: Scope, max_bytes: int) -> bool:
         return True
     if _PIECES.fullmatch(path):
         return method in ("PUT", "PATCH")
-    return method == "POST" and (path == UPLOADS or path in JOB_FORMS) and is_form(scope)
+    if path.rstrip("/") == UPLOADS:
+        return method == "PUT" or (method == "POST" and (is_form(scope) or _is_raw(scope)))
+    return method == "POST" and path in JOB_FORMS and is_form(scope)
+
+
+def _is_raw(scope: Scope) -> bool:
+    """Whether the body of a `POST` is declared as a file."""
+    kind = header(scope["headers"], b"content-type") or b""
+    return kind.lower().startswith((b"video/", b"audio/", b"image/", b"application/octet-stream"))
 
 
 def has_files_inside(scope: Scope, body: bytes) -> bool:
@@ -130,8 +139,8 @@ class Uploads:
         scope = steps.scope
         if scope["method"] == "PATCH":
             return await steps.add_all(body)
-        if scope["method"] == "PUT":
-            name = unquote(route_path(scope).rpartition("/")[2])
+        if scope["method"] == "PUT" or _is_raw(scope):
+            name = unquote(route_path(scope).removeprefix(UPLOADS).strip("/"))
             async with steps.upload(name, declared_bytes(scope)) as sink:
                 async with contextlib.aclosing(body.chunks()) as chunks:
                     async for data in chunks:

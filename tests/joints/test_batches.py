@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from serve_app.api.notifications import notify_forever
 from serve_app.config.settings import QueueSettings
@@ -17,7 +18,7 @@ from serve_app.jobs.batches import MAX_BATCHES
 from serve_app.net.addresses import AddressPolicy
 from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening
-from tests.described import Document
+from tests.described import ingress_document
 from tests.joints.job_door import Door, Graph, body, serving
 from tests.waiting import until_async
 
@@ -42,7 +43,7 @@ async def opened(
     results = folder / "results"
     results.mkdir(exist_ok=True)
     door = Door(folder, Graph(results), queue)
-    document = Document(door.app.openapi())
+    document = ingress_document()
 
     async def check(answer: httpx.Response) -> None:
         await answer.aread()
@@ -160,6 +161,7 @@ async def test_single_jobs_go_before_those_of_a_batch_and_find_room(tmp_path: Pa
         assert ran is not None and ran.id == "single"
 
 
+@pytest.mark.slow
 async def test_a_batch_may_have_500_jobs_with_signed_addresses(tmp_path: Path) -> None:
     signed = "?signature=" + "x" * 1500
     jobs = [
@@ -174,6 +176,7 @@ async def test_a_batch_may_have_500_jobs_with_signed_addresses(tmp_path: Path) -
         assert (large.status_code, large.json()["code"]) == (413, "body_too_large")
 
 
+@pytest.mark.slow
 async def test_one_webhook_comes_when_all_have_ended_also_after_a_restart(tmp_path: Path) -> None:
     policy = AddressPolicy(frozenset({"127.0.0.1"}))
     with listening() as target:
@@ -209,6 +212,7 @@ async def test_one_webhook_comes_when_all_have_ended_also_after_a_restart(tmp_pa
     assert got.headers["webhook-id"] == f"evt_{made['id']}"
 
 
+@pytest.mark.slow
 async def test_a_batch_is_kept_as_long_as_its_jobs(tmp_path: Path) -> None:
     async with opened(tmp_path) as (door, client):
         made = (await client.post(BATCHES, json=batch(body("a"), body("b")))).json()
@@ -228,6 +232,7 @@ async def test_a_batch_is_kept_as_long_as_its_jobs(tmp_path: Path) -> None:
         assert (await client.get(f"{JOBS}/b")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_job_is_in_a_bounded_number_of_batches(tmp_path: Path) -> None:
     async with opened(tmp_path) as (_, client):
         for _ in range(MAX_BATCHES):

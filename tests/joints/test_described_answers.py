@@ -15,7 +15,7 @@ import pytest
 from serve_app.config.settings import QueueSettings
 from serve_app.jobs.service import JobTiming
 from serve_app.jobs.state_file import StateTiming
-from tests.described import Document
+from tests.described import Document, ingress_document
 from tests.joints.job_door import Door, Graph, body, lock_held, serving
 from tests.joints.test_avatar_api import ONE, TWO, keep
 
@@ -39,7 +39,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
 @contextlib.asynccontextmanager
 async def checked(door: Door) -> AsyncIterator[tuple[httpx.AsyncClient, Document]]:
     """A client, of which every answer is compared with the document."""
-    document = Document(door.app.openapi())
+    document = ingress_document()
 
     async def check(answer: httpx.Response) -> None:
         await answer.aread()
@@ -53,9 +53,9 @@ async def checked(door: Door) -> AsyncIterator[tuple[httpx.AsyncClient, Document
 # --- the document ---------------------------------------------------------------------------------
 
 
-def test_every_route_says_what_it_answers(door: Door) -> None:
+def test_every_route_says_what_it_answers() -> None:
     """A generated client has a type for every answer, and a name for every route."""
-    document = Document(door.app.openapi())
+    document = ingress_document()
     described = {tag["name"] for tag in document.whole["tags"]}
     names = [operation["operationId"] for _, operation in document.operations()]
     assert len(set(names)) == len(names)
@@ -84,16 +84,16 @@ def test_every_route_says_what_it_answers(door: Door) -> None:
     assert used == described
 
 
-def test_every_example_is_what_its_schema_says(door: Door) -> None:
-    document = Document(door.app.openapi())
+def test_every_example_is_what_its_schema_says() -> None:
+    document = ingress_document()
     examples = list(document.examples())
     assert {place for place, _, _ in examples} >= {"Job", "Problem", "JobCreate", "JobRequest"}
     for place, schema, example in examples:
         assert document.faults(schema, example) == [], place
 
 
-def test_every_answer_of_the_document_has_an_example(door: Door) -> None:
-    document = Document(door.app.openapi())
+def test_every_answer_of_the_document_has_an_example() -> None:
+    document = ingress_document()
     schemas = document.whole["components"]["schemas"]
     for name, operation in document.operations():
         for status, answer in operation["responses"].items():

@@ -17,7 +17,7 @@ from serve_app.contract.outcomes import Phase, Progress, Success
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import Gate
 from serve_app.outputs.store import object_name
-from tests.described import Document
+from tests.described import ingress_document
 from tests.joints.job_door import Door, body, serving
 
 CONTENT = bytes(range(256)) * 8
@@ -28,7 +28,7 @@ KEY = "callers-key-one"
 async def opened(folder: Path, *, behind_proxy: bool) -> AsyncIterator[tuple[Door, Any]]:
     door = Door(folder, INGRESS_API_KEY=KEY)
     (folder / "results").mkdir(exist_ok=True)
-    document = Document(door.app.openapi())
+    document = ingress_document()
     gate = Gate(door.app, CallerRules(ingress_api_key=KEY), is_proxy=True)
 
     async def check(answer: httpx.Response) -> None:
@@ -91,6 +91,7 @@ async def test_a_link_answers_head_and_ranges_and_names_the_file(
         assert keyed.status_code == 200
 
 
+@pytest.mark.slow
 async def test_without_a_name_the_file_has_the_id_of_its_job(tmp_path: Path) -> None:
     async with opened(tmp_path, behind_proxy=False) as (door, client):
         link = await finished(door, client, tmp_path, job_id="kunde 7/größe")

@@ -22,6 +22,7 @@ from tusclient.client import TusClient
 
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
+from serve_app.gate.http_protocol import ConnectionLimits
 from serve_app.gate.middleware import Gate, GateLimits
 from serve_app.gate.upload_body import UploadLimits
 from serve_app.gate.uploads import JOB_FORMS
@@ -120,6 +121,19 @@ async def test_a_form_stores_the_same_file_once(desk: Desk, video: bytes) -> Non
     assert answer.status_code == 201
     assert answer.json()["url"] == first["url"]
     assert len(desk.stored) == 2, "one record and its data"
+
+
+@pytest.mark.slow
+async def test_a_file_may_come_without_a_name_or_a_form(desk: Desk, sound: bytes) -> None:
+    kind = {"Content-Type": "audio/wav"}
+    for request in (
+        desk.client.post("/v1/uploads", content=sound, headers=kind),
+        desk.client.post("/v1/uploads/", files={"file": ("a.wav", sound)}),
+        desk.client.put("/v1/uploads/", content=sound),
+    ):
+        answer = await request
+        assert (answer.status_code, answer.json()["kind"]) == (201, "audio")
+    assert len(desk.stored) == 2
 
 
 @pytest.mark.slow
@@ -563,3 +577,20 @@ async def test_the_document_of_the_api_describes_forms_and_files(desk: Desk) -> 
     assert kinds("patch", "/v1/uploads/{upload_id}") == {"application/offset+octet-stream"}
     for path in JOB_FORMS:
         assert kinds("post", path) == {"application/json", "multipart/form-data"}, path
+
+
+@pytest.mark.slow
+async def test_a_large_file_may_come_in_many_small_chunks(tmp_path: Path) -> None:
+    """Their framing is more than a body of any other request may have."""
+    n_chunks = 90_000
+    chunk = b"200\r\n" + b"#EXTM3U\n" * 64 + b"\r\n"
+    framing = n_chunks * (len(chunk) - 512)
+    assert framing > ConnectionLimits().framing_bytes
+    request = head("PUT", "/v1/uploads/a.m3u8", "Transfer-Encoding: chunked", "Connection: close")
+    async with desk_of(tmp_path, GateLimits()) as desk, raw(desk.port, request) as connection:
+        for _ in range(n_chunks // 1000):
+            await connection.send(chunk * 1000)
+        await connection.send(b"0\r\n\r\n")
+        answer = await connection.answer()
+        assert answer.startswith(b"HTTP/1.1 422") and b"playlist" in answer
+        assert desk.stored == []

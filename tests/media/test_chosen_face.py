@@ -261,6 +261,13 @@ class Reading:
         return read
 
 
+def test_frames_without_the_person_are_refused_if_that_is_requested(made) -> None:
+    face = FaceOptions(face=FaceAtPoint(WOMAN), faceless="refuse")
+    with pytest.raises(NoFaceFound, match="does not show the chosen person") as refused:
+        made([both()] * 2 + [scene(Person("man", LEFT))] * 2, replace(LOSSLESS, face=face))
+    assert refused.value.details["frame"] == 2
+
+
 def test_a_preview_reads_only_the_frame_of_the_choice(speech, tools, tmp_path: Path) -> None:
     """The sliders of a page make one preview after the other, so none may read the whole video."""
     files = JobFiles(write(tmp_path / "cuts.mp4", CUTS), speech(1.28))

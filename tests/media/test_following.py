@@ -28,8 +28,8 @@ def i420(frame: Frame) -> Frame:
     return cv2.cvtColor(frame, cv2.COLOR_BGR2YUV_I420)
 
 
-def followed(scenes: Sequence[Frame], frame: int = 0) -> Survey:
-    """Follow the woman from where she is on the left in a frame."""
+def followed(scenes: Sequence[Frame], frame: int = 0, place: tuple[int, int] = HERS) -> Survey:
+    """Follow the person at a place of a frame."""
     tags, count = ColourTags(), len(scenes)
     source = SourceVideo(Path("v"), "", 0, *SIZE, Fraction(FPS), count, count / FPS, tags)
     picture = Picture(*SIZE, *SIZE, 0, 0, None, tags)
@@ -37,7 +37,7 @@ def followed(scenes: Sequence[Frame], frame: int = 0) -> Survey:
     def read(start: int, end: int) -> Iterator[Frame]:
         yield from map(i420, scenes[start:end])
 
-    return survey_person(read, source, picture, FaceAtPoint(HERS, frame), range(count))  # type: ignore[arg-type]
+    return survey_person(read, source, picture, FaceAtPoint(place, frame), range(count))  # type: ignore[arg-type]
 
 
 def halves(found: Survey, count: int) -> list[str | None]:
@@ -94,6 +94,18 @@ def test_a_face_that_jumps_is_followed_within_a_shot() -> None:
     for number in range(9):
         box = found.track.at(number)
         assert box is not None and abs(box.middle[0] - (105 + 32 * number)) < 25
+
+
+def test_a_face_that_only_a_closer_look_finds_can_be_chosen_and_followed() -> None:
+    """Beside a large face, the whole frame shows her too small; the point says where to look."""
+    scenes = [scene(Person("man", RIGHT), Person("woman", 60 + n, 110, 36)) for n in range(20)]
+    boxes = shared_mesh().faces(scenes[0])
+    assert [box.middle[0] > SIZE[0] / 2 for box in boxes] == [True]
+    found = followed(scenes, place=(77, 131))
+    assert halves(found, 20) == ["left"] * 20
+    assert found.track is not None
+    last = found.track.at(19)
+    assert last is not None and abs(last.middle[0] - 96) < 6
 
 
 @pytest.mark.parametrize("frame", [0, 30])

@@ -70,6 +70,7 @@ def test_the_name_of_a_file_does_not_matter(face: Any, tmp_path: Path) -> None:
     assert shown(path, tmp_path).shape == face.shape
 
 
+@pytest.mark.slow
 def test_a_portrait_of_a_phone_is_upright(face: Any, tmp_path: Path) -> None:
     path = tmp_path / "face.jpg"
     lying = cv2.rotate(face, cv2.ROTATE_90_COUNTERCLOCKWISE)

@@ -227,11 +227,11 @@ class Studio {
 
   /** A job has changed. */
   followed(job, before) {
-    const hasFrames = job.progress.frames_done > 0;
-    if (job.status === "running" && job.stream_url && hasFrames) this.stream.look(job.stream_url);
+    if (job.status === "running" && job.stream_url) this.stream.play(job.stream_url);
     if (job.status === "queued" || job.status === "running") {
       $("made-waiting").textContent = $("made-video").hidden ? "The first seconds play here while the rest is drawn." : "";
     }
+    if (before && before !== job.status) this.worker.refresh();
     if (!isOver(job)) return;
     // A video that somebody has waited for begins by itself. Its stream loses its place as it ends.
     const place = this.player.place() ?? { seconds: 0, plays: Boolean(before) };
@@ -241,10 +241,7 @@ class Studio {
     if (job.status === "succeeded") this.player.setMade(job.output_url, place);
     else this.player.clearMade();
     if (job.status === "failed") this.fail({ message: job.error, hint: job.failure.hint, input: job.failure.input });
-    if (before && before !== job.status) {
-      this.recent.refresh();
-      this.worker.refresh();
-    }
+    if (before && before !== job.status) this.recent.refresh();
   }
 
   playStream() {

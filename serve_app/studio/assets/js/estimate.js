@@ -32,12 +32,12 @@ export class Estimate {
   }
 
   #draw(made) {
-    // Before its first video, a worker knows no more of its speed than what is configured.
+    // Before the first video there is only the configured speed, which is a rough guess.
     const isKnown = made.basis.speeds !== "configuration";
     const seconds = `about ${span(Math.max(1, Math.round(made.seconds + made.queue_s)))}`;
     const parts = [
       [span(made.duration_s), "of video"],
-      isKnown ? [seconds, made.queue_s >= 1 ? "with the queue" : "to make"] : ["", "this worker learns its speed with its first video"],
+      isKnown ? [seconds, made.queue_s >= 1 ? "with the queue" : "to make"] : ["", "The time is known after the first video."],
       isKnown && made.usd !== null ? [dollars(made.usd), ""] : null,
     ];
     $("estimate").replaceChildren(...parts.filter(Boolean).map(([bold, rest]) =>

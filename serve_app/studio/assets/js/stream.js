@@ -1,33 +1,18 @@
 // Plays what is finished of a job while the rest of it is drawn (HLS).
 
-const PLAYLIST = /#EXTINF/;
-
 export class Stream {
-  /** `onReady` is called when the first piece is there and the video may be shown. */
+  /** `onReady` is called when the first seconds are there and the video may be shown. */
   constructor(video, onReady) {
     Object.assign(this, { video, onReady });
-    this.hls = null;
-    this.isLooking = this.isOn = false;
+    this.url = this.hls = null;
   }
 
-  /** Begin to play if a first piece is there. Call it at each change of the job. */
-  async look(url) {
-    if (this.isLooking || this.isOn) return;
-    this.isLooking = true;
-    try {
-      const answer = await fetch(url);
-      if (answer.ok && this.isLooking && PLAYLIST.test(await answer.text())) await this.#attach(url);
-    } catch {
-      // The connection was lost; the next change tries again.
-    } finally {
-      this.isLooking = false;
-    }
-  }
-
-  async #attach(url) {
+  /** Play a stream. A job has its address as soon as something of it can be played. */
+  async play(url) {
+    if (this.url !== null) return;
+    this.url = url;
     const { default: Hls } = await import("../vendor/hls.light.min.mjs");
-    if (!this.isLooking) return;
-    this.isOn = true;
+    if (this.url !== url) return; // stopped meanwhile
     if (!Hls.isSupported()) {
       this.video.src = url; // Safari on older phones plays it by itself
       this.onReady();
@@ -45,8 +30,7 @@ export class Stream {
   }
 
   stop() {
-    this.isLooking = this.isOn = false;
     this.hls?.destroy();
-    this.hls = null;
+    this.url = this.hls = null;
   }
 }
