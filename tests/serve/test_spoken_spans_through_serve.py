@@ -9,7 +9,7 @@ from tests.serve.running import LOSSLESS, media_server
 
 def test_spans_of_a_video_speak_and_the_rest_of_it_is_left_alone(app, clip, speech, tmp_path):
     """The sound of one span comes from an address of its own, whose signature is not shown. The
-    result is so long that its sound is encoded beside the segments.
+    result is so long that its sound is encoded beside the segments. The stream shows the same.
     """
     served = tmp_path / "served"
     served.mkdir()
@@ -39,3 +39,4 @@ def test_spans_of_a_video_speak_and_the_rest_of_it_is_left_alone(app, clip, spee
     assert (pitch(sound, 0, 0.38), pitch(sound, 1.25, 2.35), pitch(sound, 3.65, 5.3)) == (0, 0, 0)
     loud = np.abs(sound[round(2.4 * 16_000) : round(3.6 * 16_000)]).max()
     assert loud > 0.05
+    assert np.array_equal(frames_of(app.job("spans")["stream_url"]), after)
