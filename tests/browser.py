@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +26,14 @@ def chromium_path() -> str | None:
 @contextmanager
 def open_chromium() -> Iterator[Browser]:
     """Start the browser without a window. It may reach this machine only; its microphone beeps."""
-    with sync_playwright() as playwright:
+    # Not where tests look for files that are left: the browser's sound leaves some.
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp", prefix="chromium-") as folder,
+        sync_playwright() as playwright,
+    ):
         browser = playwright.chromium.launch(
             executable_path=chromium_path(),
+            env={**os.environ, "TMPDIR": folder},
             # The tests may run as root, and in containers with little shared memory.
             args=[
                 "--no-sandbox",

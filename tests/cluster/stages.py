@@ -17,6 +17,7 @@ from ray.serve import Application
 from musetalk_pipeline.artifacts import Piece
 from musetalk_pipeline.cost import Measured
 from musetalk_pipeline.engines import Engine
+from musetalk_pipeline.job_media import JobFiles
 from musetalk_pipeline.stages import OpenJob
 from serve_app.app import StageKinds, bind_app
 from serve_app.config.environment import Environment, read_environment
@@ -72,9 +73,9 @@ class PacedGenerator(Generator):
 class CountedMedia(NodeMedia):
     """Notes each check of a job's media."""
 
-    def _check(self, job: OpenJob, folder: Path) -> CheckedMedia:
+    def _check(self, job: OpenJob, files: JobFiles, folder: Path) -> CheckedMedia:
         _note(CHECKS, folder.name)
-        return super()._check(job, folder)
+        return super()._check(job, files, folder)
 
 
 def on_own_disk(args: AppArgs) -> AppArgs:

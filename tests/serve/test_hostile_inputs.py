@@ -25,6 +25,13 @@ from tests.serve.running import RunningApp, running_app
 AT_ONCE = 2  # jobs that run at a time
 
 
+def refusals(url: str) -> tuple[str, ...]:
+    """Return the codes of which one is the answer to an address."""
+    if url.startswith("data:"):  # it contains a file, which is no video
+        return ("invalid_file",)
+    return ("source_refused", "invalid_request")
+
+
 @dataclass(frozen=True)
 class Hostile:
     """A request, and the codes that its answer may have."""
@@ -64,7 +71,7 @@ def inputs(clip, speech, tmp_path_factory) -> list[Hostile]:
 
     found = [
         # An address without a character, or with half of one, does not pass the request's check.
-        Hostile(f"url {url!a}", request(url, audio), ("source_refused", "invalid_request"))
+        Hostile(f"url {url!a}", request(url, audio), refusals(url))
         for url in SPELLED + DISGUISED + MALFORMED
     ]
     files = [("video", n, data, InvalidVideo) for n, data in NOT_MEDIA.items()]

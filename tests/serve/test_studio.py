@@ -79,6 +79,7 @@ def test_a_creator_makes_a_video_from_files(
     }
 
     # Both videos are at the place that the scrubber says.
+    page.locator("#made-video").evaluate("(video) => video.pause()")
     page.get_by_role("slider", name="Position in both videos").fill("1.2")
     expect(page.locator("#made-video")).to_have_js_property("seeking", False)
     expect(page.locator("#source-video")).to_have_js_property("seeking", False)
