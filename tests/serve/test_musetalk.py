@@ -6,6 +6,8 @@ import pytest
 from tests.decoding import frames_of
 from tests.serve.running import LOSSLESS, running_app
 
+pytestmark = pytest.mark.slow  # an application of its own
+
 
 @pytest.fixture(scope="module")
 def app(seeded_weights, tmp_path_factory, private_temp):

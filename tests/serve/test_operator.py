@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 from ray.util.metrics import Metric
 
 from demo.application import session_processes
@@ -122,6 +123,7 @@ def test_nothing_but_loopback_is_listened_on(app: RunningApp) -> None:
     assert [one for one in listening if one[0] not in ("127.0.0.1", "::1")] == []
 
 
+@pytest.mark.slow
 def test_a_stop_lets_the_running_job_end_and_its_caller_be_answered(
     tmp_path: Path, clip: Callable[..., Path], speech: Callable[..., Path]
 ) -> None:

@@ -11,6 +11,8 @@ from tests.decoding import frames_of
 from tests.serve.fleet_app import fleet_app
 from tests.serve.running import media_server
 
+pytestmark = pytest.mark.slow  # an application of its own
+
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, private_temp):

@@ -170,6 +170,7 @@ def lengths(playlist: str) -> list[str]:
     return [line.strip("#EXTINF:,") for line in lines if line.startswith("#EXTINF:")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(chromium_path() is None, reason="needs Chromium")
 def test_a_browser_plays_a_job_while_it_is_made(job):
     base = str(job.app.client.base_url)
