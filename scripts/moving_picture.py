@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 # The demo's head, in its 720-pixel frames; found by looking.
 CROP = (85, 4, 565, 484)
-PANEL_PX = 300
+PANEL_PX = 280
 LABEL_PX = 22
 EVERY = 2  # of the frames: half the rate is smooth enough for a picture
-QUALITY = 44
+QUALITY = 30
 
 
 def panels(path: Path, first: int, count: int, label: str) -> Iterator[Image.Image]:
