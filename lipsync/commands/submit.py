@@ -76,22 +76,13 @@ def submit(
         "webhook_url": webhook_url,
         "metadata": _metadata(terminal, metadata),
     }
-    from lipsync.job_progress import Transfers, follow
-
     with client_of(terminal, server) as client:
         addresses = [_uploaded(client, source) for source in sources]
         job = client.submit(*addresses, **{k: v for k, v in fields.items() if v is not None})
         if detach:
             terminal.result(job.raw, (rows_of(job) | _next_steps(job.id)).items())
-            return
-        terminal.say(f"The job {job.id} is submitted.")
-        job = follow(terminal, client, job.id)
-        output = {}
-        if job.status == "succeeded":
-            with Transfers("download") as shown:
-                client.download(job.id, target, shown.show, may_overwrite=force)
-            output = {"output": str(target)}
-    show_end(terminal, job, **output)
+        else:
+            _wait_and_fetch(terminal, client, job.id, target, may_overwrite=force)
 
 
 @takes_params
@@ -136,6 +127,22 @@ def upload(
         made = client.upload(file, shown.show)
     rows = [("address", made.url), ("kind", made.kind), ("expires at", made.expires_at)]
     terminal.result(made.raw, [(name, value) for name, value in rows if value is not None])
+
+
+def _wait_and_fetch(
+    terminal: Terminal, client: LipsyncClient, job_id: str, target: Path, *, may_overwrite: bool
+) -> None:
+    """Show a job until it ends, write its result into `target`, and show how it ended."""
+    from lipsync.job_progress import Transfers, follow
+
+    terminal.say(f"The job {job_id} is submitted.")
+    job = follow(terminal, client, job_id)
+    output = {}
+    if job.status == "succeeded":
+        with Transfers("download") as shown:
+            client.download(job.id, target, shown.show, may_overwrite=may_overwrite)
+        output = {"output": str(target)}
+    show_end(terminal, job, **output)
 
 
 def _sources(video: str, audio: str) -> tuple[Source, Source]:
