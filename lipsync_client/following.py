@@ -45,7 +45,8 @@ class Deadline:
 def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flow[Job]:
     """Emit a job as it is, then at each change until it ends, and return its end.
 
-    A connection that breaks is opened again, and continues after the last event.
+    A connection that breaks is opened again, and continues after the last event. A new reader gets
+    the earlier changes of the job too; those from before its first state are left out.
 
     Raises:
         WaitTimedOut: it has not ended within `timeout_s`.
@@ -58,6 +59,7 @@ def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flo
     trying, stream = Trying(patient, deadline.at), _Stream(job_id)
     while True:
         if job is not None:
+            stream.shown_at = job.updated_at
             yield Emit(job)
             if job.has_ended:
                 return job
@@ -74,9 +76,14 @@ def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flo
 
 
 class _Stream:
-    """The events of one job, over as many connections as it takes."""
+    """The events of one job, over as many connections as it takes.
+
+    Attributes:
+        shown_at: when the newest state that was emitted was stored, as the server writes it.
+    """
 
     def __init__(self, job_id: str) -> None:
+        self.shown_at: str | None = None
         self._path = f"{job_path(job_id)}/events"
         self._last_id: str | None = None
 
@@ -100,10 +107,16 @@ class _Stream:
                 if job is not None:
                     if event.name == "end":
                         return job
-                    yield Emit(job)
+                    if not self._is_older(job):
+                        self.shown_at = job.updated_at
+                        yield Emit(job)
             if has_changed or deadline.left_s() < timeout_s / 2:
                 return None  # the job is read, and the next connection may be quiet for less long
         raise Unreachable("The stream of events broke off before the job ended.")
+
+    def _is_older(self, job: Job) -> bool:
+        shown, stored = self.shown_at, job.updated_at  # in ISO 8601, all in UTC
+        return shown is not None and stored is not None and stored < shown
 
     def _job_of(self, event: Event) -> Job | None:
         """Return the job that an event contains. None: it only says that the job has changed, as

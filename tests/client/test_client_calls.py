@@ -258,6 +258,27 @@ def test_a_failed_job_says_why(serve, either):
     assert error.job.failure is not None and error.job.failure.input == "video"
 
 
+def test_a_job_that_is_followed_never_goes_back(serve, call):
+    def at(second: int, fraction: float, **more: str) -> dict[str, object]:
+        progress = {"phase": "inferring", "fraction": fraction}
+        return (
+            job(status="running", progress=progress, updated_at=f"2026-01-01T00:00:0{second}Z")
+            | more
+        )
+
+    # A new reader gets the changes of phase from the job's beginning, here after its state at 3 s.
+    sent = [at(1, 0.0), at(2, 0.03), at(3, 0.3), at(4, 0.5)]
+    events = [("progress", each) for each in sent] + [("end", at(5, 1.0, status="succeeded"))]
+    body = b"".join(
+        f"event: {name}\ndata: {reply(each).body.decode()}\n\n".encode() for name, each in events
+    )
+    stream = Reply(200, body, {"Content-Type": "text/event-stream"})
+    server = serve(lambda seen: stream if "events" in seen.path else reply(at(3, 0.3)))
+    seen: list[float] = []
+    call(server.url, "wait", "a", lambda job: seen.append(job.progress.fraction))
+    assert seen == [0.3, 0.3, 0.5, 1.0]
+
+
 # --- the server and the key -----------------------------------------------------------------------
 
 

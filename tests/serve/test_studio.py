@@ -191,11 +191,11 @@ def test_a_job_is_cancelled_and_retried(
     job_id = creator.start()
     page.get_by_role("button", name="Cancel", exact=True).click()
     creator.wait_title("Cancelled")
-    card = page.get_by_role("listitem").filter(has_text="Cancelled").first
+    card = page.locator(f'.card[data-job="{job_id}"]')  # other tests have cancelled jobs too
     card.get_by_role("button", name=re.compile("^Retry")).click()
     creator.wait_title("Rendering your video")
     assert app.job(job_id)["status"] == "running"
-    page.locator(".card").get_by_role("button", name=re.compile("^Cancel")).first.click()
+    card.get_by_role("button", name=re.compile("^Cancel")).click()
     creator.wait_title("Cancelled")
     app.wait_for(job_id, "cancelled")
 

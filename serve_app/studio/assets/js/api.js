@@ -93,9 +93,10 @@ function wordsOf(schema) {
   return kinds.flatMap((kind) => kind.enum ?? (kind.const ? [kind.const] : []));
 }
 
-/** Yield the state of a job at each of its events, until it has ended. Reconnects by itself. */
-export async function* follow(api, id, signal) {
-  const path = `v1/avatar/jobs/${encodeURIComponent(id)}/events`;
+/** Yield each newer state of a job, as it was read, until it has ended. Reconnects by itself. */
+export async function* follow(api, job, signal) {
+  const path = `v1/avatar/jobs/${encodeURIComponent(job.id)}/events`;
+  let shownAt = job.updated_at; // The stream begins with the changes before it.
   let last = null;
   for (let failures = 0; ; ) {
     try {
@@ -104,8 +105,13 @@ export async function* follow(api, id, signal) {
       for await (const event of events(answer.body)) {
         failures = 0;
         last = event.id ?? last;
-        yield JSON.parse(event.data);
-        if (event.kind === "end") return;
+        const state = JSON.parse(event.data);
+        const isOver = event.kind === "end";
+        if (isOver || !(state.updated_at < shownAt)) {
+          shownAt = state.updated_at;
+          yield state;
+        }
+        if (isOver) return;
       }
     } catch (error) {
       const passes = error instanceof Fault ? error.status === 0 || error.retryable : error.name === "TypeError";

@@ -26,7 +26,7 @@ export class JobView {
     this.#draw(job);
     if (isOver(job)) return;
     try {
-      for await (const state of follow(this.api, job.id, signal)) {
+      for await (const state of follow(this.api, job, signal)) {
         if (signal.aborted) return;
         this.#draw(state);
       }

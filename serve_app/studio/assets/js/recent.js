@@ -78,6 +78,7 @@ class Card {
   draw(job) {
     const before = this.job?.status;
     this.job = job;
+    this.item.dataset.job = job.id;
     const name = nameOf(job);
     this.name.textContent = this.name.title = name;
     this.poster.setAttribute("aria-label", `Open ${name}`);
