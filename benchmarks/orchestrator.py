@@ -150,8 +150,16 @@ def cpu_seconds(process: subprocess.Popen[bytes], database: str) -> dict[str, fl
     if database == "postgresql":
         servers = [one for one in psutil.Process().children() if one.name() == "postgres"]
         family = [*servers, *(child for one in servers for child in one.children())]
-        used["postgresql"] = sum(sum(one.cpu_times()[:4]) for one in family)
+        used["postgresql"] = sum(map(_cpu_s, family))
     return used
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the CPU seconds of a process and its ended children; 0 if it has just ended itself."""
+    try:
+        return float(sum(process.cpu_times()[:4]))
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -39,7 +39,7 @@ def change_state(tx: Transaction, row: Row, change: Change, **columns: object) -
         raise WrongState(row["state"])
     ended_at = tx.now if state.is_terminal else None
     values = {"state": state, "updated_at": tx.now, "ended_at": ended_at, **columns}
-    tx.execute(statements.UPDATE_JOB.values(values), job_id=row["id"])
+    tx.execute(statements.UPDATE_JOB, job_id=row["id"], **values)
     if state.is_terminal:
         announce(tx, row["id"])
     return state
@@ -56,7 +56,7 @@ def end_attempt(
         "error": failure.error if failure else None,
         "failure": dict(failure.facts) if failure and failure.facts else None,
     }
-    tx.execute(statements.END_ATTEMPT.values(values), of_job=row["id"], of_number=row["attempt"])
+    tx.execute(statements.END_ATTEMPT, of_job=row["id"], of_number=row["attempt"], **values)
 
 
 def interrupt(tx: Transaction, row: Row, rules: Rules, reason: str) -> None:

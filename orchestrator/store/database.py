@@ -23,56 +23,22 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator.store.errors import StoreUnavailable
 
 WAIT_S = 5.0  # for a lock, a connection of the pool, or the server
 WRITES, IS_DURABLE = "orchestrator_writes", "orchestrator_is_durable"
+BEGAN_AT = "orchestrator_began_at"
 NO_DATABASE = "the address must begin with sqlite:/// and name a file, or with postgresql://"
 
 
-class database_now(FunctionElement[float]):
-    """The database's clock: seconds since 1970, UTC."""
-
-    type = sa.Double()
-    inherit_cache = True
-    name = "database_now"
-
-
-@compiles(database_now, "sqlite")
-def _sqlite_now(*_: Any, **__: Any) -> str:
-    return "((julianday('now') - 2440587.5) * 86400.0)"
-
-
-@compiles(database_now, "postgresql")
-def _postgresql_now(*_: Any, **__: Any) -> str:
-    # Not `now()`, which is when the transaction began, perhaps before it waited for a lock.
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
-
-
-class database_now_and_soon(FunctionElement[float]):
-    """The same, in a transaction whose end does not wait for the disk."""
-
-    type = sa.Double()
-    inherit_cache = True
-    name = "database_now_and_soon"
-
-
-@compiles(database_now_and_soon, "sqlite")
-def _sqlite_now_and_soon(*_: Any, **__: Any) -> str:
-    return _sqlite_now()  # the PRAGMA before the transaction says the rest
-
-
-@compiles(database_now_and_soon, "postgresql")
-def _postgresql_now_and_soon(*_: Any, **__: Any) -> str:
-    # One exchange with the server for both.
-    off = "set_config('synchronous_commit', 'off', true)"
-    return f"CASE WHEN {off} = 'off' THEN {_postgresql_now()} END"
-
-
-NOW, NOW_AND_SOON = sa.select(database_now()), sa.select(database_now_and_soon())
+# The database's clock: seconds since 1970, UTC.
+SQLITE_NOW = "SELECT (julianday('now') - 2440587.5) * 86400.0"
+# Not `now()`, which is when the transaction began, perhaps before it waited for a lock.
+POSTGRESQL_NOW = "SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+# Each is one exchange with the server. In the second one, the end does not wait for the disk.
+POSTGRESQL_BEGIN = f"BEGIN; {POSTGRESQL_NOW}"
+POSTGRESQL_BEGIN_SOON = f"BEGIN; SET LOCAL synchronous_commit = off; {POSTGRESQL_NOW}"
 _FAULTS_OF_THE_FILE = frozenset(
     (
         sqlite3.SQLITE_BUSY,
@@ -190,7 +156,7 @@ class Database:
             connection = self.engine.connect().execution_options(**options)
             try:
                 begun = connection.begin()
-                now = self._now(connection, options)
+                now = self._now(connection)
             except BaseException as error:
                 connection.close()
                 was_dead = isinstance(error, exc.DBAPIError) and error.connection_invalidated
@@ -202,11 +168,11 @@ class Database:
                 return Transaction(connection, now)
         raise AssertionError("unreachable")
 
-    def _now(self, connection: sa.Connection, options: dict[str, bool]) -> float:
+    def _now(self, connection: sa.Connection) -> float:
         if self._opening.clock is not None:
             return self._opening.clock()
-        waits = options[IS_DURABLE] or not options[WRITES]
-        return connection.scalar(NOW if waits else NOW_AND_SOON) or 0.0
+        began_at: float = connection.info[BEGAN_AT]
+        return began_at
 
 
 def open_engine(url: str, opening: Opening = DEFAULT_OPENING) -> sa.Engine:
@@ -230,7 +196,7 @@ def open_engine(url: str, opening: Opening = DEFAULT_OPENING) -> sa.Engine:
 
 def _postgresql_engine(url: sa.URL) -> sa.Engine:
     timeouts = "-c statement_timeout=10000 -c lock_timeout=5000"
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=16,
         max_overflow=0,
@@ -240,6 +206,29 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
             "options": f"{timeouts} -c idle_in_transaction_session_timeout=30000",
         },
     )
+
+    def set_up(connection: Any, _record: object) -> None:
+        connection.autocommit = (
+            True  # the driver would begin transactions in an exchange of its own
+        )
+
+    def execute(cursor: Any, statement: str, _context: object) -> bool:
+        cursor.execute(statement, prepare=False)  # several statements cannot be prepared
+        while cursor.nextset():
+            pass
+        return True
+
+    def begin(connection: sa.Connection) -> None:
+        options = connection.get_execution_options()
+        waits = options.get(IS_DURABLE, True) or not options.get(WRITES, True)
+        statement = POSTGRESQL_BEGIN if waits else POSTGRESQL_BEGIN_SOON
+        begun = connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
+        connection.info[BEGAN_AT] = begun.scalar_one()
+
+    sa.event.listen(engine, "connect", set_up)
+    sa.event.listen(engine, "do_execute_no_params", execute)
+    sa.event.listen(engine, "begin", begin)
+    return engine
 
 
 def _sqlite_engine(url: sa.URL, opening: Opening) -> sa.Engine:
@@ -266,6 +255,8 @@ def _sqlite_engine(url: sa.URL, opening: Opening) -> sa.Engine:
             level = "FULL" if options.get(IS_DURABLE, True) else "NORMAL"
             connection.exec_driver_sql(f"PRAGMA synchronous = {level}")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        if opening.clock is None:
+            connection.info[BEGAN_AT] = connection.exec_driver_sql(SQLITE_NOW).scalar_one()
 
     sa.event.listen(engine, "connect", set_up)
     sa.event.listen(engine, "begin", begin)

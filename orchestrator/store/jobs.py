@@ -280,8 +280,8 @@ def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
         **FRESH,
         **_content(tx, new, rules),
     }
-    statement = tx.insert(jobs).values(values).on_conflict_do_nothing().returning(jobs.c.id)
-    return tx.execute(statement).one_or_none() is not None
+    statement = tx.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+    return tx.execute(statement, **values).one_or_none() is not None
 
 
 def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules, *, redo: bool) -> bool:
@@ -300,7 +300,7 @@ def _join(tx: Transaction, row: Row, new: NewJob, rules: Rules, *, redo: bool) -
         addresses: dict[str, Any] = {"video_url": new.video_url, "audio_url": new.audio_url}
         if new.params:
             addresses["params"] = dict(new.params)  # it may hold addresses too
-        tx.execute(statements.UPDATE_JOB.values(addresses), job_id=row["id"])
+        tx.execute(statements.UPDATE_JOB, job_id=row["id"], **addresses)
     return False
 
 

@@ -8,7 +8,6 @@ that has been accepted may be sent again, because its answer may have been lost.
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 from enum import StrEnum
 
 from orchestrator.store import statements
@@ -18,7 +17,7 @@ from orchestrator.store.errors import AttemptGone, JobNotFound, WorkerDrained
 from orchestrator.store.jobs import job_of
 from orchestrator.store.learning import frames_of, learn
 from orchestrator.store.queue import charge_client, ranked
-from orchestrator.store.states import AttemptEnd, Change, JobState
+from orchestrator.store.states import PUBLISHING, AttemptEnd, Change, JobState
 from orchestrator.store.tables import attempts
 from orchestrator.store.values import (
     AttemptName,
@@ -30,7 +29,7 @@ from orchestrator.store.values import (
     Rules,
     WorkerFacts,
 )
-from orchestrator.store.workers import PUBLISHING, renewed, touch
+from orchestrator.store.workers import renewed, touch
 
 MAX_TRIES = 50  # jobs that others may be claiming at the same moment
 
@@ -54,7 +53,9 @@ def claim(tx: Transaction, worker: WorkerFacts, rules: Rules) -> Lease | None:
         raise WorkerDrained(worker.id)
     best, accounts = ranked(tx, known, rules)
     for job in best[:MAX_TRIES]:
-        row = tx.execute(statements.LOCK_QUEUED_JOB, job_id=job.job_id).mappings().one_or_none()
+        held = {"by_worker": known["id"], "at": tx.now, "until": tx.now + rules.lease_s}
+        claimed = tx.execute(statements.CLAIM_JOB, job_id=job.job_id, **held)
+        row = claimed.mappings().one_or_none()
         if row is not None:
             lease = _lease(tx, row, known, rules)
             charge_client(tx, job, accounts)
@@ -68,6 +69,8 @@ def progress(tx: Transaction, name: AttemptName, report: Progress, rules: Rules)
     Raises:
         AttemptGone, JobNotFound: the worker has to stop the job.
     """
+    if _goes_on(tx, name, report, rules):
+        return
     row, attempt = _lock(tx, name)
     _require_current(row, attempt)
     if row["phase"] == PUBLISHING:
@@ -81,9 +84,35 @@ def progress(tx: Transaction, name: AttemptName, report: Progress, rules: Rules)
         "unlisted": 0,
         "updated_at": tx.now,
     }
-    tx.execute(statements.UPDATE_JOB.values(values), job_id=row["id"])
+    tx.execute(statements.UPDATE_JOB, job_id=row["id"], **values)
     if report.phase != row["phase"]:
         add_event(tx, row, "phase", phase=report.phase)
+
+
+def _goes_on(tx: Transaction, name: AttemptName, report: Progress, rules: Rules) -> bool:
+    """Store a report that only says how far its attempt is, as most do, in one exchange.
+
+    Return False, and store nothing, if it says more, or if the attempt does not hold the job.
+    """
+    if None in (name.job_id, name.worker_id, name.number):
+        return False
+    counted, statement = {}, statements.GO_ON
+    if report.counts:
+        counted = {"counts": dict(report.counts), "frames": frames_of(report.counts)}
+        statement = statements.GO_ON_COUNTING
+    stored = tx.execute(
+        statement,
+        of_job=name.job_id,
+        of_worker=name.worker_id,
+        of_number=name.number,
+        in_phase=report.phase,
+        fraction=report.fraction,
+        at=tx.now,
+        until=tx.now + rules.lease_s,
+        max_attempt_s=rules.max_attempt_s,
+        **counted,
+    )
+    return stored.rowcount == 1
 
 
 def begin_publishing(tx: Transaction, name: AttemptName, rules: Rules) -> Job:
@@ -102,7 +131,7 @@ def begin_publishing(tx: Transaction, name: AttemptName, rules: Rules) -> Job:
         return job_of(row)
     _require_current(row, attempt)
     held = {"phase": PUBLISHING, "lease_until": tx.now + rules.publish_lease_s, "unlisted": 0}
-    tx.execute(statements.UPDATE_JOB.values(held), job_id=row["id"])
+    tx.execute(statements.UPDATE_JOB, job_id=row["id"], **held)
     if row["phase"] != PUBLISHING:
         add_event(tx, row, "phase", phase=PUBLISHING)
     return job_of(row)
@@ -179,32 +208,22 @@ def _told(failure: Failure) -> dict[str, object]:
 
 
 def _lease(tx: Transaction, row: Row, known: Row, rules: Rules) -> Lease:
-    number = row["attempt"] + 1
+    """Begin the attempt of a job that has just been given to a worker."""
     buffer_job_id = uuid.uuid4().hex if known["worker_type"] == "buffer" else None
-    held = {
-        "attempt": number,
-        "worker_id": known["id"],
-        "leased_at": tx.now,
-        "lease_until": tx.now + rules.lease_s,
-        "unlisted": 0,
-    }
-    state = change_state(tx, row, Change.CLAIM, phase="claimed", **held)
     tx.execute(
-        attempts.insert().values(
-            job_id=row["id"],
-            number=number,
-            run=row["run"],
-            buffer_job_id=buffer_job_id,
-            worker_id=known["id"],
-            worker_type=known["worker_type"],
-            gpu_class=known["gpu_class"],
-            started_at=tx.now,
-            uploads_until=None if rules.upload_s is None else tx.now + rules.upload_s,
-        )
+        attempts.insert(),
+        job_id=row["id"],
+        number=row["attempt"],
+        run=row["run"],
+        buffer_job_id=buffer_job_id,
+        worker_id=known["id"],
+        worker_type=known["worker_type"],
+        gpu_class=known["gpu_class"],
+        started_at=tx.now,
+        uploads_until=None if rules.upload_s is None else tx.now + rules.upload_s,
     )
-    add_event(tx, row, "claimed", attempt=number, worker_id=known["id"])
-    job = replace(job_of(row), state=state, attempt=number, worker_id=known["id"], phase="claimed")
-    return Lease(job, number, rules.lease_s, buffer_job_id)
+    add_event(tx, row, "claimed", worker_id=known["id"])
+    return Lease(job_of(row), row["attempt"], rules.lease_s, buffer_job_id)
 
 
 def _lock(tx: Transaction, name: AttemptName) -> tuple[Row, Row]:

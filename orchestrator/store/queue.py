@@ -26,7 +26,6 @@ from orchestrator.routing import (
     due_at,
     rank,
 )
-from orchestrator.routing.values import Prices
 from orchestrator.scaling.learnt import UNKNOWN_S, Learnt
 from orchestrator.store.changes import Row
 from orchestrator.store.database import Transaction
@@ -117,9 +116,18 @@ def candidates(clients: int) -> sa.CompoundSelect[Any]:
     return sa.union_all(*parts)
 
 
-# -- live_groups -- One row for each kind of worker that may claim, with the speed of its class.
+# -- live_groups -- One row for each kind of worker that may claim, with the speed of its class, and
+# how many jobs wait, counted no further than any rule looks.
+_waiting_jobs = (
+    sa.select(jobs.c.id)
+    .where(jobs.c.state == JobState.QUEUED)
+    .limit(sa.bindparam("most_waiting"))
+    .subquery()
+)
+_queue_length = sa.select(sa.func.count()).select_from(_waiting_jobs).scalar_subquery()
 LIVE_GROUPS = (
     sa.select(
+        _queue_length.label("queue_length"),
         workers.c.worker_type,
         workers.c.provider,
         workers.c.gpu_class,
@@ -144,6 +152,10 @@ LIVE_GROUPS = (
         learnt.c.weight,
     )
 )
+
+# -- advance_clock --
+_to = sa.bindparam("to", type_=sa.Double)
+ADVANCE_CLOCK = virtual_clock.update().where(virtual_clock.c.time < _to).values(time=_to)
 
 
 def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob], Accounts]:
@@ -174,25 +186,21 @@ def ranked(tx: Transaction, worker: Row, rules: Rules) -> tuple[list[QueuedJob],
         worker["gpu_class"] or "",
         gpu,
     )
-    groups, prices = _groups(tx, rules)
-    situation = Situation(_queue_length(tx, rules.routing), groups, known, prices)
-    return rank(claiming, found, situation, rules.routing, tx.now), known
+    return rank(claiming, found, _situation(tx, known, rules), rules.routing, tx.now), known
 
 
 def charge_client(tx: Transaction, job: QueuedJob, known: Accounts) -> None:
     """Store that a client has had the service of a job that is given out. Both values only grow."""
     after = charge(job, known)
     account = after.clients[job.client]
-    insert = tx.insert(accounts).values(client=job.client, weight=account.weight, used=account.used)
-    tx.execute(
-        insert.on_conflict_do_update(
-            index_elements=["client"],
-            set_={"used": account.used},
-            where=accounts.c.used < account.used,
-        )
+    insert = tx.insert(accounts)
+    upsert = insert.on_conflict_do_update(
+        index_elements=["client"],
+        set_={"used": insert.excluded.used},
+        where=accounts.c.used < insert.excluded.used,
     )
-    later = virtual_clock.c.time < after.clock
-    tx.execute(virtual_clock.update().where(later).values(time=after.clock))
+    tx.execute(upsert, client=job.client, weight=account.weight, used=account.used)
+    tx.execute(ADVANCE_CLOCK, to=after.clock)
 
 
 def order_columns(tx: Transaction, new: NewJob, rules: RoutingRules) -> dict[str, object]:
@@ -225,24 +233,24 @@ def requirements_of(row: Row | Mapping[str, Any]) -> Requirements:
     return Requirements(row["min_vram_gb"], names)
 
 
-def _queue_length(tx: Transaction, rules: RoutingRules) -> int:
-    most = max(rule.min_queue_length for rule in rules.overflow)
-    waiting = sa.select(jobs.c.id).where(jobs.c.state == JobState.QUEUED).limit(most)
-    return tx.execute(sa.select(sa.func.count()).select_from(waiting.subquery())).scalar() or 0
+def _situation(tx: Transaction, known: Accounts, rules: Rules) -> Situation:
+    """Return what there is besides the jobs: live workers, and the prices of those with an offer.
 
-
-def _groups(tx: Transaction, rules: Rules) -> tuple[tuple[WorkerGroup, ...], Prices]:
-    """Return the live workers, and the prices of those that have an offer."""
+    The worker that claims is one of the live ones, so there is at least one row.
+    """
     groups, prices = [], {}
     offers = {offer.key: offer for offer in rules.offers}
-    for row in tx.execute(LIVE_GROUPS, since=tx.now - rules.lease_s).mappings():
+    most = max(rule.min_queue_length for rule in rules.routing.overflow)
+    since = tx.now - rules.lease_s
+    rows = tx.execute(LIVE_GROUPS, since=since, most_waiting=most).mappings().all()
+    for row in rows:
         key = row["provider"] or "unknown", row["gpu_class"] or ""
         tier = Tier(row["worker_type"])
         groups.append(WorkerGroup(tier, *key, read_gpu_class(key[1]), row["live"]))
         if key in offers:
             learnt_speed = Learnt(row["total"] or 0.0, row["weight"] or 0.0)
             prices[key] = offers[key].with_learnt(learnt_speed).usd_per_minute
-    return tuple(groups), prices
+    return Situation(rows[0]["queue_length"], tuple(groups), known, prices)
 
 
 def _marked(architecture: str | None) -> str:

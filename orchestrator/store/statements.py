@@ -9,17 +9,35 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from orchestrator.store.states import JobState
+from orchestrator.store.states import PUBLISHING, TRANSITIONS, Change, JobState
 from orchestrator.store.tables import attempts, events, jobs
 
 # -- lock_job -- A job, held until the transaction ends. Every change of a job begins with it.
 LOCK_JOB = sa.select(jobs).where(jobs.c.id == sa.bindparam("job_id")).with_for_update()
 
-# -- lock_queued_job -- The same for a claim: no row if it is claimed, or being claimed.
-LOCK_QUEUED_JOB = (
-    sa.select(jobs)
+# -- claim_job -- Locks a queued job and gives it to a worker in one exchange. No row if it has been
+# claimed, or is being claimed.
+_queued_job = (
+    sa.select(jobs.c.id)
     .where(jobs.c.id == sa.bindparam("job_id"), jobs.c.state == JobState.QUEUED)
     .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
+CLAIM_JOB = (
+    sa.update(jobs)
+    .where(jobs.c.id == _queued_job)
+    .values(
+        state=TRANSITIONS[JobState.QUEUED, Change.CLAIM],
+        attempt=jobs.c.attempt + 1,
+        phase="claimed",
+        worker_id=sa.bindparam("by_worker"),
+        leased_at=sa.bindparam("at"),
+        lease_until=sa.bindparam("until"),
+        unlisted=0,
+        updated_at=sa.bindparam("at"),
+        ended_at=None,
+    )
+    .returning(*jobs.c)
 )
 
 # -- lock_held_jobs -- All jobs that a worker holds a lease of, in an order that all locks have.
@@ -47,6 +65,34 @@ RENEW_LEASE = (
     sa.update(jobs)
     .where(jobs.c.id == sa.bindparam("job_id"))
     .values(lease_until=sa.bindparam("until"), unlisted=0)
+)
+
+# -- go_on --, -- go_on_counting -- A running attempt is further than before, in the same phase.
+# Both renew its lease; the second one stores its counts too.
+_fraction = sa.bindparam("fraction", type_=sa.Double)
+_until = sa.bindparam("until", type_=sa.Double)
+_longest = jobs.c.leased_at + sa.bindparam("max_attempt_s", type_=sa.Double)
+GO_ON = (
+    sa.update(jobs)
+    .where(
+        jobs.c.id == sa.bindparam("of_job"),
+        jobs.c.state == JobState.RUNNING,
+        jobs.c.worker_id == sa.bindparam("of_worker"),
+        jobs.c.attempt == sa.bindparam("of_number"),
+        jobs.c.phase == sa.bindparam("in_phase"),
+        jobs.c.phase != PUBLISHING,
+    )
+    .values(
+        progress=sa.case((jobs.c.progress < _fraction, _fraction), else_=jobs.c.progress),
+        lease_until=sa.case((_longest < _until, _longest), else_=_until),
+        unlisted=0,
+        updated_at=sa.bindparam("at"),
+    )
+)
+
+GO_ON_COUNTING = GO_ON.values(
+    counts=sa.bindparam("counts", type_=jobs.c.counts.type),
+    frames=sa.func.coalesce(sa.bindparam("frames", type_=jobs.c.frames.type), jobs.c.frames),
 )
 
 # -- end_attempt -- Only once: an attempt that has ended keeps its end.

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
 
+PUBLISHING = "publishing"  # the phase in which the service holds the lease, not the worker
+
 
 class JobState(StrEnum):
     """What a job is at present."""

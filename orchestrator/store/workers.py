@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from orchestrator.store import statements
 from orchestrator.store.changes import Row, interrupt
 from orchestrator.store.database import Transaction
-from orchestrator.store.states import AttemptEnd, JobState
+from orchestrator.store.states import PUBLISHING, AttemptEnd, JobState
 from orchestrator.store.tables import jobs, workers
 from orchestrator.store.values import (
     AttemptName,
@@ -22,14 +22,23 @@ from orchestrator.store.values import (
 )
 
 UNLISTED_LIMIT = 2  # heartbeats in a row that do not list a job which is leased here
-PUBLISHING = "publishing"  # the phase in which the service holds the lease, not the worker
 SILENT = "The worker was silent for longer than its lease."
 TOO_LONG = "The worker had the job for longer than one attempt may take."
 UNLISTED = "The worker does not have the job: the answer to its claim was lost, or it restarted."
 
+KNOWN = (
+    workers.c.id,
+    workers.c.worker_type,
+    workers.c.provider,
+    workers.c.gpu_class,
+    workers.c.capabilities,
+    workers.c.is_drained,
+)
+"""What calls of a worker have to know of it."""
+
 
 def touch(tx: Transaction, facts: WorkerFacts, **columns: object) -> Row:
-    """Store what a worker says, and that it was heard of now. Return its row.
+    """Store what a worker says, and that it was heard of now. Return what is `KNOWN` of it.
 
     What this call does not say (None) stays as it is.
     """
@@ -41,17 +50,15 @@ def touch(tx: Transaction, facts: WorkerFacts, **columns: object) -> Row:
         "system_info": dict(facts.system_info) if facts.system_info else None,
         "capabilities": dict(facts.capabilities) if facts.capabilities else None,
     }
-    known = {name: value for name, value in said.items() if value is not None}
     heard = {"seen_at": tx.now, "left_at": None, "left_because": None, **columns}
+    told = {**{name: value for name, value in said.items() if value is not None}, **heard}
     first = {"id": facts.id, "first_seen_at": tx.now, "is_drained": False}
     defaults = {"capacity": 1, "status": "idle"}
-    statement = (
-        tx.insert(workers)
-        .values({**first, **defaults, **known, **heard})
-        .on_conflict_do_update(index_elements=["id"], set_={**known, **heard})
-        .returning(*workers.c)
-    )
-    return tx.execute(statement).mappings().one()
+    insert = tx.insert(workers)
+    statement = insert.on_conflict_do_update(
+        index_elements=["id"], set_={name: insert.excluded[name] for name in told}
+    ).returning(*KNOWN)
+    return tx.execute(statement, **{**first, **defaults, **told}).mappings().one()
 
 
 def beat(tx: Transaction, heard: Beat, rules: Rules) -> BeatAnswer:
@@ -149,7 +156,7 @@ def _count_unlisted(tx: Transaction, row: Row, rules: Rules) -> None:
     if count >= UNLISTED_LIMIT:
         interrupt(tx, row, rules, UNLISTED)
     else:
-        tx.execute(statements.UPDATE_JOB.values(unlisted=count), job_id=row["id"])
+        tx.execute(statements.UPDATE_JOB, job_id=row["id"], unlisted=count)
 
 
 def _is_lost(tx: Transaction, worker_id: str, job: ListedJob) -> bool:
