@@ -223,9 +223,3 @@ def _free_port() -> int:
     from demo.application import free_port
 
     return free_port("127.0.0.1")
-
-
-def _free_port() -> int:
-    from demo.application import free_port
-
-    return free_port("127.0.0.1")

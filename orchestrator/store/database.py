@@ -198,7 +198,7 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     timeouts = "-c statement_timeout=10000 -c lock_timeout=5000"
     engine = sa.create_engine(
         url,
-        pool_size=16,
+        pool_size=8,  # more than the threads of a service
         max_overflow=0,
         pool_timeout=WAIT_S,
         connect_args={

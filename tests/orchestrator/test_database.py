@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -11,8 +13,9 @@ from orchestrator.store import migrate
 from orchestrator.store.database import open_engine
 from orchestrator.store.errors import SchemaTooNew, StoreUnavailable
 from orchestrator.store.tables import metadata
-from orchestrator.store.values import JobFilter
+from orchestrator.store.values import JobFilter, ListedJob, Progress
 from tests.orchestrator.databases import Bench, new_job
+from tests.orchestrator.steps import claimed, heartbeat, name_of
 
 
 def test_migrated_tables_are_those_that_the_code_uses(bench: Bench) -> None:
@@ -68,6 +71,30 @@ def test_connections_that_the_server_ends_are_replaced(bench: Bench) -> None:
     with other.connect() as connection:
         connection.execute(end_all)
     assert bench.store.submit(new_job("job-2"))[1]
+
+
+def test_the_calls_that_workers_make_most_take_few_exchanges_with_the_server(bench: Bench) -> None:
+    if bench.database.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite is in this process")
+    for number in range(3):
+        bench.store.submit(new_job(f"job-{number}", client=f"client-{number}"))
+    lease = claimed(bench)
+    beat = heartbeat("w1", ListedJob(lease.job.id, lease.attempt))
+    bench.store.progress(name_of(lease), Progress(0.1, "inferring"))
+    done: Counter[str] = Counter()
+
+    def count(*_: object) -> None:
+        done["exchanges"] += 1
+
+    engine = bench.database.engine
+    for event in ("before_cursor_execute", "commit"):
+        sa.event.listen(engine, event, count)
+    bench.store.progress(name_of(lease), Progress(0.2, "inferring", {"frames_done": 3}))
+    assert done.pop("exchanges") == 3
+    bench.store.beat(beat)
+    assert done.pop("exchanges") == 5
+    claimed(bench, "w2")
+    assert done.pop("exchanges") == 11
 
 
 def test_readers_do_not_wait_for_a_writer(bench: Bench) -> None:
