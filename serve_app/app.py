@@ -19,6 +19,7 @@ from serve_app.config.environment import EnvironmentInvalid, read_environment
 from serve_app.config.settings import APP_NAME, AppArgs, PoolSettings, StageSettings, jobs_at_a_time
 from serve_app.graph.builders import keeps_results_locally, resolve
 from serve_app.graph.finisher import Finisher
+from serve_app.graph.free_replicas import to_free_replicas
 from serve_app.graph.generator import Generator
 from serve_app.graph.places import actor_options, pool_place, stage_place
 from serve_app.graph.preprocessor import Preprocessor
@@ -134,6 +135,7 @@ def _bind_pool(kind: type, pool: PoolSettings, args: AppArgs) -> Any:
         kind,
         name=pool_deployment(pool.name),
         max_ongoing_requests=CALLS_PER_REPLICA,
+        request_router_config=to_free_replicas(),
         graceful_shutdown_timeout_s=args.queue.drain_s,
         ray_actor_options=actor_options(pool_place(pool)),
         **_replicas(pool.replicas, pool.max_replicas, 1),

@@ -86,6 +86,6 @@ class Supply:
             within_s = max(load.within_s, catch_up_s or 0.0)
             useful = useful_s(within_s, half_up_s)
             if useful >= min_use_s:
-                left = load.frames - self.frames_within(within_s)
+                left = load.frames - self.frames_within(within_s) - ROUNDING * load.frames
                 most = max(most, left / (frames_per_s * useful))
-        return math.ceil(most - ROUNDING)
+        return math.ceil(most)

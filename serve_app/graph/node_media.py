@@ -90,9 +90,9 @@ class NodeMedia:
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
         self._uploads, self._read_upload = uploads_folder(args, env), read_upload
-        # Further ones wait here, so that a thread is left for the first segments of jobs that are
-        # open. Many jobs that begin at once would otherwise all begin late.
-        self._opening = asyncio.Semaphore(max(1, args.preprocessor.threads - 1))
+        # Further ones wait here, so that the thread that is left is for the first segments of jobs
+        # that are open. Many jobs that begin at once would otherwise all begin late.
+        self._opening = asyncio.Semaphore(args.preprocessor.threads)
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
     async def fetch(self, attempt: Attempt) -> Measured[Digests]:

@@ -55,7 +55,8 @@ class Preprocessor:
         self._detector = build_detector(args)
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
-        self._threads = StageThreads(args.preprocessor.threads, "preprocess")
+        # One more than jobs are opened at a time (node_media.py).
+        self._threads = StageThreads(args.preprocessor.threads + 1, "preprocess")
         # Every job that has just been opened leaves one or two to its first blocks.
         self._readers = SharedReaders(2 * args.preprocessor.threads)
         self._avatars = NodeAvatars(build_avatars(args, env))

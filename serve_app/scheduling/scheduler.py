@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from musetalk_pipeline.errors import Stage, StageFailed
 from serve_app.scheduling.fair_queue import FairQueue, Item
 from serve_app.scheduling.pool_state import (
+    CALLS_PER_REPLICA,
     ENCODE_COST,
     Forecast,
     InFlight,
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 FIRST, ENCODE, GENERATE = range(3)  # ranks within a job: its first segment, then blocks, then faces
 _RANKS = {Kind.ENCODE: ENCODE, Kind.GENERATE: GENERATE}
 LOOK_AGAIN_S = 0.05  # beyond the time at which a busy pool was expected to be free
+# How long a replica that has encoded the first block of a job is kept for the job's first faces.
+# Their call comes some milliseconds later; another job's may take seconds.
+KEEP_S = 0.1
 
 
 class NoReplicaRuns(StageFailed):
@@ -54,6 +58,8 @@ class Grant:
     pool: str
     waited_s: float
     call: InFlight
+    job_id: str
+    is_first: bool
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -94,6 +100,7 @@ class SegmentScheduler:
         self._clock = clock
         self._queue: FairQueue[_Call] = FairQueue()
         self._grants: set[Grant] = set()
+        self._kept: dict[str, tuple[Grant, asyncio.TimerHandle]] = {}  # by job; see KEEP_S
         self._work: dict[str, _Work] = {}
         self._listeners: list[Callable[[], None]] = []
         self._giving_up: asyncio.TimerHandle | None = None
@@ -261,7 +268,10 @@ class SegmentScheduler:
     # Handing out -----------------------------------------------------------------------------
 
     async def _wait(self, call: _Call) -> Grant:
+        kept = self._take_kept(call)
         self._queue.push(call)
+        if kept is not None:
+            self._hand_out(call, kept.pool, self._clock())
         self._dispatch()
         try:
             return await call.granted
@@ -276,8 +286,35 @@ class SegmentScheduler:
 
     def _end(self, grant: Grant) -> None:
         self._grants.discard(grant)
+        if grant.is_first and grant.call.kind is Kind.ENCODE and grant.job_id not in self._kept:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(KEEP_S, self._let_go, grant.job_id)
+            self._kept[grant.job_id] = grant, timer
+            return
+        self._free(grant)
+
+    def _free(self, grant: Grant) -> None:
         self._pools[grant.pool].in_flight.discard(grant.call)
         self._dispatch()
+
+    def _let_go(self, job_id: str) -> None:
+        """Give the replica that was kept for a job to others."""
+        grant, timer = self._kept.pop(job_id)
+        timer.cancel()
+        self._free(grant)
+
+    def _take_kept(self, call: _Call) -> Grant | None:
+        """Return the end of the call whose replica was kept for this one; None if none was, or if
+        it may not be used now.
+        """
+        if call.rank != FIRST or call.kind is not Kind.GENERATE or call.job_id not in self._kept:
+            return None
+        grant, timer = self._kept.pop(call.job_id)
+        timer.cancel()
+        pool = self._pools[grant.pool]
+        pool.in_flight.discard(grant.call)
+        has_room = len(pool.in_flight) < pool.running * CALLS_PER_REPLICA
+        return grant if pool.is_on and has_room and grant.pool not in call.avoid else None
 
     def _dispatch(self) -> None:
         """Hand out what can start now, in fair order.
@@ -321,7 +358,7 @@ class SegmentScheduler:
     def _hand_out(self, call: _Call, pool: str, now: float) -> None:
         self._queue.take(call)
         in_flight = InFlight(call.kind, call.frames, now)
-        grant = Grant(pool, now - call.arrived_at, in_flight)
+        grant = Grant(pool, now - call.arrived_at, in_flight, call.job_id, call.rank == FIRST)
         self._pools[pool].in_flight.add(in_flight)
         self._grants.add(grant)
         if call.job_id in self._work:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from serve_app.scheduling.fair_gate import FairGate
 from serve_app.scheduling.fair_queue import FairQueue, Item
 from serve_app.scheduling.pool_state import Kind, Pace, PoolRates
-from serve_app.scheduling.scheduler import Grant, NoReplicaRuns, SegmentScheduler
+from serve_app.scheduling.scheduler import KEEP_S, Grant, NoReplicaRuns, SegmentScheduler
 from serve_app.scheduling.tail import SHORTEST_FRAMES, part_frames
 from tests.unit.stage_rig import settle
 
@@ -314,6 +314,37 @@ async def test_preferring_and_avoiding_a_pool():
     assert await bench.run([bench.call("a", 9, prefer="two", avoid={"two"})]) == ["one"]
     bench.scheduler.set_running("one", 0)
     assert await bench.run([bench.call("a", 9, avoid={"two"})]) == ["two"]  # no other runs
+
+
+async def test_the_replica_that_encoded_a_jobs_first_block_draws_its_first_faces():
+    """Otherwise another job's call, which waits, takes it, and the new job waits twice."""
+    bench = Bench({"gpu": 1.0})
+    bench.scheduler.set_running("gpu", 1)
+    first = bench.call("new", 5, kind=Kind.ENCODE, is_first=True)
+    await settle()
+    other = bench.call("old", 50)
+    await bench.run([first])
+    assert bench.order == ["new"]  # the replica is kept
+    faces = bench.call("new", 50, is_first=True)
+    await bench.run([faces, other])
+    assert bench.order == ["new", "new", "old"]
+    assert bench.most_in_flight == {"gpu": 1}
+
+
+async def test_a_replica_is_kept_for_a_moment_only_and_not_in_a_pool_that_is_lost():
+    bench = Bench({"gpu": 1.0, "other": 1.0})
+    bench.scheduler.set_running("gpu", 1)
+    first = bench.call("new", 5, kind=Kind.ENCODE, is_first=True)
+    await settle()
+    other = bench.call("old", 50)
+    await bench.run([first])
+    await asyncio.sleep(2 * KEEP_S)
+    await bench.run([other])  # the new job does not come
+    await bench.run([bench.call("new", 5, kind=Kind.ENCODE, is_first=True)])
+    bench.scheduler.set_running("gpu", 0)
+    bench.scheduler.set_running("other", 1)
+    assert await bench.run([bench.call("new", 50, is_first=True)]) == ["other"]
+    assert bench.scheduler.calls_in_flight() == {"gpu": 0, "other": 0}
 
 
 async def test_encoding_overtakes_drawing_but_not_the_first_segment():
