@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from orchestrator.scaling.values import Work
 
 SOON_S = 60.0  # work that is due sooner would need any number of workers
-ROUNDING = 1e-6  # of a worker: less is an error of floating-point arithmetic
+ROUNDING = 1e-6  # of a worker, or of its work: less is an error of floating-point arithmetic
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,11 @@ class PoolSettings(Section):
     @model_validator(mode="after")
     def _bounds(self) -> "PoolSettings":
         _require_room(self.replicas, self.max_replicas)
+        if self.replicas == 0 and self.max_replicas is None:
+            raise ValueError(
+                "with `replicas: 0`, set `max_replicas`, so that replicas start when work waits; "
+                "leave the pool out if it is never to run"
+            )
         return self
 
     @model_validator(mode="after")

@@ -148,12 +148,6 @@ class AppArgs(Section):
             raise ValueError(f"pool names must differ: {', '.join(names)}")
         return self
 
-    @model_validator(mode="after")
-    def _a_pool_can_run(self) -> "AppArgs":
-        if not any(pool.max_replicas or pool.replicas for pool in self.pools):
-            raise ValueError("no pool can run: set `replicas` or `max_replicas` of one of them")
-        return self
-
     @property
     def is_scaled(self) -> bool:
         """Whether the number of any replicas follows the work."""

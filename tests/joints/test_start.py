@@ -534,7 +534,9 @@ def test_a_user_config_that_names_an_unknown_pool_refuses_the_start(tmp_path: Pa
     assert said.endswith("the pool `cpv`, which `pools` does not have; did you mean `cpu`?")
 
 
-def test_pools_that_can_never_run_refuse_the_start(tmp_path: Path) -> None:
+def test_a_pool_that_can_never_run_refuses_the_start(tmp_path: Path) -> None:
     none = {"        - name: cpu\n": "        - name: cpu\n          replicas: 0\n"}
-    [said] = faults(config(tmp_path, **none))
-    assert said.endswith("no pool can run: set `replicas` or `max_replicas` of one of them")
+    path = config(tmp_path, **none)
+    [said] = faults(path)
+    assert said.startswith(f"{path}:{line_of(path, 'name: cpu')}: ")
+    assert "with `replicas: 0`, set `max_replicas`" in said

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.gpus import read_gpu_class
@@ -305,6 +305,7 @@ def test_half_of_the_machines_are_up_after_the_time_that_the_offer_names(within_
     assert rate_up == pytest.approx(0.5, abs=0.01)
 
 
+@example((Work(1.0, 89_654.0),), 67.0, 1200.0)  # a millionth of what one worker can draw by then
 @given(works, st.floats(1, 100), st.floats(0, 1200))
 def test_the_missing_workers_are_enough_and_one_fewer_is_not(works, rate, half_up_s):
     loads = cumulative_loads(works, 0.0)

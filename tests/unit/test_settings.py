@@ -208,7 +208,7 @@ def test_the_number_of_jobs_follows_from_the_memory(gigabytes, jobs):
 
 def test_without_a_number_as_many_jobs_are_reported_as_replicas_and_one():
     """More would wait for each other here, while another worker may be idle."""
-    env, pools = read_environment({}), [{"name": "a", "replicas": 0}, {"name": "b"}]
+    env, pools = read_environment({}), [{"name": "a"}]
     args = AppArgs.model_validate({"pools": pools})
     assert jobs_at_a_time(args, env) == jobs_for(machine_memory_bytes())
     assert reported_jobs(args, env) == 2
