@@ -230,11 +230,14 @@ def report(rounds: list[dict[str, Cost]]) -> None:
     for name, cost in medians.items():
         print(f"| {name} | {cost['wall_s']:.2f} | {cost['cpu_s']:.2f} |")
 
+    def ratios(of: str, over: str, key: str) -> list[float]:
+        return [round(asdict(costs[of])[key] / asdict(costs[over])[key], 3) for costs in rounds]
+
     def ratio(of: str, over: str, key: str) -> float:
-        ratios = [asdict(costs[of])[key] / asdict(costs[over])[key] for costs in rounds]
-        return round(statistics.median(ratios), 3)
+        return round(statistics.median(ratios(of, over, key)), 3)
 
     result = {
+        "second_of_floor_each": ratios("second", "floor", "wall_s"),
         "second_of_floor": ratio("second", "floor", "wall_s"),
         "second_of_floor_cpu": ratio("second", "floor", "cpu_s"),
         "second_of_first": ratio("second", "first", "wall_s"),

@@ -59,7 +59,6 @@ class Grant:
     waited_s: float
     call: InFlight
     job_id: str
-    is_first: bool
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -187,7 +186,12 @@ class SegmentScheduler:
         )
         try:
             yield grant
-        finally:
+        except BaseException:
+            self._end(grant)
+            raise
+        if is_first and kind is Kind.ENCODE and job_id not in self._kept:
+            self._keep(grant)
+        else:
             self._end(grant)
 
     @contextmanager
@@ -206,6 +210,7 @@ class SegmentScheduler:
         finally:
             del self._work[job_id]
             self._queue.forget(job_id)
+            self._let_go(job_id)
             self._tell()
 
     def measured(self, pool: str, kind: Kind, frames: int, seconds: float) -> None:
@@ -286,22 +291,22 @@ class SegmentScheduler:
 
     def _end(self, grant: Grant) -> None:
         self._grants.discard(grant)
-        if grant.is_first and grant.call.kind is Kind.ENCODE and grant.job_id not in self._kept:
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(KEEP_S, self._let_go, grant.job_id)
-            self._kept[grant.job_id] = grant, timer
-            return
-        self._free(grant)
-
-    def _free(self, grant: Grant) -> None:
         self._pools[grant.pool].in_flight.discard(grant.call)
         self._dispatch()
 
+    def _keep(self, grant: Grant) -> None:
+        """Keep the replica of a call that has ended for its job's next one."""
+        self._grants.discard(grant)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(KEEP_S, self._let_go, grant.job_id)
+        self._kept[grant.job_id] = grant, timer
+
     def _let_go(self, job_id: str) -> None:
-        """Give the replica that was kept for a job to others."""
-        grant, timer = self._kept.pop(job_id)
-        timer.cancel()
-        self._free(grant)
+        """Give the replica that is kept for a job, if there is one, to others."""
+        if job_id in self._kept:
+            grant, timer = self._kept.pop(job_id)
+            timer.cancel()
+            self._end(grant)
 
     def _take_kept(self, call: _Call) -> Grant | None:
         """Return the end of the call whose replica was kept for this one; None if none was, or if
@@ -358,7 +363,7 @@ class SegmentScheduler:
     def _hand_out(self, call: _Call, pool: str, now: float) -> None:
         self._queue.take(call)
         in_flight = InFlight(call.kind, call.frames, now)
-        grant = Grant(pool, now - call.arrived_at, in_flight, call.job_id, call.rank == FIRST)
+        grant = Grant(pool, now - call.arrived_at, in_flight, call.job_id)
         self._pools[pool].in_flight.add(in_flight)
         self._grants.add(grant)
         if call.job_id in self._work:

@@ -99,7 +99,8 @@ async def test_a_failed_job_has_a_receipt_of_what_was_drawn_and_what_was_lost(
         await job
     receipt = worker.receipt("failed")
     assert receipt["frames"] == 50
-    assert receipt["retries"]["segments"] == 3  # all tries at the second segment
+    # All tries at a part of the second segment, and those at its other parts so far.
+    assert receipt["retries"]["segments"] >= 3
     assert receipt["pools"][0]["lost_s"] >= 0.0
 
 

@@ -497,3 +497,14 @@ def test_replicas_end_together(replicas):
             segment -= part
             left -= part
     assert max(free_at) <= 1500 / replicas * 1.05 + SHORTEST_FRAMES
+
+
+def test_one_replica_leaves_little_to_encode_at_the_end():
+    left, parts = 250, []
+    while left:
+        segment = min(50, left)
+        while segment:
+            parts.append(part_frames(segment, left, 1))
+            segment -= parts[-1]
+            left -= parts[-1]
+    assert parts == [50, 50, 50, 50, 25, 13, 6, 6]
