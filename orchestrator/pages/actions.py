@@ -1,4 +1,4 @@
-"""What the operator does on the pages: cancel and put back jobs, drain workers.
+"""What the operator does on the pages, to jobs, their webhooks and workers.
 
 Each is a form that belongs to the session. It leads back to a page that says what happened.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
@@ -36,6 +37,16 @@ async def retry(request: Request, pages: PagesDep, form: SignedFormDep) -> Respo
     job_id = _id(form)
     said = await _change(pages, pages.services.store.retry, job_id, "retried")
     pages.services.bell.ring()
+    return _to_job(request, pages, job_id, said)
+
+
+@router.post("/deliver")
+async def deliver(request: Request, pages: PagesDep, form: SignedFormDep) -> Response:
+    """Send a webhook of a job again."""
+    job_id, delivery_id = _id(form), form.get("delivery", "")[:MAX_ID_CHARS]
+    act = partial(pages.services.store.deliver_again, delivery_id=delivery_id)
+    said = await _change(pages, act, job_id, "redelivered")
+    pages.services.wake_deliveries()
     return _to_job(request, pages, job_id, said)
 
 

@@ -110,6 +110,7 @@ async def job_page(
         events=events,
         attempts=attempts,
         deliveries=await run(store.deliveries, id),
+        may_deliver=pages.services.deliveries is not None,
         bars=bars(job, attempts, now),
         now=now,
         cost=cost_of(job.receipt),

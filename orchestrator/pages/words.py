@@ -29,6 +29,7 @@ SAID: Mapping[str, Said] = MappingProxyType(
     {
         "cancelled": Said("The job is cancelled. Its worker stops at its next report."),
         "retried": Said("The job waits again. All workers may claim it."),
+        "redelivered": Said("The webhook is sent again, with the same id."),
         "drained": Said("The worker finishes what it holds and claims nothing more."),
         "undrained": Said("The worker may claim jobs again."),
         "not_cancelled": Said("The job has ended already, so it cannot be cancelled.", True),
@@ -36,6 +37,7 @@ SAID: Mapping[str, Said] = MappingProxyType(
             "The job cannot be put back: only one that failed, was cancelled or is dead can.", True
         ),
         "job_not_found": Said("There is no such job. Old jobs are deleted.", True),
+        "delivery_not_found": Said("The job has no such delivery. Old ones are deleted.", True),
         "worker_not_found": Said("There is no such worker. Silent ones are forgotten.", True),
         "queue_full": Said("As many jobs wait as may wait. Try again when some have ended.", True),
         "state_unavailable": Said("The database does not answer at present. Try again.", True),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -16,7 +18,13 @@ from orchestrator.store.delivery_values import Try
 from orchestrator.webhooks.sender import client_secret
 from tests.contract.webhook_target import Delivery, Target, listening
 from tests.orchestrator.databases import RULES, Bench, new_job, open_bench
-from tests.orchestrator.running import DONE, Running, assert_error, running_service
+from tests.orchestrator.running import (
+    ADMIN_KEY,
+    DONE,
+    Running,
+    assert_error,
+    running_service,
+)
 from tests.waiting import until
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -145,6 +153,25 @@ def test_a_target_that_fails_is_tried_again_and_given_up_and_sent_again_by_one_c
         assert f'orchestrator_deliveries_total{{result="{result}"}} {tries}.0' in metrics
     unknown = service.admin.post("/v1/avatar/jobs/job/1/deliveries/evt_0/retry")
     assert_error(unknown, 404, "delivery_not_found")
+
+
+def test_the_operator_sends_a_webhook_again_from_the_jobs_page(
+    service: Running, target: Target
+) -> None:
+    service.submit("job-1", webhook_url=target.url)
+    finish(service, "job-1")
+    delivery_id = ended(service, "job-1", "delivered")["id"]
+    with httpx.Client(base_url=service.url, follow_redirects=True) as browser:
+        browser.post("/sign-in", data={"key": ADMIN_KEY})
+        page = browser.get("/job?id=job-1").text
+        assert "Send again" in page
+        [token] = set(re.findall(r'name="token" value="(\w+)"', page))
+        form = {"token": token, "id": "job-1", "delivery": delivery_id}
+        assert "is sent again" in browser.post("/do/deliver", data=form).text
+        until(lambda: len(target.got) == 2, "the webhook has not come again")
+        assert {got.headers["webhook-id"] for got in target.got} == {delivery_id}
+        unknown = browser.post("/do/deliver", data=form | {"delivery": "none"}).text
+        assert "no such delivery" in unknown
 
 
 def test_a_target_that_is_gone_is_not_tried_again(service: Running, target: Target) -> None:

@@ -252,6 +252,7 @@ def test_deliveries_are_shown_without_what_may_be_secret_in_their_addresses(
     page = browser.get("/job?id=job-1").text
     assert "Deliveries" in page and "https://hooks.invalid" in page
     assert "token-of" not in page and "secret" not in page
+    assert "Send again" not in page  # this service has no secret to sign with
 
 
 def test_decisions_are_shown_with_reasons_and_faults(
