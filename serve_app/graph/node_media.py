@@ -90,8 +90,8 @@ class NodeMedia:
         self._block_size = BlockSize(args.driver.block_s)
         self._shelf = build_shelf(args, env)
         self._uploads, self._read_upload = uploads_folder(args, env), read_upload
-        # Further ones wait here, so that the thread that is left is for the first segments of jobs
-        # that are open. Many jobs that begin at once would otherwise all begin late.
+        # Further ones wait here, so that a thread is left for the first segments of jobs that are
+        # open. Many jobs that begin at once would otherwise all begin late.
         self._opening = asyncio.Semaphore(args.preprocessor.threads)
         self._checked: OrderedDict[str, CheckedMedia] = OrderedDict()
 
@@ -293,6 +293,11 @@ class NodeMedia:
         if digest is None:
             raise expired_upload()
         return digest
+
+
+def opening_threads(args: AppArgs) -> int:
+    """Return how many threads a Preprocessor has: one more than it opens jobs at a time."""
+    return args.preprocessor.threads + 1
 
 
 def _others(attempt: Attempt, folder: Path) -> dict[str, Path]:

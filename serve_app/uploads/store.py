@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from musetalk_pipeline.errors import MediaError
 from musetalk_pipeline.files import create_private, sync_folder
@@ -198,8 +199,10 @@ class UploadStore:
 
     def sweep(self) -> None:
         """Remove what has expired, and what a crash has left without its other half."""
-        now, taken = self.folder.clock(), dict[str, int]()
-        for path in self.folder.path.iterdir():
+        now, taken, paths = self.folder.clock(), dict[str, int](), list[Path]()
+        with contextlib.suppress(FileNotFoundError):  # the folder is gone, and all uploads with it
+            paths.extend(self.folder.path.iterdir())
+        for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 upload = self.folder.load(path.stem) if path.suffix in (RECORD, DATA) else None
                 if upload is not None and upload.expires > now:

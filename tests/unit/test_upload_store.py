@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,14 @@ def test_what_a_crash_left_goes(store: UploadStore, clock: Clock) -> None:
     clock.now += 3 * HOUR
     store.sweep()
     assert list(folder.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_has_no_uploads(store: UploadStore, speech) -> None:
+    """The janitor logged an error with a trace every few minutes."""
+    upload_id = send(store, speech(0.5).read_bytes())
+    shutil.rmtree(store.folder.path)
+    store.sweep()
+    assert upload_id not in store.space.taken
 
 
 def test_a_store_that_starts_again_counts_what_is_there(
