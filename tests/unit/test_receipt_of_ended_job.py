@@ -20,7 +20,7 @@ from serve_app.fleet.reported_run import report_of
 from serve_app.jobs.job import Origin
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobService, JobTiming
-from tests.unit.stage_rig import Stages, running, settle, until
+from tests.unit.stage_rig import Stages, running, until
 
 
 class Worker:
@@ -38,6 +38,15 @@ class Worker:
         request = JobRequest(musetalk_job_id="a", video_url="https://h/v", audio_url="https://h/a")
         await self.service.submit(request, Origin.ASYNC)
         return asyncio.create_task(self.service.run_next())
+
+    def has_composed(self) -> bool:
+        """Return whether the costs of a finished piece are counted, by what is stored of the job.
+
+        The file of the piece is there before they are.
+        """
+        job = self.registry.get("a")
+        assert job is not None
+        return "compose" in job.progress.stage_seconds
 
     def receipt(self, status: str) -> dict[str, Any]:
         """Return the receipt of the job, which has ended so; answers and reports have the same."""
@@ -71,13 +80,15 @@ async def test_a_cancelled_job_has_a_receipt_with_what_was_under_way(tmp_path: P
     stages.holds = {"generate"}
     await until(lambda: len(stages.of("generate")) == 2)
     await until(lambda: stages.capacity.scheduler.calls_in_flight() == {"cpu": 1})
+    await until(worker.has_composed)
     drawn = len(stages.of("compose"))
     worker.registry.cancel("a")
     async with asyncio.timeout(30):
         await job
     receipt = worker.receipt("cancelled")
     [pool] = receipt["pools"]
-    assert receipt["frames"] == pool["frames"] == 50 * drawn
+    assert receipt["frames"] == pool["frames"]
+    assert 50 <= receipt["frames"] <= 50 * drawn
     assert pool["work_s"] > 0.0
     assert receipt["stage_s"]["download"] == 1.0
     assert receipt["retries"]["segments"] >= 1  # the one that was being drawn
@@ -92,8 +103,7 @@ async def test_a_failed_job_has_a_receipt_of_what_was_drawn_and_what_was_lost(
     stages.capacity.follow(running(cpu=1))
 
     job = await worker.start()
-    await until(lambda: any(tmp_path.glob("scratch/*/pieces/0-50")))
-    await settle()
+    await until(worker.has_composed)
     stages.go_on.set()
     async with asyncio.timeout(30):
         await job
