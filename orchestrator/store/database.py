@@ -208,9 +208,8 @@ def _postgresql_engine(url: sa.URL) -> sa.Engine:
     )
 
     def set_up(connection: Any, _record: object) -> None:
-        connection.autocommit = (
-            True  # the driver would begin transactions in an exchange of its own
-        )
+        # Otherwise the driver begins a transaction in an exchange of its own.
+        connection.autocommit = True
 
     def execute(cursor: Any, statement: str, _context: object) -> bool:
         cursor.execute(statement, prepare=False)  # several statements cannot be prepared

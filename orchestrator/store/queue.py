@@ -153,7 +153,7 @@ LIVE_GROUPS = (
     )
 )
 
-# -- advance_clock --
+# -- advance_clock -- The virtual time never goes back.
 _to = sa.bindparam("to", type_=sa.Double)
 ADVANCE_CLOCK = virtual_clock.update().where(virtual_clock.c.time < _to).values(time=_to)
 
@@ -234,7 +234,7 @@ def requirements_of(row: Row | Mapping[str, Any]) -> Requirements:
 
 
 def _situation(tx: Transaction, known: Accounts, rules: Rules) -> Situation:
-    """Return what there is besides the jobs: live workers, and the prices of those with an offer.
+    """Return the live workers, the prices of those with an offer, and how many jobs wait.
 
     The worker that claims is one of the live ones, so there is at least one row.
     """

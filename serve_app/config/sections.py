@@ -44,7 +44,11 @@ class StageSettings(Section):
         0.25, gt=0, le=64, description="The CPUs that Ray reserves for each replica."
     )
     threads: int = Field(
-        2, ge=1, le=64, description="Worker threads, and so the calls that run concurrently."
+        2,
+        ge=1,
+        le=64,
+        description="Worker threads, and so the calls that run concurrently. The Preprocessor has "
+        "one more, which opens no jobs.",
     )
     label_selector: dict[str, str] = Field(
         default_factory=dict, description="The node labels that replicas need."

@@ -295,7 +295,7 @@ class NodeMedia:
         return digest
 
 
-def opening_threads(args: AppArgs) -> int:
+def preprocessor_threads(args: AppArgs) -> int:
     """Return how many threads a Preprocessor has: one more than it opens jobs at a time."""
     return args.preprocessor.threads + 1
 

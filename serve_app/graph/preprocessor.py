@@ -33,7 +33,7 @@ from serve_app.graph.builders import (
     build_detector,
     needs_parse_inputs,
 )
-from serve_app.graph.node_media import NodeMedia, opening_threads
+from serve_app.graph.node_media import NodeMedia, preprocessor_threads
 from serve_app.graph.replica_setup import replica_id, set_up_replica
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Attempt, Opened
@@ -55,7 +55,7 @@ class Preprocessor:
         self._detector = build_detector(args)
         self._audio_encoder = build_audio_encoder(args, env)
         self._needs_parse_inputs = needs_parse_inputs(args)
-        self._threads = StageThreads(opening_threads(args), "preprocess")
+        self._threads = StageThreads(preprocessor_threads(args), "preprocess")
         # Every job that has just been opened leaves one or two to its first blocks.
         self._readers = SharedReaders(2 * args.preprocessor.threads)
         self._avatars = NodeAvatars(build_avatars(args, env))

@@ -309,8 +309,8 @@ class SegmentScheduler:
             self._end(grant)
 
     def _take_kept(self, call: _Call) -> Grant | None:
-        """Return the end of the call whose replica was kept for this one; None if none was, or if
-        it may not be used now.
+        """Return the grant whose replica was kept for this call. None if there is none, or if its
+        pool may not be used now.
         """
         if call.rank != FIRST or call.kind is not Kind.GENERATE or call.job_id not in self._kept:
             return None

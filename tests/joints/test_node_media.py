@@ -30,7 +30,7 @@ from serve_app.contract.requests import JobRequest
 from serve_app.graph import node_media
 from serve_app.graph.builders import build_uploads
 from serve_app.graph.ingress_uploads import copy_upload
-from serve_app.graph.node_media import TRACK_WITHIN_S, NodeMedia, opening_threads
+from serve_app.graph.node_media import TRACK_WITHIN_S, NodeMedia, preprocessor_threads
 from serve_app.graph.stage_threads import StageThreads
 from serve_app.graph.transfers import Assignment, Attempt
 from serve_app.inputs.download_body import DownloadLimits
@@ -253,7 +253,7 @@ async def test_jobs_that_are_opened_leave_a_thread_to_jobs_that_are_open(node, f
 
     media, detector = node("one"), SlowDetector()
     args = AppArgs.model_validate({"pools": [{"name": "cpu"}]})
-    threads = StageThreads(opening_threads(args), "test")
+    threads = StageThreads(preprocessor_threads(args), "test")
 
     async def open_one(server: RawServer) -> None:
         work = attempt(server)
