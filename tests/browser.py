@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 Scheme = Literal["light", "dark"]
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
@@ -49,6 +49,14 @@ def open_chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def type_into(field: Locator, text: str) -> None:
+    """Type into a field that the page gives the focus to, which it may do after it has loaded."""
+    expect(field).to_be_focused()
+    field.page.keyboard.type(text)
+    expect(field).to_have_value(text)
+    field.page.keyboard.press("Enter")
 
 
 @dataclass(frozen=True, slots=True)

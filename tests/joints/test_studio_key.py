@@ -16,7 +16,16 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import WAIT_MS, Scheme, Visitor, chromium_path, faults_of, open_chromium, window
+from tests.browser import (
+    WAIT_MS,
+    Scheme,
+    Visitor,
+    chromium_path,
+    faults_of,
+    open_chromium,
+    type_into,
+    window,
+)
 from tests.joints.job_door import Door, serving
 
 pytestmark = [
@@ -82,8 +91,7 @@ def visitor_at(browser: Browser, address: str, scheme: Scheme = "light") -> Iter
 
 def enter(page: Page, key: str) -> None:
     """Type a key into the dialog, whose field has the focus."""
-    page.keyboard.type(key)
-    page.keyboard.press("Enter")
+    type_into(page.get_by_role("dialog").get_by_label("Key"), key)
 
 
 def test_a_wrong_key_is_refused_and_the_right_one_opens_the_studio(

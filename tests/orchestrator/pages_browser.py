@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from playwright.sync_api import Browser, expect
 
-from tests.browser import Scheme, Visitor, faults_of, window
+from tests.browser import Scheme, Visitor, faults_of, type_into, window
 from tests.orchestrator.running import ADMIN_KEY, Running
 
 
@@ -21,8 +21,7 @@ class Operator(Visitor):
     def sign_in(self) -> None:
         """Sign in, by the keyboard alone."""
         self.page.goto(self.running.url)
-        self.page.keyboard.type(ADMIN_KEY)  # the field has the focus
-        self.page.keyboard.press("Enter")
+        type_into(self.page.get_by_label("Admin key"), ADMIN_KEY)
         expect(self.page.get_by_role("heading", name="Overview")).to_be_visible()
 
     def open(self, path: str) -> None:

@@ -71,8 +71,9 @@ class Creator(Visitor):
             button = re.compile(f"Use an address( for the {what})?$")
             step = "#video-step" if what == "video" else "#audio-step"
             self.page.locator(step).get_by_role("button", name=button).click()
-            self.page.locator(step).get_by_role("textbox").fill(address)
-            self.page.keyboard.press("Enter")
+            field = self.page.locator(step).get_by_role("textbox")
+            field.fill(address)
+            field.press("Enter")
 
     def wait_preview(self) -> None:
         """Wait until a finished frame is shown and no newer one is being made."""
