@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from orchestrator.job_api.document import describe
 from serve_app.api import documentation
+from serve_app.api.departed_clients import DepartedClients
 from serve_app.api.description import DESCRIPTION, SUMMARY, TAGS, operation_id
 from serve_app.api.errors import (
     ERROR_HANDLERS,
@@ -54,6 +55,7 @@ def build_api(services: Services) -> FastAPI:
         limits=INGRESS_LIMITS,
         cross_origin=CrossOrigin(services.options.cors_origins),
     )
+    api.add_middleware(DepartedClients)  # the one added last comes first
     add_routes(api, services)
     api.include_router(documentation.router)
     describe(api)
