@@ -59,7 +59,7 @@ def follow(job_id: str, retries: Retries, timeout_s: float | None = None) -> Flo
     trying, stream = Trying(patient, deadline.at), _Stream(job_id)
     while True:
         if job is not None:
-            stream.shown_at = job.updated_at
+            stream.shown = job
             yield Emit(job)
             if job.has_ended:
                 return job
@@ -79,11 +79,11 @@ class _Stream:
     """The events of one job, over as many connections as it takes.
 
     Attributes:
-        shown_at: when the newest state that was emitted was stored, as the server writes it.
+        shown: the newest state that was emitted.
     """
 
     def __init__(self, job_id: str) -> None:
-        self.shown_at: str | None = None
+        self.shown: Job | None = None
         self._path = f"{job_path(job_id)}/events"
         self._last_id: str | None = None
 
@@ -108,15 +108,18 @@ class _Stream:
                     if event.name == "end":
                         return job
                     if not self._is_older(job):
-                        self.shown_at = job.updated_at
+                        self.shown = job
                         yield Emit(job)
             if has_changed or deadline.left_s() < timeout_s / 2:
                 return None  # the job is read, and the next connection may be quiet for less long
         raise Unreachable("The stream of events broke off before the job ended.")
 
     def _is_older(self, job: Job) -> bool:
-        shown, stored = self.shown_at, job.updated_at  # in ISO 8601, all in UTC
-        return shown is not None and stored is not None and stored < shown
+        shown = self.shown
+        if shown is None or shown.updated_at is None or job.updated_at is None:
+            return False
+        # The times are in ISO 8601, all in UTC. Phases that were short are stored at the same time.
+        return (job.updated_at, _fraction(job)) < (shown.updated_at, _fraction(shown))
 
     def _job_of(self, event: Event) -> Job | None:
         """Return the job that an event contains. None: it only says that the job has changed, as
@@ -126,6 +129,10 @@ class _Stream:
             self._last_id = event.id
         body = Answer(200, {}, event.data.encode()).json()
         return Job.read(body) if isinstance(body, Mapping) and "status" in body else None
+
+
+def _fraction(job: Job) -> float:
+    return 0.0 if job.progress is None else job.progress.fraction
 
 
 def whole(answer: Answer) -> Flow[Answer]:

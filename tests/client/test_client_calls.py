@@ -267,7 +267,8 @@ def test_a_job_that_is_followed_never_goes_back(serve, call):
         )
 
     # A new reader gets the changes of phase from the job's beginning, here after its state at 3 s.
-    sent = [at(1, 0.0), at(2, 0.03), at(3, 0.3), at(4, 0.5)]
+    # Those of one moment were stored together.
+    sent = [at(1, 0.0), at(2, 0.03), at(3, 0.05), at(3, 0.3), at(4, 0.5)]
     events = [("progress", each) for each in sent] + [("end", at(5, 1.0, status="succeeded"))]
     body = b"".join(
         f"event: {name}\ndata: {reply(each).body.decode()}\n\n".encode() for name, each in events

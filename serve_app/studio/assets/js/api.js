@@ -96,7 +96,7 @@ function wordsOf(schema) {
 /** Yield each newer state of a job, as it was read, until it has ended. Reconnects by itself. */
 export async function* follow(api, job, signal) {
   const path = `v1/avatar/jobs/${encodeURIComponent(job.id)}/events`;
-  let shownAt = job.updated_at; // The stream begins with the changes before it.
+  let shown = job; // The stream begins with the changes before it.
   let last = null;
   for (let failures = 0; ; ) {
     try {
@@ -107,8 +107,8 @@ export async function* follow(api, job, signal) {
         last = event.id ?? last;
         const state = JSON.parse(event.data);
         const isOver = event.kind === "end";
-        if (isOver || !(state.updated_at < shownAt)) {
-          shownAt = state.updated_at;
+        if (isOver || !isOlder(state, shown)) {
+          shown = state;
           yield state;
         }
         if (isOver) return;
@@ -121,6 +121,12 @@ export async function* follow(api, job, signal) {
     await new Promise((resolve) => setTimeout(resolve, Math.min(10_000, 500 * 2 ** failures)));
     signal.throwIfAborted();
   }
+}
+
+/** Whether a state of a job came before another one. Short phases are stored at the same time. */
+function isOlder(state, other) {
+  if (state.updated_at !== other.updated_at) return state.updated_at < other.updated_at;
+  return state.progress.fraction < other.progress.fraction;
 }
 
 async function* events(body) {
