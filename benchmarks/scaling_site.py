@@ -220,6 +220,6 @@ def cpu_by_deployment() -> dict[str, float]:
 
 
 def _free_port() -> int:
-    from demo.application import free_port
+    from serve_app.config.ports import free_port
 
     return free_port("127.0.0.1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import psutil
 import yaml
 
 from serve_app.config.config_file import ConfigInvalid, read_config_file
+from serve_app.config.ports import free_port, is_free
 
 START_TIMEOUT_S = 300.0  # a cold disk and a GPU's first kernels; seconds on a warm machine
 STOP_TIMEOUT_S = 40.0  # four seconds on a busy machine
@@ -42,28 +42,6 @@ class Application:
     key: str
     log: Path
     process: subprocess.Popen[bytes]
-
-
-def is_free(host: str, port: int) -> bool:
-    """Return whether `port` is free."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(host: str) -> int:
-    """Return a port that is free now."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
-
-
-def _family(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def own_config(config: Path, scratch: Path) -> tuple[Path, int]:

@@ -38,8 +38,9 @@ import psutil
 from rich.live import Live
 from rich.table import Table
 
-from demo.application import ROOT, DemoFailed, free_port, is_free, say
+from demo.application import ROOT, DemoFailed, say
 from demo.media import SpeechMissing, demo_speech, demo_video
+from serve_app.config.ports import free_port, is_free
 
 OUT, CACHE = ROOT / "out" / "fleet", ROOT / ".cache" / "demo"
 SPEECH_ROOTS = (Path("/"), ROOT / ".cache" / "speech")

@@ -18,7 +18,6 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import socket
 import sys
 import time
 from dataclasses import replace
@@ -27,6 +26,7 @@ from typing import NoReturn
 
 from serve_app.config.card_checks import shm_fault
 from serve_app.config.config_file import ConfigInvalid
+from serve_app.config.ports import free_port
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.links import in_address
 from serve_app.launcher.checks import MachineUnfit, Start, check_start
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"lipsync-serve: {fault}", file=sys.stderr)
         return 3 if isinstance(invalid, MachineUnfit) else 2
     if start.cluster is None and not start.metrics_port:
-        start = replace(start, metrics_port=_free_port())
+        start = replace(start, metrics_port=free_port("127.0.0.1"))
     os.environ |= environment_of_replicas(start)
     return run(start)
 
@@ -245,12 +245,6 @@ def _facts(start: Start) -> dict[str, str]:
 
     args = resolve(start.args, start.env)
     return {"engine": args.engine, "landmarks": args.landmarks}
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def leave(status: int) -> NoReturn:

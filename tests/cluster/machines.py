@@ -18,8 +18,9 @@ import httpx
 import psutil
 import yaml
 
-from demo.application import free_port, session_processes
+from demo.application import session_processes
 from demo.application import stop as stop_session
+from serve_app.config.ports import free_port
 from serve_app.launcher.ray_cluster import PROXY_MIDDLEWARES
 from tests.cluster.names import NODE
 from tests.serve.running import JOB_S, NOT_FOR_TESTS, ROOT, RunningApp, config_document

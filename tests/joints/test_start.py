@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from demo.application import free_port
 from serve_app.config.config_file import ConfigInvalid
+from serve_app.config.ports import free_port
 from serve_app.launch import _wait_until_ready, ready_line
 from serve_app.launcher.checks import Start, check_start, listened_on
 from serve_app.launcher.machine import has_ipv6

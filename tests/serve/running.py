@@ -23,7 +23,8 @@ import httpx
 import psutil
 import yaml
 
-from demo.application import free_port, session_processes, stop
+from demo.application import session_processes, stop
+from serve_app.config.ports import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]

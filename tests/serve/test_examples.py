@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from demo.application import free_port
+from serve_app.config.ports import free_port
 from tests.serve.running import WEBHOOK_SECRET, RunningApp
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,6 +16,7 @@ from demo import __main__ as demo
 from demo import application
 from demo import media as demo_media
 from musetalk_pipeline.faces import make_detector
+from serve_app.config.ports import free_port
 from serve_app.config.settings import AppArgs
 from tests.decoding import frames_of
 from tests.waiting import until
@@ -91,7 +92,7 @@ def shipped_config(folder: Path, port: int) -> Path:
 def test_the_run_has_a_registry_of_its_own_and_nothing_else_differs(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    config = shipped_config(tmp_path, application.free_port("127.0.0.1"))
+    config = shipped_config(tmp_path, free_port("127.0.0.1"))
     copy, port = application.own_config(config, scratch)
     changed, document = yaml.safe_load(copy.read_text()), yaml.safe_load(config.read_text())
     assert port == document["http_options"]["port"]
