@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -127,11 +128,13 @@ def stop(process: subprocess.Popen[bytes], ray_folder: Path) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    left = session_processes(ray_folder)
-    for one in left:
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            one.kill()
-    psutil.wait_procs(left, timeout=KILL_TIMEOUT_S)
+    until = time.monotonic() + KILL_TIMEOUT_S
+    # Again, because those that are killed may have started others after they were listed.
+    while (left := session_processes(ray_folder)) and time.monotonic() < until:
+        for one in left:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                one.kill()
+        psutil.wait_procs(left, timeout=KILL_TIMEOUT_S)
     shutil.rmtree(ray_folder, ignore_errors=True)
 
 
