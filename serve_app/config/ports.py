@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 import socket
+from collections.abc import Sequence
 
 # Below those that Linux gives to whoever asks for any port (from 32768), and above those that Ray
 # gives to its workers (10002 to 19999). A port is free for seconds before its owner listens, and
@@ -23,13 +24,13 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
-def free_port(host: str) -> int:
-    """Return a port that is free now.
+def free_port(host: str, among: Sequence[int] = PORTS) -> int:
+    """Return one of these ports that is free now.
 
     Raises:
-        OSError: none was found.
+        OSError: none is.
     """
-    for _ in range(len(PORTS)):
-        if is_free(host, port := secrets.choice(PORTS)):
+    for port in random.sample(among, len(among)):
+        if is_free(host, port):
             return port
     raise OSError(f"no port of {host} is free")
