@@ -28,7 +28,7 @@ from serve_app.config.ports import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S, JOB_S = 120.0, 180.0
+START_S, JOB_S = 240.0, 180.0
 # What the application that most tests share signs its webhooks with.
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 EARLY_CALLS = (
@@ -98,7 +98,7 @@ class RunningApp:
 
     def watch_start(self) -> None:
         """As `wait_ready`, and keep in `early` what routes answer from the first connection on."""
-        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=8.0) as visitor:
+        with httpx.Client(base_url=self.client.base_url, trust_env=False, timeout=30.0) as visitor:
             until(
                 lambda: self._visit(visitor) == 200 or self.process.poll() is not None,
                 lambda: f"{self._last_of_log()}\nThe application was not ready",
@@ -124,9 +124,14 @@ class RunningApp:
         return self.client.post("/generate", json=body)
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """Return a job's state; nothing if there is no such job (yet)."""
+        """Return a job's state; nothing if there is no such job (yet), or no ingress now.
+
+        The body of a refusal is none: its `status` is `failed`, as that of a job may be.
+        """
         answer = self.client.get(f"/v1/avatar/jobs/{job_id}")
-        job: dict[str, Any] = {} if answer.status_code == 404 else answer.json()
+        if answer.status_code in (404, 503):
+            return {}
+        job: dict[str, Any] = answer.raise_for_status().json()
         return job
 
     def wait_for(self, job_id: str, *statuses: str) -> dict[str, Any]:
@@ -171,6 +176,23 @@ class RunningApp:
         [replica] = self.replicas(deployment)
         os.kill(replica.pid, signal.SIGKILL)
         return replica.pid
+
+    @contextlib.contextmanager
+    def drawing_stopped(self) -> Iterator[Callable[[], None]]:
+        """Stop the Generators, so that no job ends, until what is yielded is called."""
+        replicas = self.replicas("Generator-cpu")
+
+        def go_on() -> None:
+            for replica in replicas:
+                with contextlib.suppress(psutil.NoSuchProcess):  # a test may have killed it
+                    replica.resume()
+
+        for replica in replicas:
+            replica.suspend()
+        try:
+            yield go_on
+        finally:
+            go_on()
 
     def media_tools(self) -> list[psutil.Process]:
         """Return the ffmpeg and ffprobe children that are running."""

@@ -31,10 +31,21 @@ def test_files_become_a_video_on_this_disk(
         video, audio = client.upload(clip()), client.upload(speech(0.8))
         assert (video.kind, audio.kind, audio.duration_s) == ("video", "audio", 0.8)
         estimate = client.estimate(video, audio, resolution="160x120")
-        job = client.submit(
-            video, speech(0.8), resolution="160x120", on_progress=sent.append, params={"crf": 20}
-        )
-        done = client.wait(job.id, seen.append, timeout_s=JOB_S)
+        # The job is not drawn before its first state has been read, so no phase is over by then.
+        with app.drawing_stopped() as go_on:
+
+            def see(job: Job) -> None:
+                seen.append(job)
+                go_on()
+
+            job = client.submit(
+                video,
+                speech(0.8),
+                resolution="160x120",
+                on_progress=sent.append,
+                params={"crf": 20},
+            )
+            done = client.wait(job.id, see, timeout_s=JOB_S)
         path = client.download(job.id, tmp_path / "a.mp4")
         assert job.id in [one.id for one in client.jobs("succeeded", limit=200)]
     assert done.metrics is not None

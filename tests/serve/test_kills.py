@@ -1,10 +1,13 @@
 """SIGKILL in the middle of a job costs a segment, not the job."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
 from tests.decoding import frames_of
-from tests.serve.running import LOSSLESS
+from tests.serve.running import LOSSLESS, RunningApp
+from tests.waiting import until
 
 CASES = ("undisturbed", "Preprocessor", "Generator-cpu", "Finisher", "Ingress")
 
@@ -35,7 +38,13 @@ def test_a_replica_that_dies_costs_no_frame(app, clip, speech, tmp_path, deploym
     )
     assert created.status_code == 202
     app.wait_drawn(job_id)
-    app.kill(deployment)
+    with contextlib.ExitStack() as stack:
+        if deployment == "Generator-cpu":
+            # Between two segments nothing is lost with it, so it is stopped until it has one.
+            app.wait_drawn(job_id, frames=100)  # both blocks of the video are encoded
+            stack.enter_context(app.drawing_stopped())
+            until(lambda: frames_in_flight(app) > 0, "nothing is handed to the Generator")
+        app.kill(deployment)
     job = app.wait_for(job_id, "succeeded", "failed")
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
     assert np.array_equal(frames_of(app.output(job, tmp_path)), undisturbed)
@@ -46,6 +55,13 @@ def test_a_replica_that_dies_costs_no_frame(app, clip, speech, tmp_path, deploym
     assert receipt["paid_s"] == pytest.approx(paid_s, abs=0.002)
     if deployment == "Generator-cpu":
         assert receipt["retries"]["segments"] >= 1 and pool["lost_s"] > 0
+
+
+def frames_in_flight(app: RunningApp) -> int:
+    """Return how many frames the Generator draws, or would if it were not stopped."""
+    [pool] = app.client.get("/health").json()["pools"]
+    frames: int = pool["frames_in_flight"]
+    return frames
 
 
 def test_an_ingress_that_dies_resumes_its_jobs(app, clip, speech, tmp_path, undisturbed):

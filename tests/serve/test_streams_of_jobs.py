@@ -7,7 +7,6 @@ the rest is not made yet.
 from __future__ import annotations
 
 import contextlib
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,10 +33,13 @@ PLAYER = """<!doctype html><video id="stream" muted></video><video id="whole" mu
     player.on(Hls.Events.ERROR, (_, data) => {
       if (data.fatal) reject(data.details); else window.faults.push(data.details);
     });
-    video.requestVideoFrameCallback((_, frame) => resolve(frame.mediaTime));
+    // It plays from its first picture on. A player that is late would show a later one first.
+    video.requestVideoFrameCallback((_, frame) => {
+      video.play();
+      resolve(frame.mediaTime);
+    });
     player.loadSource(url);
     player.attachMedia(video);
-    video.play();
   });
   window.play_to_end = () => new Promise((resolve) => {
     const video = document.getElementById("stream");
@@ -79,27 +81,12 @@ def job(app, clip, speech):
     link = until(
         lambda: app.job(job_id)["stream_url"], f"{job_id} cannot be watched", JOB_S, pause_s=0.05
     )
-    with drawing_stopped(app) as go_on:
+    with app.drawing_stopped() as go_on:
         assert app.job(job_id)["status"] == "running"
         yield Watched(app, job_id, link, go_on)
         go_on()
         app.client.delete(f"/v1/avatar/jobs/{job_id}")
         app.wait_for(job_id, "succeeded", "cancelled")
-
-
-@contextlib.contextmanager
-def drawing_stopped(app: RunningApp) -> Iterator[Any]:
-    """Stop the Generator until the function that is yielded is called."""
-    [generator] = app.replicas("Generator-cpu")
-
-    def go_on() -> None:
-        generator.send_signal(signal.SIGCONT)
-
-    generator.send_signal(signal.SIGSTOP)
-    try:
-        yield go_on
-    finally:
-        go_on()
 
 
 class Watched:
@@ -170,10 +157,12 @@ def lengths(playlist: str) -> list[str]:
     return [line.strip("#EXTINF:,") for line in lines if line.startswith("#EXTINF:")]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(chromium_path() is None, reason="needs Chromium")
-def test_a_browser_plays_a_job_while_it_is_made(job):
-    base = str(job.app.client.base_url)
+@pytest.fixture
+def player(app):
+    """A page with hls.js. It is there before a job draws nothing more, which a stage may not for
+    long.
+    """
+    base = str(app.client.base_url)
     with open_chromium() as browser:
         page = browser.new_page()
         page.route("**/player", lambda route: route.fulfill(body=PLAYER, content_type="text/html"))
@@ -181,24 +170,30 @@ def test_a_browser_plays_a_job_while_it_is_made(job):
         page.route("**/hls.mjs", lambda route: route.fulfill(**script))
         page.goto(f"{base}/player")
         page.wait_for_function("window.isReady")
-        assert page.evaluate("url => window.play(url)", job.link) == 0
-        assert job.app.job(job.id)["status"] == "running"
-        done = job.finished()
-        page.evaluate("url => window.open_whole(url)", done["output_url"])
-        assert page.evaluate("window.play_to_end()") >= FRAMES / 25
-        # In several fragments, also the first frame of one. In a file, Chromium shows the key frame
-        # instead of the two frames before it, so those are left out.
-        seen = []
-        for frame in (1, 30, 50, 51, 123, 200, 271, 300, FRAMES - 1, 0):
-            pictures = [
-                page.evaluate("([name, at]) => window.picture_at(name, at)", [name, at_s(frame)])
-                for name in ("stream", "whole")
-            ]
-            assert pictures[0] == pictures[1], frame
-            seen.append(tuple(pictures[0]))
-        assert len(set(seen)) == len(seen)
-        # It may have shown all that there was, and waited for more.
-        assert set(page.evaluate("window.faults")) <= {"bufferStalledError", "bufferNudgeOnStall"}
+        yield page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium_path() is None, reason="needs Chromium")
+def test_a_browser_plays_a_job_while_it_is_made(player, job):
+    assert player.evaluate("url => window.play(url)", job.link) == 0
+    assert job.app.job(job.id)["status"] == "running"
+    done = job.finished()
+    player.evaluate("url => window.open_whole(url)", done["output_url"])
+    assert player.evaluate("window.play_to_end()") >= FRAMES / 25
+    # In several fragments, also the first frame of one. In a file, Chromium shows the key frame
+    # instead of the two frames before it, so those are left out.
+    seen = []
+    for frame in (1, 30, 50, 51, 123, 200, 271, 300, FRAMES - 1, 0):
+        pictures = [
+            player.evaluate("([name, at]) => window.picture_at(name, at)", [name, at_s(frame)])
+            for name in ("stream", "whole")
+        ]
+        assert pictures[0] == pictures[1], frame
+        seen.append(tuple(pictures[0]))
+    assert len(set(seen)) == len(seen)
+    # It may have shown all that there was, and waited for more.
+    assert set(player.evaluate("window.faults")) <= {"bufferStalledError", "bufferNudgeOnStall"}
 
 
 def at_s(frame: int) -> float:
