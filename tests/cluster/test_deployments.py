@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cluster.conftest import Media
-from tests.cluster.machines import STATE, Machines, machines
+from tests.cluster.machines import STATE, Machines, machines, wait_until
 from tests.cluster.names import CHECKS
 from tests.decoding import frames_of
 
@@ -90,13 +90,13 @@ def test_deleting_in_mid_job_ends_soon_and_loses_nothing(
     """
     begin(cluster, media, "deleted")
     cluster.command("delete")
-    assert cluster.replicas("Ingress") == []
+    wait_until(lambda: cluster.replicas("Ingress") == [], "the ingress has not ended")
     cluster.deploy(**ARGS)
     cluster.wait_ready()
     job = cluster.wait_for("deleted", "succeeded", "failed", "cancelled")
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
     assert np.array_equal(frames_of(cluster.output(job, tmp_path)), undisturbed)
-    assert cluster.scratch == []
+    wait_until(lambda: cluster.scratch == [], "files of the job are left behind")
 
 
 def test_deploying_again_in_mid_job_loses_nothing_and_never_has_two_ingresses(
@@ -106,9 +106,13 @@ def test_deploying_again_in_mid_job_loses_nothing_and_never_has_two_ingresses(
     [old] = cluster.replicas("Ingress")
     queue = {"max_concurrent_jobs": 2, "handover_s": 0.0}
     cluster.deploy(**ARGS, queue=queue)
-    while old.is_running():
+
+    def has_ended() -> bool:
         assert len(cluster.replicas("Ingress")) <= 1
+        return not old.is_running()
+
+    wait_until(has_ended, "the old ingress has not ended")
     job = cluster.wait_for("replaced", "succeeded", "failed", "cancelled")
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
     assert np.array_equal(frames_of(cluster.output(job, tmp_path)), undisturbed)
-    assert cluster.scratch == []
+    wait_until(lambda: cluster.scratch == [], "files of the job are left behind")
