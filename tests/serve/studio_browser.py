@@ -14,8 +14,10 @@ from typing import Any
 from playwright.sync_api import Browser, Response, expect
 
 from tests.browser import Scheme, Visitor, faults_of, window
+from tests.waiting import until
 
 RENDER_MS = 150_000
+NEAR_S = 0.05
 # What the page does from its first moment: broken rules of the policy, and when the result plays.
 _RECORD = """
   window.broken = []; window.played = [];
@@ -25,6 +27,17 @@ _RECORD = """
     width: e.target.videoWidth,
   }), true);
 """  # noqa: E501 - JavaScript
+_IS_PAINTED = """(canvas) => {
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return new Set(new Uint32Array(data.buffer)).size > 1;
+}"""
+_PLAYERS = """() => {
+  const [source, made, scrubber] = ["source-video", "made-video", "scrubber"].map((id) => document.getElementById(id));
+  return {
+    source: source.currentTime, made: made.currentTime, is_seeking: source.seeking || made.seeking,
+    is_loaded: made.src.includes("/files/") && made.readyState > 0 && Number(scrubber.max) === made.duration,
+  };
+}"""  # noqa: E501 - JavaScript
 _TRANSFER = """(files) => {
   const transfer = new DataTransfer();
   for (const { name, type, data } of files) {
@@ -110,23 +123,36 @@ class Creator(Visitor):
         """Wait until the job on the stage has this title."""
         expect(self.page.locator("#job-title")).to_have_text(title, timeout=RENDER_MS)
 
-    def is_painted(self, selector: str) -> bool:
-        """Whether a canvas shows something: pixels that differ."""
-        is_painted: bool = self.page.locator(selector).evaluate(
-            """(canvas) => {
-                 const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-                 return new Set(new Uint32Array(data.buffer)).size > 1;
-               }"""  # noqa: E501 - JavaScript
-        )
-        return is_painted
+    def wait_painted(self, selector: str) -> None:
+        """Wait until a canvas shows something: pixels that differ."""
+        canvas = self.page.locator(selector)
+        until(lambda: canvas.evaluate(_IS_PAINTED), f"{selector} shows nothing")
 
-    def times(self) -> dict[str, float]:
-        """Return where both videos are, in seconds."""
-        found: dict[str, float] = self.page.evaluate(
-            """() => ({ source: document.getElementById("source-video").currentTime,
-                        made: document.getElementById("made-video").currentTime })"""
-        )
+    def go_to(self, seconds: float, source_s: float) -> None:
+        """Move the result by the scrubber, and wait until the source is where it has to be then."""
+        until(lambda: self._players()["is_loaded"], lambda: f"no result: {self._players()}")
+        self.page.locator("#made-video").evaluate("(video) => video.pause()")
+        self.page.get_by_role("slider", name="Position in both videos").fill(str(seconds))
+
+        def are_there() -> bool:
+            at = self._players()
+            is_near = abs(at["made"] - seconds) <= NEAR_S and abs(at["source"] - source_s) <= NEAR_S
+            return is_near and not at["is_seeking"]
+
+        until(are_there, lambda: f"not at {seconds} and {source_s} s: {self._players()}")
+
+    def _players(self) -> dict[str, Any]:
+        """Return where both videos are, in seconds, and whether they can be moved and are."""
+        found: dict[str, Any] = self.page.evaluate(_PLAYERS)
         return found
+
+    def copy_commands(self) -> str:
+        """Press the button that copies the commands, and return what has been copied."""
+        self.page.get_by_role("button", name="Copy as curl").click()
+        # The browser writes behind the click. Before that, the clipboard has another test's text.
+        expect(self.page.locator("#said")).to_have_text("The commands were copied.")
+        copied: str = self.page.evaluate("navigator.clipboard.readText()")
+        return copied
 
     def recorded(self, name: str) -> list[Any]:
         """Return what the page has recorded: `played` or `broken`."""

@@ -43,7 +43,7 @@ export class Preview {
     try {
       const answer = await this.api.call("POST", "v1/avatar/preview", { json: { ...request, boxes: false }, signal: stop.signal });
       const picture = await answer.blob();
-      if (!stop.signal.aborted) await this.#show(picture, answer.headers);
+      if (!stop.signal.aborted) await this.#show(picture, answer.headers, stop.signal);
     } catch (fault) {
       if (fault.name === "AbortError" || stop.signal.aborted) return;
       if (fault instanceof Fault && (fault.code === "queue_full" || fault.code === "busy")) {
@@ -55,13 +55,14 @@ export class Preview {
     }
   }
 
-  async #show(picture, headers) {
+  async #show(picture, headers, signal) {
     const before = this.shown;
     const image = $("preview-picture");
     this.shown = URL.createObjectURL(picture);
     image.src = this.shown;
     await image.decode().catch(() => {});
     if (before) URL.revokeObjectURL(before);
+    if (signal.aborted) return; // an option has changed meanwhile
     image.hidden = false;
     this.box = boxOf(headers);
     this.frame = Number(headers.get("X-Source-Frame") ?? 0);

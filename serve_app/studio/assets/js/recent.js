@@ -1,6 +1,7 @@
 // The last videos of this worker, with what can be done with each.
 
 import { $, el, icon } from "./dom.js";
+import { isOver } from "./jobview.js";
 import { STATES, ago } from "./words.js";
 
 const SHOWN = 8;
@@ -20,7 +21,7 @@ export class Recent {
     let isLive = false;
     try {
       const { jobs } = await this.api.json("GET", `v1/avatar/jobs?limit=${SHOWN}`, { asks: false });
-      isLive = jobs.some((job) => job.status === "queued" || job.status === "running");
+      isLive = !jobs.every(isOver);
       this.#draw(jobs);
     } catch {
       // What was shown stays; the line about the worker says that it cannot be reached.
@@ -76,8 +77,10 @@ class Card {
   }
 
   draw(job) {
-    const before = this.job?.status;
+    const before = this.kind;
     this.job = job;
+    // A job that begins to run keeps its button, which somebody may be pressing.
+    this.kind = isOver(job) ? job.status : "live";
     this.item.dataset.job = job.id;
     const name = nameOf(job);
     this.name.textContent = this.name.title = name;
@@ -87,12 +90,12 @@ class Card {
     this.state.textContent = `${STATES[job.status]}${percent} · ${ago(job.created_at)}`;
     this.why.textContent = job.error ?? "";
     this.why.hidden = !job.error;
-    if (job.status !== before) this.#changed(job, name);
+    if (this.kind !== before) this.#changed(job, name);
     if (this.bar) this.bar.value = job.progress.fraction;
   }
 
   #changed(job, name) {
-    const isLive = job.status === "queued" || job.status === "running";
+    const isLive = !isOver(job);
     this.bar = isLive ? el("progress", { max: 1, value: 0, "aria-label": `Progress of ${name}` }) : null;
     if (job.output_url) {
       const video = el("video", { muted: true, preload: "metadata", playsInline: true, src: `${job.output_url}#t=0.4`, tabIndex: -1, "aria-hidden": "true" });
