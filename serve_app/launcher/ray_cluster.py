@@ -12,6 +12,7 @@ import errno
 import logging
 import re
 import socket
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ REACHED_S = 3.0
 STARTS = 2
 NOT_UP = "timed out during startup"  # how Ray says that its raylet ended, or never registered
 END_S = 10.0
+HANDLE_END_S = 2.0  # milliseconds, unless Serve hangs
 
 
 def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
@@ -46,6 +48,7 @@ def environment_before_ray(environ: Mapping[str, str]) -> dict[str, str]:
         # A replica that hangs would keep its GPU, or the state, as long as a draining one may.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_DEDUP_LOGS": "0",  # or lines of different jobs are folded into one
+        "RAY_ENABLE_AUTO_CONNECT": "0",  # or what is called by mistake after Ray's end starts it
     }
     if joined_cluster(environ) is None:
         wanted |= {
@@ -93,6 +96,7 @@ class Cluster:
         self._apps = [app.get("name", "default") for app in start.document["applications"]]
         self._is_own = start.cluster is None
         self._has_deployed = False
+        self._handle: Any = None  # of the ingress
 
     def begin(self) -> None:
         """Start or join Ray.
@@ -194,7 +198,9 @@ class Cluster:
         """Call a method of the ingress; return the response without waiting for it."""
         from ray import serve
 
-        return getattr(serve.get_app_handle(self._start.app_name), method).remote()
+        if self._handle is None:
+            self._handle = serve.get_app_handle(self._start.app_name)
+        return getattr(self._handle, method).remote()
 
     def end(self) -> None:
         """Stop what `begin` and `deploy` started. It is harmless if that is gone."""
@@ -202,10 +208,21 @@ class Cluster:
         from ray import serve
 
         if ray.is_initialized():
+            self._end_handle()
             if not self._is_own and self._has_deployed:
                 with contextlib.suppress(Exception):
                     self._leave(serve)
             ray.shutdown(wait_for_processes=self._is_own)
+
+    def _end_handle(self) -> None:
+        """End what Serve does behind a handle: reports to its controller, now and then.
+
+        With Ray gone, the next report would start a Ray of its own, and this process would wait.
+        """
+        if self._handle is not None:
+            ending = threading.Thread(target=_shut_down, args=(self._handle,), daemon=True)
+            ending.start()
+            ending.join(HANDLE_END_S)
 
     def _leave(self, serve: Any) -> None:
         """Remove our applications from a cluster that goes on, and Serve if it runs no others."""
@@ -222,6 +239,11 @@ class Cluster:
 
         node = ray._private.worker._global_node
         return "" if node is None else str(node.get_logs_dir_path())
+
+
+def _shut_down(handle: Any) -> None:
+    with contextlib.suppress(Exception):  # Serve may be gone
+        handle.shutdown()
 
 
 def _children() -> set[psutil.Process]:

@@ -406,6 +406,7 @@ def test_rays_token_is_asked_for_and_no_address_but_loopback_is_used() -> None:
     assert own["RAY_AUTH_MODE"] == "token"
     assert own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert own["RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"] == "1"
+    assert own["RAY_ENABLE_AUTO_CONNECT"] == "0"
     assert "RAY_AUTH_MODE" not in environment_before_ray({"RAY_ADDRESS": "10.0.0.7:6379"})
     assert "RAY_AUTH_MODE" not in environment_before_ray({"RAY_AUTH_MODE": "disabled"})
     assert environment_before_ray({"PYTHONPATH": "/a"})["PYTHONPATH"] == f"{ROOT}:/a"
