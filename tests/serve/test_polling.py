@@ -8,8 +8,10 @@ import pytest
 
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 from tests.decoding import frames_of
+from tests.serve.conftest import LEFTOVER_GRACE_S
 from tests.serve.fleet_app import fleet_app
 from tests.serve.running import media_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # an application of its own
 
@@ -109,7 +111,7 @@ def test_a_job_that_was_reassigned_is_stopped(worker, orchestrator, media, speec
     orchestrator.cancel("reassigned")
     worker.wait_for("reassigned", "cancelled")
     assert job.accepted == []
-    assert worker.scratch == []
+    until(lambda: worker.scratch == [], lambda: f"{worker.scratch} has not gone", LEFTOVER_GRACE_S)
 
 
 def test_the_same_claim_twice_is_done_once_and_answered_twice(worker, orchestrator, media):
