@@ -93,8 +93,16 @@ def test_metrics_are_at_one_address_on_loopback(
     # The dashboard is checked against the declared names, so these have to be Ray's own.
     ours = {name for name in _families(address) if name.startswith("ray_lipsync_")}
     assert ours <= {f"ray_{name}" for name in DECLARED}
-    engines = [line for line in _metrics(address).splitlines() if "ray_lipsync_engines{" in line]
-    assert any('pool="cpu"' in line and line.endswith(" 1.0") for line in engines), engines
+
+    def engines() -> list[str]:
+        return [line for line in _metrics(address).splitlines() if "ray_lipsync_engines{" in line]
+
+    until(
+        lambda: any('pool="cpu"' in line and line.endswith(" 1.0") for line in engines()),
+        lambda: f"{engines()} do not name the one that runs",
+        NOT_FOUND_S,
+        pause_s=0.5,
+    )
     assert address.startswith("http://127.0.0.1:")
 
 
