@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
 from orchestrator.service.fleet_file import FleetPlan
-from orchestrator.service.job_messages import instant, job_body
+from orchestrator.service.job_messages import job_body
 from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.service.uploads import Uploads
@@ -30,7 +29,7 @@ from orchestrator.store.threads import Run
 from orchestrator.store.values import Job, StoredKey
 from orchestrator.webhooks.posting import Poster
 from orchestrator.webhooks.rules import DeliveryRules
-from orchestrator.webhooks.sender import DeliveryLoop
+from orchestrator.webhooks.sender import DeliveryLoop, client_key
 
 logger = logging.getLogger(__name__)
 
@@ -146,18 +145,15 @@ class Services:
             self.store,
             self.run,
             poster,
-            secret.get_secret_value(),
-            self._event,
+            partial(client_key, secret.get_secret_value()),
+            self._data_of,
             rules,
             count=lambda result: self.metrics.deliveries.labels(result).inc(),
         )
 
-    def _event(self, taken: TakenDelivery) -> str:
-        """Return the body of a webhook, in the form that the scheme recommends."""
-        data = self.body(job_of(taken.snapshot))
-        happened = instant(taken.created_at)
-        event = {"type": taken.event, "timestamp": happened, "data": data}
-        return json.dumps(event, separators=(",", ":"), allow_nan=False)
+    def _data_of(self, taken: TakenDelivery) -> dict[str, Any]:
+        """Return what a webhook is about, with addresses that can be read from now on."""
+        return self.body(job_of(taken.snapshot))
 
     async def _find_key(self, key_id: str) -> StoredKey | None:
         return await self.run(self.store.find_key, key_id)

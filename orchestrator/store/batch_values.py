@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.store.states import JobState, status_of
@@ -43,6 +44,7 @@ class Batch:
     """A batch as it is stored. `jobs` are in the order in which they were sent."""
 
     id: str
+    client: str
     content_key: str
     size: int
     webhook_url: str | None = field(repr=False)
@@ -86,3 +88,14 @@ class Batch:
         """The mean of the jobs' progress; a job that has ended counts as done."""
         done = sum(1.0 if job.state.is_terminal else job.progress for job in self.jobs)
         return done / len(self.jobs) if self.jobs else 1.0
+
+
+def as_json(batch: Batch) -> dict[str, Any]:
+    """Return a batch as JSON that `batch_of` reads."""
+    return asdict(batch)
+
+
+def batch_of(values: Mapping[str, Any]) -> Batch:
+    """Return a batch that `as_json` has written."""
+    jobs = (BatchedJob(**{**job, "state": JobState(job["state"])}) for job in values["jobs"])
+    return Batch(**{**values, "jobs": tuple(jobs)})

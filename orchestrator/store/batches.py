@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from orchestrator.store.batch_values import Batch, BatchedJob, NewBatch
-from orchestrator.store.changes import Row
 from orchestrator.store.database import Transaction
 from orchestrator.store.states import JobState
 from orchestrator.store.tables import batch_jobs, batches, jobs
 
+Row = sa.RowMapping
 APART_S = 0.001  # between two jobs of a batch, so that they begin in the order of the batch
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 _links = batch_jobs.join(jobs, jobs.c.id == batch_jobs.c.job_id)

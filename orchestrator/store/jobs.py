@@ -68,7 +68,7 @@ def submit(tx: Transaction, new: NewJob, rules: Rules, *, redo: bool = False) ->
         is_new = _join(tx, row, new, rules, redo=redo)
     remember_key(tx, new, job_id)
     if new.webhook_url is not None:
-        subscribe(tx, job_id, new.webhook_url, new.metadata)
+        subscribe(tx, job_id, new.webhook_url, new.metadata, is_new_run=is_new)
     return job_of(_row(tx, job_id)), is_new
 
 
