@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -17,11 +16,10 @@ from pydantic import (
     model_validator,
 )
 
-from orchestrator.net.addresses import parse_location
+from orchestrator.job_api.instants import instant
 from orchestrator.net.shown import with_urls
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
-from orchestrator.store.delivery_values import Delivery
 from orchestrator.store.states import status_of
 from orchestrator.store.values import (
     KEPT_AVATAR,
@@ -192,25 +190,6 @@ def attempt_body(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def delivery_body(delivery: Delivery) -> dict[str, Any]:
-    """Return the log of one webhook. Its address may contain tokens, so only the host is shown."""
-    target = parse_location(delivery.url)  # it was checked when it was stored
-    return {
-        "id": delivery.id,
-        "event": delivery.event,
-        "target": "://".join((target.scheme, target.authority)),
-        "status": delivery.status,
-        "tries": delivery.tries,
-        "created_at": instant(delivery.created_at),
-        "next_try_at": instant(delivery.due_at),
-        "ended_at": instant(delivery.ended_at),
-        "log": [
-            {"at": instant(told.at), "code": told.code, "error": told.error}
-            for told in delivery.log
-        ],
-    }
-
-
 def event_body(event: Event, *, is_operator: bool) -> dict[str, Any]:
     """Return a change of a job. Which worker has it is the operator's affair."""
     facts = dict(event.facts or {})
@@ -241,10 +220,3 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "seen_at": instant(worker.seen_at),
         "left_because": worker.left_because,
     }
-
-
-def instant(seconds: float | None) -> str | None:
-    """Return an instant as ISO 8601 in UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

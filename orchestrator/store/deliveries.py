@@ -30,6 +30,7 @@ from orchestrator.store.values import JsonObject, without_query
 
 MAX_WEBHOOKS = 16  # of one job
 MAX_LOG = 20  # tries that a delivery keeps, the newest
+SHOWN = "shown"  # in a snapshot: the job or batch as clients see it, in place of its columns
 BATCHES_AT_ONCE = 20  # of which a transaction notices the end
 Row = sa.RowMapping
 
@@ -120,6 +121,13 @@ def announce_untold(tx: Transaction) -> int:
     for job_id in untold:
         announce(tx, job_id)
     return len(untold)
+
+
+def bring_over(tx: Transaction, data: JsonObject, happened_at: float, **columns: object) -> None:
+    """Queue an event that an earlier release has kept. `data` is the job or batch as it was shown
+    then; `columns` are those that tell whom it goes to and what it is about.
+    """
+    _queue(tx, snapshot={SHOWN: dict(data)}, created_at=happened_at, **columns)
 
 
 def take(tx: Transaction, lease_s: float) -> TakenDelivery | None:
@@ -220,7 +228,7 @@ def _queue(tx: Transaction, **columns: object) -> None:
         "started_at": tx.now,
         "due_at": tx.now,
     }
-    tx.execute(tx.insert(deliveries).values({**columns, **fresh}).on_conflict_do_nothing())
+    tx.execute(tx.insert(deliveries).values({**fresh, **columns}).on_conflict_do_nothing())
 
 
 def _snapshot(row: Row, metadata: JsonObject | None) -> dict[str, Any]:

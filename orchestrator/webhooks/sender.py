@@ -150,7 +150,12 @@ class DeliveryLoop:
         else:
             result, pause_s = await self._try(taken)
         await self._run(self._store.settle_delivery, taken, result, pause_s)
-        facts = {"event_id": taken.id, "try": taken.tries, "code": result.code, "host": _host(taken)}
+        facts = {
+            "event_id": taken.id,
+            "try": taken.tries,
+            "code": result.code,
+            "host": _host(taken),
+        }
         if result.is_accepted:
             self._count("delivered")
             logger.info("webhook delivered", extra=facts)

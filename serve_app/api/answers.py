@@ -9,12 +9,15 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from orchestrator.net.shown import with_urls
-from orchestrator.store.batch_values import Batch
+from orchestrator.store.batch_values import Batch, batch_of
+from orchestrator.store.deliveries import SHOWN
+from orchestrator.store.delivery_values import TakenDelivery
 from serve_app.contract.codes import hint_of
 from serve_app.contract.errors import error_body
 from serve_app.contract.outcomes import Failure, Outcome, Success
 from serve_app.gate.links import Links
 from serve_app.jobs.job import Job
+from serve_app.jobs.rows import job_of
 from serve_app.telemetry.redact import shown_url
 
 OLDER_NAMES = ("b2_bucket", "b2_file_name")
@@ -106,6 +109,15 @@ def batch_body(batch: Batch, links: Links | None = None) -> dict[str, Any]:
         "created_at": _utc(batch.created_at),
         "ended_at": None if batch.ended_at is None else _utc(batch.ended_at),
     }
+
+
+def event_data(taken: TakenDelivery, links: Links) -> dict[str, Any]:
+    """Return what a webhook is about: a job or a batch, as it was when it ended."""
+    if isinstance(shown := taken.snapshot.get(SHOWN), dict):
+        return shown
+    if taken.is_of_batch:
+        return batch_body(batch_of(taken.snapshot), links)
+    return job_body(job_of(taken.snapshot), links)
 
 
 def generate_answer(job: Job, links: Links, *, stack_traces: bool = False) -> JSONResponse:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.store.errors import (
+    DeliveryNotFound,
     JobConflict,
     JobNotFound,
     QueueFull,
@@ -184,6 +185,11 @@ async def on_crash(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure)
 
 
+async def _on_no_delivery(request: Request, exc: Exception) -> JSONResponse:
+    """Answer for a delivery that a job does not have."""
+    return failure_answer(rejected(404, "delivery_not_found", "The job has no such delivery."))
+
+
 async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
     """Limit what one job has to keep."""
     message = "This job has the largest number of webhooks or idempotency keys. Submit another job."
@@ -208,6 +214,7 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     RequestRejected: _on_rejected,
     JobConflict: _on_conflict,
     JobNotFound: _on_not_found,
+    DeliveryNotFound: _on_no_delivery,
     WrongState: _on_wrong_state,
     QueueFull: _on_full,
     TooManyJoined: _on_too_many_joined,

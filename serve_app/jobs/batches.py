@@ -103,16 +103,6 @@ class BatchStore:
             live = [job.id for job in batch.jobs if leases.cancel(tx, job.id)]
             return batches.get(tx, batch_id) or batch, live
 
-    def at_end(self, limit: int) -> list[Batch]:
-        """Return batches that have ended and whose webhook is due."""
-        with self._file.read() as tx:
-            return batches.at_end(tx, limit)
-
-    def mark_ended(self, batch_id: str) -> None:
-        """Mark the webhook of a batch as queued."""
-        with self._file.write() as tx:
-            batches.mark_ended(tx, batch_id)
-
     @staticmethod
     def _known(tx: Transaction, new: NewBatch) -> Batch | None:
         if new.idempotency_key is None:

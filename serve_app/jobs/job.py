@@ -119,15 +119,6 @@ class Page:
     next_cursor: tuple[float, str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class PendingNotification:
-    """A webhook that is due for a job that has ended. `metadata` belongs to that webhook."""
-
-    job: Job
-    webhook_url: str
-    metadata: dict[str, Any] | None
-
-
 CANCELLED = Failure(
     error_type="processing_error",
     error_message="The job was cancelled before it finished.",
