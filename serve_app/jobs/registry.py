@@ -228,15 +228,17 @@ class JobRegistry:
             cancelled = leases.cancel_unwanted(tx)
             return cancelled + leases.abandon(tx, max_attempts, tuple(active))
 
-    def forget(self, keep: int) -> None:
+    def forget(self, keep: int, undelivered: int = MAX_UNDELIVERED) -> None:
         """Delete the oldest ended jobs beyond `keep` with all that belongs to them, once their
         webhooks have been delivered and their batches have ended; then what is left of batches.
+
+        `undelivered`: so many more are kept because their webhooks wait.
         """
         with self.file.write() as tx:
             too_old = tx.now - DELIVER_WITHIN_S
             tx.execute(statements.FORGET, keep=keep, too_old=too_old)
-            limit = keep + MAX_UNDELIVERED
-            if lost := tx.execute(statements.FORGET_UNDELIVERED, keep=limit).rowcount:
+            too_many = {"keep": keep + undelivered}
+            if lost := tx.execute(statements.FORGET_UNDELIVERED, **too_many).rowcount:
                 logger.error("webhooks are dropped, because too many wait", extra={"jobs": lost})
             batches.forget(tx, too_old)
 
