@@ -13,15 +13,18 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from orchestrator.job_api.batches import batch_body
+from orchestrator.job_api.instants import instant
 from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
 from orchestrator.service.fleet_file import FleetPlan
-from orchestrator.service.job_messages import instant, job_body
+from orchestrator.service.job_messages import job_body
 from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
+from orchestrator.store.batch_values import Batch, BatchedJob
 from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.store.errors import StoreError
 from orchestrator.store.jobs import job_of
@@ -81,6 +84,10 @@ class Services:
         """Return a job as clients see it."""
         return job_body(self.shown(job))
 
+    def batch_body(self, batch: Batch) -> dict[str, Any]:
+        """Return a batch as clients see it."""
+        return batch_body(batch, self._output_url)
+
     def wake_deliveries(self) -> None:
         """Send the webhooks of a job that has just ended at once."""
         if self.deliveries is not None:
@@ -135,6 +142,9 @@ class Services:
             # A job that another process has queued, that a silent worker has lost, or that has
             # waited for long enough to overflow.
             self.bell.nudge(NUDGED)
+
+    def _output_url(self, job: BatchedJob) -> str | None:
+        return job.output_url if self.uploads is None else self.uploads.output_url(job)
 
     def _delivery_loop(self) -> DeliveryLoop | None:
         secret = self.settings.webhook_secret

@@ -132,13 +132,20 @@ def cancel(tx: Transaction, job_id: str, client: str | None) -> Job:
         JobNotFound: there is none for this client.
         WrongState: it has ended.
     """
-    row = _visible(_locked_or_none(tx, job_id), client)
-    state = JobState(row["state"])
+    cancel_locked(tx, _visible(_locked_or_none(tx, job_id), client))
+    return job_of(_row(tx, job_id))
+
+
+def cancel_locked(tx: Transaction, row: Row) -> None:
+    """End a locked job.
+
+    Raises:
+        WrongState: it has ended.
+    """
     change_state(tx, row, Change.CANCEL, error="The job was cancelled.", **FREE)
-    if state is JobState.RUNNING:
+    if row["state"] == JobState.RUNNING:
         end_attempt(tx, row, AttemptEnd.CANCELLED)
     add_event(tx, row, "cancelled")
-    return job_of(_row(tx, job_id))
 
 
 def retry(tx: Transaction, job_id: str, client: str | None) -> Job:

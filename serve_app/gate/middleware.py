@@ -22,9 +22,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.config.environment import read_environment
-from serve_app.gate.access_control import AccessControl
-from serve_app.gate.bodies import (
+from orchestrator.job_api.bodies import (
     BATCH_BODIES,
     BATCHES_PATH,
     WITH_BODY,
@@ -37,6 +35,8 @@ from serve_app.gate.bodies import (
     has_body,
     replay,
 )
+from serve_app.config.environment import read_environment
+from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.store.batch_values import MAX_BATCHES
 from serve_app.api.notifications import notify_forever
 from serve_app.config.settings import QueueSettings
-from serve_app.jobs.batches import MAX_BATCHES
 from serve_app.net.addresses import AddressPolicy
 from serve_app.webhooks.sender import WebhookSender
 from tests.contract.test_webhooks import SECRET, listening

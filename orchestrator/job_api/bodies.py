@@ -1,4 +1,7 @@
-"""Reads request bodies before they reach a route, within a size, a rate and a deadline."""
+"""Reads request bodies before they reach a route, within a size, a rate and a deadline.
+
+A route therefore never waits for a slow sender, and never has more in memory than the limit.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope
 
-from serve_app.gate.asgi import header
-
-# Of the only route whose bodies are larger than others: 500 jobs with signed addresses.
+# The only route whose bodies are larger than others: 500 jobs with signed addresses.
 BATCHES_PATH = "/v1/avatar/batches"
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -102,15 +103,13 @@ class Bodies:
 
 def declared_bytes(scope: Scope) -> int | None:
     """Return `Content-Length`; None if the request does not have it."""
-    value = header(scope["headers"], b"content-length")
+    value = _header(scope, b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 
 def has_body(scope: Scope) -> bool:
     """Whether the headers of a request announce a body."""
-    return bool(declared_bytes(scope)) or (
-        header(scope["headers"], b"transfer-encoding") is not None
-    )
+    return bool(declared_bytes(scope)) or (_header(scope, b"transfer-encoding") is not None)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
@@ -135,3 +134,7 @@ async def drain(receive: Receive, max_bytes: int, seconds: float) -> None:
                     return
     except TimeoutError:
         return
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((bytes(value) for key, value in scope["headers"] if key.lower() == name), None)
