@@ -7,12 +7,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.job_api.bodies import (
     BATCH_BODIES,
     BATCHES_PATH,
+    LINGER_S,
     Bodies,
     BodyLimits,
     BodyTooLarge,
     BodyTooSlow,
     ClientGone,
     replay,
+    send_early,
 )
 from orchestrator.service.errors import Rejected, error_answer
 
@@ -39,15 +41,15 @@ class BodyLimit:
             body = await bodies.read(scope, receive)
         except BodyTooLarge:
             text = f"The body has more than {bodies.max_bytes} bytes."
-            await self._refuse(Rejected(413, "body_too_large", text), scope, receive, send)
+            await _refuse(Rejected(413, "body_too_large", text), receive, send)
         except BodyTooSlow:
             text = "The body did not arrive in time."
-            await self._refuse(Rejected(408, "body_too_slow", text), scope, receive, send)
+            await _refuse(Rejected(408, "body_too_slow", text), receive, send)
         except ClientGone:
             return
         else:
             await self._app(scope, replay(body, receive), send)
 
-    async def _refuse(self, rejected: Rejected, scope: Scope, receive: Receive, send: Send) -> None:
-        rejected.headers["Connection"] = "close"  # what is left of the body is not read
-        await error_answer(rejected)(scope, receive, send)
+
+async def _refuse(rejected: Rejected, receive: Receive, send: Send) -> None:
+    await send_early(error_answer(rejected), receive, send, LINGER_S)

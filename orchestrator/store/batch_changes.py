@@ -1,7 +1,7 @@
 """What clients do with batches: submit them and cancel them, whole.
 
-Jobs of several clients' calls are always locked in the order of their ids, so no two calls wait for
-each other.
+The jobs of a batch are inserted, and others are then locked, in the order of their ids. So no two
+calls wait for each other, whatever jobs their batches have in common.
 """
 
 from __future__ import annotations
@@ -73,8 +73,12 @@ def cancel(tx: Transaction, batch_id: str, client: str | None) -> tuple[Batch, t
 def _enter(tx: Transaction, entered: Sequence[NewJob], rules: Rules) -> list[str]:
     """Queue or join jobs; their ids, in order."""
     unbounded = replace(rules, max_queued=None)  # they are counted once, at the end
+    in_order = sorted(enumerate(entered), key=lambda one: one[1].id)
+    inserted = jobs.submit_new(tx, [new for _, new in in_order], unbounded)
     refused: list[BatchedJobRefused] = []
-    for index, new in sorted(enumerate(entered), key=lambda one: one[1].id):
+    for index, new in in_order:
+        if new.id in inserted:
+            continue
         try:
             jobs.submit(tx, new, unbounded)
             batches.refuse_if_in_many(tx, new.id)

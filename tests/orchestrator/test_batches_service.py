@@ -16,8 +16,9 @@ from lipsync_client import Batch, LipsyncClient, NewJob
 from orchestrator.store import batches as stored
 from orchestrator.store.batch_values import MAX_BATCHES, NewBatch
 from tests.described import Document
-from tests.orchestrator.databases import RULES, Databases, open_bench
+from tests.orchestrator.databases import RULES, Databases, SqliteFiles, open_bench
 from tests.orchestrator.running import ADMIN_KEY, DONE, Running, assert_error, running_service
+from tests.orchestrator.test_deliveries import SECRET
 
 BATCHES, JOBS = "/v1/avatar/batches", "/v1/avatar/jobs"
 FEW = replace(RULES, max_queued=4)
@@ -93,6 +94,7 @@ def test_a_batch_is_followed_from_its_submission_to_its_end(
     )} <= document.checked  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_client_sees_its_own_batches_only(batches: Running) -> None:
     store = batches.bench.store
     key = {"Idempotency-Key": "k"}
@@ -119,6 +121,7 @@ def test_a_client_sees_its_own_batches_only(batches: Running) -> None:
     assert_error(batches.admin.get(f"{BATCHES}/x"), 422, "invalid_request")
 
 
+@pytest.mark.slow
 def test_a_batch_with_one_wrong_job_is_refused_whole_and_names_it(batches: Running) -> None:
     batches.submit("taken")
     other = job("taken", video_url="https://media.example/other.mp4")
@@ -181,6 +184,7 @@ def test_a_batch_is_cancelled_whole_while_some_jobs_run(batches: Running) -> Non
     assert again.status_code == 200 and batches.admin.get(path).json()["status"] == "running"
 
 
+@pytest.mark.slow
 def test_batches_with_the_same_jobs_do_not_lock_each_other_out(batches: Running) -> None:
     """In opposite orders, which deadlocks where jobs are locked in the order of the batch."""
     names = [f"job-{number}" for number in range(4)]
@@ -228,6 +232,34 @@ def test_a_batch_is_kept_as_long_as_its_jobs(batches: Running) -> None:
     assert_error(batches.admin.get(path), 404, "batch_not_found")
 
 
+@pytest.mark.slow
+def test_the_webhooks_of_a_batch_are_checked_before_it_is_queued(
+    sqlite_files: SqliteFiles, tmp_path: Path
+) -> None:
+    here, inside = "http://127.0.0.1:9/hook", "http://10.0.0.1/hook"
+    bench = open_bench(sqlite_files.new(tmp_path), RULES)
+    variables = {"WEBHOOK_SECRET": SECRET, "ORCHESTRATOR_WEBHOOK_HOSTS": "127.0.0.1"}
+    with running_service(bench, **variables) as service:
+        cases: list[tuple[dict[str, Any], str, str]] = [
+            (batch(job(), webhook_url=inside), "webhook_refused", "webhook_url"),
+            (batch(job(), job(webhook_url=inside)), "webhook_refused", "jobs.1.webhook_url"),
+            (
+                batch(*[job(webhook_url=f"{here}/{number}") for number in range(17)]),
+                "invalid_request",
+                "jobs.16.webhook_url",
+            ),
+        ]
+        for sent, code, field in cases:
+            refused = service.admin.post(BATCHES, json=sent)
+            assert_error(refused, 422, code)
+            assert refused.json()["details"]["field"] == field
+        assert service.admin.get(JOBS).json()["jobs"] == []
+        sent = batch(*[job(webhook_url=f"{here}/{number % 16}") for number in range(17)])
+        made = service.admin.post(BATCHES, json=sent | {"webhook_url": here})
+        assert made.status_code == 202
+        assert bench.store.get_batch(made.json()["id"]).webhook_url == here
+
+
 def test_the_python_client_submits_waits_and_cancels(service: Running) -> None:
     media = "https://media.example/v.mp4", "https://media.example/a.wav"
     seen: list[Batch] = []
@@ -244,6 +276,7 @@ def test_the_python_client_submits_waits_and_cancels(service: Running) -> None:
         assert client.wait_batch(other.id, timeout_s=60.0).status == "cancelled"
 
 
+@pytest.mark.slow
 def test_a_batch_may_have_500_jobs_with_signed_addresses(
     databases: Databases, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from orchestrator.store import batches
 from orchestrator.store.batch_values import NewBatch
 from orchestrator.store.states import JobState
+from orchestrator.store.store import NOTICE_WITHIN_S
 from orchestrator.store.tables import jobs
 from tests.orchestrator.databases import Bench, new_job
 
@@ -39,6 +40,22 @@ def test_a_batch_lists_its_jobs_in_order_until_one_is_forgotten(bench: Bench) ->
         tx.execute(jobs.delete().where(jobs.c.id == "b"))
         batches.forget(tx, too_old=0.0)
         assert batches.get(tx, "one") is None
+
+
+def test_the_webhook_of_a_batch_that_took_long_is_due_when_it_ends(bench: Bench) -> None:
+    bench.store.submit(new_job("a"))
+    with bench.database.write() as tx:
+        new = NewBatch("long", *OURS, "https://h.example")
+        batches.submit(tx, new, 1, lambda: ["a"])
+    bench.age(NOTICE_WITHIN_S + 1)
+    bench.store.cancel("a")
+    bench.store.forget()
+    with bench.database.write() as tx:
+        assert [batch.id for batch in batches.at_end(tx, 10)] == ["long"]
+    bench.age(NOTICE_WITHIN_S + 1)
+    bench.store.forget()  # nobody has sent it for a day
+    with bench.database.write() as tx:
+        assert batches.at_end(tx, 10) == []
 
 
 def test_the_end_of_a_batch_without_a_webhook_is_noticed_by_itself(bench: Bench) -> None:
