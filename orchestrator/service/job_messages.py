@@ -12,7 +12,6 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    field_validator,
     model_validator,
 )
 
@@ -46,9 +45,20 @@ def _is_address(url: str) -> str:
     return url
 
 
+def _is_small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_OBJECT_BYTES:
+        raise ValueError(f"at most {MAX_OBJECT_BYTES} bytes are kept, as JSON and in all")
+    return value
+
+
 Address = Annotated[Text, Field(min_length=1, max_length=8192), AfterValidator(_is_address)]
 Size = Annotated[Text, Field(min_length=1, max_length=32)]
 MetadataValue = Annotated[Text, Field(max_length=4096)] | int | FiniteFloat | bool | None
+Metadata = Annotated[
+    dict[Text, MetadataValue],
+    Field(max_length=MAX_METADATA_ENTRIES),
+    AfterValidator(_is_small),
+]
 Architecture = Literal["turing", "ampere", "ada", "hopper", "blackwell"]
 
 
@@ -76,13 +86,13 @@ class JobCreate(BaseModel):
     audio_url: Address = Field(repr=False)
     aspect_ratio: Size | None = None
     resolution: Size | None = None
-    params: JsonObject | None = Field(
+    params: Annotated[JsonObject, AfterValidator(_is_small)] | None = Field(
         None, description="Handed to the worker as they are; docs/api.md lists them."
     )
     musetalk_job_id: Id | None = Field(None, description="Yours, or one is made.")
-    metadata: (
-        Annotated[dict[Text, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] | None
-    ) = Field(None, description="Given back with the job; at most 64 entries and 16 KiB.")
+    metadata: Metadata | None = Field(
+        None, description="Given back with the job; at most 64 entries and 16 KiB."
+    )
     priority: int = Field(5, ge=0, le=9, description="9 goes first.")
     requires: RequiresBody = Field(
         RequiresBody(), description="The cards that it may run on; all of them by default."
@@ -100,13 +110,6 @@ class JobCreate(BaseModel):
         if (self.video_url is None) == (self.avatar_id is None):
             raise ValueError("send either video_url or avatar_id")
         return self
-
-    @field_validator("params", "metadata", mode="after")
-    @classmethod
-    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_OBJECT_BYTES:
-            raise ValueError(f"at most {MAX_OBJECT_BYTES} bytes are kept, as JSON and in all")
-        return value
 
     def new_job(self, job_id: str, client: str, idempotency_key: str | None) -> NewJob:
         """Return it for the store."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from orchestrator.job_api.batches import batch_body
 from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
@@ -21,6 +22,7 @@ from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
+from orchestrator.store.batch_values import Batch, BatchedJob, batch_of
 from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.store.errors import StoreError
 from orchestrator.store.jobs import job_of
@@ -80,6 +82,10 @@ class Services:
         """Return a job as clients see it."""
         return job_body(self.shown(job))
 
+    def batch_body(self, batch: Batch) -> dict[str, Any]:
+        """Return a batch as clients see it."""
+        return batch_body(batch, self._output_url)
+
     def wake_deliveries(self) -> None:
         """Send the webhooks of a job that has just ended at once."""
         if self.deliveries is not None:
@@ -135,6 +141,9 @@ class Services:
             # waited for long enough to overflow.
             self.bell.nudge(NUDGED)
 
+    def _output_url(self, job: BatchedJob) -> str | None:
+        return job.output_url if self.uploads is None else self.uploads.output_url(job)
+
     def _delivery_loop(self) -> DeliveryLoop | None:
         secret = self.settings.webhook_secret
         if secret is None:
@@ -153,6 +162,8 @@ class Services:
 
     def _data_of(self, taken: TakenDelivery) -> dict[str, Any]:
         """Return what a webhook is about, with addresses that can be read from now on."""
+        if taken.is_of_batch:
+            return self.batch_body(batch_of(taken.snapshot))
         return self.body(job_of(taken.snapshot))
 
     async def _find_key(self, key_id: str) -> StoredKey | None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.store.states import JobState, status_of
+from orchestrator.store.values import NewJob
+
+# Of 0 to 9; jobs that are submitted alone have 5. As a batch may have many jobs, they wait while
+# others of the same client come, for half an hour or so.
+BATCH_PRIORITY = 0
+MAX_BATCHES = 64  # of one job
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A batch as a client submits it. `content_key`: a digest of what its jobs ask for."""
+    """A batch as a client submits it. `content_key`: see `content_key_of`."""
 
     id: str
     client: str
@@ -24,12 +32,13 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchedJob:
-    """A job of a batch. `progress`: from 0 to 1."""
+    """A job of a batch. `progress`: from 0 to 1. `published_attempt`: see `Job`."""
 
     id: str
     state: JobState
     progress: float
     output_url: str | None = field(repr=False)
+    published_attempt: int | None
     error: str | None
     ended_at: float | None
 
@@ -99,3 +108,12 @@ def batch_of(values: Mapping[str, Any]) -> Batch:
     """Return a batch that `as_json` has written."""
     jobs = (BatchedJob(**{**job, "state": JobState(job["state"])}) for job in values["jobs"])
     return Batch(**{**values, "jobs": tuple(jobs)})
+
+
+def content_key_of(jobs: Sequence[NewJob], named: Sequence[str | None]) -> str:
+    """Return a digest of what a batch asks for. `named`: the ids that its caller has chosen."""
+    content = [
+        (name, job.content_key, None if job.metadata is None else dict(job.metadata))
+        for name, job in zip(named, jobs, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

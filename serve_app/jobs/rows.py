@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 
+from orchestrator.job_api.described import JobStatus
 from orchestrator.store.states import JobState, status_of
-from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Phase, Progress, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import Job, Origin, PhaseEvent
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.store.batch_values import MAX_BATCHES
 from orchestrator.store.delivery_values import Try
 from serve_app.config.settings import QueueSettings
-from serve_app.jobs.batches import MAX_BATCHES
 from tests.contract.webhook_target import listening
 from tests.described import ingress_document
 from tests.joints.job_door import WEBHOOKS_ON, Door, Graph, body, delivering, serving
