@@ -198,8 +198,9 @@ def test_links_alone_lead_to_a_stream_and_its_video_over_ipv6_and_through_a_prox
     guarded, clip, speech
 ):
     media = {"video_url": clip(frames=60).as_uri(), "audio_url": speech(6.0).as_uri()}
-    job_id = create(guarded, media).json()["id"]
-    path, here = f"/v1/avatar/jobs/{job_id}", f"http://[::1]:{guarded.port}"
+    created = create(guarded, media | {"musetalk_job_id": "show 1/part?2 100%"})
+    path, here = created.headers["location"], f"http://[::1]:{guarded.port}"
+    assert path == "/v1/avatar/jobs/show%201%2Fpart%3F2%20100%25"
     with reverse_proxy(here, "::1", "/video/lipsync", "http") as front:
 
         def shown_at(base):
@@ -210,8 +211,8 @@ def test_links_alone_lead_to_a_stream_and_its_video_over_ipv6_and_through_a_prox
         bare = httpx.get(link.partition("?")[0], trust_env=False)
         assert (bare.status_code, bare.json()["code"]) == (401, "key_missing")
         seen = played(link)  # from the middle of the job to its end
-        guarded.wait_for(job_id, "succeeded")
         assert len(seen) == 150
+        until(lambda: shown_at(here)["status"] == "succeeded", "the job has not ended")
         for base in (front, here):
             job = shown_at(base)
             assert job["stream_url"].startswith(base) and job["output_url"].startswith(base)
