@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from orchestrator.job_api.document import describe
 from orchestrator.pages.routes import add_pages
 from orchestrator.service import (
+    batch_routes,
     errors,
     job_routes,
     operator_routes,
@@ -55,6 +56,7 @@ def create_app(services: Services) -> FastAPI:
     for router in (
         operator_routes.health_router,
         job_routes.router,
+        batch_routes.router,
         worker_routes.router,
         operator_routes.router,
         scaling_routes.router,

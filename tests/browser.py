@@ -39,7 +39,7 @@ def open_chromium() -> Iterator[Browser]:
                 "--no-sandbox",
                 "--disable-dev-shm-usage",
                 "--proxy-server=127.0.0.1:9",
-                "--proxy-bypass-list=127.0.0.1;localhost",
+                "--proxy-bypass-list=127.0.0.1;localhost;[::1]",
                 "--mute-audio",
                 "--use-fake-device-for-media-stream",
                 "--use-fake-ui-for-media-stream",

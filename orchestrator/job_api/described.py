@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Responses = dict[int | str, dict[str, Any]]
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 

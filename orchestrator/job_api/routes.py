@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, params
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
+from orchestrator.job_api.deliveries import Deliveries, Delivery
 from orchestrator.job_api.described import LOCATION, Done, JobModels
 from orchestrator.job_api.event_stream import EventStream, read_event_id
 from orchestrator.job_api.lists import JobQuery, QueryText
@@ -54,6 +55,14 @@ class JobBoard(Protocol[Create, Listed]):
         """End a queued or running job."""
         ...
 
+    async def deliveries(self, job_id: str) -> Body:
+        """Return the log of a job's webhooks."""
+        ...
+
+    async def deliver_again(self, job_id: str, delivery_id: str) -> Body:
+        """Queue the delivery of a webhook again."""
+        ...
+
 
 _EVENTS: dict[str, Any] = {
     "description": "Events, each with the job as its data.",
@@ -88,6 +97,7 @@ def job_router(
     router = APIRouter(prefix=PREFIX, tags=["jobs"], dependencies=list(dependencies))
     _add_collection(router, board_of, create_model, models, query_model)
     _add_events(router, board_of, models)
+    _add_deliveries(router, board_of, models)
     _add_retry(router, board_of, models)
     _add_job(router, board_of, models)
     return router
@@ -153,6 +163,36 @@ def _add_events(router: APIRouter, board_of: BoardOf, models: JobModels) -> None
     ) -> EventStream:
         """Send `progress` events, one for each change among them, then one `end` event."""
         return EventStream(await board.follow(job_id, read_event_id(last_event_id)))
+
+
+def _add_deliveries(router: APIRouter, board_of: BoardOf, models: JobModels) -> None:
+    @router.get(
+        "/{job_id:path}/deliveries",
+        summary="List the webhooks of a job",
+        response_model=Deliveries,
+        responses=models.read(404),
+    )
+    async def list_deliveries(
+        job_id: JobId, board: Annotated[JobBoard[Any, Any], Depends(board_of)]
+    ) -> JSONResponse:
+        """Return every delivery with its status, the newest tries with their answers, and the next
+        one.
+        """
+        return JSONResponse(await board.deliveries(job_id))
+
+    @router.post(
+        "/{job_id:path}/deliveries/{delivery_id}/retry",
+        summary="Send a webhook again",
+        response_model=Delivery,
+        responses=models.sent(404),
+    )
+    async def deliver_again(
+        job_id: JobId,
+        delivery_id: Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS)],
+        board: Annotated[JobBoard[Any, Any], Depends(board_of)],
+    ) -> JSONResponse:
+        """Queue a delivery again, with the same `webhook-id`, whatever became of it."""
+        return JSONResponse(await board.deliver_again(job_id, delivery_id))
 
 
 def _add_retry(router: APIRouter, board_of: BoardOf, models: JobModels) -> None:

@@ -36,6 +36,10 @@ HINTS: Mapping[str, str] = MappingProxyType(
         "job_not_found": "Check the id; old jobs are deleted, so the job may be sent again.",
         "worker_not_found": "Check the id; GET /v1/workers lists all workers.",
         "job_conflict": "Send another musetalk_job_id or Idempotency-Key, or the same content.",
+        "batch_not_found": "Check the id; old batches are deleted with their oldest jobs.",
+        "batch_ended": "Nothing is left to cancel; request the batch to see its jobs.",
+        "batch_conflict": "Send another Idempotency-Key, or the same content.",
+        "too_many_joined": "Submit another job with an id of its own.",
         "delivery_not_found": "GET /v1/avatar/jobs/ID/deliveries lists the deliveries of a job.",
         "webhooks_off": "Leave webhook_url out, or set WEBHOOK_SECRET where the service runs.",
         "webhook_refused": "Send a URL on the public internet. If you operate this service and "
@@ -113,6 +117,19 @@ def of_store(error: store_errors.StoreError) -> Rejected:
             return Rejected(409, "job_not_ended", f"The job is {error.state}.")
         case store_errors.WrongState():
             return Rejected(409, "job_ended", f"The job has ended: it is {error.state}.")
+        case store_errors.BatchedJobRefused(reason=store_errors.StoreError() as reason):
+            return _of_batched(error.index, of_store(reason))
+        case store_errors.BatchNotFound():
+            return Rejected(404, "batch_not_found", "There is no such batch.")
+        case store_errors.BatchConflict():
+            text = "This idempotency key belongs to a batch with different content."
+            return Rejected(409, "batch_conflict", text)
+        case store_errors.BatchEnded():
+            text = "All jobs of this batch have already ended."
+            return Rejected(409, "batch_ended", text, details={"status": error.status})
+        case store_errors.TooManyBatches():
+            text = "The job is in as many batches as one job may be in."
+            return Rejected(409, "too_many_joined", text)
         case store_errors.QueueFull():
             text = "As many jobs wait as may wait."
             return Rejected(429, "queue_full", text, retry_after_s=RETRY_AFTER_S * 6)
@@ -120,6 +137,13 @@ def of_store(error: store_errors.StoreError) -> Rejected:
             logger.error("the store is unavailable", extra={"error": str(error)})
             text = "The database does not answer at present."
             return Rejected(503, "state_unavailable", text, retry_after_s=RETRY_AFTER_S)
+
+
+def _of_batched(index: int, alone: Rejected) -> Rejected:
+    """Return the answer to a batch, given the answer that one of its jobs would have alone."""
+    place = f"jobs.{index}"
+    text = f"{place}: {alone.message}"
+    return Rejected(alone.status, alone.code, text, details={"field": place})
 
 
 def add_handlers(app: FastAPI) -> None:

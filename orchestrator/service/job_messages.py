@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -13,15 +12,13 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
-    field_validator,
     model_validator,
 )
 
-from orchestrator.net.addresses import parse_location
+from orchestrator.job_api.instants import instant
 from orchestrator.net.shown import with_urls
 from orchestrator.routing import Requirements
 from orchestrator.service.texts import Id, JsonObject, Text
-from orchestrator.store.delivery_values import Delivery
 from orchestrator.store.states import status_of
 from orchestrator.store.values import (
     KEPT_AVATAR,
@@ -48,9 +45,20 @@ def _is_address(url: str) -> str:
     return url
 
 
+def _is_small(value: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_OBJECT_BYTES:
+        raise ValueError(f"at most {MAX_OBJECT_BYTES} bytes are kept, as JSON and in all")
+    return value
+
+
 Address = Annotated[Text, Field(min_length=1, max_length=8192), AfterValidator(_is_address)]
 Size = Annotated[Text, Field(min_length=1, max_length=32)]
 MetadataValue = Annotated[Text, Field(max_length=4096)] | int | FiniteFloat | bool | None
+Metadata = Annotated[
+    dict[Text, MetadataValue],
+    Field(max_length=MAX_METADATA_ENTRIES),
+    AfterValidator(_is_small),
+]
 Architecture = Literal["turing", "ampere", "ada", "hopper", "blackwell"]
 
 
@@ -78,13 +86,13 @@ class JobCreate(BaseModel):
     audio_url: Address = Field(repr=False)
     aspect_ratio: Size | None = None
     resolution: Size | None = None
-    params: JsonObject | None = Field(
+    params: Annotated[JsonObject, AfterValidator(_is_small)] | None = Field(
         None, description="Handed to the worker as they are; docs/api.md lists them."
     )
     musetalk_job_id: Id | None = Field(None, description="Yours, or one is made.")
-    metadata: (
-        Annotated[dict[Text, MetadataValue], Field(max_length=MAX_METADATA_ENTRIES)] | None
-    ) = Field(None, description="Given back with the job; at most 64 entries and 16 KiB.")
+    metadata: Metadata | None = Field(
+        None, description="Given back with the job; at most 64 entries and 16 KiB."
+    )
     priority: int = Field(5, ge=0, le=9, description="9 goes first.")
     requires: RequiresBody = Field(
         RequiresBody(), description="The cards that it may run on; all of them by default."
@@ -102,13 +110,6 @@ class JobCreate(BaseModel):
         if (self.video_url is None) == (self.avatar_id is None):
             raise ValueError("send either video_url or avatar_id")
         return self
-
-    @field_validator("params", "metadata", mode="after")
-    @classmethod
-    def _is_small(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if len(json.dumps(value, ensure_ascii=False).encode()) > MAX_OBJECT_BYTES:
-            raise ValueError(f"at most {MAX_OBJECT_BYTES} bytes are kept, as JSON and in all")
-        return value
 
     def new_job(self, job_id: str, client: str, idempotency_key: str | None) -> NewJob:
         """Return it for the store."""
@@ -192,25 +193,6 @@ def attempt_body(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def delivery_body(delivery: Delivery) -> dict[str, Any]:
-    """Return the log of one webhook. Its address may contain tokens, so only the host is shown."""
-    target = parse_location(delivery.url)  # it was checked when it was stored
-    return {
-        "id": delivery.id,
-        "event": delivery.event,
-        "target": "://".join((target.scheme, target.authority)),
-        "status": delivery.status,
-        "tries": delivery.tries,
-        "created_at": instant(delivery.created_at),
-        "next_try_at": instant(delivery.due_at),
-        "ended_at": instant(delivery.ended_at),
-        "log": [
-            {"at": instant(told.at), "code": told.code, "error": told.error}
-            for told in delivery.log
-        ],
-    }
-
-
 def event_body(event: Event, *, is_operator: bool) -> dict[str, Any]:
     """Return a change of a job. Which worker has it is the operator's affair."""
     facts = dict(event.facts or {})
@@ -241,10 +223,3 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "seen_at": instant(worker.seen_at),
         "left_because": worker.left_because,
     }
-
-
-def instant(seconds: float | None) -> str | None:
-    """Return an instant as ISO 8601 in UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

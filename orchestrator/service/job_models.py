@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from orchestrator.job_api.described import AnyProblem, Instant, JobModels, shows
+from orchestrator.job_api.described import AnyProblem, Instant, JobModels, JobStatus, shows
 from orchestrator.store.states import JobState
 
 _QUEUED: JsonDict = {
@@ -94,7 +94,7 @@ class Job(BaseModel):
     model_config = ConfigDict(json_schema_extra=shows(_QUEUED))
 
     id: str
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    status: JobStatus
     state: JobState = Field(description="As `status`, and `dead` after too many failures.")
     output_url: str | None
     metrics: dict[str, Any] | None = Field(description="As the worker reported them.")

@@ -10,17 +10,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import Field
 
+from orchestrator.job_api.deliveries import deliveries_body, delivery_body
 from orchestrator.job_api.lists import JobQuery, QueryText, page_body, read_cursor
 from orchestrator.job_api.routes import PREFIX, job_router
-from orchestrator.service import delivery_routes
 from orchestrator.service.access import ClientCaller
-from orchestrator.service.delivery_routes import check_webhook
 from orchestrator.service.errors import Rejected
 from orchestrator.service.event_stream import MAX_READERS, event_stream
 from orchestrator.service.job_messages import JobCreate, attempt_body
 from orchestrator.service.job_models import JOB_MODELS
 from orchestrator.service.services import ClientDep, Services, ServicesDep
 from orchestrator.service.texts import Id
+from orchestrator.service.webhook_targets import check_webhook
 from orchestrator.store.states import STATUSES
 from orchestrator.store.values import JobFilter
 
@@ -95,6 +95,19 @@ class ClientBoard:
         self.services.news.tell(job_id)
         self.services.wake_deliveries()
 
+    async def deliveries(self, job_id: str) -> dict[str, Any]:
+        """See `JobBoard`."""
+        services = self.services
+        found = await services.run(services.store.deliveries, job_id, self.caller.sees)
+        return deliveries_body(found)
+
+    async def deliver_again(self, job_id: str, delivery_id: str) -> dict[str, Any]:
+        """See `JobBoard`."""
+        act = self.services.store.deliver_again
+        delivery = await self.services.run(act, job_id, delivery_id, self.caller.sees)
+        self.services.wake_deliveries()
+        return delivery_body(delivery)
+
 
 async def _board(services: ServicesDep, caller: ClientDep) -> ClientBoard:
     return ClientBoard(services, caller)
@@ -118,5 +131,4 @@ async def job_attempts(
 
 # First, as a job's route takes any longer path too.
 router.include_router(_attempts)
-router.include_router(delivery_routes.router)
 router.include_router(job_router(_board, JobCreate, JOB_MODELS, WorkersJobQuery))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 
-from orchestrator.service.job_messages import instant
+from orchestrator.job_api.instants import instant
 from orchestrator.service.scaling_loop import SCALING
 from orchestrator.service.services import ServicesDep, require_admin
 

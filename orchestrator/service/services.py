@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,15 +12,17 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
+from orchestrator.job_api.batches import batch_body
 from orchestrator.outputs import OutputBucket
 from orchestrator.service.access import Access, ClientCaller, WorkerCaller
 from orchestrator.service.bell import Bell, News
 from orchestrator.service.fleet_file import FleetPlan
-from orchestrator.service.job_messages import instant, job_body
+from orchestrator.service.job_messages import job_body
 from orchestrator.service.metrics import Metrics
 from orchestrator.service.settings import Settings
 from orchestrator.service.uploads import Uploads
 from orchestrator.store import keys
+from orchestrator.store.batch_values import Batch, BatchedJob, batch_of
 from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.store.errors import StoreError
 from orchestrator.store.jobs import job_of
@@ -30,7 +31,7 @@ from orchestrator.store.threads import Run
 from orchestrator.store.values import Job, StoredKey
 from orchestrator.webhooks.posting import Poster
 from orchestrator.webhooks.rules import DeliveryRules
-from orchestrator.webhooks.sender import DeliveryLoop
+from orchestrator.webhooks.sender import DeliveryLoop, client_key
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,10 @@ class Services:
     def body(self, job: Job) -> dict[str, Any]:
         """Return a job as clients see it."""
         return job_body(self.shown(job))
+
+    def batch_body(self, batch: Batch) -> dict[str, Any]:
+        """Return a batch as clients see it."""
+        return batch_body(batch, self._output_url)
 
     def wake_deliveries(self) -> None:
         """Send the webhooks of a job that has just ended at once."""
@@ -136,6 +141,9 @@ class Services:
             # waited for long enough to overflow.
             self.bell.nudge(NUDGED)
 
+    def _output_url(self, job: BatchedJob) -> str | None:
+        return job.output_url if self.uploads is None else self.uploads.output_url(job)
+
     def _delivery_loop(self) -> DeliveryLoop | None:
         secret = self.settings.webhook_secret
         if secret is None:
@@ -146,18 +154,17 @@ class Services:
             self.store,
             self.run,
             poster,
-            secret.get_secret_value(),
-            self._event,
+            partial(client_key, secret.get_secret_value()),
+            self._data_of,
             rules,
             count=lambda result: self.metrics.deliveries.labels(result).inc(),
         )
 
-    def _event(self, taken: TakenDelivery) -> str:
-        """Return the body of a webhook, in the form that the scheme recommends."""
-        data = self.body(job_of(taken.snapshot))
-        happened = instant(taken.created_at)
-        event = {"type": taken.event, "timestamp": happened, "data": data}
-        return json.dumps(event, separators=(",", ":"), allow_nan=False)
+    def _data_of(self, taken: TakenDelivery) -> dict[str, Any]:
+        """Return what a webhook is about, with addresses that can be read from now on."""
+        if taken.is_of_batch:
+            return self.batch_body(batch_of(taken.snapshot))
+        return self.body(job_of(taken.snapshot))
 
     async def _find_key(self, key_id: str) -> StoredKey | None:
         return await self.run(self.store.find_key, key_id)

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.outputs import OutputBucket
 from orchestrator.outputs.errors import OutputError
+from orchestrator.store.batch_values import BatchedJob
 from orchestrator.store.states import JobState
 from orchestrator.store.store import JobStore
 from orchestrator.store.threads import Run
@@ -48,9 +49,11 @@ class Uploads:
 
     def shown(self, job: Job) -> Job:
         """Return a job with an address at which its output can be read from now on."""
-        if job.published_attempt is None:
-            return job
-        return replace(job, output_url=self._bucket.read_url(job.id))
+        return replace(job, output_url=self.output_url(job))
+
+    def output_url(self, job: Job | BatchedJob) -> str | None:
+        """Return an address at which a job's output can be read from now on; None without one."""
+        return job.output_url if job.published_attempt is None else self._bucket.read_url(job.id)
 
     async def accept(
         self, name: AttemptName, result: Completion, size_bytes: int

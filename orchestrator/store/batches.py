@@ -6,16 +6,17 @@ is kept until one of its jobs is forgotten, and jobs of a batch that has not end
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
-from orchestrator.store.batch_values import Batch, BatchedJob, NewBatch
-from orchestrator.store.changes import Row
+from orchestrator.store.batch_values import MAX_BATCHES, Batch, BatchedJob, NewBatch
 from orchestrator.store.database import Transaction
+from orchestrator.store.errors import BatchConflict, BatchNotFound, TooManyBatches
 from orchestrator.store.states import JobState
 from orchestrator.store.tables import batch_jobs, batches, jobs
 
+Row = sa.RowMapping
 APART_S = 0.001  # between two jobs of a batch, so that they begin in the order of the batch
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 _links = batch_jobs.join(jobs, jobs.c.id == batch_jobs.c.job_id)
@@ -29,7 +30,7 @@ JOBS_OF_BATCH = (
     .order_by(batch_jobs.c.position)
 )
 
-# -- in_order -- Jobs that were queued in one transaction are due at one instant.
+# -- in_order -- Jobs that were queued in one transaction would be due at one instant.
 _position = (
     sa.select(batch_jobs.c.position)
     .where(batch_jobs.c.batch_id == _id, batch_jobs.c.job_id == jobs.c.id)
@@ -42,7 +43,12 @@ IN_ORDER = (
         jobs.c.state == JobState.QUEUED,
         jobs.c.id.in_(sa.select(batch_jobs.c.job_id).where(batch_jobs.c.batch_id == _id)),
     )
-    .values(due_at=jobs.c.due_at + APART_S * _position)
+    .values(
+        {
+            name: jobs.c[name] + APART_S * (_position - sa.bindparam("size"))
+            for name in ("due_at", "queued_at")
+        }
+    )
 )
 
 # -- by_key -- The batch of an idempotency key.
@@ -64,12 +70,14 @@ BATCHES_AT_END = (
     .order_by(batches.c.created_at)
     .limit(sa.bindparam("at_most"))
 )
+_ended_lately = (
+    sa.exists()
+    .select_from(_links)
+    .where(batch_jobs.c.batch_id == batches.c.id, jobs.c.ended_at >= sa.bindparam("too_old"))
+)
 NOTICE_QUIET_ENDS = (
     sa.update(batches)
-    .where(
-        _is_at_end,
-        sa.or_(batches.c.webhook_url.is_(None), batches.c.created_at < sa.bindparam("too_old")),
-    )
+    .where(_is_at_end, sa.or_(batches.c.webhook_url.is_(None), ~_ended_lately))
     .values(noticed_at=sa.bindparam("now"))
 )
 
@@ -91,6 +99,21 @@ IS_IN_OPEN_BATCH = (
     .correlate(jobs)
 )
 
+# -- lock_batches_of_jobs -- Whose end has been noticed, in an order that all locks have.
+LOCK_BATCHES_OF_JOBS = (
+    sa.select(batches.c.id)
+    .where(
+        batches.c.noticed_at.is_not(None),
+        batches.c.id.in_(
+            sa.select(batch_jobs.c.batch_id).where(
+                batch_jobs.c.job_id.in_(sa.bindparam("job_ids", expanding=True))
+            )
+        ),
+    )
+    .order_by(batches.c.id)
+    .with_for_update()
+)
+
 # -- forget_batches -- Those that have lost a job.
 FORGET_BATCHES = sa.delete(batches).where(
     sa.select(sa.func.count())
@@ -101,32 +124,66 @@ FORGET_BATCHES = sa.delete(batches).where(
 )
 
 
-def enter(tx: Transaction, new: NewBatch, job_ids: Sequence[str]) -> None:
-    """Store a batch of jobs that are stored already."""
+def submit(
+    tx: Transaction, new: NewBatch, size: int, enter_jobs: Callable[[], Sequence[str]]
+) -> tuple[Batch, bool]:
+    """Enter a batch, or return the one that has its idempotency key. The second value is True if it
+    was entered.
+
+    Args:
+        size: The number of its jobs.
+        enter_jobs: Enters them in the same transaction, and returns their ids in order. It is only
+            called if the batch is new.
+
+    Raises:
+        BatchConflict: the key belongs to a batch with different content.
+    """
+    # First of all, so that another request with the same key waits here, before it has locked jobs.
+    if not _insert(tx, new, size):
+        return _known(tx, new), False
+    links = [
+        {"batch_id": new.id, "position": position, "job_id": job_id}
+        for position, job_id in enumerate(enter_jobs())
+    ]
+    tx.connection.execute(batch_jobs.insert(), links)
+    tx.execute(IN_ORDER, batch_id=new.id, size=size)
+    return of_client(tx, new.id, None), True
+
+
+def _insert(tx: Transaction, new: NewBatch, size: int) -> bool:
     row = {
         "id": new.id,
         "client": new.client,
         "idempotency_key": new.idempotency_key,
         "content_key": new.content_key,
-        "size": len(job_ids),
+        "size": size,
         "webhook_url": new.webhook_url,
         "metadata": new.metadata,
         "created_at": tx.now,
         "noticed_at": None,
     }
-    tx.execute(batches.insert().values(row))
-    links = [
-        {"batch_id": new.id, "position": position, "job_id": job_id}
-        for position, job_id in enumerate(job_ids)
-    ]
-    tx.execute(batch_jobs.insert().values(links))
-    tx.execute(IN_ORDER, batch_id=new.id)
+    statement = tx.insert(batches).values(row).on_conflict_do_nothing().returning(batches.c.id)
+    return tx.execute(statement).one_or_none() is not None
 
 
-def id_of_key(tx: Transaction, client: str, key: str) -> str | None:
-    """Return the id of the batch that an idempotency key belongs to; None if there is none."""
-    found = tx.execute(BY_KEY, client=client, key=key).scalar()
-    return None if found is None else str(found)
+def _known(tx: Transaction, new: NewBatch) -> Batch:
+    batch_id = tx.execute(BY_KEY, client=new.client, key=new.idempotency_key).scalar_one()
+    batch = of_client(tx, batch_id, new.client)
+    if batch.content_key != new.content_key:
+        raise BatchConflict("the idempotency key belongs to a batch with different content")
+    return batch
+
+
+def of_client(tx: Transaction, batch_id: str, client: str | None) -> Batch:
+    """Return a batch; `client` None may see those of all.
+
+    Raises:
+        BatchNotFound: there is none for this client.
+    """
+    batch = get(tx, batch_id)
+    if batch is None or client not in (None, batch.client):
+        raise BatchNotFound("there is no such batch")
+    return batch
 
 
 def get(tx: Transaction, batch_id: str) -> Batch | None:
@@ -148,18 +205,34 @@ def mark_ended(tx: Transaction, batch_id: str) -> None:
     tx.execute(statement, batch_id=batch_id)
 
 
-def count_batches(tx: Transaction, job_id: str) -> int:
-    """Return how many batches a job belongs to."""
+def refuse_if_in_many(tx: Transaction, job_id: str) -> None:
+    """Bound the batches that a job belongs to.
+
+    Raises:
+        TooManyBatches: it can be in no further one.
+    """
     statement = sa.select(sa.func.count()).where(batch_jobs.c.job_id == sa.bindparam("job_id"))
-    return tx.execute(statement, job_id=job_id).scalar() or 0
+    if (tx.execute(statement, job_id=job_id).scalar() or 0) >= MAX_BATCHES:
+        raise TooManyBatches(f"the job is in {MAX_BATCHES} batches")
+
+
+def notice_quiet_ends(tx: Transaction, too_old: float) -> None:
+    """Notice the ends of batches without a webhook, and those from before `too_old` of any batch,
+    as its webhook cannot be queued.
+    """
+    tx.execute(NOTICE_QUIET_ENDS, now=tx.now, too_old=too_old)
 
 
 def forget(tx: Transaction, too_old: float) -> None:
-    """Delete the batches that have lost a job. The end of a batch without a webhook is noticed
-    here, and that of any batch from before `too_old`, whose webhook cannot be queued.
-    """
-    tx.execute(NOTICE_QUIET_ENDS, now=tx.now, too_old=too_old)
+    """Delete the batches that have lost a job, after `notice_quiet_ends`."""
+    notice_quiet_ends(tx, too_old)
     tx.execute(FORGET_BATCHES)
+
+
+def forget_with(tx: Transaction, job_ids: Sequence[str]) -> None:
+    """Delete the batches of locked jobs that are about to be deleted; open batches stay."""
+    found = tx.execute(LOCK_BATCHES_OF_JOBS, job_ids=list(job_ids)).scalars().all()
+    tx.execute(sa.delete(batches).where(batches.c.id.in_(found)))
 
 
 def count_waiting(tx: Transaction) -> int:

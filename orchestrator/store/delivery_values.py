@@ -26,10 +26,13 @@ class TakenDelivery:
     """A delivery under a lease.
 
     `tries` are those since it was queued, `taken` all of them, both with this one. `age_s` is the
-    time since it was queued. `snapshot` is the row of the job as it was when the job ended.
+    time since it was queued. `snapshot` is the job as it was when it ended, with the columns of its
+    rows; if `is_of_batch`, it is that of a batch, as `batch_values.as_json` writes it. An event of
+    an earlier release of a worker has what it sends instead, as `shown`.
     """
 
     id: str
+    is_of_batch: bool
     client: str
     url: str = field(repr=False)
     event: str

@@ -9,6 +9,11 @@ StoreError
 ├── QueueFull          too many jobs wait
 ├── DeliveryNotFound   the job has no such delivery
 ├── TooManyWebhooks    the job has as many webhooks as one job may have
+├── BatchNotFound      there is no such batch, or it is another client's
+├── BatchConflict      the idempotency key belongs to a batch with other content
+├── BatchEnded         all jobs of the batch have ended
+├── BatchedJobRefused  a job of a batch cannot be entered, and so the batch is not
+├── TooManyBatches     the job is in as many batches as one job may be in
 ├── WorkerDrained      the worker may claim nothing more
 ├── UnknownKey         there is no such key
 └── SchemaTooNew       the database is of a newer release
@@ -59,6 +64,36 @@ class DeliveryNotFound(StoreError):
 
 class TooManyWebhooks(StoreError):
     """The job has as many webhooks as one job may have. Submit another job."""
+
+
+class BatchNotFound(StoreError):
+    """There is no batch with this id for this caller."""
+
+
+class BatchConflict(StoreError):
+    """The idempotency key belongs to a batch with different content."""
+
+
+class BatchEnded(StoreError):
+    """All jobs of the batch have ended. `status` is how."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class BatchedJobRefused(StoreError):
+    """A job of a batch cannot be entered, and so the whole batch is not. `index` is the job's, and
+    `reason` is what would be raised for the job alone.
+    """
+
+    def __init__(self, index: int, reason: Exception) -> None:
+        super().__init__(f"{index}: {reason}")
+        self.index, self.reason = index, reason
+
+
+class TooManyBatches(StoreError):
+    """The job is in as many batches as one job may be in. Submit another job."""
 
 
 class WorkerDrained(StoreError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from orchestrator.store.changes import FREE, Row, add_event, change_state, end_a
 from orchestrator.store.database import Transaction
 from orchestrator.store.deliveries import subscribe
 from orchestrator.store.errors import JobConflict, JobNotFound, QueueFull
+from orchestrator.store.learning import usual_s
 from orchestrator.store.queue import order_columns, requirements_of
 from orchestrator.store.statements import begins_with
 from orchestrator.store.states import AttemptEnd, Change, JobState, after
@@ -68,8 +69,28 @@ def submit(tx: Transaction, new: NewJob, rules: Rules, *, redo: bool = False) ->
         is_new = _join(tx, row, new, rules, redo=redo)
     remember_key(tx, new, job_id)
     if new.webhook_url is not None:
-        subscribe(tx, job_id, new.webhook_url, new.metadata)
+        subscribe(tx, job_id, new.webhook_url, new.metadata, is_new_run=is_new)
     return job_of(_row(tx, job_id)), is_new
+
+
+def submit_new(tx: Transaction, entered: Sequence[NewJob], rules: Rules) -> frozenset[str]:
+    """Queue those of many jobs of one client whose ids nobody has, in few exchanges with the
+    database. Return their ids. They have no idempotency keys, and their number is not bounded here.
+
+    Raises:
+        TooManyWebhooks: see `submit`.
+    """
+    expected_s = usual_s(tx, entered[0].client)
+    rows = [_fresh_row(tx, new.id, new, rules, expected_s) for new in entered]
+    insert = tx.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
+    inserted = frozenset(tx.connection.execute(insert, rows).scalars())
+    first = {"number": 1, "kind": "submitted", "happened_at": tx.now, "attempt": 0, "facts": None}
+    if inserted:
+        tx.connection.execute(events.insert(), [{"job_id": one, **first} for one in inserted])
+    for new in entered:
+        if new.id in inserted and new.webhook_url is not None:
+            subscribe(tx, new.id, new.webhook_url, new.metadata)
+    return inserted
 
 
 def get(tx: Transaction, job_id: str, client: str | None) -> Job:
@@ -132,13 +153,20 @@ def cancel(tx: Transaction, job_id: str, client: str | None) -> Job:
         JobNotFound: there is none for this client.
         WrongState: it has ended.
     """
-    row = _visible(_locked_or_none(tx, job_id), client)
-    state = JobState(row["state"])
+    cancel_locked(tx, _visible(_locked_or_none(tx, job_id), client))
+    return job_of(_row(tx, job_id))
+
+
+def cancel_locked(tx: Transaction, row: Row) -> None:
+    """End a locked job.
+
+    Raises:
+        WrongState: it has ended.
+    """
     change_state(tx, row, Change.CANCEL, error="The job was cancelled.", **FREE)
-    if state is JobState.RUNNING:
+    if row["state"] == JobState.RUNNING:
         end_attempt(tx, row, AttemptEnd.CANCELLED)
     add_event(tx, row, "cancelled")
-    return job_of(_row(tx, job_id))
 
 
 def retry(tx: Transaction, job_id: str, client: str | None) -> Job:
@@ -252,7 +280,9 @@ def _refuse_if_full(tx: Transaction, rules: Rules) -> None:
         raise QueueFull(f"{rules.max_queued} jobs wait")
 
 
-def _content(tx: Transaction, new: NewJob, rules: Rules) -> dict[str, Any]:
+def _content(
+    tx: Transaction, new: NewJob, rules: Rules, expected_s: float | None = None
+) -> dict[str, Any]:
     return {
         "video_url": new.video_url,
         "audio_url": new.audio_url,
@@ -263,14 +293,16 @@ def _content(tx: Transaction, new: NewJob, rules: Rules) -> dict[str, Any]:
         "metadata": None if new.metadata is None else dict(new.metadata),
         "priority": new.priority,
         "deadline": new.deadline,
-        **order_columns(tx, new, rules.routing),
+        **order_columns(tx, new, rules.routing, expected_s),
         "queued_at": tx.now,
         "updated_at": tx.now,
     }
 
 
-def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
-    values = {
+def _fresh_row(
+    tx: Transaction, job_id: str, new: NewJob, rules: Rules, expected_s: float | None = None
+) -> dict[str, Any]:
+    return {
         "id": job_id,
         "client": new.client,
         "state": JobState.QUEUED,
@@ -278,8 +310,12 @@ def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
         "attempt": 0,
         "created_at": tx.now,
         **FRESH,
-        **_content(tx, new, rules),
+        **_content(tx, new, rules, expected_s),
     }
+
+
+def _insert(tx: Transaction, job_id: str, new: NewJob, rules: Rules) -> bool:
+    values = _fresh_row(tx, job_id, new, rules)
     statement = tx.insert(jobs).on_conflict_do_nothing().returning(jobs.c.id)
     return tx.execute(statement, **values).one_or_none() is not None
 

@@ -203,9 +203,14 @@ def charge_client(tx: Transaction, job: QueuedJob, known: Accounts) -> None:
     tx.execute(ADVANCE_CLOCK, to=after.clock)
 
 
-def order_columns(tx: Transaction, new: NewJob, rules: RoutingRules) -> dict[str, object]:
-    """Return the columns of a new run that queries order and filter by."""
-    requires, expected_s = new.requires, usual_s(tx, new.client)
+def order_columns(
+    tx: Transaction, new: NewJob, rules: RoutingRules, expected_s: float | None = None
+) -> dict[str, object]:
+    """Return the columns of a new run that queries order and filter by. `expected_s`: how long jobs
+    of its client usually take; it is read if it is None.
+    """
+    requires = new.requires
+    expected_s = usual_s(tx, new.client) if expected_s is None else expected_s
     job = QueuedJob(new.id, new.client, tx.now, new.priority, new.deadline, expected_s, requires)
     return {
         "min_vram_gb": requires.min_vram_gb,

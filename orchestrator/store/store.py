@@ -11,7 +11,7 @@ does not answer in time; nothing has changed then, unless the answer to the comm
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +19,11 @@ import sqlalchemy as sa
 
 from orchestrator.scaling.values import Decision
 from orchestrator.store import (
+    batch_changes,
+    batches,
     deliveries,
     fleet_facts,
+    forgetting,
     jobs,
     keys,
     learning,
@@ -31,6 +34,7 @@ from orchestrator.store import (
     workers,
 )
 from orchestrator.store import tables as t
+from orchestrator.store.batch_values import Batch, NewBatch
 from orchestrator.store.database import Database
 from orchestrator.store.delivery_values import Delivery, TakenDelivery, Try
 from orchestrator.store.leases import FailureKind
@@ -60,8 +64,8 @@ from orchestrator.store.values import (
     WorkerFacts,
 )
 
-FORGET_BATCH = 500
 MAX_WORKERS = 10_000  # that scaling sees
+NOTICE_WITHIN_S = 24 * 3600.0  # after which the webhook of a batch's end is given up
 
 
 class JobStore:
@@ -132,6 +136,23 @@ class JobStore:
         """
         with self._database.read() as tx:
             return jobs.get(tx, job_id, client), jobs.events_after(tx, job_id, number)
+
+    def submit_batch(self, new: NewBatch, entered: Sequence[NewJob]) -> tuple[Batch, bool]:
+        """See `batch_changes.submit`."""
+        with self._database.write() as tx:
+            return batch_changes.submit(tx, new, entered, self.rules)
+
+    def get_batch(self, batch_id: str, client: str | None = None) -> Batch:
+        """See `batches.of_client`."""
+        with self._database.read() as tx:
+            return batches.of_client(tx, batch_id, client)
+
+    def cancel_batch(
+        self, batch_id: str, client: str | None = None
+    ) -> tuple[Batch, tuple[str, ...]]:
+        """See `batch_changes.cancel`."""
+        with self._database.write() as tx:
+            return batch_changes.cancel(tx, batch_id, client)
 
     # Webhooks --------------------------------------------------------------------------------
 
@@ -309,21 +330,12 @@ class JobStore:
     def forget(self) -> int:
         """Delete what has been kept for long enough. Return how many jobs that were."""
         with self._database.write() as tx:
-            is_old = t.jobs.c.ended_at < tx.now - self.rules.keep_ended_s
-            if self.rules.upload_s is not None:
-                # Its attempts are needed until what they have uploaded is removed.
-                has_uploads = sa.exists().where(
-                    t.attempts.c.job_id == t.jobs.c.id, t.attempts.c.uploads_until.is_not(None)
-                )
-                is_old = sa.and_(is_old, ~has_uploads)
-            old = sa.select(t.jobs.c.id).where(is_old).limit(FORGET_BATCH)
-            count = tx.execute(t.jobs.delete().where(t.jobs.c.id.in_(old))).rowcount
-            silent = t.workers.c.seen_at < tx.now - self.rules.keep_workers_s
-            tx.execute(t.workers.delete().where(silent))
-            unused = t.learnt.c.learnt_at < tx.now - self.rules.keep_ended_s
-            tx.execute(t.learnt.delete().where(unused))
-            loops.forget_decisions(tx, self.rules.keep_decisions_s)
-            return count
+            batches.notice_quiet_ends(tx, tx.now - NOTICE_WITHIN_S)
+        with self._database.write() as tx:
+            count = forgetting.forget_jobs(tx, self.rules)
+        with self._database.write() as tx:
+            forgetting.forget_others(tx, self.rules)
+        return count
 
     def old_uploads(self, at_most: int = 20) -> tuple[tuple[str, int], ...]:
         """Return jobs and numbers of attempts that can upload no more, the oldest first."""

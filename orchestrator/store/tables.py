@@ -121,16 +121,18 @@ webhooks = sa.Table(
     sa.Column("metadata", Json),
 )
 
-# One row for each webhook and each end of its job. It is the queue of deliveries and their log.
+# One row for each webhook and each end of its job or batch. It is the queue of deliveries and their
+# log.
 deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),  # the same however often it is sent
-    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE")),
+    sa.Column("batch_id", sa.Text, sa.ForeignKey("batches.id", ondelete="CASCADE")),
     sa.Column("client", sa.Text, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
-    sa.Column("snapshot", Json, nullable=False),  # the job as it was when it ended
+    sa.Column("snapshot", Json, nullable=False),  # the job or batch as it was when it ended
     sa.Column("status", sa.Text, nullable=False),  # pending, delivered or failed
     sa.Column("tries", sa.Integer, nullable=False),  # since it was queued, or queued again
     sa.Column("taken", sa.Integer, nullable=False),  # all tries; fences a late result
@@ -142,6 +144,7 @@ deliveries = sa.Table(
     sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
     sa.Index("ix_deliveries_due", "due_at"),
     sa.Index("ix_deliveries_job", "job_id"),
+    sa.Index("ix_deliveries_batch", "batch_id"),
 )
 
 idempotency_keys = sa.Table(
@@ -197,16 +200,6 @@ ingress_jobs = sa.Table(
     sa.Column("queue_job_id", sa.Text),  # the id of the job in the queue of a provider
     sa.Column("warnings", Json, nullable=False),  # of its submissions
     sa.Column("run_warnings", Json, nullable=False),  # of the run that succeeded
-)
-
-# Webhooks of jobs at an ingress, each with the metadata that was sent with it.
-subscribers = sa.Table(
-    "subscribers",
-    metadata,
-    sa.Column("job_id", sa.Text, sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
-    sa.Column("webhook_url", sa.Text, primary_key=True),
-    sa.Column("metadata", Json),
-    sa.Column("is_notified", sa.Boolean, nullable=False),
 )
 
 # Jobs that were submitted together.

@@ -39,7 +39,6 @@ class DeliveryRules:
     timeout_s: float = 15.0
     max_retry_after_s: float = 3600.0
     concurrent: int = 8
-    capacity: int = 10_000
 
     @property
     def lease_s(self) -> float:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 import logging
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from orchestrator.net.addresses import AddressRefused, parse_location
 from orchestrator.store.delivery_values import TakenDelivery, Try
 from orchestrator.store.errors import StoreError
-from orchestrator.store.store import JobStore
 from orchestrator.store.threads import Run
 from orchestrator.webhooks.posting import SECRET_PREFIX, Poster, signing_key
 from orchestrator.webhooks.rules import DeliveryFailed, DeliveryRules
@@ -27,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 5.0  # another process may have queued a delivery
 FAILED_PAUSE_S = 5.0
+
+
+def client_key(secret: str, client: str) -> bytes:
+    """Return the key that signs the webhooks of a client; see `client_secret`."""
+    return signing_key(client_secret(secret, client))
 
 
 def client_secret(secret: str, client: str) -> str:
@@ -39,27 +46,44 @@ def client_secret(secret: str, client: str) -> str:
     return SECRET_PREFIX + b64encode(key).decode()
 
 
+class DeliveryStore(Protocol):
+    """Where deliveries are queued; its methods block. See `orchestrator.store.deliveries`."""
+
+    def take_delivery(self, lease_s: float) -> TakenDelivery | None:
+        """Lease the delivery that has been due longest; None if none is due."""
+        ...
+
+    def settle_delivery(self, taken: TakenDelivery, result: Try, pause_s: float | None) -> bool:
+        """Store the result of a try. Return False if it does not count."""
+        ...
+
+    def seconds_to_next_delivery(self) -> float | None:
+        """Return how soon the next delivery is due; None if there is none."""
+        ...
+
+
 class DeliveryLoop:
     """Delivers for one service.
 
     Args:
         run: calls the store in a thread.
-        render: returns the body of an event, the same for each try.
+        key_of: returns the key that signs what is sent for a client.
+        data_of: returns the job or batch of an event, as its callers see it.
         count: is called with what became of each try: delivered, waiting, given_up.
     """
 
     def __init__(
         self,
-        store: JobStore,
+        store: DeliveryStore,
         run: Run,
         poster: Poster,
-        secret: str,
-        render: Callable[[TakenDelivery], str],
+        key_of: Callable[[str], bytes],
+        data_of: Callable[[TakenDelivery], Mapping[str, Any]],
         rules: DeliveryRules | None = None,
         count: Callable[[str], None] = lambda result: None,
     ) -> None:
         self._store, self._run, self._poster = store, run, poster
-        self._secret, self._render = secret, render
+        self._key_of, self._data_of = key_of, data_of
         self._rules = rules or DeliveryRules()
         self._count = count
         self._woken = asyncio.Event()
@@ -126,7 +150,12 @@ class DeliveryLoop:
         else:
             result, pause_s = await self._try(taken)
         await self._run(self._store.settle_delivery, taken, result, pause_s)
-        facts = {"event_id": taken.id, "try": taken.tries, "code": result.code}
+        facts = {
+            "event_id": taken.id,
+            "try": taken.tries,
+            "code": result.code,
+            "host": _host(taken),
+        }
         if result.is_accepted:
             self._count("delivered")
             logger.info("webhook delivered", extra=facts)
@@ -138,8 +167,8 @@ class DeliveryLoop:
     async def _try(self, taken: TakenDelivery) -> tuple[Try, float | None]:
         """Return the result of one try, and the pause after it; None: there is no next one."""
         try:
-            key = signing_key(client_secret(self._secret, taken.client))
-            body, location = self._render(taken), parse_location(taken.url)
+            key, location = self._key_of(taken.client), parse_location(taken.url)
+            body = event_text(taken, self._data_of(taken))
             return Try(await self._poster.post(taken.id, location, body, key)), None
         except AddressRefused as refused:
             return Try(None, refused.reason), None
@@ -150,3 +179,20 @@ class DeliveryLoop:
             failure = DeliveryFailed(f"failed unexpectedly ({type(error).__name__})")
         pause_s = self._rules.pause_s(failure, taken.tries, taken.age_s)
         return Try(failure.status, failure.reason), pause_s
+
+
+def event_text(taken: TakenDelivery, data: Mapping[str, Any]) -> str:
+    """Return the payload that is signed, in the form that the scheme recommends."""
+    happened = datetime.fromtimestamp(taken.created_at, UTC).isoformat(timespec="milliseconds")
+    payload = {
+        "type": taken.event,
+        "timestamp": happened.replace("+00:00", "Z"),
+        "data": dict(data),
+    }
+    return json.dumps(payload, separators=(",", ":"), allow_nan=False)
+
+
+def _host(taken: TakenDelivery) -> str | None:
+    with suppress(AddressRefused):
+        return parse_location(taken.url).host
+    return None

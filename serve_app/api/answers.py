@@ -3,18 +3,22 @@
 Every error of every route has the shape of `error_body`, whatever rejects the request.
 """
 
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from orchestrator.job_api.batches import batch_body as shared_batch_body
+from orchestrator.job_api.instants import instant
 from orchestrator.net.shown import with_urls
-from orchestrator.store.batch_values import Batch
+from orchestrator.store.batch_values import Batch, BatchedJob, batch_of
+from orchestrator.store.deliveries import SHOWN
+from orchestrator.store.delivery_values import TakenDelivery
 from serve_app.contract.codes import hint_of
 from serve_app.contract.errors import error_body
 from serve_app.contract.outcomes import Failure, Outcome, Success
 from serve_app.gate.links import Links
 from serve_app.jobs.job import Job
+from serve_app.jobs.rows import job_of
 from serve_app.telemetry.redact import shown_url
 
 OLDER_NAMES = ("b2_bucket", "b2_file_name")
@@ -79,33 +83,27 @@ def job_body(job: Job, links: Links | None = None) -> dict[str, Any]:
         },
         "attempt": job.attempt,
         "metadata": job.metadata,
-        "created_at": _utc(job.created),
-        "updated_at": _utc(job.updated),
+        "created_at": instant(job.created),
+        "updated_at": instant(job.updated),
     }
 
 
 def batch_body(batch: Batch, links: Links | None = None) -> dict[str, Any]:
     """Return a batch, and its jobs in short."""
-    return {
-        "id": batch.id,
-        "status": batch.status,
-        "counts": batch.counts,
-        "progress": round(batch.progress, 4),
-        "jobs": [
-            {
-                "id": job.id,
-                "status": job.status,
-                "output_url": links.link(job.output_url)
-                if links and job.output_url
-                else job.output_url,
-                "error": job.error,
-            }
-            for job in batch.jobs
-        ],
-        "metadata": batch.metadata,
-        "created_at": _utc(batch.created_at),
-        "ended_at": None if batch.ended_at is None else _utc(batch.ended_at),
-    }
+
+    def output_url(job: BatchedJob) -> str | None:
+        return links.link(job.output_url) if links and job.output_url else job.output_url
+
+    return shared_batch_body(batch, output_url)
+
+
+def event_data(taken: TakenDelivery, links: Links) -> dict[str, Any]:
+    """Return what a webhook is about: a job or a batch, as it was when it ended."""
+    if isinstance(shown := taken.snapshot.get(SHOWN), dict):
+        return shown
+    if taken.is_of_batch:
+        return batch_body(batch_of(taken.snapshot), links)
+    return job_body(job_of(taken.snapshot), links)
 
 
 def generate_answer(job: Job, links: Links, *, stack_traces: bool = False) -> JSONResponse:
@@ -139,7 +137,3 @@ def _stream_url(job: Job, links: Links | None) -> str | None:
     if links is None or job.status == "queued":
         return None
     return links.stream(job.id, job.number)
-
-
-def _utc(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -9,6 +9,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from orchestrator.net.addresses import AddressPolicy
+from orchestrator.webhooks.posting import Poster, signing_key
+from orchestrator.webhooks.rules import DeliveryRules
+from orchestrator.webhooks.sender import DeliveryLoop
+from serve_app.api.answers import event_data
 from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Services
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
@@ -18,7 +23,7 @@ from serve_app.fleet.polling import Polling, polling_rules
 from serve_app.fleet.pushed_reports import PushedReports, report_rules
 from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules
-from serve_app.gate.links import LinkMaker, no_stream
+from serve_app.gate.links import LinkMaker, Links, no_stream
 from serve_app.graph.builders import (
     build_scratch,
     build_shared_retention,
@@ -49,12 +54,10 @@ from serve_app.jobs.batches import BatchService
 from serve_app.jobs.job import Job
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
-from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
 from serve_app.outputs.store import OutputStore
 from serve_app.streams.streams import Streams
 from serve_app.uploads.owners import Owners
-from serve_app.webhooks.sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +159,7 @@ def assemble(
         owners=Owners(links.signer.secret),
         avatars=build_shelf(args, env),
         uploads=build_uploads(args, env),
-        webhooks=_webhooks(args, env, folders),
+        webhooks=_webhooks(args, env, jobs, links.for_notifications()),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),
         streams=streams,
@@ -185,12 +188,24 @@ def _output_check(store: OutputStore) -> Callable[[Job], Awaitable[bool]]:
     return has_output
 
 
-def _webhooks(args: AppArgs, env: Environment, folders: Folders) -> WebhookSender | None:
+def _webhooks(
+    args: AppArgs, env: Environment, jobs: JobService, links: Links
+) -> DeliveryLoop | None:
+    """Return what delivers the webhooks of an ingress; None if there is no secret to sign with."""
     if env.webhook_secret is None:
         return None
     policy = AddressPolicy(frozenset([*args.inputs.allowed_hosts, *env.allowed_hosts]))
-    secret = env.webhook_secret.get_secret_value()
-    return WebhookSender(folders.state / "webhooks.sqlite3", secret, policy=policy)
+    rules, key = DeliveryRules(), signing_key(env.webhook_secret.get_secret_value())
+    loop = DeliveryLoop(
+        jobs.registry,
+        jobs.threads.write,
+        Poster(policy, rules.timeout_s),
+        lambda client: key,
+        lambda taken: event_data(taken, links),
+        rules,
+    )
+    jobs.on_end = loop.wake
+    return loop
 
 
 def _polling(

@@ -1,6 +1,7 @@
 """Errors of the API in their one shape, whatever raises them."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -10,6 +11,11 @@ from starlette.exceptions import HTTPException
 
 from musetalk_pipeline.errors import PipelineError
 from orchestrator.store.errors import (
+    BatchConflict,
+    BatchedJobRefused,
+    BatchEnded,
+    BatchNotFound,
+    DeliveryNotFound,
     JobConflict,
     JobNotFound,
     QueueFull,
@@ -184,10 +190,51 @@ async def on_crash(request: Request, exc: Exception) -> JSONResponse:
     return failure_answer(failure)
 
 
+async def _on_no_delivery(request: Request, exc: Exception) -> JSONResponse:
+    """Answer for a delivery that a job does not have."""
+    return failure_answer(rejected(404, "delivery_not_found", "The job has no such delivery."))
+
+
 async def _on_too_many_joined(request: Request, exc: Exception) -> JSONResponse:
     """Limit what one job has to keep."""
     message = "This job has the largest number of webhooks or idempotency keys. Submit another job."
     return failure_answer(rejected(409, "too_many_joined", message))
+
+
+async def _on_no_batch(request: Request, exc: Exception) -> JSONResponse:
+    """Reject an id that no batch has."""
+    return failure_answer(rejected(404, "batch_not_found", "There is no such batch."))
+
+
+async def _on_batch_conflict(request: Request, exc: Exception) -> JSONResponse:
+    """Reject an idempotency key that another batch has."""
+    text = "This Idempotency-Key belongs to a batch with different content. Use another."
+    return failure_answer(rejected(409, "batch_conflict", text))
+
+
+async def _on_batch_ended(request: Request, exc: Exception) -> JSONResponse:
+    """Reject the end of what has ended."""
+    assert isinstance(exc, BatchEnded)
+    text = "All jobs of this batch have already ended."
+    return failure_answer(rejected(409, "batch_ended", text, status=exc.status))
+
+
+async def _on_batched_job(request: Request, exc: Exception) -> JSONResponse:
+    """Name the job that its batch cannot be entered with."""
+    assert isinstance(exc, BatchedJobRefused)
+    failure = rejected(
+        409, "job_conflict", "This id belongs to a job with different content. Use another."
+    )
+    if not isinstance(exc.reason, JobConflict):
+        text = "This job is in the largest number of batches, or has as many webhooks as it may."
+        failure = rejected(409, "too_many_joined", text)
+    return failure_answer(named(failure, f"jobs.{exc.index}"))
+
+
+def named(failure: Failure, place: str) -> Failure:
+    """Return a failure that names the job of a batch that it is about."""
+    text = f"{place}: {failure.error_message}"
+    return replace(failure, error_message=text, details={**failure.details, "field": place})
 
 
 async def _on_stopping(request: Request, exc: Exception) -> JSONResponse:
@@ -208,9 +255,14 @@ ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[J
     RequestRejected: _on_rejected,
     JobConflict: _on_conflict,
     JobNotFound: _on_not_found,
+    DeliveryNotFound: _on_no_delivery,
     WrongState: _on_wrong_state,
     QueueFull: _on_full,
     TooManyJoined: _on_too_many_joined,
+    BatchNotFound: _on_no_batch,
+    BatchConflict: _on_batch_conflict,
+    BatchEnded: _on_batch_ended,
+    BatchedJobRefused: _on_batched_job,
     WorkerStopping: _on_stopping,
     StoreUnavailable: _on_state_unavailable,
     PipelineError: _on_pipeline_error,

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serve_app.api.notifications import notify_forever
 from serve_app.api.services import Services
 from serve_app.graph.departure import Departure
 from serve_app.graph.unused_results import free_unused_results
@@ -73,12 +72,7 @@ class JobRunner:
             "unused results", lambda: free_unused_results(lambda: services.jobs.active_jobs > 0)
         )
         if (webhooks := services.webhooks) is not None:
-            jobs, links = services.jobs, services.links.for_notifications()
             self._keep_running("webhooks", webhooks.deliver_forever)
-            self._keep_running(
-                "notifications",
-                lambda: notify_forever(jobs.registry, jobs.threads, webhooks, links),
-            )
         if services.polling is not None:
             self._keep_running("polling", services.polling.start)
         if (scaling := services.scaling) is not None:

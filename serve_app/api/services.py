@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, FastAPI, Request
 
+from orchestrator.webhooks.sender import DeliveryLoop
 from serve_app.api.draining import Draining
 from serve_app.avatars.shelf import AvatarShelf
 from serve_app.config.environment import Environment
@@ -25,7 +26,6 @@ from serve_app.outputs.local import LocalStore
 from serve_app.streams.streams import Streams
 from serve_app.uploads.owners import Owners
 from serve_app.uploads.store import UploadStore
-from serve_app.webhooks.sender import WebhookSender
 
 ESTIMATES = 4  # at once; each holds two inputs in the scratch of the Preprocessor
 
@@ -139,7 +139,7 @@ class Services:
     options: ApiOptions = field(default_factory=ApiOptions)
     avatars: AvatarShelf | None = None
     uploads: UploadStore | None = None
-    webhooks: WebhookSender | None = None
+    webhooks: DeliveryLoop | None = None
     polling: Polling | None = None
     reports: PushedReports | None = None
     streams: Streams | None = None

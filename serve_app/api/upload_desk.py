@@ -11,10 +11,13 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Request
 from starlette.types import Scope
 
+from musetalk_pipeline.errors import MediaError
 from serve_app.api.errors import RequestRejected
 from serve_app.api.services import Services, ServicesDep
 from serve_app.contract.outcomes import rejected
 from serve_app.contract.requests import UPLOAD, is_upload
+from serve_app.telemetry.metrics import UPLOADS_REFUSED
+from serve_app.uploads.errors import UploadError, UploadNotFound
 from serve_app.uploads.records import Upload
 from serve_app.uploads.store import UploadStore
 
@@ -23,14 +26,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class UploadDesk:
-    """What one caller may do with uploads. Every method raises `UploadError`."""
+    """What one caller may do with uploads. `do` raises what the store's methods do."""
 
     store: UploadStore
     owner: str
 
     async def do(self, method: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call a method of the store for this owner, in a thread, because a disk may stall."""
-        return await asyncio.to_thread(method, self.owner, *args, **options)
+        """Call a method of the store for this owner, in a thread, because a disk may stall.
+
+        What is refused is counted, but not that an upload is absent: the gate removes what it could
+        not store, whether the ingress has removed it or not.
+        """
+        try:
+            return await asyncio.to_thread(method, self.owner, *args, **options)
+        except UploadNotFound:
+            raise
+        except (UploadError, MediaError) as exc:
+            UPLOADS_REFUSED.inc(tags={"code": exc.code})
+            raise
 
 
 def desk_of(services: Services, scope: Scope) -> UploadDesk:

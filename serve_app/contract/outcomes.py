@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 from musetalk_pipeline.errors import InputName, JobCancelled, MediaError, PipelineError, Stage
 from serve_app.contract.codes import ErrorCode
@@ -180,6 +180,3 @@ class Failure:
 
 
 Outcome = Success | Failure
-
-
-JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]

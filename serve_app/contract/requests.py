@@ -19,7 +19,6 @@ from pydantic import (
     FiniteFloat,
     StringConstraints,
     create_model,
-    field_validator,
     model_validator,
 )
 from pydantic.config import JsonDict
@@ -27,11 +26,11 @@ from pydantic.config import JsonDict
 from musetalk_pipeline.errors import InvalidOptions
 from musetalk_pipeline.option_spec import Option
 from musetalk_pipeline.options import JobOptions, job_options
+from orchestrator.job_api.batches import JobsOfBatch
 from orchestrator.job_api.described import shows
 
 MAX_ID_CHARS = 256
 MAX_URL_CHARS = 8192
-MAX_BATCH_JOBS = 500
 MAX_METADATA_ENTRIES, MAX_METADATA_BYTES = 64, 16 * 1024
 # The bound also makes pydantic check the characters: half a surrogate pair cannot be sent back.
 MetadataText = Annotated[str, Field(max_length=4096)]
@@ -279,7 +278,7 @@ class BatchCreate(BaseModel):
         ),
     )
 
-    jobs: list[JobCreate] = Field(min_length=1, max_length=MAX_BATCH_JOBS)
+    jobs: JobsOfBatch[JobCreate]
     webhook_url: str | None = Field(
         None,
         max_length=MAX_URL_CHARS,
@@ -289,26 +288,6 @@ class BatchCreate(BaseModel):
     metadata: Metadata | None = Field(
         None, description="Given back with the batch; at most 64 entries and 16 KiB."
     )
-
-    @field_validator("jobs", mode="before")
-    @classmethod
-    def _are_few(cls, value: Any) -> Any:
-        """Count before the jobs are validated: each one costs errors of its own."""
-        if isinstance(value, list) and len(value) > MAX_BATCH_JOBS:
-            raise ValueError(f"a batch has at most {MAX_BATCH_JOBS} jobs")
-        return value
-
-    @field_validator("jobs", mode="after")
-    @classmethod
-    def _ids_differ(cls, value: list[JobCreate]) -> list[JobCreate]:
-        seen: dict[str, int] = {}
-        for index, job in enumerate(value):
-            if job.musetalk_job_id is None:
-                continue
-            first = seen.setdefault(job.musetalk_job_id, index)
-            if first != index:
-                raise ValueError(f"jobs.{first} and jobs.{index} have the same musetalk_job_id")
-        return value
 
 
 class AvatarCreate(BaseModel):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serve_app.gate.bodies import has_body
+from orchestrator.job_api.bodies import has_body
 
 # The key of `scope["extensions"]` with a function that closes the connection.
 ABORT = "lipsync.abort"

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.types import Scope
 
+from orchestrator.job_api.bodies import declared_bytes
 from serve_app.gate.asgi import header
-from serve_app.gate.bodies import declared_bytes
 from serve_app.gate.forms import FormInvalid
 
 FIELDS = ("video_url", "audio_url")

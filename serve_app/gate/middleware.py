@@ -22,21 +22,22 @@ from fastapi.responses import JSONResponse, Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.config.environment import read_environment
-from serve_app.gate.access_control import AccessControl
-from serve_app.gate.bodies import (
+from orchestrator.job_api.bodies import (
     BATCH_BODIES,
     BATCHES_PATH,
+    LINGER_S,
     WITH_BODY,
     Bodies,
     BodyLimits,
     BodyTooLarge,
     BodyTooSlow,
     ClientGone,
-    drain,
     has_body,
     replay,
+    send_early,
 )
+from serve_app.config.environment import read_environment
+from serve_app.gate.access_control import AccessControl
 from serve_app.gate.callers import CallerRules, route_path
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.file_pieces import FileLimits, FilePieces, TooManyReaders, Unanswered
@@ -85,7 +86,6 @@ _SERVE_HEADERS = frozenset(
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 # A client that is rejected before its body was read may send this much more, so that it can still
 # read the answer.
-_LINGER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class GateLimits:
     first_probe_s: float = 2.0
     probe_s: float = 10.0
     send_s: float = 60.0  # for a client to take what it was sent
-    linger_s: float = 2.0  # for a rejected client to stop sending
+    linger_s: float = LINGER_S
 
 
 # The ingress accepts more, because it serves the pieces of files and the probes of all proxies.
@@ -295,14 +295,7 @@ class Gate:
         if is_over:
             await response(scope, receive, send)
             return
-        # The rest of the body would be read as the next request, so the connection must end. A
-        # client that is still writing would lose the answer if it ended at once.
-        response.headers["connection"] = "close"
-        start = {"status": response.status_code, "headers": response.raw_headers}
-        await send({"type": "http.response.start", **start})
-        await send({"type": "http.response.body", "body": response.body, "more_body": True})
-        await drain(receive, _LINGER_BYTES, self._limits.linger_s)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await send_early(response, receive, send, self._limits.linger_s)
 
 
 def _cleaned(scope: Scope) -> tuple[Scope, Callable[[], None]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive
 
-from serve_app.gate.bodies import BodyTooSlow, ClientGone
+from orchestrator.job_api.bodies import BodyTooSlow, ClientGone
 
 
 @dataclass(frozen=True, slots=True)

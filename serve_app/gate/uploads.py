@@ -26,8 +26,8 @@ from urllib.parse import unquote
 
 from starlette.types import ASGIApp, Scope
 
+from orchestrator.job_api.bodies import declared_bytes
 from serve_app.gate.asgi import Headers, WholeAnswer, call, header
-from serve_app.gate.bodies import declared_bytes
 from serve_app.gate.callers import route_path
 from serve_app.gate.file_pieces import Unanswered
 from serve_app.gate.forms import (

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.job_api.described import JobStatus
 from orchestrator.messages import OutputAddresses
-from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Progress
+from serve_app.contract.outcomes import Failure, Outcome, Progress
 from serve_app.contract.requests import JobRequest
 
-# Of 0 to 9. Jobs of a batch wait while others come, for half an hour or so, as there may be many.
-USUAL_PRIORITY, BATCH_PRIORITY = 5, 0
+USUAL_PRIORITY = 5  # of 0 to 9
 TERMINAL = ("succeeded", "failed", "cancelled")
 
 # Receives the progress of one job. It is called in the event loop's thread and returns at once.
@@ -117,15 +117,6 @@ class Page:
 
     jobs: tuple[Job, ...]
     next_cursor: tuple[float, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class PendingNotification:
-    """A webhook that is due for a job that has ended. `metadata` belongs to that webhook."""
-
-    job: Job
-    webhook_url: str
-    metadata: dict[str, Any] | None
 
 
 CANCELLED = Failure(

@@ -30,7 +30,7 @@ from orchestrator.store.tables import (
     idempotency_keys,
     ingress_jobs,
     jobs,
-    subscribers,
+    webhooks,
 )
 from orchestrator.store.values import Rules
 from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
@@ -179,13 +179,14 @@ def _copy_callers(tx: Transaction, old: sqlite3.Connection, job_id: str) -> None
     keys = old.execute("SELECT key FROM idempotency_keys WHERE job_id = ?", (job_id,))
     for [key] in keys:
         tx.execute(idempotency_keys.insert(), client=HERE, key=key, job_id=job_id)
-    for hook in old.execute("SELECT * FROM subscribers WHERE job_id = ?", (job_id,)):
+    # The others have been called.
+    due = "SELECT * FROM subscribers WHERE job_id = ? AND NOT notified"
+    for hook in old.execute(due, (job_id,)):
         tx.execute(
-            subscribers.insert(),
+            webhooks.insert(),
             job_id=job_id,
-            webhook_url=hook["webhook_url"],
+            url=hook["webhook_url"],
             metadata=None if hook["metadata"] is None else json.loads(hook["metadata"]),
-            is_notified=bool(hook["notified"]),
         )
 
 

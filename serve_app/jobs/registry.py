@@ -12,13 +12,15 @@ sync) is cancelled when its keep-alive runs out, because all of them have discon
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store import batches
+from orchestrator.store import batches, deliveries
 from orchestrator.store import jobs as stored_jobs
+from orchestrator.store.delivery_values import Delivery, TakenDelivery, Try
 from orchestrator.store.states import STATUSES
 from orchestrator.store.tables import jobs
 from serve_app.contract.outcomes import Outcome, Progress
@@ -29,15 +31,19 @@ from serve_app.jobs.job import (
     Job,
     Origin,
     Page,
-    PendingNotification,
     SubmissionOptions,
     Verdict,
 )
+from serve_app.jobs.old_events import bring_over_events
 from serve_app.jobs.old_registry import bring_over, set_aside
 from serve_app.jobs.state_file import DEFAULT_TIMING, StateTiming, open_file
 
-# A job with a due webhook is kept that long, even beyond the configured number of jobs.
-NOTIFY_WITHIN_S = 24 * 3600.0
+logger = logging.getLogger(__name__)
+
+# A job with a webhook that waits to be delivered is kept that long, even beyond the configured
+# number of jobs, and so many of them are.
+DELIVER_WITHIN_S = 24 * 3600.0
+MAX_UNDELIVERED = 10_000
 PAGE_CHARS = stored_jobs.PAGE_CHARS
 
 
@@ -58,6 +64,7 @@ class JobRegistry:
         set_aside(path)
         self.file = open_file(path, clock, timing)
         bring_over(path, self.file)
+        bring_over_events(path, self.file)
 
     def close(self) -> None:
         """Close the file. The registry cannot be used afterwards."""
@@ -221,33 +228,44 @@ class JobRegistry:
             cancelled = leases.cancel_unwanted(tx)
             return cancelled + leases.abandon(tx, max_attempts, tuple(active))
 
-    def forget(self, keep: int) -> None:
+    def forget(self, keep: int, undelivered: int = MAX_UNDELIVERED) -> None:
         """Delete the oldest ended jobs beyond `keep` with all that belongs to them, once their
-        webhooks have been queued and their batches have ended; then what is left of batches.
+        webhooks have been delivered and their batches have ended; then what is left of batches.
+
+        `undelivered`: so many more are kept because their webhooks wait.
         """
         with self.file.write() as tx:
-            too_old = tx.now - NOTIFY_WITHIN_S
+            too_old = tx.now - DELIVER_WITHIN_S
             tx.execute(statements.FORGET, keep=keep, too_old=too_old)
+            too_many = {"keep": keep + undelivered}
+            if lost := tx.execute(statements.FORGET_UNDELIVERED, **too_many).rowcount:
+                logger.error("webhooks are dropped, because too many wait", extra={"jobs": lost})
             batches.forget(tx, too_old)
 
-    def pending_notifications(self, limit: int) -> list[PendingNotification]:
-        """Return the webhooks that are due because their job has ended."""
-        with self.file.read() as tx:
-            found = tx.execute(statements.DUE_WEBHOOKS, at_most=limit).mappings()
-            return [rows.notification_of(row) for row in found]
-
-    def mark_notified(self, notification: PendingNotification) -> None:
-        """Mark a webhook as queued for this end of its job. It stays due for any other end."""
-        job = notification.job
-        values = {
-            "of_job": job.id,
-            "url": notification.webhook_url,
-            "run": job.run,
-            "number": job.number,
-            "states": STATUSES[job.status],
-        }
+    def take_delivery(self, lease_s: float) -> TakenDelivery | None:
+        """See `deliveries.take`."""
         with self.file.write() as tx:
-            tx.execute(statements.MARK_NOTIFIED, **values)
+            return deliveries.take(tx, lease_s)
+
+    def settle_delivery(self, taken: TakenDelivery, result: Try, pause_s: float | None) -> bool:
+        """See `deliveries.settle`."""
+        with self.file.write() as tx:
+            return deliveries.settle(tx, taken, result, pause_s)
+
+    def seconds_to_next_delivery(self) -> float | None:
+        """See `deliveries.seconds_to_next`."""
+        with self.file.read() as tx:
+            return deliveries.seconds_to_next(tx)
+
+    def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
+        """Return the deliveries of a job, the first one first."""
+        with self.file.read() as tx:
+            return deliveries.of_job(tx, job_id)
+
+    def deliver_again(self, job_id: str, delivery_id: str) -> Delivery:
+        """See `deliveries.again`."""
+        with self.file.write() as tx:
+            return deliveries.again(tx, job_id, delivery_id)
 
     def newest_metrics(self, limit: int) -> list[dict[str, Any]]:
         """Return the metrics of the jobs that succeeded last, the newest first."""

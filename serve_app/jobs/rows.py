@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
 import sqlalchemy as sa
 
+from orchestrator.job_api.described import JobStatus
 from orchestrator.store.states import JobState, status_of
-from serve_app.contract.outcomes import Failure, JobStatus, Outcome, Phase, Progress, Success
+from serve_app.contract.outcomes import Failure, Outcome, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
-from serve_app.jobs.job import Job, Origin, PendingNotification, PhaseEvent
+from serve_app.jobs.job import Job, Origin, PhaseEvent
 
-Row = sa.RowMapping
+Row = sa.RowMapping | Mapping[str, Any]
 
 
 def job_of(row: Row, *, lost_attempt_id: str | None = None) -> Job:
@@ -84,11 +86,6 @@ def event_of(row: Row, uncounted: int) -> PhaseEvent:
 def phase_facts(progress: Progress) -> dict[str, Any]:
     """Return a change of phase as an event has it; see `event_of`."""
     return asdict(progress)
-
-
-def notification_of(row: Row) -> PendingNotification:
-    """Return a row of DUE_WEBHOOKS."""
-    return PendingNotification(job_of(row), row["target"], row["target_metadata"])
 
 
 def _progress(row: Row) -> Progress:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from musetalk_pipeline.options import JobOptions
+from orchestrator.store.delivery_values import Delivery
 from orchestrator.store.errors import JobConflict, StoreUnavailable
 from serve_app.config.settings import QueueSettings
 from serve_app.contract.outcomes import Outcome, invalid_request, state_unavailable
@@ -87,6 +88,8 @@ class JobService:
         self.publish: Callable[[Outcome], Outcome] = lambda outcome: outcome
         # Called when there may be a job to take.
         self.on_work: Callable[[], None] = lambda: None
+        # Called when a job may have ended, so that its webhooks can be sent at once.
+        self.on_end: Callable[[], None] = lambda: None
         self._has_output = has_output
         self._active: set[str] = set()  # jobs with an attempt in this process
         self._log_unavailable = UnavailableLog("the job registry cannot be used now")
@@ -151,6 +154,20 @@ class JobService:
         job = await self.threads.write(self.registry.retry, job_id)
         self.announce(job_id)
         return job
+
+    async def deliveries(self, job_id: str) -> tuple[Delivery, ...]:
+        """Return the deliveries of a job's webhooks, the first one first."""
+        return await self.threads.read(self.registry.deliveries, job_id)
+
+    async def deliver_again(self, job_id: str, delivery_id: str) -> Delivery:
+        """Queue the delivery of a webhook again.
+
+        Raises:
+            DeliveryNotFound: the job has no such delivery.
+        """
+        delivery = await self.threads.write(self.registry.deliver_again, job_id, delivery_id)
+        self.on_end()
+        return delivery
 
     async def wait(self, job_id: str) -> Job:
         """Wait for a job's end, and keep the job alive meanwhile.
@@ -362,6 +379,7 @@ class JobService:
         if job_ids:
             self._may_have_queued = True
             self.on_work()
+            self.on_end()
 
     async def _take(self, only: str | None = None) -> Job | None:
         """Start a job. If this is cancelled half-way the job is put back, as it would otherwise

@@ -13,8 +13,15 @@ import sqlalchemy as sa
 
 from orchestrator.store.batches import IS_IN_OPEN_BATCH
 from orchestrator.store.states import JobState
-from orchestrator.store.tables import attempts, events, idempotency_keys, ingress_jobs, jobs
-from orchestrator.store.tables import subscribers as hooks
+from orchestrator.store.tables import (
+    attempts,
+    batch_jobs,
+    deliveries,
+    events,
+    idempotency_keys,
+    ingress_jobs,
+    jobs,
+)
 from serve_app.jobs.job import Origin
 
 HERE, CLAIMS = "ingress", "orchestrator"
@@ -149,59 +156,33 @@ NEWEST_METRICS = (
     .limit(sa.bindparam("at_most"))
 )
 
-# -- due_webhooks -- Ended jobs with webhooks that have not been queued.
-DUE_WEBHOOKS = (
-    sa.select(
-        *_columns,
-        hooks.c.webhook_url.label("target"),
-        hooks.c.metadata.label("target_metadata"),
-    )
-    .select_from(_both.join(hooks, hooks.c.job_id == jobs.c.id))
-    .where(sa.not_(hooks.c.is_notified), jobs.c.state.in_(ENDED))
-    .order_by(jobs.c.ended_at)
-    .limit(sa.bindparam("at_most"))
-)
-
-# -- mark_notified -- Only if the job is still at the end that the webhook reports.
-MARK_NOTIFIED = (
-    sa.update(hooks)
-    .where(
-        hooks.c.job_id == _of_job,
-        hooks.c.webhook_url == sa.bindparam("url"),
-        sa.exists().where(
-            jobs.c.id == _of_job,
-            jobs.c.run == sa.bindparam("run"),
-            jobs.c.attempt == sa.bindparam("number"),
-            jobs.c.state.in_(sa.bindparam("states", expanding=True)),
-        ),
-    )
-    .values(is_notified=True)
-)
-
-# -- forget -- The oldest ended jobs beyond `keep`, unless a webhook is due for one, or its batch
-# goes on.
+# -- forget -- The oldest ended jobs beyond `keep`, unless a webhook of one, or of its batch, waits
+# to be delivered, or its batch goes on. -- forget_undelivered -- Those beyond a larger `keep`,
+# although one waits.
 _beyond = (
     sa.select(jobs.c.id)
     .where(jobs.c.ended_at.is_not(None))
     .order_by(jobs.c.ended_at.desc())
     .offset(sa.bindparam("keep"))
 )
-FORGET = sa.delete(jobs).where(
-    jobs.c.id.in_(_beyond),
-    ~IS_IN_OPEN_BATCH,
-    sa.or_(
-        jobs.c.ended_at < sa.bindparam("too_old"),
-        ~sa.exists().where(hooks.c.job_id == jobs.c.id, sa.not_(hooks.c.is_notified)),
+_waits = deliveries.c.status == "pending"
+_has_undelivered = sa.or_(
+    sa.exists().where(deliveries.c.job_id == jobs.c.id, _waits),
+    sa.exists().where(
+        batch_jobs.c.job_id == jobs.c.id, deliveries.c.batch_id == batch_jobs.c.batch_id, _waits
     ),
 )
+FORGET_UNDELIVERED = sa.delete(jobs).where(jobs.c.id.in_(_beyond), ~IS_IN_OPEN_BATCH)
+FORGET = FORGET_UNDELIVERED.where(
+    sa.or_(jobs.c.ended_at < sa.bindparam("too_old"), ~_has_undelivered)
+)
 
-# -- count_unfinished --, -- count_keys --, -- count_webhooks --
+# -- count_unfinished --, -- count_queued --, -- count_keys --
 COUNT_UNFINISHED = sa.select(sa.func.count()).where(
     jobs.c.state.in_((JobState.QUEUED, JobState.RUNNING))
 )
 COUNT_QUEUED = sa.select(sa.func.count()).where(jobs.c.state == JobState.QUEUED)
 COUNT_KEYS = sa.select(sa.func.count()).where(idempotency_keys.c.job_id == _id)
-COUNT_WEBHOOKS = sa.select(sa.func.count()).where(hooks.c.job_id == _id)
 
 
 def but_not(statement: sa.Select[Any], job_ids: Collection[str]) -> sa.Select[Any]:

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.store import batches
+from orchestrator.store import batches, deliveries
 from orchestrator.store import jobs as stored_jobs
 from orchestrator.store.database import Transaction
+from orchestrator.store.errors import TooManyWebhooks
 from orchestrator.store.statements import UPDATE_JOB
 from orchestrator.store.states import JobState
-from orchestrator.store.tables import ingress_jobs, subscribers
+from orchestrator.store.tables import ingress_jobs
 from orchestrator.store.values import NewJob, Rules
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs import rows, statements
@@ -27,7 +28,6 @@ from serve_app.jobs.job import Job, Origin, SubmissionOptions, TooManyJoined
 from serve_app.jobs.statements import CLAIMS, HERE
 
 KEEP_ALIVE_S = 5.0  # an open connection renews its job's keep-alive well within this
-MAX_SUBSCRIBERS = 16  # webhooks of one job
 MAX_KEYS = 64  # idempotency keys of one job
 MAX_METADATA_CHARS = 64 * 1024  # of all callers of one job together
 MAX_WARNINGS = 32
@@ -62,7 +62,7 @@ def submit(
         _enter(tx, job.id, job.attempt, origin, submission)
     else:
         _join(tx, row, origin, submission)
-    _subscribe(tx, new, submission)
+    _subscribe(tx, new, submission, is_new_run=is_new)
     stored = tx.execute(statements.READ_ONE, job_id=new.id).mappings().one()
     return rows.job_of(stored), is_new
 
@@ -112,9 +112,6 @@ def _enter(
     insert = tx.insert(ingress_jobs).values(job_id=job_id, **fresh)
     tx.execute(insert.on_conflict_do_update(index_elements=["job_id"], set_=fresh))
     _own(tx, job_id, origin)
-    # Webhooks that were called for the previous end are done. The others wait for the next end.
-    called = subscribers.c.job_id == job_id, subscribers.c.is_notified
-    tx.execute(subscribers.delete().where(*called))
 
 
 def _join(tx: Transaction, row: Any, origin: Origin, submission: SubmissionOptions) -> None:
@@ -143,7 +140,9 @@ def _own(tx: Transaction, job_id: str, origin: Origin) -> None:
     tx.execute(UPDATE_JOB.values(client=client), job_id=job_id)
 
 
-def _subscribe(tx: Transaction, new: NewJob, submission: SubmissionOptions) -> None:
+def _subscribe(
+    tx: Transaction, new: NewJob, submission: SubmissionOptions, *, is_new_run: bool
+) -> None:
     """Store a submission's idempotency key and webhook with the job, each once.
 
     Raises:
@@ -152,21 +151,13 @@ def _subscribe(tx: Transaction, new: NewJob, submission: SubmissionOptions) -> N
     if submission.idempotency_key is not None:
         named = replace(new, client=HERE, idempotency_key=submission.idempotency_key)
         stored_jobs.remember_key(tx, named, new.id)
-        _check_number(tx, statements.COUNT_KEYS, new.id, MAX_KEYS)
-    if submission.webhook_url is not None:
-        target = {
-            "job_id": new.id,
-            "webhook_url": submission.webhook_url,
-            "metadata": submission.metadata,
-            "is_notified": False,
-        }
-        tx.execute(tx.insert(subscribers).values(target).on_conflict_do_nothing())
-        _check_number(tx, statements.COUNT_WEBHOOKS, new.id, MAX_SUBSCRIBERS)
-
-
-def _check_number(tx: Transaction, statement: Any, job_id: str, limit: int) -> None:
-    if (tx.execute(statement, job_id=job_id).scalar() or 0) > limit:
-        raise TooManyJoined(job_id)
+        if (tx.execute(statements.COUNT_KEYS, job_id=new.id).scalar() or 0) > MAX_KEYS:
+            raise TooManyJoined(new.id)
+    if (url := submission.webhook_url) is not None:
+        try:
+            deliveries.subscribe(tx, new.id, url, submission.metadata, is_new_run=is_new_run)
+        except TooManyWebhooks as exc:
+            raise TooManyJoined(new.id) from exc
 
 
 def merged(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:

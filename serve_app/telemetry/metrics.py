@@ -88,6 +88,23 @@ JOBS_ENDED = Counter(
     description="Jobs that ended, by outcome: succeeded, failed, cancelled.",
     tag_keys=("outcome",),
 )
+UPLOADS_FINISHED = Counter(
+    "lipsync_uploads_finished_total",
+    description="Files that were uploaded whole and can be used, by kind: video, audio, picture.",
+    tag_keys=("kind",),
+)
+UPLOAD_BYTES = Counter(
+    "lipsync_upload_bytes_total", description="Bytes of uploads that were stored."
+)
+UPLOADS_REFUSED = Counter(
+    "lipsync_uploads_refused_total",
+    description="Requests that were refused for an upload, by the code of the answer.",
+    tag_keys=("code",),
+)
+UPLOADS_KEPT = KeptGauge(
+    "lipsync_uploads_kept_bytes",
+    description="Bytes that uploads take, those included that unfinished ones have announced.",
+)
 
 CACHE_RESULTS = {"load": "hit", "encode": "miss"}
 

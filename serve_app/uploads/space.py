@@ -6,6 +6,7 @@ import shutil
 import threading
 from pathlib import Path
 
+from serve_app.telemetry.metrics import UPLOADS_KEPT
 from serve_app.uploads.errors import UploadsFull
 
 FREE_BYTES = 1_000_000_000  # of the disk, which are left to the jobs
@@ -19,6 +20,7 @@ class UploadSpace:
         self._folder, self.max_bytes, self.free_bytes = folder, max_bytes, free_bytes
         self.taken: dict[str, int] = {}
         self._lock = threading.Lock()
+        self._show()
 
     def take(self, upload_id: str, n_bytes: int) -> None:
         """Let an upload have `n_bytes`, or more if it may have more already.
@@ -38,21 +40,28 @@ class UploadSpace:
             if more > 0 and shutil.disk_usage(self._folder).free - more < self.free_bytes:
                 raise disk_is_full()
             self.taken[upload_id] = n_bytes
+            self._show()
 
     def count(self, upload_id: str, n_bytes: int) -> None:
         """Count an upload that is there, whatever the limits are."""
         with self._lock:
             self.taken[upload_id] = n_bytes
+            self._show()
 
     def give_back(self, upload_id: str) -> None:
         """Count an upload no longer."""
         with self._lock:
             self.taken.pop(upload_id, None)
+            self._show()
 
     def set_all(self, taken: dict[str, int]) -> None:
         """Replace all counts by those of the files that exist."""
         with self._lock:
             self.taken = dict(taken)
+            self._show()
+
+    def _show(self) -> None:
+        UPLOADS_KEPT.set(sum(self.taken.values()))
 
 
 def disk_is_full() -> UploadsFull:

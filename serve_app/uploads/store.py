@@ -24,6 +24,7 @@ from pathlib import Path
 from musetalk_pipeline.errors import MediaError
 from musetalk_pipeline.files import create_private, sync_folder
 from musetalk_pipeline.media.kinds import describe_media
+from serve_app.telemetry.metrics import UPLOAD_BYTES, UPLOADS_FINISHED
 from serve_app.uploads.errors import (
     UploadBusy,
     UploadNotFound,
@@ -157,6 +158,8 @@ class UploadStore:
             except BaseException:
                 os.ftruncate(descriptor, size)
                 raise
+        if data:  # a counter refuses 0
+            UPLOAD_BYTES.inc(len(data))
         return self.get(owner, upload_id)
 
     def complete(self, owner: str, upload_id: str, *, by_content: bool = False) -> Upload:
@@ -186,7 +189,9 @@ class UploadStore:
                 raise
             os.fsync(descriptor)
             found = replace(record, length=size, sha256=digest, media=media)
-            return self._keep_by_content(found) if by_content else self._keep(found)
+            kept = self._keep_by_content(found) if by_content else self._keep(found)
+        UPLOADS_FINISHED.inc(tags={"kind": media.kind})
+        return kept
 
     def delete(self, owner: str, upload_id: str) -> None:
         """Remove an upload. A job that has begun with it goes on.

@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.conftest import Media
 from tests.cluster.machines import STATE, Machines, launcher, machines
 from tests.decoding import frames_of
+from tests.playing import played
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,8 @@ def test_results_can_be_downloaded_without_a_shared_store(
     assert answer.status_code == 200, answer.text
     video = served.output(answer.json(), tmp_path_factory.mktemp("downloaded"))
     assert len(frames_of(video)) == 25
+    # The stream too, although the HTTP proxy is on the head and the fragments are not.
+    assert played(served.job("downloadable")["stream_url"]) == played(str(video))
     assert {served.node_of("Ingress"), served.node_of("Finisher")} == {"state"}
     assert served.results("head") == []
     assert served.results("state") == ["downloadable.json", "downloadable.mp4"]

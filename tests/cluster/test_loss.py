@@ -16,6 +16,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.cluster.machines import STATE, Machines, machines, wait_until
 from tests.cluster.names import B2_ADDRESS, DRAWN
 from tests.contract import fake_b2
 from tests.decoding import frames_of
+from tests.playing import played, watched
 
 pytestmark = pytest.mark.slow
 
@@ -95,14 +97,14 @@ def undisturbed(
     """The frames of the job when nothing is lost."""
     answer = cluster.generate(**media.job("undisturbed"))
     assert answer.status_code == 200, answer.text
-    return stored(b2, "undisturbed", tmp_path_factory)
+    return frames_of(stored(b2, "undisturbed", tmp_path_factory))
 
 
-def stored(b2: fake_b2.FakeB2, job_id: str, folders: pytest.TempPathFactory) -> NDArray[np.uint8]:
-    """Return the frames of a stored video."""
+def stored(b2: fake_b2.FakeB2, job_id: str, folders: pytest.TempPathFactory) -> Path:
+    """Return the file of a stored video."""
     path = folders.mktemp(job_id) / "output.mp4"
     path.write_bytes(b2.files[f"avatar/outputs/{job_id}.mp4"].content)
-    return frames_of(path)
+    return path
 
 
 def wait_phase(cluster: Machines, job_id: str, phase: str) -> None:
@@ -176,16 +178,22 @@ def test_what_is_lost_costs_no_frame(
     undisturbed: NDArray[np.uint8],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Findings 2 and 4: the retry took the same dead pool, and pieces died with the Finisher."""
+    """Findings 2 and 4: the retry took the same dead pool, and pieces died with the Finisher.
+
+    Somebody watches the job from its first fragment to its end, and sees the stored video.
+    """
     job_id = f"{stage}-{fault}-{phase}".lower()
     assert cluster.client.post("/v1/avatar/jobs", json=media.job(job_id)).status_code == 202
-    wait_phase(cluster, job_id, phase)
-    node, seen = strike(cluster, stage, fault), len(cluster.log)
-    try:
-        job = cluster.wait_for(job_id, *ENDED)
-    finally:
-        repair(cluster, fault, node)  # whatever happened, so that the next cell is not hit too
+    with watched(cluster, job_id) as shown:
+        wait_phase(cluster, job_id, phase)
+        node, seen = strike(cluster, stage, fault), len(cluster.log)
+        try:
+            job = cluster.wait_for(job_id, *ENDED)
+        finally:
+            repair(cluster, fault, node)  # whatever happened, so that the next cell is not hit too
     assert (job["status"], job["attempt"]) == ("succeeded", 1), job["error"]
-    assert np.array_equal(stored(b2, job_id, tmp_path_factory), undisturbed)
+    video = stored(b2, job_id, tmp_path_factory)
+    assert np.array_equal(frames_of(video), undisturbed)
+    assert shown.result() == played(str(video))
     assert not [line for line in cluster.log[seen:] if DEADLINE in line]  # they are for what hangs
     wait_until(lambda: cluster.scratch == [], "files of the job are left behind")

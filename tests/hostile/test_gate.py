@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from orchestrator.job_api.bodies import BodyLimits
 from serve_app.gate.access_control import AccessControl, GuessLimiter
-from serve_app.gate.bodies import BodyLimits
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate, GateLimits
 from tests.hostile.edge import Inner, caller, gated, head, listening, raw

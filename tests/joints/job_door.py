@@ -7,7 +7,7 @@ import contextlib
 import subprocess
 import sys
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -146,6 +146,25 @@ class Door:
             self.services.attach(self.app)
 
 
+# Lets a door send webhooks, also to this machine. The secret is that of the scheme's own examples.
+WEBHOOKS_ON = {
+    "WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    "ALLOWED_SOURCE_HOSTS": "127.0.0.1",
+}
+
+
+@contextlib.asynccontextmanager
+async def delivering(door: Door) -> AsyncIterator[None]:
+    """Let a door send its webhooks."""
+    assert door.services.webhooks is not None
+    delivery = asyncio.create_task(door.services.webhooks.deliver_forever())
+    try:
+        yield
+    finally:
+        delivery.cancel()
+        await asyncio.wait({delivery})
+
+
 @dataclass
 class Rig:
     """A door, what is behind it, and a client in front of it."""
@@ -185,6 +204,7 @@ async def job_door(
     *,
     stages: Stages | None = None,
     timing: JobTiming = DEFAULT_TIMING,
+    environment: Mapping[str, str] = {},
     **queue: int | float,
 ) -> AsyncIterator[Rig]:
     """Serve the job API; end and close everything afterwards."""
@@ -192,7 +212,7 @@ async def job_door(
     results.mkdir()
     graph = Graph(results)
     settings = QueueSettings.model_validate(queue)
-    door = Door(folder, graph, settings, stages=stages, timing=timing)
+    door = Door(folder, graph, settings, stages=stages, timing=timing, **environment)
     try:
         async with serving(door.app) as client:
             yield Rig(door, graph, client)

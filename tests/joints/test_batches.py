@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -12,14 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.api.notifications import notify_forever
+from orchestrator.store.batch_values import MAX_BATCHES
+from orchestrator.store.delivery_values import Try
 from serve_app.config.settings import QueueSettings
-from serve_app.jobs.batches import MAX_BATCHES
-from serve_app.net.addresses import AddressPolicy
-from serve_app.webhooks.sender import WebhookSender
-from tests.contract.test_webhooks import SECRET, listening
+from tests.contract.webhook_target import listening
 from tests.described import ingress_document
-from tests.joints.job_door import Door, Graph, body, serving
+from tests.joints.job_door import WEBHOOKS_ON, Door, Graph, body, delivering, serving
 from tests.waiting import until_async
 
 BATCHES, JOBS = "/v1/avatar/batches", "/v1/avatar/jobs"
@@ -37,12 +34,12 @@ def unnamed(**changes: object) -> dict[str, object]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    folder: Path, queue: QueueSettings | None = None
+    folder: Path, queue: QueueSettings | None = None, **environment: str
 ) -> AsyncIterator[tuple[Door, httpx.AsyncClient]]:
     """A door, and a client that compares every answer with the document."""
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    door = Door(folder, Graph(results), queue)
+    door = Door(folder, Graph(results), queue, **environment)
     document = ingress_document()
 
     async def check(answer: httpx.Response) -> None:
@@ -178,38 +175,42 @@ async def test_a_batch_may_have_500_jobs_with_signed_addresses(tmp_path: Path) -
 
 @pytest.mark.slow
 async def test_one_webhook_comes_when_all_have_ended_also_after_a_restart(tmp_path: Path) -> None:
-    policy = AddressPolicy(frozenset({"127.0.0.1"}))
     with listening() as target:
-        async with opened(tmp_path) as (door, client):
-            sender = WebhookSender(tmp_path / "hooks.sqlite3", SECRET, policy=policy)
-            door.change(webhooks=sender)
+        async with opened(tmp_path, **WEBHOOKS_ON) as (door, client):
             sent = batch(body("a"), body("b"), webhook_url=target.url, metadata={"n": 1})
             made = (await client.post(BATCHES, json=sent)).json()
             await door.services.jobs.run_next()
-            assert door.services.batches.store.at_end(10) == []
+            assert door.registry.take_delivery(60.0) is None
             await run_all(door)
             # The process dies here, before anything was queued for delivery.
-            sender.close()
-        async with opened(tmp_path) as (door, client):
-            sender = WebhookSender(tmp_path / "hooks.sqlite3", SECRET, policy=policy)
-            jobs = door.services.jobs
-            tasks = [
-                asyncio.create_task(sender.deliver_forever()),
-                asyncio.create_task(notify_forever(door.registry, jobs.threads, sender)),
-            ]
+        async with opened(tmp_path, **WEBHOOKS_ON) as (door, _), delivering(door):
             await until_async(lambda: target.got, "the webhook did not come")
-            is_noticed = lambda: door.services.batches.store.at_end(10) == []  # noqa: E731
-            await until_async(is_noticed, "the end was not stored")
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            sender.close()
+            is_settled = lambda: door.registry.seconds_to_next_delivery() is None  # noqa: E731
+            await until_async(is_settled, "the delivery was not stored")
+            door.registry.forget(keep=0)
+            assert door.registry.page(None, 10).jobs == ()
     [got] = target.got
     event = json.loads(got.body)
     assert (event["type"], event["data"]["id"]) == ("avatar.batch.succeeded", made["id"])
     assert event["data"]["counts"]["succeeded"] == 2 and event["data"]["metadata"] == {"n": 1}
     assert event["data"]["ended_at"] is not None
+    assert all(job["output_url"].startswith("http") for job in event["data"]["jobs"])
     assert got.headers["webhook-id"] == f"evt_{made['id']}"
+
+
+@pytest.mark.slow
+async def test_the_jobs_of_a_batch_are_kept_until_its_webhook_is_delivered(tmp_path: Path) -> None:
+    async with opened(tmp_path, **WEBHOOKS_ON) as (door, client):
+        sent = batch(body("a"), webhook_url="http://127.0.0.1:9/")
+        await client.post(BATCHES, json=sent)
+        await run_all(door)
+        taken = door.registry.take_delivery(60.0)
+        assert taken is not None and taken.is_of_batch
+        door.registry.forget(keep=0)
+        assert len(door.registry.page(None, 10).jobs) == 1
+        door.registry.settle_delivery(taken, Try(410, "answered 410"), None)
+        door.registry.forget(keep=0)
+        assert door.registry.page(None, 10).jobs == ()
 
 
 @pytest.mark.slow

@@ -7,20 +7,18 @@ import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
+from standardwebhooks import Webhook
 
 from serve_app.api.job_runner import JobRunner
-from serve_app.api.notifications import notify_forever
 from serve_app.graph.transfers import Attempt
 from serve_app.jobs.job import Origin, SubmissionOptions
-from serve_app.net.addresses import AddressPolicy
 from serve_app.outputs.local import LocalStore
-from serve_app.webhooks.events import DeliveryRules
-from serve_app.webhooks.sender import WebhookSender
-from tests.contract.test_webhooks import SECRET, listening
-from tests.joints.job_door import Rig, body, job_door, request
+from tests.contract.webhook_target import listening
+from tests.described import ingress_document
+from tests.joints.job_door import WEBHOOKS_ON, Rig, body, delivering, job_door, request
 from tests.waiting import until_async
 
 JOBS = "/v1/avatar/jobs"
@@ -139,39 +137,58 @@ async def test_joining_a_job_keeps_the_metadata_and_the_idempotency_key(rig):
     assert later.json()["id"] == "a"
 
 
-async def test_the_webhook_of_who_joins_a_job_comes(rig, tmp_path):
+async def test_the_webhook_of_who_joins_a_job_comes(tmp_path):
     """Mend 3.1: to both targets, once, each with the metadata that came with it."""
-    rules = DeliveryRules(pauses_s=(0.1, 0.1, 0.1))
-    sender = WebhookSender(
-        tmp_path / "webhooks.sqlite3",
-        SECRET,
-        policy=AddressPolicy(frozenset({"127.0.0.1"})),
-        rules=rules,
-    )
-    rig.door.change(webhooks=sender)
     with listening() as first, listening() as second:
-        for target, who in ((first, "one"), (second, "two"), (second, "two")):
-            entered = body(webhook_url=target.url, metadata={"who": who})
-            assert (await rig.client.post(JOBS, json=entered)).status_code == 202
-        await rig.service.run_next()
-        tasks = [
-            asyncio.create_task(sender.deliver_forever()),
-            asyncio.create_task(notify_forever(rig.door.registry, rig.service.threads, sender)),
-        ]
-        await until_async(lambda: first.got and second.got, "a webhook did not come")
-        await until_async(
-            lambda: sender.pending() == 0 and rig.door.registry.pending_notifications(1) == [],
-            "webhooks are still pending",
-        )
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        sender.close()
+        async with job_door(tmp_path, environment=WEBHOOKS_ON) as rig, delivering(rig.door):
+            for target, who in ((first, "one"), (second, "two"), (second, "two")):
+                entered = body(webhook_url=target.url, metadata={"who": who})
+                assert (await rig.client.post(JOBS, json=entered)).status_code == 202
+            await rig.service.run_next()
+            assert len(await _settled(rig, "delivered")) == 2
         for target, who in ((first, "one"), (second, "two")):
             [got] = target.got
-            event = json.loads(got.body)
+            event = Webhook(WEBHOOKS_ON["WEBHOOK_SECRET"]).verify(got.body, got.headers)
             assert event["type"] == "avatar.job.succeeded"
             assert (event["data"]["id"], event["data"]["metadata"]) == ("a", {"who": who})
+            assert event["data"]["output_url"].startswith("http")
+
+
+async def test_a_webhook_that_was_given_up_is_sent_again_by_one_call(tmp_path):
+    document = ingress_document()
+    with listening() as target:
+        target.answers.append((410, {}))
+        async with job_door(tmp_path, environment=WEBHOOKS_ON) as rig, delivering(rig.door):
+            sent = body(webhook_url=f"{target.url}/hooks/secret-of-the-client")
+            await rig.client.post(JOBS, json=sent)
+            await rig.client.delete(f"{JOBS}/a")
+            [given_up] = await _settled(rig, "failed")
+            assert [told["code"] for told in given_up["log"]] == [410]
+            assert given_up["target"] == target.url and "secret" not in json.dumps(given_up)
+            again = await rig.client.post(f"{JOBS}/a/deliveries/{given_up['id']}/retry")
+            assert (again.status_code, again.json()["status"]) == (200, "pending")
+            document.check(again)
+            [delivered] = await _settled(rig, "delivered")
+            document.check(await rig.client.get(f"{JOBS}/a/deliveries"))
+            for path in ("a/deliveries/evt_0/retry", "b/deliveries/evt_0/retry"):
+                unknown = await rig.client.post(f"{JOBS}/{path}")
+                document.check(unknown)
+                assert unknown.status_code == 404
+            assert (await rig.client.get(f"{JOBS}/b/deliveries")).json()["code"] == "job_not_found"
+        assert [got.headers["webhook-id"] for got in target.got] == [delivered["id"]] * 2
+        assert target.got[0].body == target.got[1].body
+
+
+async def _settled(rig: Rig, status: str) -> list[dict[str, Any]]:
+    """Wait until all webhooks of the job `a` have a status, and return their log."""
+    found: list[dict[str, Any]] = []
+
+    async def is_settled() -> bool:
+        found[:] = (await rig.client.get(f"{JOBS}/a/deliveries")).json()["deliveries"]
+        return bool(found) and all(one["status"] == status for one in found)
+
+    await until_async(is_settled, f"the webhooks are not {status}")
+    return found
 
 
 async def test_a_job_says_its_place_and_the_time_that_is_left(rig):

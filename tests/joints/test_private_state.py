@@ -1,6 +1,5 @@
 """What the worker keeps on disk is readable by its user only, whatever the umask. Mend 4.7."""
 
-import base64
 import os
 import stat
 from collections.abc import Iterator
@@ -18,11 +17,6 @@ from serve_app.fleet.identity import kept_id
 from serve_app.fleet.outbox import Outbox
 from serve_app.jobs.job import Origin
 from serve_app.jobs.registry import JobRegistry
-from serve_app.net.addresses import AddressPolicy
-from serve_app.webhooks.events import Event
-from serve_app.webhooks.sender import WebhookSender
-
-SECRET = "whsec_" + base64.b64encode(b"k" * 32).decode()
 
 
 @pytest.fixture(autouse=True)
@@ -43,12 +37,10 @@ def state(tmp_path: Path) -> Path:
     return make_folders(args, Environment()).state
 
 
-async def test_registry_webhooks_reports_and_claims_are_private(state):
+async def test_registry_reports_and_claims_are_private(state):
     job = JobRequest(musetalk_job_id="a", video_url="https://h/v?sig=x", audio_url="https://h/a")
     registry = JobRegistry(state / "jobs.sqlite3")
     registry.submit(job, Origin.ASYNC, 10)
-    webhooks = WebhookSender(state / "webhooks.sqlite3", SECRET, policy=AddressPolicy())
-    await webhooks.enqueue(Event("evt_1", "avatar.job.failed", "https://h/?token=x", {}))
     await Outbox(state / "outbox").put(FinalReport("a", "/p", "{}"))
     journals = [ClaimJournal(state / "claims", "worker") for _ in range(2)]
     assert [journal.acquire() for journal in journals] == [True, False]

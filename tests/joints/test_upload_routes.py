@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.util.metrics import Counter as RayCounter
+from ray.util.metrics import Gauge
 from tusclient.client import TusClient
 
 from serve_app.gate.access_control import AccessControl
@@ -121,6 +124,41 @@ async def test_a_form_stores_the_same_file_once(desk: Desk, video: bytes) -> Non
     assert answer.status_code == 201
     assert answer.json()["url"] == first["url"]
     assert len(desk.stored) == 2, "one record and its data"
+
+
+async def test_uploads_are_counted_with_their_bytes_and_what_was_refused(
+    desk: Desk, video: bytes, sound: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever way they are sent; a file that is sent twice takes its space once."""
+    counted: Counter[str] = Counter()
+
+    def inc(metric: RayCounter, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
+        counted[" ".join([metric.info["name"], *(tags or {}).values()])] += int(value)
+
+    def put(metric: Gauge, value: float, tags: dict[str, str] | None = None) -> None:
+        counted[metric.info["name"]] = int(value)
+
+    monkeypatch.setattr(RayCounter, "inc", inc)
+    monkeypatch.setattr(Gauge, "set", put)
+    await desk.upload(video)
+    await desk.client.post("/v1/uploads", files={"file": ("again.mp4", video)})
+    headers = {**TUS, "Upload-Length": str(len(sound))}
+    begun = await desk.client.post("/v1/uploads", headers=headers)
+    assert counted["lipsync_uploads_kept_bytes"] == len(video) + len(sound)
+    piece = {**TUS, **PIECE_TYPE, "Upload-Offset": "0"}
+    await desk.client.patch(begun.headers["Location"], content=sound, headers=piece)
+    await desk.client.patch(begun.headers["Location"], content=b"x", headers=piece)
+    await desk.client.put("/v1/uploads/notes.mp4", content=b"no media" * 100)
+    await desk.client.get(f"/v1/uploads/{'0' * 32}")
+    await desk.client.delete(begun.headers["Location"])
+    assert counted == {
+        "lipsync_uploads_finished_total video": 2,
+        "lipsync_uploads_finished_total audio": 1,
+        "lipsync_upload_bytes_total": 2 * len(video) + len(sound) + 800,
+        "lipsync_uploads_refused_total upload_offset": 1,
+        "lipsync_uploads_refused_total invalid_file": 1,
+        "lipsync_uploads_kept_bytes": len(video),
+    }
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ class _Handler(BaseHTTPRequestHandler):
         address = self.client_address[0]
         forwarded = self.headers.get("X-Forwarded-For")
         headers["X-Forwarded-For"] = f"{forwarded}, {address}" if forwarded else address
-        headers["X-Forwarded-Proto"], headers["Via"] = "https", "1.1 proxy"
+        headers["X-Forwarded-Proto"], headers["Via"] = self.server.scheme, "1.1 proxy"
+        if self.server.prefix:
+            headers["X-Forwarded-Prefix"] = self.server.prefix
         upstream = http.client.HTTPConnection(*self.server.upstream, timeout=READ_TIMEOUT_S)
         try:
-            upstream.request(self.command, self.path, body, headers)
+            path = self.path.removeprefix(self.server.prefix) or "/"
+            upstream.request(self.command, path, body, headers)
             self._answer(upstream.getresponse())
         finally:
             upstream.close()
@@ -51,24 +55,30 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Proxy(ThreadingHTTPServer):
-    def __init__(self, upstream: tuple[str, int]) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream = upstream
+    def __init__(self, upstream: tuple[str, int], host: str, prefix: str, scheme: str) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
+        self.upstream, self.prefix, self.scheme = upstream, prefix, scheme
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of clients that went away."""
 
 
 @contextmanager
-def reverse_proxy(url: str) -> Iterator[str]:
-    """Run a proxy in front of `url`, and yield its address."""
+def reverse_proxy(
+    url: str, host: str = "127.0.0.1", prefix: str = "", scheme: str = "https"
+) -> Iterator[str]:
+    """Run a proxy in front of `url`, and yield its address, which ends with `prefix`.
+
+    `scheme`: what it says that its callers use; it speaks plain HTTP in any case.
+    """
     parts = urlsplit(url)
     assert parts.hostname is not None and parts.port is not None
-    with _Proxy((parts.hostname, parts.port)) as proxy:
+    with _Proxy((parts.hostname, parts.port), host, prefix, scheme) as proxy:
         thread = threading.Thread(target=proxy.serve_forever, args=(0.02,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{proxy.server_address[1]}"
+            yield f"http://{f'[{host}]' if ':' in host else host}:{proxy.server_address[1]}{prefix}"
         finally:
             proxy.shutdown()
             thread.join()

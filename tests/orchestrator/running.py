@@ -113,13 +113,18 @@ DONE: dict[str, Any] = {
 
 @contextmanager
 def running_service(
-    bench: Bench, fleet_plan: FleetPlan | None = None, **variables: str
+    bench: Bench,
+    fleet_plan: FleetPlan | None = None,
+    host: str = "127.0.0.1",
+    **variables: str,
 ) -> Iterator[Running]:
-    """Serve a store on a free port of this machine. The store is closed with it."""
+    """Serve a store on a free port of `host`, of this machine. The store is closed with it."""
     settings = read_settings(ENVIRONMENT | variables)
     services = Services(settings, bench.store, fleet_plan)
-    listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, 0), family=family)
+    shown_host = f"[{host}]" if ":" in host else host
+    url = f"http://{shown_host}:{listener.getsockname()[1]}"
     server = new_server(settings, services)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(

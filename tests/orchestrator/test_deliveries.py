@@ -118,6 +118,33 @@ def test_each_client_has_a_secret_of_its_own(
         assert_error(retry, 404, "job_not_found")
 
 
+def test_the_end_of_a_batch_is_told_once_to_the_client_whose_it_is(
+    service: Running, target: Target
+) -> None:
+    with service.caller(service.bench.store.add_key("client", "shop")) as shop:
+        fields = {"video_url": "https://m/v.mp4", "audio_url": "https://m/a.wav"}
+        jobs = [{"musetalk_job_id": name, **fields} for name in ("b-1", "b-2")]
+        sent = {"jobs": jobs, "webhook_url": target.url, "metadata": {"campaign": "spring"}}
+        made = shop.post("/v1/avatar/batches", json=sent)
+        assert made.status_code == 202, made.text
+        finish(service, "b-1")
+        service.wake_deliveries()
+        # A delivery that is taken notices ended batches first, so this one is not told too soon.
+        service.submit("other", webhook_url=f"{target.url}/other")
+        service.admin.delete("/v1/avatar/jobs/other")
+        ended(service, "other", "delivered")
+        assert [got.path for got in target.got] == ["/other"]
+        finish(service, "b-2")
+        until(lambda: len(target.got) == 2, "the end of the batch was not told")
+        event = verified(target.got[1], "shop")
+        shown = shop.get(f"/v1/avatar/batches/{made.json()['id']}").json()
+    assert event["type"] == "avatar.batch.succeeded"
+    assert event["data"] == shown
+    assert shown["counts"]["succeeded"] == 2 and shown["metadata"] == {"campaign": "spring"}
+    assert target.got[1].headers["webhook-id"] == f"evt_{shown['id']}"
+    assert [log_of(service, name) for name in ("b-1", "b-2")] == [[], []]
+
+
 def test_the_command_line_prints_a_clients_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -19,18 +19,23 @@ from playwright.sync_api import Browser, expect
 
 from orchestrator.store.leases import FailureKind
 from orchestrator.store.values import AttemptName, Failure, Progress
+from serve_app.launcher.machine import has_ipv6
 from tests.browser import SIZES, WAIT_MS, Scheme, chromium_path, open_chromium
 from tests.conftest import ClipFactory
+from tests.contract.webhook_target import listening
 from tests.orchestrator.databases import RULES, SqliteFiles, open_bench
 from tests.orchestrator.page_facts import NO_MEMORY, OFFERS, Plant
 from tests.orchestrator.pages_browser import Operator, operator_at
+from tests.orchestrator.reverse_proxy import reverse_proxy
 from tests.orchestrator.running import ADMIN_KEY, DONE, Running, running_service
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(chromium_path() is None, reason="Chromium is not installed"),
 ]
 
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MARKUP = "<img src=x onerror=alert(1)><script>alert(2)</script>'\"{{7*7}}\u202e"
 PAGES = (
     "/",
@@ -161,6 +166,44 @@ def test_a_dead_job_is_put_back(operator: Operator) -> None:
     page.get_by_role("button", name="Put back into the queue").click()
     expect(page.get_by_text("The job waits again.")).to_be_visible()
     assert service.status("job-1") == "queued"
+
+
+def test_a_webhook_is_sent_again_behind_a_proxy_with_a_prefix_over_ipv6(
+    chromium: Browser, sqlite_files: SqliteFiles, tmp_path: Path
+) -> None:
+    """The button is a form whose address, session and answer all have the prefix."""
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    variables = {
+        "WEBHOOK_SECRET": SECRET,
+        "ORCHESTRATOR_WEBHOOK_HOSTS": "127.0.0.1",
+        "ORCHESTRATOR_ROOT_PATH": "/ops/queue",
+        "ORCHESTRATOR_TRUSTED_PROXIES": "::1",
+    }
+    bench = open_bench(sqlite_files.new(tmp_path), RULES)
+    with (
+        listening() as target,
+        running_service(bench, host="::1", **variables) as running,
+        reverse_proxy(running.url, "::1", "/ops/queue", "http") as url,
+        operator_at(chromium, replace(running, url=url)) as somebody,
+    ):
+        running.submit("a/b?c#d", webhook_url=target.url)
+        job = "/v1/avatar/jobs/a%2Fb%3Fc%23d"
+        running.admin.delete(job).raise_for_status()
+
+        def is_delivered() -> bool:
+            [one] = running.admin.get(f"{job}/deliveries").json()["deliveries"]
+            return str(one["status"]) == "delivered"
+
+        until(is_delivered, "the webhook has not come")
+        somebody.sign_in()
+        somebody.open("/job?id=a%2Fb%3Fc%23d")
+        somebody.page.get_by_role("button", name="Send the webhook").click()
+        expect(somebody.page.get_by_text("The webhook is sent again")).to_be_visible()
+        assert somebody.page.url == f"{url}/job?id=a%2Fb%3Fc%23d"
+        until(lambda: len(target.got) == 2, "the webhook has not come again")
+        assert len({got.headers["webhook-id"] for got in target.got}) == 1
+        assert somebody.faults == []
 
 
 def test_a_worker_is_drained_and_its_list_is_kept(operator: Operator) -> None:

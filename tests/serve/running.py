@@ -217,14 +217,18 @@ def running_app(
     env: dict[str, str] | None = None,
     key: str | None = None,
     port: int | None = None,
+    host: str = "127.0.0.1",
     is_json: bool = False,
     **args: Any,
 ) -> Iterator[RunningApp]:
-    """Start the application with `args` over small defaults, and leave nothing of it."""
+    """Start the application with `args` over small defaults, and leave nothing of it. `host` is
+    what it listens on.
+    """
     port = port or free_port("127.0.0.1")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "serve_config.yaml"
     document = config_document(folder, port, args)
+    document["http_options"]["host"] = host
     document["logging_config"]["encoding"] = "JSON" if is_json else "TEXT"
     config.write_text(yaml.safe_dump(document))
     # Ray's sockets lie below: a short path.

@@ -10,7 +10,11 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from tests.serve.running import running_app
+from serve_app.launcher.machine import has_ipv6
+from tests.orchestrator.reverse_proxy import reverse_proxy
+from tests.playing import played
+from tests.serve.running import JOB_S, running_app
+from tests.waiting import until
 
 KEY, SECRET = "internal-key", "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
@@ -21,7 +25,8 @@ def guarded(tmp_path_factory, private_temp):
     env = {"WEBHOOK_SECRET": SECRET, "WORKER_TOKEN": "worker-token", "BUILD_COMMIT": "abc"}
     # Nothing is fetched ahead, so that what waits is `queued` and counts.
     queue = {"max_concurrent_jobs": 1, "max_queued_jobs": 2, "downloads_ahead": 0}
-    with running_app(tmp_path_factory.mktemp("guarded"), env=env, key=KEY, queue=queue) as app:
+    folder, links = tmp_path_factory.mktemp("guarded"), {"trusted_proxies": ["127.0.0.1", "::1"]}
+    with running_app(folder, env=env, key=KEY, host="::", queue=queue, links=links) as app:
         yield app
 
 
@@ -185,3 +190,30 @@ def listener():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_links_alone_lead_to_a_stream_and_its_video_over_ipv6_and_through_a_proxy(
+    guarded, clip, speech
+):
+    media = {"video_url": clip(frames=60).as_uri(), "audio_url": speech(6.0).as_uri()}
+    created = create(guarded, media | {"musetalk_job_id": "show 1/part?2 100%"})
+    path, here = created.headers["location"], f"http://[::1]:{guarded.port}"
+    assert path == "/v1/avatar/jobs/show%201%2Fpart%3F2%20100%25"
+    with reverse_proxy(here, "::1", "/video/lipsync", "http") as front:
+
+        def shown_at(base):
+            return httpx.get(base + path, headers=guarded.client.headers, trust_env=False).json()
+
+        link = until(lambda: shown_at(front)["stream_url"], "it cannot be watched", JOB_S)
+        assert link.startswith(f"{front}{path}/stream.m3u8?")
+        bare = httpx.get(link.partition("?")[0], trust_env=False)
+        assert (bare.status_code, bare.json()["code"]) == (401, "key_missing")
+        seen = played(link)  # from the middle of the job to its end
+        assert len(seen) == 150
+        until(lambda: shown_at(here)["status"] == "succeeded", "the job has not ended")
+        for base in (front, here):
+            job = shown_at(base)
+            assert job["stream_url"].startswith(base) and job["output_url"].startswith(base)
+            assert played(job["stream_url"]) == played(job["output_url"]) == seen

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.decoding import frames_of
+from tests.playing import link_to, played
 from tests.serve.running import LOSSLESS, RunningApp
 from tests.waiting import until
 
@@ -67,9 +68,14 @@ def frames_in_flight(app: RunningApp) -> int:
 def test_an_ingress_that_dies_resumes_its_jobs(app, clip, speech, tmp_path, undisturbed):
     body = {"musetalk_job_id": "killed-ingress", **media(clip, speech, "Ingress")}
     assert app.client.post("/v1/avatar/jobs", json=body).status_code == 202
-    app.wait_drawn("killed-ingress")
+    early = link_to(app, "killed-ingress")
     app.kill("Ingress")
     app.wait_ready()
     job = app.wait_for("killed-ingress", "succeeded", "failed")
     assert (job["status"], job["attempt"]) == ("succeeded", 2), job["error"]
-    assert np.array_equal(frames_of(app.output(job, tmp_path)), undisturbed)
+    video = app.output(job, tmp_path)
+    assert np.array_equal(frames_of(video), undisturbed)
+    # Who watched is told that this stream is over, and the new attempt has one of its own.
+    gone = app.client.get(early)
+    assert (gone.status_code, gone.json()["code"]) == (410, "stream_gone")
+    assert played(job["stream_url"]) == played(str(video))

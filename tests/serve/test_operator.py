@@ -82,6 +82,8 @@ def test_metrics_are_at_one_address_on_loopback(
     """Mend 2.12: `/metrics` was 404, and the port of the metrics random."""
     media = {"video_url": clip(frames=30).as_uri(), "audio_url": speech(1.0).as_uri()}
     assert app.generate(musetalk_job_id="measured", **media).status_code == 200
+    sound = app.client.put("/v1/uploads/a.wav", content=speech(1.0).read_bytes()).json()
+    assert app.client.put("/v1/uploads/b.wav", content=b"no media").status_code == 422
     address = metrics_address(app)
     wanted = {f"ray_{name}" for name in DECLARED - NOT_EVERYWHERE}
     until(
@@ -103,6 +105,7 @@ def test_metrics_are_at_one_address_on_loopback(
         NOT_FOUND_S,
         pause_s=0.5,
     )
+    app.client.delete(f"/v1/uploads/{sound['id']}").raise_for_status()
     assert address.startswith("http://127.0.0.1:")
 
 

@@ -1,19 +1,24 @@
 """A worker of a fleet: a real application on Ray polls an orchestrator over real sockets."""
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.contract.fake_orchestrator import FakeOrchestrator, answer
 from tests.decoding import frames_of
 from tests.serve.conftest import LEFTOVER_GRACE_S
 from tests.serve.fleet_app import fleet_app
-from tests.serve.running import media_server
+from tests.serve.running import JOB_S, START_S, media_server
+from tests.serve.test_operator import metrics_address
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # an application of its own
+
+FRAMES_DRAWN = "ray_lipsync_frames_drawn_total{"
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +30,9 @@ def fleet(tmp_path_factory, private_temp):
         "POLL_INTERVAL_SEC": "0.5",
         "CONFIG_LABEL": "test",
     }
-    folder = tmp_path_factory.mktemp("worker")
-    with fleet_app(folder, env, queue={"max_concurrent_jobs": 2}) as fleet:
+    folder, queue = tmp_path_factory.mktemp("worker"), {"max_concurrent_jobs": 2}
+    pools = [{"name": "cpu", "replicas": 2, "num_cpus": 0.1}]
+    with fleet_app(folder, env, host="::", queue=queue, pools=pools) as fleet:
         yield fleet
 
 
@@ -75,6 +81,25 @@ def test_a_claimed_job_is_done_and_reported(worker, orchestrator, media, tmp_pat
     assert set(drawn) <= {0, 75}
     [beat] = {call.body["worker_type"] for call in orchestrator.of("heartbeat")}
     assert beat == "main"
+
+
+def test_a_job_is_drawn_by_all_replicas_of_its_pool(worker, orchestrator, media, speech):
+    def running() -> int:
+        [pool] = worker.client.get("/health").json()["pools"]
+        return int(pool["running"])
+
+    until(lambda: running() == 2, "two replicas do not run", START_S)
+    longer = media | {"audio_url": speech(20.0).as_uri()}
+    job = orchestrator.jobs[orchestrator.add_job("shared", **longer)]
+    orchestrator.wait_until(lambda: bool(job.accepted), 90)
+
+    def drawn() -> list[float]:
+        """The frames that each replica has drawn, as the metrics say."""
+        lines = httpx.get(metrics_address(worker), trust_env=False).text.splitlines()
+        return [float(x.split()[-1]) for x in lines if x.startswith(FRAMES_DRAWN)]
+
+    until(lambda: sum(drawn()) >= 500, lambda: f"{drawn()} were drawn", 60, pause_s=0.5)
+    assert len(drawn()) == 2 and min(drawn()) >= 50
 
 
 def test_two_jobs_at_a_time_are_one_workers(worker, orchestrator, media, clip, tmp_path):
@@ -159,3 +184,19 @@ def test_killing_the_ingress_does_not_lose_the_claim(worker, orchestrator, media
     orchestrator.wait_until(lambda: bool(job.accepted), 120)
     assert (job.status, len(job.accepted)) == ("succeeded", 1)
     assert worker.job("resumed")["status"] == "succeeded"
+
+
+def test_a_stop_lets_all_replicas_end_the_job_and_reports_it(worker, orchestrator, media, speech):
+    """The last test of this module, since it ends the worker."""
+    longer = media | {"audio_url": speech(20.0).as_uri()}
+    job = orchestrator.jobs[orchestrator.add_job("last", **longer)]
+    worker.wait_for("last", "running")
+    worker.wait_drawn("last")
+    seen = len(worker.log)
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.process.wait(JOB_S) == 0
+    assert (job.status, len(job.accepted)) == ("succeeded", 1)
+    [report] = job.accepted
+    assert report["receipt"]["frames"] == 500
+    assert report["receipt"]["retries"] == {"segments": 0, "frames": 0}
+    assert not [line for line in worker.log[seen:] if "Traceback" in line]

@@ -6,16 +6,16 @@ the rest is not made yet.
 
 from __future__ import annotations
 
-import contextlib
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
+import httpx
 import pytest
 
 from tests.browser import chromium_path, open_chromium
-from tests.serve.running import JOB_S, RunningApp
+from tests.playing import frame_sums, link_to, played
+from tests.serve.running import RunningApp
 from tests.waiting import until
 
 HLS_JS = Path(__file__).parents[2] / "serve_app/studio/assets/vendor/hls.light.min.mjs"
@@ -78,9 +78,7 @@ def job(app, clip, speech):
     video = clip(frames=60, ffmpeg_output=BT709)
     body = {"video_url": video.as_uri(), "audio_url": speech(16.0).as_uri()}
     job_id = app.client.post("/v1/avatar/jobs", json=body).json()["id"]
-    link = until(
-        lambda: app.job(job_id)["stream_url"], f"{job_id} cannot be watched", JOB_S, pause_s=0.05
-    )
+    link = link_to(app, job_id)
     with app.drawing_stopped() as go_on:
         assert app.job(job_id)["status"] == "running"
         yield Watched(app, job_id, link, go_on)
@@ -111,30 +109,25 @@ def test_ffmpeg_plays_a_job_while_it_is_made(job, tmp_path):
         first = [next(shown) for _ in range(10)]
         assert job.app.job(job.id)["status"] == "running" and ENDLIST not in early
         done = job.finished()
-        played = [*first, *shown]
+        seen = [*first, *shown]
     whole = job.app.output(done, tmp_path)
-    with frame_sums(str(whole)) as shown:
-        assert played == list(shown)  # the same pictures at the same times
-    assert len(played) == FRAMES
+    assert seen == played(str(whole))  # the same pictures at the same times
+    assert len(seen) == FRAMES
     late = job.playlist()
     assert late.startswith(early) and late.endswith(ENDLIST) and late.count(ENDLIST) == 1
+    allowed, other = "https://app.example", "https://other.example"  # see conftest.py
+    assert read_by_a_page_of(allowed, job.link, late) == {(200, allowed)}
+    assert read_by_a_page_of(other, job.link, late) == {(200, None)}
 
 
-@contextlib.contextmanager
-def frame_sums(source: str) -> Iterator[Iterator[str]]:
-    """Have ffmpeg play a video from its start. Yield its line about each frame as it is shown: the
-    time, the duration, and a digest of the pixels.
-    """
-    live = ["-live_start_index", "0"] if ".m3u8" in source else []
-    command = ["ffmpeg", "-v", "error", "-xerror", *live, "-i", source, "-map", "0:v"]
-    output = ["-f", "framemd5", "-flush_packets", "1", "-"]
-    with subprocess.Popen([*command, *output], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            yield (line for line in process.stdout if not line.startswith("#"))
-            assert process.wait(JOB_S) == 0
-        finally:
-            process.kill()
+def read_by_a_page_of(origin: str, link: str, playlist: str) -> set[tuple[int, str | None]]:
+    """Return the status of each address of a stream, and which pages may read the answer."""
+    parts = [line for line in playlist.splitlines() if not line.startswith("#")]
+    found = set()
+    for uri in (link, *(urljoin(link, part) for part in parts)):
+        answer = httpx.get(uri, headers={"Origin": origin}, trust_env=False)
+        found.add((answer.status_code, answer.headers.get("Access-Control-Allow-Origin")))
+    return found
 
 
 def test_a_cancelled_job_ends_its_stream_with_what_is_there(job, tmp_path):
@@ -146,8 +139,7 @@ def test_a_cancelled_job_ends_its_stream_with_what_is_there(job, tmp_path):
         "the stream has not ended",
     )
     assert late.startswith(early)
-    with frame_sums(job.link) as shown:
-        n_shown = len(list(shown))
+    n_shown = len(played(job.link))
     assert 0 < n_shown < FRAMES
     assert n_shown == round(25 * sum(map(float, lengths(late))))
 

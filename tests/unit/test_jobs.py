@@ -6,15 +6,16 @@ import pytest
 import sqlalchemy as sa
 
 from orchestrator.store.changes import MAX_EVENTS
+from orchestrator.store.deliveries import MAX_WEBHOOKS
+from orchestrator.store.delivery_values import TakenDelivery, Try
 from orchestrator.store.errors import JobConflict, QueueFull
 from orchestrator.store.tables import metadata
 from serve_app.api.answers import generate_body, job_body
-from serve_app.api.notifications import event_of
 from serve_app.contract.outcomes import Failure, Phase, Progress, Success
 from serve_app.contract.requests import JobRequest
 from serve_app.jobs.job import CANCELLED, Origin, SubmissionOptions, TooManyJoined, Verdict
 from serve_app.jobs.registry import JobRegistry
-from serve_app.jobs.submissions import MAX_KEYS, MAX_SUBSCRIBERS
+from serve_app.jobs.submissions import MAX_KEYS
 
 DONE = Progress(Phase.COMPLETED, 1.0, 10, 10)
 RUNNING = Progress(Phase.INFERRING, 0.5, 5, 10)
@@ -49,6 +50,11 @@ def request(job_id: str = "a", video: str = "https://h/v.mp4") -> JobRequest:
 
 def take(registry: JobRegistry, **kwargs):
     return registry.take(lease_s=20.0, max_attempts=3, **kwargs)
+
+
+def due(registry: JobRegistry) -> list[TakenDelivery]:
+    """Return the webhooks that are due, and that nobody else gets for a minute from now on."""
+    return list(iter(lambda: registry.take_delivery(60.0), None))
 
 
 def test_jobs_start_in_the_order_they_came(registry, clock):
@@ -332,15 +338,13 @@ def test_who_joins_a_job_leaves_webhook_metadata_and_key_with_it(registry):
     registry.submit(request(), Origin.ASYNC, 10, first)
     job, _ = registry.submit(request(), Origin.ASYNC, 10, second)
     assert job.metadata == {"who": "one", "only": 1, "also": 2}
-    assert registry.pending_notifications(10) == []
+    assert due(registry) == []
     end(registry, "succeeded")
-    queued = {item.webhook_url: item for item in registry.pending_notifications(10)}
-    assert {url: item.metadata for url, item in queued.items()} == {
+    assert {item.url: item.snapshot["metadata"] for item in due(registry)} == {
         "https://hook/1": first.metadata,
         "https://hook/2": second.metadata,
     }
-    registry.mark_notified(queued["https://hook/1"])
-    assert [item.webhook_url for item in registry.pending_notifications(10)] == ["https://hook/2"]
+    assert due(registry) == []
     for key in ("key-1", "key-2"):
         again = registry.submit(
             request("other-id"), Origin.ASYNC, 10, SubmissionOptions(idempotency_key=key)
@@ -352,18 +356,17 @@ def test_a_webhook_that_joins_an_ended_job_is_called_once_too(registry):
     """Mend 3.1."""
     registry.submit(request(), Origin.ASYNC, 10)
     end(registry, "succeeded")
+    told = []
     for _ in range(2):
         registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
-        for queued in registry.pending_notifications(10):
-            registry.mark_notified(queued)
-            assert queued.webhook_url == "https://hook/1"
-    assert registry.pending_notifications(10) == []
+        told += [item.url for item in due(registry)]
+    assert told == ["https://hook/1"]
 
 
 @pytest.mark.parametrize(
     ("limit", "submission"),
     [
-        (MAX_SUBSCRIBERS, lambda n: SubmissionOptions(f"https://hook/{n}")),
+        (MAX_WEBHOOKS, lambda n: SubmissionOptions(f"https://hook/{n}")),
         (MAX_KEYS, lambda n: SubmissionOptions(idempotency_key=f"key-{n}")),
     ],
 )
@@ -376,33 +379,28 @@ def test_what_one_job_keeps_of_its_callers_is_bounded(registry, limit, submissio
     registry.submit(request(), Origin.ASYNC, 10, submission(0))  # what is known is welcome
 
 
-def test_a_job_that_was_submitted_again_meanwhile_is_notified_again(registry):
-    """Mend 3.8: marking the first end as told does not lose the second one."""
-    submission = SubmissionOptions("https://hook/1")
-    registry.submit(request(), Origin.ASYNC, 10, submission)
+@pytest.mark.parametrize("second_end", ["succeeded", "failed"])
+def test_a_job_that_ends_again_is_told_again(registry, second_end):
+    """Mend 3.8: the second end has an event of its own, with what was sent with the second run."""
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1", {"run": 1}))
     end(registry, "failed")
-    [failed] = registry.pending_notifications(10)
-    registry.submit(request(), Origin.ASYNC, 10, submission)  # while the webhook is being queued
-    registry.mark_notified(failed)
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1", {"run": 2}))
+    [first] = due(registry)  # only now, after the job has been queued again
+    assert (first.event, first.snapshot["metadata"]) == ("avatar.job.failed", {"run": 1})
+    end(registry, second_end)
+    [second] = due(registry)
+    assert (second.event, second.snapshot["run"]) == (f"avatar.job.{second_end}", 2)
+    assert second.snapshot["metadata"] == {"run": 2}
+    assert first.id != second.id
+
+
+def test_who_was_told_of_a_failure_is_told_of_the_success_of_a_retry(registry):
+    registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
+    end(registry, "failed")
+    due(registry)
+    registry.retry("a")
     end(registry, "succeeded")
-    [succeeded] = registry.pending_notifications(10)
-    assert (succeeded.job.status, succeeded.job.run) == ("succeeded", 2)
-    registry.mark_notified(succeeded)
-    assert registry.pending_notifications(10) == []
-    assert event_of(failed).id != event_of(succeeded).id
-
-
-def test_a_job_that_ends_in_the_same_way_again_is_notified_again(registry):
-    """Mend 3.8: runs and attempts tell two failures apart."""
-    submission = SubmissionOptions("https://hook/1")
-    registry.submit(request(), Origin.ASYNC, 10, submission)
-    end(registry, "failed")
-    [first] = registry.pending_notifications(10)
-    registry.submit(request(), Origin.ASYNC, 10, submission)  # while the webhook is being queued
-    end(registry, "failed")
-    registry.mark_notified(first)
-    [second] = registry.pending_notifications(10)
-    assert second.job.run == 2
+    assert [item.event for item in due(registry)] == ["avatar.job.succeeded"]
 
 
 # Phases ------------------------------------------------------------------------------------------
@@ -523,8 +521,8 @@ def test_what_belongs_to_a_forgotten_job_is_forgotten(registry):
     job = take(registry)
     assert registry.beat(job, 20.0, RUNNING, (RUNNING,)) is Verdict.GO_ON
     assert registry.finish(job, SUCCESS, DONE)
-    [queued] = registry.pending_notifications(10)
-    registry.mark_notified(queued)
+    [taken] = due(registry)
+    registry.settle_delivery(taken, Try(204), None)
     registry.forget(keep=0)
     with registry.file.read() as tx:
         of_jobs = [table for table in metadata.sorted_tables if table.name != "virtual_clock"]
@@ -534,14 +532,36 @@ def test_what_belongs_to_a_forgotten_job_is_forgotten(registry):
     assert registry.submit(other, Origin.ASYNC, 10, SubmissionOptions(idempotency_key="key"))[1]
 
 
-def test_a_job_is_not_forgotten_before_its_webhook_has_been_queued(registry):
+@pytest.mark.parametrize(
+    ("result", "pause_s", "is_forgotten"),
+    [
+        (Try(204), None, True),
+        (Try(410, "answered 410"), None, True),
+        (Try(500, "answered 500"), 5.0, False),
+    ],
+)
+def test_a_job_is_forgotten_once_its_webhook_is_delivered_or_given_up(
+    registry, result, pause_s, is_forgotten
+):
     registry.submit(request(), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
     end(registry, "succeeded")
     registry.forget(keep=0)
-    [queued] = registry.pending_notifications(10)
-    registry.mark_notified(queued)
+    [taken] = due(registry)
     registry.forget(keep=0)
-    assert registry.get("a") is None
+    assert registry.get("a") is not None
+    assert registry.settle_delivery(taken, result, pause_s)
+    registry.forget(keep=0)
+    assert (registry.get("a") is None) is is_forgotten
+
+
+def test_so_many_jobs_are_kept_for_their_webhooks(registry, clock, caplog):
+    for name in "abc":
+        registry.submit(request(name), Origin.ASYNC, 10, SubmissionOptions("https://hook/1"))
+        end(registry, "succeeded")  # the only one that waits
+        clock.now += 1
+    registry.forget(keep=0, undelivered=2)
+    assert [job.id for job in registry.page(None, 10).jobs] == ["c", "b"]
+    assert "webhooks are dropped, because too many wait" in caplog.text
 
 
 def test_a_job_whose_webhooks_stay_due_is_forgotten_after_a_day(registry, clock):

@@ -136,8 +136,9 @@ def test_every_job_is_there_with_all_that_it_had(path: Path) -> None:
     assert found["running"].progress == HALF
     [change] = registry.follow("running", 0).events
     assert (change.progress, change.attempt) == (HALF, 1)
-    [webhook] = registry.pending_notifications(10)
-    assert (webhook.job.id, webhook.metadata) == ("succeeded", {"to": 1})
+    webhook = registry.take_delivery(60.0)
+    assert (webhook.snapshot["id"], webhook.snapshot["metadata"]) == ("succeeded", {"to": 1})
+    assert registry.take_delivery(60.0) is None
     joining = SubmissionOptions(idempotency_key="key")
     job, is_new = registry.submit(request("other"), Origin.ASYNC, 10, joining)
     assert (job.id, is_new) == ("queued", False)

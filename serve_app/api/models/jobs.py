@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from orchestrator.job_api.described import Instant, JobModels, shows
+from orchestrator.job_api.described import Instant, JobModels, JobStatus, shows
 from serve_app.api.models.problems import Problem
 from serve_app.api.models.receipts import METRICS, Metrics, Receipt
-from serve_app.contract.outcomes import JobStatus, Phase
+from serve_app.contract.outcomes import Phase
 from serve_app.contract.requests import Params
 
 _URL = "https://videos.example/files/job-1.mp4?expires=1796270400&signature=mMj6L-Nm1IlN2r793zya"

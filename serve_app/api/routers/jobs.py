@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from fastapi import Depends, Request
 from starlette.types import Scope
 
-from musetalk_pipeline.errors import PipelineError
+from orchestrator.job_api.deliveries import deliveries_body, delivery_body
 from orchestrator.job_api.lists import JobQuery, page_body, read_cursor
 from orchestrator.job_api.routes import job_router
+from orchestrator.net.addresses import AddressRefused
 from serve_app.api.answers import job_body
 from serve_app.api.errors import BadField, RequestRejected, reject_if_stopping
 from serve_app.api.event_stream import event_stream
@@ -26,6 +27,10 @@ from serve_app.contract.requests import KEPT_VIDEO, EstimateRequest, JobCreate, 
 from serve_app.gate.links import Links
 from serve_app.jobs.job import Origin, SubmissionOptions
 
+WEBHOOK_HINT = (
+    "Send a URL on the public internet. If you operate this worker and trust that host, add it to "
+    "ALLOWED_SOURCE_HOSTS or inputs.allowed_hosts."
+)
 _NOT_OF_THE_REQUEST = {"musetalk_job_id", "video_url", "avatar_id", "webhook_url", "metadata"}
 
 
@@ -77,6 +82,16 @@ class IngressBoard:
         job, was_live = _found(await self.services.jobs.cancel(job_id))
         if not was_live:
             raise RequestRejected(job_ended(job.status), job_id=job.id)
+
+    async def deliveries(self, job_id: str) -> dict[str, Any]:
+        """See `JobBoard`."""
+        _found(await self.services.jobs.get(job_id))
+        return deliveries_body(await self.services.jobs.deliveries(job_id))
+
+    async def deliver_again(self, job_id: str, delivery_id: str) -> dict[str, Any]:
+        """See `JobBoard`."""
+        _found(await self.services.jobs.get(job_id))
+        return delivery_body(await self.services.jobs.deliver_again(job_id, delivery_id))
 
 
 async def _board(http: Request, services: ServicesDep) -> IngressBoard:
@@ -141,5 +156,5 @@ async def check_webhook(services: Services, url: str) -> None:
         )
     try:
         await services.webhooks.check_target(url)
-    except PipelineError as exc:
-        raise BadField("webhook_url", exc.message, exc.hint) from exc
+    except AddressRefused as exc:
+        raise BadField("webhook_url", exc.reason, exc.hint or WEBHOOK_HINT) from exc

@@ -1,4 +1,7 @@
-"""Reads request bodies before they reach a route, within a size, a rate and a deadline."""
+"""Reads request bodies before they reach a route, within a size, a rate and a deadline.
+
+A route therefore never waits for a slow sender, and never has more in memory than the limit.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from starlette.types import Message, Receive, Scope
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.gate.asgi import header
-
-# Of the only route whose bodies are larger than others: 500 jobs with signed addresses.
+# The only route whose bodies are larger than others: 500 jobs with signed addresses.
 BATCHES_PATH = "/v1/avatar/batches"
+LINGER_BYTES = 8 << 20  # read of a client that has its answer already
+LINGER_S = 2.0  # for a client that has its answer to stop sending
 WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -102,15 +106,13 @@ class Bodies:
 
 def declared_bytes(scope: Scope) -> int | None:
     """Return `Content-Length`; None if the request does not have it."""
-    value = header(scope["headers"], b"content-length")
+    value = _header(scope, b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 
 def has_body(scope: Scope) -> bool:
     """Whether the headers of a request announce a body."""
-    return bool(declared_bytes(scope)) or (
-        header(scope["headers"], b"transfer-encoding") is not None
-    )
+    return bool(declared_bytes(scope)) or (_header(scope, b"transfer-encoding") is not None)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
@@ -123,7 +125,19 @@ def replay(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-async def drain(receive: Receive, max_bytes: int, seconds: float) -> None:
+async def send_early(response: Response, receive: Receive, send: Send, linger_s: float) -> None:
+    """Send an answer to a client that may still be sending the body of its request."""
+    # The rest of the body would be read as the next request, so the connection must end. A client
+    # that is still writing would lose the answer if it ended at once.
+    response.headers["connection"] = "close"
+    start = {"status": response.status_code, "headers": response.raw_headers}
+    await send({"type": "http.response.start", **start})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    await _drain(receive, LINGER_BYTES, linger_s)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drain(receive: Receive, max_bytes: int, seconds: float) -> None:
     """Read and drop what a rejected client is still sending, so that it can read its answer."""
     seen = 0
     try:
@@ -135,3 +149,7 @@ async def drain(receive: Receive, max_bytes: int, seconds: float) -> None:
                     return
     except TimeoutError:
         return
+
+
+def _header(scope: Scope, name: bytes) -> bytes | None:
+    return next((bytes(value) for key, value in scope["headers"] if key.lower() == name), None)

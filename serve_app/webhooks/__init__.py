@@ -1,1 +1,0 @@
-"""Signed notifications of the end of a job."""
