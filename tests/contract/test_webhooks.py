@@ -31,7 +31,7 @@ from tests.waiting import until_async
 
 # The secret of the scheme's own examples.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=2.0)
+QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=20.0)
 OPEN = AddressPolicy(frozenset({"127.0.0.1"}))
 
 
@@ -65,6 +65,14 @@ async def delivering(
 
 async def all_sent(sender: WebhookSender) -> None:
     await until_async(lambda: sender.pending() == 0, "not all webhooks were sent")
+
+
+async def settled(sender: WebhookSender, now: float) -> None:
+    """Wait until a try is settled. Until then its lease is what the event is due at."""
+    await until_async(
+        lambda: (sender._store.next_due() or 0.0) - now != QUICK.lease_s,
+        "the lease was not given back",
+    )
 
 
 @pytest.fixture
@@ -167,6 +175,7 @@ async def test_each_try_is_signed_with_its_own_time(target: Target, path: Path) 
     async with delivering(path, rules, clock=lambda: now[0]) as sender:
         await sender.enqueue(event(target.url))
         await until_async(lambda: len(target.got) == 1, "no webhook came")
+        await settled(sender, now[0])
         now[0] += 2 * 3600.0
     async with delivering(path, rules, clock=lambda: now[0]) as sender:
         await all_sent(sender)
@@ -272,13 +281,8 @@ async def test_retry_after_is_honoured_within_bounds(
     async with delivering(path, clock=lambda: now) as sender:
         await sender.enqueue(event(target.url))
         await until_async(lambda: len(target.got) == 1, "no webhook came")
-        store = sender._store
-        # Until the try is settled, the lease is what the event is due at.
-        await until_async(
-            lambda: (store.next_due() or 0.0) - now != QUICK.lease_s,
-            "the lease was not given back",
-        )
-        due = store.next_due()
+        await settled(sender, now)
+        due = sender._store.next_due()
     assert due is not None
     assert due - now == pytest.approx(expected_s, rel=0.21)
 
@@ -293,7 +297,8 @@ async def test_a_silent_target_costs_one_deadline_and_holds_up_nobody(
             await sender.enqueue(event(silent.url, 1))
             await sender.enqueue(event(target.url, 2))
             await all_sent(sender)
-    assert len(target.got) == 1
+    # A try of the second may have been given up as well, on a machine with much else to do.
+    assert {got.headers["webhook-id"] for got in target.got} == {"msg_job-2_succeeded"}
     assert silent.got == []
 
 
