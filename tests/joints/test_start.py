@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from demo.application import free_port
 from serve_app.config.config_file import ConfigInvalid
 from serve_app.launch import _wait_until_ready, ready_line
 from serve_app.launcher.checks import Start, check_start, listened_on
@@ -30,6 +30,7 @@ from serve_app.launcher.ray_cluster import (
     last_error,
 )
 from serve_app.launcher.stop_requests import StopRequests
+from tests.ports import reserved_port
 from tests.serve.running import ROOT
 
 SHARED = {"B2_KEY_ID": "0123456789", "B2_APP_KEY": "secret-secret", "B2_BUCKET_NAME": "bucket"}
@@ -43,10 +44,24 @@ POLLING = {
 OURS = "applications:\n  - name: lipsync\n    import_path: serve_app.app:build_app\n"
 
 
+_reserved = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def ports_of_this_test() -> Iterator[None]:
+    """Keep the ports that `free_port` gives from everybody else until the test has ended."""
+    with _reserved:
+        yield
+
+
+def free_port() -> int:
+    return _reserved.enter_context(reserved_port())
+
+
 def config(folder: Path, text: str = "", **changes: str) -> Path:
     """Write the project's configuration with ports of its own and the named texts replaced."""
     text = text or (ROOT / "serve_config.yaml").read_text()
-    changes = {"port: 8000": f"port: {free_port('127.0.0.1')}", **changes}
+    changes = {"port: 8000": f"port: {free_port()}", **changes}
     for old, new in changes.items():
         text = text.replace(old, new)
     text = text.replace("    args:\n", "    args:\n      metrics_port: 0\n", 1)
@@ -363,7 +378,7 @@ def test_a_taken_port_is_said_with_who_has_it(host: str, tmp_path: Path) -> None
 
 def test_worker_port_is_the_port_that_is_listened_on(tmp_path: Path) -> None:
     """Mend 1.15: WORKER_PORT changed the links and not the port."""
-    path, port = config(tmp_path), free_port("127.0.0.1")
+    path, port = config(tmp_path), free_port()
     start = started(path, {"WORKER_PORT": str(port)})
     assert start.port == start.document["http_options"]["port"] == port
     asked = yaml.safe_load(path.read_text())["http_options"]["port"]
@@ -387,7 +402,7 @@ def test_a_cluster_that_is_joined_is_not_judged_by_this_machine(tmp_path: Path) 
 
 def test_a_cluster_that_does_not_answer_is_said_so(tmp_path: Path) -> None:
     """Mend 2.2: Ray looked for it for two minutes, with a dozen lines and no sentence."""
-    port = free_port("127.0.0.1")
+    port = free_port()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:99999"):
         start = started(config(tmp_path), {"RAY_ADDRESS": address})
         with pytest.raises(StartFailed, match=f"nothing answers at RAY_ADDRESS, {address} "):
