@@ -34,6 +34,7 @@ import stamina
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from tests.children import command_of
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ settings.load_profile("repeatable")
 cv2.setNumThreads(1)
 
 FFMPEG_S = 120
-LEFTOVER_GRACE_S = 5.0  # a killed child needs a moment to disappear
+LEFTOVER_GRACE_S = 20.0  # a killed child needs a moment to disappear
 # Not scratch of ours: folders of pytest and torch, and Ray's, which lives as long as its cluster.
 FOREIGN_TEMP = ("ray", "pytest-of-", "torchinductor_")
 SPEECH = Path(
@@ -113,7 +114,7 @@ def no_leftovers(private_temp: Path) -> Iterator[None]:
 
     def left() -> tuple[list[str], list[str]]:
         processes = [p for p in _children() - children if _is_ours(p)]
-        commands = [" ".join(_command(p))[:200] for p in processes]
+        commands = [" ".join(command_of(p))[:200] for p in processes]
         return commands, sorted(_temp_files(private_temp) - files)
 
     until(
@@ -128,13 +129,6 @@ def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline() or [process.name()]
-    except psutil.Error:
-        return []
-
-
 def _is_ours(process: psutil.Process) -> bool:
     """Whether a test must not leave it: a child of this process, or a media tool of any child.
 
@@ -145,7 +139,7 @@ def _is_ours(process: psutil.Process) -> bool:
             return False
         is_media = process.name() in ("ffmpeg", "ffprobe", "prlimit", "setpriv")
         is_ray = any(
-            "ray" in Path(part).parts or part.startswith("ray::") for part in _command(process)
+            "ray" in Path(part).parts or part.startswith("ray::") for part in command_of(process)
         )
         return is_media or (
             process.ppid() == os.getpid() and not is_ray and not _is_servant(process)
@@ -159,7 +153,7 @@ def _is_servant(process: psutil.Process) -> bool:
     that they serve.
     """
     servants = ("resource_tracker", "torch/_inductor/compile_worker")
-    return any(name in part for part in _command(process) for name in servants)
+    return any(name in part for part in command_of(process) for name in servants)
 
 
 def _temp_files(folder: Path) -> set[str]:

@@ -18,21 +18,21 @@ from command_rig import ROOT, command, environment
 
 from musetalk_pipeline.weights.manifest import published
 from serve_app.one_shot.variables import VARIABLES
+from tests.ports import reserved_port
 
 NO_NETWORK = "http://127.0.0.1:9"  # nothing listens there
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path) -> Iterator[Path]:
     """The shipped configuration on a free port of this machine, in a folder of its own."""
     document = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        document["http_options"] = {"host": "127.0.0.1", "port": probe.getsockname()[1]}
     document["applications"][0]["args"]["metrics_port"] = 0
     path = tmp_path / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(document))
-    return path
+    with reserved_port() as port:
+        document["http_options"] = {"host": "127.0.0.1", "port": port}
+        path.write_text(yaml.safe_dump(document))
+        yield path
 
 
 @pytest.fixture

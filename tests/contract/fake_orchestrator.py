@@ -41,6 +41,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tests.ports import reserved_port
+
 Kind = Literal["register", "heartbeat", "claim", "progress", "final", "goodbye"]
 
 GARBAGE = b"\x00this is no TLS record\r\n" * 8
@@ -315,14 +317,16 @@ class FakeOrchestrator:
         self._thread: threading.Thread | None = None
         self._leaving = threading.Event()
         self._port = 0
+        self._reserved = contextlib.ExitStack()
 
     # Life ------------------------------------------------------------------------------------
 
     def start(self) -> FakeOrchestrator:
         """Listen on a free loopback port, or on the earlier one after `go_away`."""
         self._leaving.clear()
+        if not self._port:
+            self._port = self._reserved.enter_context(reserved_port())
         self._server = _Server(("127.0.0.1", self._port), self)
-        self._port = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.02,), name="fake orchestrator"
         )
@@ -335,7 +339,6 @@ class FakeOrchestrator:
             return
         self._leaving.set()
         self._server.shutdown()
-        self._server.drop_connections()
         self._server.server_close()
         self._thread.join()
         self._server = self._thread = None
@@ -348,6 +351,7 @@ class FakeOrchestrator:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._reserved.close()
 
     @property
     def url(self) -> str:
@@ -407,6 +411,11 @@ class FakeOrchestrator:
         """Queue a job a second time whatever its state: the same job twice."""
         with self._changed:
             self._queue.append(job_id)
+
+    def is_queued(self, job_id: str) -> bool:
+        """Whether a job waits to be handed out."""
+        with self._changed:
+            return job_id in self._queue
 
     # What it saw -----------------------------------------------------------------------------
 
@@ -663,10 +672,26 @@ class _Server(ThreadingHTTPServer):
         self.fake = fake
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
+        self._is_closed = False
+
+    def server_close(self) -> None:
+        """Close every connection, also one that is being accepted, and wait for the handlers."""
+        with self._guard:
+            self._is_closed = True
+        self.drop_connections()
+        super().server_close()
 
     def drop_connections(self) -> None:
         with self._guard:
             for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def _hold(self, connection: socket.socket) -> None:
+        """Note a connection, so that it can be dropped; it is dropped at once if all are."""
+        with self._guard:
+            self._open.add(connection)
+            if self._is_closed:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
@@ -680,13 +705,11 @@ class _Server(ThreadingHTTPServer):
     def _tracked(self, request: socket.socket) -> Iterator[socket.socket | None]:
         request.settimeout(60.0)
         connection: socket.socket | None = None
-        with self._guard:
-            self._open.add(request)  # before the handshake, which a client may leave unfinished
+        self._hold(request)  # before the handshake, which a client may leave unfinished
         try:
             with contextlib.suppress(OSError):
                 connection = self.fake.wrapped(request)
-            with self._guard:
-                self._open.add(connection or request)
+            self._hold(connection or request)
             yield connection
         finally:
             for each in {request, connection or request}:

@@ -32,6 +32,7 @@ from serve_app.avatars.cache import AvatarCache
 from serve_app.avatars.local import LocalAvatars
 from serve_app.avatars.shared import PAUSE_S, THREAD, SharedAvatars
 from serve_app.outputs.b2_bucket import B2Bucket, B2Settings
+from tests.waiting import until
 
 TOOLS = AvatarTools("warp", "2", "mesh", "landmarks", None, "frame")
 AVATAR = "a" * 32
@@ -153,7 +154,10 @@ def test_a_download_that_is_slower_than_the_work_is_given_up(
     copy = shared(b2)
     b2.faults["download_file"].append(fake_b2.hang)
     b2.files[f"avatar/outputs/avatars/{AVATAR}/a.block"] = fake_b2.Stored(b"x", "a/b", False)
+    assert copy.names(AVATAR) == {"a.block"}  # it has logged in
+    uploads_are_done()
     assert copy.get(AVATAR, "a.block", within_s=0.1) is None
+    until(lambda: b2.count("download_file") == 1, "the request for the file has not come")
     [record] = [each for each in caplog.records if "left alone" in each.message]
     assert record.__dict__["fault"] == "DeadlinePassedError"
     calls = len(b2.calls)

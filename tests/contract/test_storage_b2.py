@@ -44,12 +44,17 @@ def b2() -> Iterator[FakeB2]:
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
+    before = _threads()  # of other tests in this process
     yield
-    until(lambda: not _threads(), lambda: f"{_threads()} have not ended", 10)
+
+    def left() -> set[threading.Thread]:
+        return _threads() - before
+
+    until(lambda: not left(), lambda: f"{left()} have not ended")
 
 
-def _threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if "b2-try" in t.name or "Pool" in t.name]
+def _threads() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if "b2-try" in t.name or "Pool" in t.name}
 
 
 def settings(b2: FakeB2, **changes: Any) -> B2Settings:

@@ -38,7 +38,7 @@ from tests.waiting import until_async
 
 # The secret of the scheme's own examples.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=2.0)
+QUICK = DeliveryRules(pauses_s=(0.01, 0.01, 0.01), timeout_s=20.0)
 OPEN = AddressPolicy(frozenset({"127.0.0.1"}))
 
 
@@ -82,6 +82,15 @@ class Sender:
         """Wait until no webhook waits."""
         is_done = lambda: self.registry.seconds_to_next_delivery() is None  # noqa: E731
         await until_async(is_done, "not all webhooks were sent")
+
+    async def settled(self) -> None:
+        """Wait until a try is settled. Until then its lease is what it is due at; time stands still
+        meanwhile.
+        """
+        await until_async(
+            lambda: self.registry.seconds_to_next_delivery() != QUICK.lease_s,
+            "the lease was not given back",
+        )
 
     def close(self) -> None:
         self.registry.close()
@@ -215,6 +224,7 @@ async def test_each_try_is_signed_with_its_own_time(target: Target, path: Path) 
     async with delivering(Sender(path, rules, clock=lambda: now[0])) as sender:
         sender.end_a_job(target.url)
         await until_async(lambda: len(target.got) == 1, "no webhook came")
+        await sender.settled()
         now[0] += 2 * 3600.0
     async with delivering(Sender(path, rules, clock=lambda: now[0])) as sender:
         await sender.all_sent()
@@ -307,11 +317,7 @@ async def test_retry_after_is_honoured_within_bounds(
     async with delivering(Sender(path, clock=lambda: now)) as sender:
         sender.end_a_job(target.url)
         await until_async(lambda: len(target.got) == 1, "no webhook came")
-        # Until the try is settled, the lease is what the event is due at.
-        await until_async(
-            lambda: sender.registry.seconds_to_next_delivery() != QUICK.lease_s,
-            "the lease was not given back",
-        )
+        await sender.settled()
         due_s = sender.registry.seconds_to_next_delivery()
     assert due_s == pytest.approx(expected_s, rel=0.21, abs=1e-4)
 
@@ -326,7 +332,8 @@ async def test_a_silent_target_costs_one_deadline_and_holds_up_nobody(
             sender.end_a_job(silent.url, 1)
             sender.end_a_job(target.url, 2)
             await sender.all_sent()
-    assert len(target.got) == 1
+    # A try of the second may have been given up as well, on a machine with much else to do.
+    assert {json.loads(got.body)["data"]["id"] for got in target.got} == {"job-2"}
     assert silent.got == []
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.children import children_named
 
 
 @pytest.fixture
@@ -22,4 +23,4 @@ def target(tmp_path: Path) -> Iterator[Path]:
 def no_child_is_left() -> Iterator[None]:
     """Fail a test that leaves a curl behind."""
     yield
-    assert not [child for child in psutil.Process().children() if child.name() == "curl"]
+    assert not children_named("curl")

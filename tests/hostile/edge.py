@@ -21,6 +21,10 @@ from serve_app.gate.http_protocol import ConnectionLimits, GuardedProtocol
 from serve_app.gate.middleware import AccessCheck, Gate, GateLimits
 from tests.waiting import until_async
 
+# A gate answers 503 if the application behind it, when it is asked for the first time, does not say
+# within 2 s that it is ready. Tests of anything else wait.
+PATIENT = GateLimits(first_probe_s=30.0)
+
 
 @dataclass
 class Inner:
@@ -102,7 +106,7 @@ async def listening(
 @contextlib.asynccontextmanager
 async def gated(
     inner: ASGIApp,
-    limits: GateLimits | None = None,
+    limits: GateLimits = PATIENT,
     connections: ConnectionLimits | None = None,
     rules: AccessCheck | None = None,
 ) -> AsyncIterator[int]:
@@ -142,7 +146,8 @@ class Raw:
         """Send `bit` again and again; return all that comes until the server closes."""
         answer = asyncio.create_task(self.answer())
         while not answer.done():
-            await self.send(bit)
+            with contextlib.suppress(ConnectionError):  # it has closed just now
+                await self.send(bit)
             await asyncio.wait({answer}, timeout=0.02)
             meanwhile()
         return answer.result()

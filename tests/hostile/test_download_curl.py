@@ -19,6 +19,7 @@ from musetalk_pipeline.errors import (
 from orchestrator.net.connections import Network
 from serve_app.inputs.downloads import download
 from serve_app.net.addresses import AddressPolicy
+from tests.children import command_of
 from tests.hostile.download_rig import (
     BODY,
     LOOPBACK,
@@ -145,7 +146,7 @@ async def test_the_url_is_not_on_curls_command_line(target: Path) -> None:
     seen: list[list[str]] = []
 
     async def script(e: Exchange) -> None:
-        seen.extend(child.cmdline() for child in psutil.Process().children())
+        seen.extend(map(command_of, psutil.Process().children()))
         await only_curl_reads_it(e)
 
     async with serve(script) as server:

@@ -16,14 +16,15 @@ from orchestrator.job_api.bodies import BodyLimits
 from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import INGRESS_LIMITS, Gate, GateLimits
-from tests.hostile.edge import Inner, caller, gated, head, listening, raw
+from tests.hostile.edge import PATIENT, Inner, caller, gated, head, listening, raw
 from tests.waiting import until_async
 
 KEY = "the-key-of-callers"
 LOCKED = CallerRules(ingress_api_key=KEY)
-# Impatient with the application and with clients that are refused; with bodies too.
-IMPATIENT = GateLimits(first_probe_s=0.05, linger_s=0.2)
-HURRIED = replace(IMPATIENT, body=BodyLimits(grace_s=0.2, whole_s=0.5))
+# Impatient with clients that are refused; with bodies, or with the application, too.
+BRIEF = replace(PATIENT, linger_s=0.2)
+HURRIED = replace(BRIEF, body=BodyLimits(grace_s=0.2, whole_s=0.5))
+IMPATIENT = replace(BRIEF, first_probe_s=0.05)  # where the application is not ready
 
 
 def check_rejection(body: dict[str, Any], code: str, *, retryable: bool) -> None:
@@ -140,7 +141,7 @@ async def test_a_batch_may_be_larger_and_few_are_read_at_once() -> None:
     inner, path = Inner(), "/v1/avatar/batches"
     patient = BodyLimits(max_bytes=100_000, grace_s=1000, whole_s=1000, concurrent=1)
     slow = head("POST", path, "Content-Length: 60000")
-    gate = Gate(inner, CallerRules(), replace(IMPATIENT, batch=patient), is_proxy=True)
+    gate = Gate(inner, CallerRules(), replace(BRIEF, batch=patient), is_proxy=True)
     async with listening(gate) as port, caller(port) as client:
         assert (await client.post(path, content=bytes(90_000))).status_code == 200
         for target, n_bytes in ((path, 100_001), ("/generate", 90_000)):
@@ -157,7 +158,7 @@ async def test_a_batch_may_be_larger_and_few_are_read_at_once() -> None:
 
 async def test_a_slow_body_within_its_deadline_is_taken() -> None:
     inner = Inner()
-    limits = GateLimits(body=BodyLimits(bytes_per_s=1.0))
+    limits = replace(PATIENT, body=BodyLimits(bytes_per_s=1.0))
     start = head("POST", "/generate", "Content-Length: 6", "Connection: close")
     async with gated(inner, limits) as port, raw(port, start) as connection:
         for bit in (b"ab", b"cd", b"ef"):
@@ -171,7 +172,7 @@ async def test_who_calls_is_asked_before_a_byte_of_the_body_is_read() -> None:
     """Mend 4.1: the key comes before the body; a client that waits for 100 never gets it."""
     inner = Inner()
     start = head("POST", "/generate", "Content-Length: 1000", "Expect: 100-continue")
-    async with gated(inner, IMPATIENT, rules=LOCKED) as port, raw(port, start) as connection:
+    async with gated(inner, BRIEF, rules=LOCKED) as port, raw(port, start) as connection:
         answer = await connection.answer()
         assert b" 100 " not in answer
         status, body = split(answer)
@@ -235,7 +236,7 @@ async def test_a_body_where_none_belongs_is_not_read(method: str, framing: str) 
 async def test_beyond_the_capacity_requests_are_asked_to_come_back() -> None:
     """Mend 4.1: probes keep a place of their own."""
     inner = Inner()
-    async with gated(inner, GateLimits(forwarded=2)) as port, caller(port) as client:
+    async with gated(inner, replace(PATIENT, forwarded=2)) as port, caller(port) as client:
         waiting = [asyncio.create_task(client.post("/wait", content=b"{}")) for _ in range(2)]
         await until_async(lambda: inner.count("/wait") == 2, "the requests did not arrive")
         answer = await client.post("/generate", content=b"{}")
@@ -288,7 +289,7 @@ def test_the_ingress_has_places_beyond_what_the_proxy_forwards() -> None:
 async def test_a_client_that_does_not_read_its_answer_loses_its_place() -> None:
     """Mend 4.2: an answer that is not taken ends with the connection."""
     inner = Inner()
-    limits = GateLimits(forwarded=1, send_s=0.2)
+    limits = replace(PATIENT, forwarded=1, send_s=0.2)
     async with (
         gated(inner, limits) as port,
         caller(port) as client,

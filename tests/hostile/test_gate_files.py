@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -18,12 +18,12 @@ from starlette.types import Receive, Scope, Send
 
 from serve_app.gate.callers import CallerRules
 from serve_app.gate.file_pieces import FileLimits
-from serve_app.gate.middleware import Gate, GateLimits
-from tests.hostile.edge import Inner, caller, gated, head, listening, raw
+from serve_app.gate.middleware import Gate
+from tests.hostile.edge import PATIENT, Inner, caller, gated, head, listening, raw
 from tests.waiting import turns, until_async
 
 MIB = 1 << 20
-SMALL_PIECES = GateLimits(files=FileLimits(piece_bytes=1000))
+SMALL_PIECES = replace(PATIENT, files=FileLimits(piece_bytes=1000))
 CONTENT = os.urandom(10_500)
 
 
@@ -141,7 +141,7 @@ async def test_clients_that_never_read_leave_memory_flat(
         writer.truncate(200 * MIB)
     inner = Inner(folder=tmp_path)
     caplog.set_level(logging.INFO)
-    limits = GateLimits(files=FileLimits(slice_s=1.0))
+    limits = replace(PATIENT, files=FileLimits(slice_s=1.0))
     process = psutil.Process()
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(gated(inner, limits))
@@ -165,7 +165,7 @@ async def test_more_readers_than_may_are_asked_to_come_back(tmp_path: Path) -> N
     with (tmp_path / "large.mp4").open("wb") as writer:
         writer.truncate(200 * MIB)
     inner = Inner(folder=tmp_path)
-    limits = GateLimits(files=FileLimits(readers=1, place_s=0.05))
+    limits = replace(PATIENT, files=FileLimits(readers=1, place_s=0.05))
     async with gated(inner, limits) as port, caller(port) as client:
         async with raw(port, head("GET", "/files/large.mp4"), receive_buffer=4096) as reader:
             await reader.reader.readuntil(b"\r\n\r\n")
@@ -195,7 +195,8 @@ async def test_wrong_links_do_not_crowd_out_readers(tmp_path: Path) -> None:
                 return
             await super().__call__(scope, receive, send)
 
-    inner, limits = Checking(folder=tmp_path), GateLimits(files=FileLimits(readers=1, place_s=60))
+    inner = Checking(folder=tmp_path)
+    limits = replace(PATIENT, files=FileLimits(readers=1, place_s=60))
     gate, came = Gate(inner, CallerRules(), limits, is_proxy=True), asyncio.Event()
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:

@@ -29,16 +29,20 @@ from serve_app.gate.access_control import AccessControl, GuessLimiter
 from serve_app.gate.callers import CallerRules
 from serve_app.graph.transfers import Assignment, Finished
 from serve_app.jobs.registry import JobRegistry
+from serve_app.jobs.state_file import StateTiming
 from tests.waiting import until_async
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Ray's, about its use of pydantic
     from serve_app.api.application import build_api
     from serve_app.api.composition import assemble
-    from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
+    from serve_app.jobs.service import JobService, JobTiming
 
 SIZE = JobSize(250, Fraction(25), 640, 480, 50)
 NOTE = "x" * 20_000  # so that storing an end takes room
+# A worker refuses a job whose write has to wait for longer than 4 s, as it may behind a disk that
+# stalls. Tests of anything else wait.
+PATIENT = JobTiming(state=StateTiming(busy_s=30.0, queued_s=30.0))
 PHASES = (
     Phase.DOWNLOADING,
     Phase.VALIDATING,
@@ -117,7 +121,7 @@ class Door:
         queue: QueueSettings | None = None,
         guesses: GuessLimiter | None = None,
         stages: Stages | None = None,
-        timing: JobTiming = DEFAULT_TIMING,
+        timing: JobTiming = PATIENT,
         *,
         has_page: bool = True,
         **environment: str,
@@ -203,7 +207,7 @@ async def job_door(
     folder: Path,
     *,
     stages: Stages | None = None,
-    timing: JobTiming = DEFAULT_TIMING,
+    timing: JobTiming = PATIENT,
     environment: Mapping[str, str] = {},
     **queue: int | float,
 ) -> AsyncIterator[Rig]:

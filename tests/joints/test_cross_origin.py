@@ -21,7 +21,7 @@ from serve_app.gate.callers import CallerRules
 from serve_app.gate.cross_origin import CrossOrigin
 from serve_app.gate.middleware import Gate, GateLimits
 from tests.browser import chromium_path
-from tests.hostile.edge import Inner
+from tests.hostile.edge import PATIENT, Inner
 from tests.joints.job_door import Door, Graph, body, serving
 
 KEY = "callers-key-one"
@@ -106,7 +106,7 @@ async def test_both_gates_together_say_it_once(tmp_path: Path) -> None:
     """In Serve's proxy another gate is in front, which answers preflights of its own."""
     door = Door(tmp_path, INGRESS_API_KEY=KEY, LIPSYNC_CORS_ORIGINS=APP)
     rules, origins = CallerRules(ingress_api_key=KEY), CrossOrigin([APP])
-    proxy = Gate(door.app, rules, cross_origin=origins, is_proxy=True)
+    proxy = Gate(door.app, rules, PATIENT, cross_origin=origins, is_proxy=True)
     (tmp_path / "results" / "a.mp4").write_bytes(b"a video")
     async with serving(proxy) as client:
         sent = {"Origin": APP, "X-Internal-API-Key": KEY, "Range": "bytes=2-4"}

@@ -29,7 +29,7 @@ def door(tmp_path: Path) -> Iterator[Door]:
     (tmp_path / "results").mkdir()
     queue = QueueSettings(max_queued_jobs=2)
     graph = Graph(tmp_path / "results")
-    timing = JobTiming(state=StateTiming(busy_s=0.05))
+    timing = JobTiming(state=StateTiming(busy_s=0.05, queued_s=30.0))
     keys = {"INGRESS_API_KEY": KEY, "WORKER_TOKEN": TOKEN}
     door = Door(tmp_path, graph, queue, timing=timing, **keys)
     yield door

@@ -18,6 +18,7 @@ from serve_app.gate.callers import CallerRules
 from serve_app.gate.middleware import Gate
 from serve_app.outputs.store import object_name
 from tests.described import ingress_document
+from tests.hostile.edge import PATIENT
 from tests.joints.job_door import Door, body, serving
 
 CONTENT = bytes(range(256)) * 8
@@ -29,7 +30,7 @@ async def opened(folder: Path, *, behind_proxy: bool) -> AsyncIterator[tuple[Doo
     door = Door(folder, INGRESS_API_KEY=KEY)
     (folder / "results").mkdir(exist_ok=True)
     document = ingress_document()
-    gate = Gate(door.app, CallerRules(ingress_api_key=KEY), is_proxy=True)
+    gate = Gate(door.app, CallerRules(ingress_api_key=KEY), PATIENT, is_proxy=True)
 
     async def check(answer: httpx.Response) -> None:
         await answer.aread()

@@ -22,11 +22,13 @@ from serve_app.jobs.job import Origin, SubmissionOptions
 from serve_app.jobs.registry import JobRegistry
 from serve_app.jobs.service import JobTiming
 from serve_app.jobs.state_file import StateThreads, StateTiming, write_probe
-from tests.joints.job_door import Rig, body, disk_full, job_door, lock_held, request
+from tests.joints.job_door import PATIENT, Rig, body, disk_full, job_door, lock_held, request
 from tests.waiting import turns, until_async
 
 # Waits less for a lock that will not be given, and probes the file for every answer.
-IMPATIENT = StateTiming(busy_s=0.3, writable_s=0.0, unwritable_s=0.0, probe_wait_s=30.0)
+IMPATIENT = StateTiming(
+    busy_s=0.3, queued_s=30.0, writable_s=0.0, unwritable_s=0.0, probe_wait_s=30.0
+)
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ async def test_a_job_claimed_twice_reports_every_phase_to_both(rig):
 
 async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(tmp_path):
     """Mend 3.2: the statement runs in a thread, and runs on."""
-    timing = JobTiming(sweeps=SweepTiming(sweep_s=1e9))
+    timing = replace(PATIENT, sweeps=SweepTiming(sweep_s=1e9))
     async with job_door(tmp_path, timing=timing) as rig:
         assert await rig.service.run_next() is None  # has swept, so the next thing is to take
         await rig.service.submit(request(), Origin.ASYNC)
@@ -221,12 +223,12 @@ async def test_a_take_that_is_cancelled_half_way_leaves_its_job_to_others(tmp_pa
 
 async def test_behind_a_write_that_never_returns_others_are_refused_in_time(tmp_path: Path) -> None:
     """A disk that stalls raises nothing, and a thread in it cannot be ended."""
-    timing = replace(IMPATIENT, queued_s=0.1)
+    timing = replace(IMPATIENT, queued_s=0.5)
     registry = JobRegistry(tmp_path / "jobs.sqlite3", timing=timing)
     threads = StateThreads(registry.file, timing)
     go_on, written = threading.Event(), list[str]()
-    stalled = asyncio.create_task(threads.write(go_on.wait, 30.0))
-    async with asyncio.timeout(10.0):
+    stalled = asyncio.create_task(threads.write(go_on.wait, 60.0))
+    async with asyncio.timeout(30.0):
         await turns()
         with pytest.raises(StoreUnavailable):
             await threads.write(written.append, "refused")

@@ -11,6 +11,7 @@ from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.reader import RunningReader
 from musetalk_pipeline.options import FrameOptions, MediaLimits
 from musetalk_pipeline.pixels.picture import fit_picture
+from tests.children import children_named
 
 
 @pytest.fixture(params=[False, True], ids=["constant rate", "variable rate"])
@@ -20,7 +21,7 @@ def media(request, clip, tmp_path):
 
 
 def decoders() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.name() == "ffmpeg"]
+    return children_named("ffmpeg")
 
 
 def test_ranges_in_and_out_of_order_are_the_same_frames(media):

@@ -14,6 +14,7 @@ from musetalk_pipeline.media.probe import probe_video
 from musetalk_pipeline.media.shared_readers import SharedReaders
 from musetalk_pipeline.options import FrameOptions, MediaLimits
 from musetalk_pipeline.pixels.picture import fit_picture
+from tests.children import children_named
 
 
 @pytest.fixture(params=[False, True], ids=["constant rate", "variable rate"])
@@ -31,7 +32,7 @@ def shared():
 
 
 def decoders() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if p.name() == "ffmpeg"]
+    return children_named("ffmpeg")
 
 
 def test_ranges_of_several_threads_are_the_same_frames(media, shared):

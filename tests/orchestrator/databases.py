@@ -29,7 +29,7 @@ START_S = 60.0
 _numbers = itertools.count(1)
 # Every tier is open at once, so that a job's age and the other workers do not matter.
 OPEN = RoutingRules(overflow=(OverflowRule(0.0, 0),) * 3)
-RULES = Rules(lease_s=30.0, listing_grace_s=2.0, max_failures=3, max_interruptions=5, routing=OPEN)
+RULES = Rules(lease_s=30.0, listing_grace_s=15.0, max_failures=3, max_interruptions=5, routing=OPEN)
 
 
 class Databases(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import sqlalchemy as sa
 
 from orchestrator.store.database import Database
 from tests.orchestrator.running import ADMIN_KEY, DONE, ENVIRONMENT, INTERNAL_KEY
+from tests.ports import reserved_port
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS, KILLS, START_S = 60, 3, 60.0
@@ -117,10 +117,12 @@ def stored(folder: Path) -> dict[str, tuple[str, str | None]]:
 
 @pytest.mark.slow
 def test_killing_the_service_in_the_middle_of_work_loses_nothing(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    call, known, over = Caller(port), Acknowledged(), threading.Event()
-    with closing(call), ThreadPoolExecutor(4) as pool:
+    known, over = Acknowledged(), threading.Event()
+    with (
+        reserved_port() as port,
+        closing(Caller(port)) as call,
+        ThreadPoolExecutor(4) as pool,
+    ):
         threads = [pool.submit(submit_all, call, known, over)]
         threads += [pool.submit(work, f"w{number}", call, known, over) for number in range(3)]
         try:

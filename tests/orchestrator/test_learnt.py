@@ -36,7 +36,7 @@ def test_a_speed_follows_the_reports_and_begins_with_the_configured_one() -> Non
 
 def test_finished_jobs_teach_the_speed_of_their_class(bench: Bench) -> None:
     for number in range(20):
-        finish(bench, f"job-{number}", "a", seconds=60, frames=3000)
+        finish(bench, f"job-{number}", "a", seconds=600, frames=30_000)
     (speed,) = bench.store.fleet_facts(60.0).speeds.items()
     assert speed[0] == CLASS
     assert speed[1].mean(0.0) == pytest.approx(50.0, rel=0.01)
@@ -47,8 +47,8 @@ def test_a_worker_that_runs_two_jobs_at_once_is_twice_as_fast_as_each_of_them(be
     for name in ("one", "two"):
         bench.store.submit(new_job(name))
     leases = [claimed(bench) for _ in range(2)]
-    bench.age(60)
-    done = Completion("https://files.example/v.mp4", {"total_time": 1.0}, {"frames": 1500})
+    bench.age(600)
+    done = Completion("https://files.example/v.mp4", {"total_time": 1.0}, {"frames": 15_000})
     bench.store.finish(name_of(leases[0]), done)
     assert bench.store.fleet_facts(60.0).speeds[CLASS].mean(0.0) == pytest.approx(50.0, rel=0.01)
 

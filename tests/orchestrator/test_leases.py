@@ -108,9 +108,9 @@ def test_a_drained_worker_claims_nothing_more(bench: Bench) -> None:
 def test_silence_returns_a_job_and_a_late_attempt_changes_nothing(bench: Bench) -> None:
     bench.store.submit(new_job("job-1"))
     late = name_of(claimed(bench))
-    bench.age(29.0)
+    bench.age(20.0)  # of 30
     assert bench.store.expire() == ()
-    bench.age(2.0)
+    bench.age(11.0)
     (lost,) = bench.store.expire()
     assert (lost.job_id, lost.worker_id, lost.number) == ("job-1", "w1", 1)
     job = bench.store.get("job-1")
@@ -147,7 +147,7 @@ def test_a_job_that_two_heartbeats_do_not_list_returns_to_the_queue(bench: Bench
     claimed(bench)
     for _ in range(3):  # the claim's answer may still be on its way
         bench.store.beat(heartbeat("w1"))
-    bench.age(5.0)
+    bench.age(20.0)
     bench.store.beat(heartbeat("w1"))
     bench.store.beat(heartbeat("w1", ListedJob("job-1", 1)))
     bench.store.beat(heartbeat("w1"))
@@ -161,7 +161,7 @@ def test_a_heartbeat_without_a_list_goes_by_its_current_job(bench: Bench) -> Non
         bench.store.submit(new_job(f"job-{number}"))
     for _ in range(2):
         claimed(bench)
-    bench.age(5.0)
+    bench.age(20.0)
     for _ in range(2):
         bench.store.beat(Beat(worker("w1"), is_busy=True, current_job_id="job-1"))
     assert bench.store.get("job-0").state is JobState.QUEUED

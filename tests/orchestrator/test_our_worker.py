@@ -172,7 +172,7 @@ async def test_a_worker_without_its_claim_gives_the_job_back(
     """The answer to a claim is lost: the heartbeats say that nothing runs there."""
     await submit(service, "job-1")
     await asyncio.to_thread(service.claim, "machine-7")
-    service.bench.age(3.0)
+    service.bench.age(16.0)
     async with rig_for(service, tmp_path, is_beating=True):
         await until(lambda: service.bench.store.get("job-1").state == "queued")
     job = service.bench.store.get("job-1")

@@ -145,7 +145,7 @@ def test_a_job_is_cancelled_and_put_back_by_the_keyboard(operator: Operator) -> 
     page.keyboard.press("Enter")
     expect(page.get_by_text("The job is cancelled.")).to_be_visible()
     assert service.status("job-1") == "cancelled"
-    assert page.url.endswith("/job?id=job-1")  # the outcome is said once
+    expect(page).to_have_url(f"{service.url}/job?id=job-1")  # the outcome is said once
     operator.tab_to("Put back into the queue")
     page.keyboard.press("Enter")
     expect(page.get_by_text("The job waits again.")).to_be_visible()
@@ -214,7 +214,7 @@ def test_a_worker_is_drained_and_its_list_is_kept(operator: Operator) -> None:
     page.get_by_role("button", name="Drain w1").click()
     expect(page.get_by_text("claims nothing more")).to_be_visible()
     expect(page.get_by_role("row").filter(has_text="w1")).to_contain_text("Draining")
-    assert page.url.endswith("/workers?tier=main&state=online")
+    expect(page).to_have_url(f"{service.url}/workers?tier=main&state=online")
     service.submit("job-1")
     assert service.claim("w1") is None
     page.get_by_role("button", name="Undrain w1").click()
@@ -245,7 +245,7 @@ def test_a_lost_connection_is_said(
         somebody.sign_in()
         somebody.open("/")
         # Stops while the page is open.
-        running.services.stop()
+        running.loop.call_soon_threadsafe(running.services.stop)
         expect(somebody.page.locator("#connection")).to_have_text("Not connected")
 
 

@@ -344,7 +344,7 @@ def test_an_address_that_is_none_is_said_so_at_once(
 
 def test_a_dripping_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
     server.behaviours = [drip]
-    hasty = Patience(read_s=5, stall_s=0.2, min_bytes_per_s=1000, attempts=2)
+    hasty = Patience(read_s=5, stall_s=0.6, min_bytes_per_s=1000, attempts=2)
     assert fetch(server, tmp_path, p=hasty) == 0
     assert len(server.requests) == 2
     assert (tmp_path / "net/net.bin").read_bytes() == CONTENT
@@ -359,7 +359,7 @@ def test_a_silent_server_counts_as_cut(server: Server, tmp_path: Path) -> None:
 
     server.behaviours = [say_nothing]
     try:
-        assert fetch(server, tmp_path, p=Patience(read_s=0.2, attempts=2)) == 0
+        assert fetch(server, tmp_path, p=Patience(read_s=0.6, attempts=2)) == 0
     finally:
         released.set()
     assert len(server.requests) == 2
