@@ -10,19 +10,17 @@ from typing import Literal
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from serve_app.estimates.forecast import (
     UNKNOWN_RUNNERS,
-    JobLength,
-    Rates,
     Runners,
     correction_of,
     cost_usd,
-    rates_of,
-    work_s,
+    forecast,
+    frame_s,
 )
+from serve_app.estimates.job_length import JobLength, whole_job
 from serve_app.estimates.past_jobs import PastJob, PastJobs
-from serve_app.estimates.speeds import Speeds, speeds_of
+from serve_app.estimates.speeds import speeds_of
 
 Source = Literal["receipts", "configuration"]
-BEFORE_FRAMES = ("download", "validation")  # what is over when a job has been opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,8 @@ class Estimate:
     """What a job will take, without the wait for others; `queue_s` is that wait.
 
     `usd`: None if no price is configured. `source`: what the speeds come from, and `jobs`, how many
-    past jobs those are. `runners`: what ran when the estimate was made.
+    past jobs those are. `runners`: what ran when the estimate was made. `length`: what there is to
+    do.
     """
 
     seconds: float
@@ -47,6 +46,7 @@ class Estimate:
     source: Source
     jobs: int
     runners: Runners
+    length: JobLength
 
 
 class Estimator:
@@ -73,17 +73,19 @@ class Estimator:
         """Return what a job will take. `unfinished`: jobs that wait or run now."""
         jobs, runners = self.past.like(length.pixels), self._runners()
         speeds = speeds_of(jobs)
-        rates = rates_of(speeds, runners)
-        correction = correction_of(jobs, length.first_frames, speeds, rates)
+        correction = correction_of(jobs, length, speeds, runners)
         ahead = self._ahead(unfinished)
         frames_ahead = ahead.frames + ahead.jobs * _usual_frames(jobs, length.frames)
+        usual = whole_job(length.frames, length.first_frames, length.pixels)
+        frame_ahead_s = frame_s(speeds, runners) * correction_of(jobs, usual, speeds, runners)
         return Estimate(
-            seconds=work_s(length, speeds, rates) * correction,
-            usd=cost_usd(length, speeds, rates, self._prices()),
-            queue_s=frames_ahead * rates.slowest_s * correction,
+            seconds=forecast(length, speeds, runners).seconds * correction,
+            usd=cost_usd(length, speeds, runners, self._prices()),
+            queue_s=frames_ahead * frame_ahead_s,
             source="receipts" if jobs else "configuration",
             jobs=len(jobs),
             runners=runners,
+            length=length,
         )
 
     def after_opening_s(self, length: JobLength) -> float | None:
@@ -91,17 +93,11 @@ class Estimator:
         jobs = self.past.like(length.pixels)
         if not jobs:
             return None
-        speeds = speeds_of(jobs)
-        rates: Rates = rates_of(speeds, self._runners())
-        correction = correction_of(jobs, length.first_frames, speeds, rates)
-        whole_s = work_s(length, speeds, rates) - _opening_s(speeds, length.frames)
-        return max(0.0, whole_s) * correction
-
-
-def _opening_s(speeds: Speeds, frames: int) -> float:
-    return sum(speeds.stages[name].at(frames) for name in BEFORE_FRAMES if name in speeds.stages)
+        speeds, runners = speeds_of(jobs), self._runners()
+        correction = correction_of(jobs, length, speeds, runners)
+        return forecast(length, speeds, runners).frames_s * correction
 
 
 def _usual_frames(jobs: Sequence[PastJob], own: int) -> float:
     """Return the frames of a job whose media have not been read yet."""
-    return median(job.frames for job in jobs) if jobs else float(own)
+    return median(job.length.frames for job in jobs) if jobs else float(own)

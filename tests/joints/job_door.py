@@ -37,7 +37,7 @@ with warnings.catch_warnings():
     from serve_app.api.composition import assemble
     from serve_app.jobs.service import DEFAULT_TIMING, JobService, JobTiming
 
-SIZE = JobSize(250, Fraction(25), 640, 480, 50)
+SIZE = JobSize(250, Fraction(25), 640, 480, 50, to_draw=250, drawn=250, avatar=250)
 NOTE = "x" * 20_000  # so that storing an end takes room
 PHASES = (
     Phase.DOWNLOADING,
