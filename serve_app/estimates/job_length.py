@@ -12,14 +12,16 @@ class JobLength:
     """What a job does, in frames.
 
     `frames`: of the output. `first_frames`: of the first block. `pixels`: of the picture.
-    `to_draw`: of the output, in segments that draw on a block. `drawn`: faces that are drawn.
-    `prepared`, `kept`: of the source, whose faces are found, and those that are loaded instead.
-    `followed`: of the source, which are read to follow a chosen person.
+    `composed`: of the output; none if only the avatar is made. `to_draw`: of the output, in
+    segments that draw on a block. `drawn`: faces that are drawn. `prepared`, `kept`: of the source,
+    whose faces are found, and those that are loaded instead. `followed`: of the source, which are
+    read to follow a chosen person.
     """
 
     frames: int
     first_frames: int
     pixels: int
+    composed: int
     to_draw: int
     drawn: int
     prepared: int
@@ -44,4 +46,4 @@ class JobLength:
 
 def whole_job(frames: int, first_frames: int, pixels: int) -> JobLength:
     """Return the length of a job that prepares and draws each of its frames once."""
-    return JobLength(frames, first_frames, pixels, frames, frames, frames)
+    return JobLength(frames, first_frames, pixels, *[frames] * 4)

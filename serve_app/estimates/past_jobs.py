@@ -71,12 +71,14 @@ def _length(metrics: Mapping[str, Any], receipt: Mapping[str, Any]) -> JobLength
     made_frames = round(drawn_in * made / (made + cached)) if made + cached else drawn_in
     found = receipt.get("stage_frames")
     counted: Mapping[str, Any] = {} if found is None else found
+    composed = int(counted.get("compose", drawn_in))
     prepared = int(counted.get("prepare", made_frames if found is None else 0))
     kept = int(counted.get("load", drawn_in - made_frames if found is None else 0))
     return JobLength(
-        frames=int(counted.get("compose", drawn_in)),
+        frames=composed,
         first_frames=-(-(prepared + kept) // max(1, made + cached)),
         pixels=int(metrics.get("width") or 0) * int(metrics.get("height") or 0),
+        composed=composed,
         to_draw=drawn_in,
         drawn=int(receipt.get("faces", drawn_in)),
         prepared=prepared,

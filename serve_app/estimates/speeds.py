@@ -72,7 +72,7 @@ class Speeds:
             "prepare": self.prepare_s * length.prepared,
             "load": self.load_s * length.kept,
             "listen": self.listen_s * length.to_draw,
-            "compose": self.compose_s * length.frames,
+            "compose": self.compose_s * length.composed,
         }
 
 
@@ -93,7 +93,7 @@ def speeds_of(jobs: Sequence[PastJob]) -> Speeds:
         prepare_s=_per_frame(jobs, "prepare", lambda length: length.prepared),
         load_s=_per_frame(jobs, "load", lambda length: length.kept),
         listen_s=_per_frame(jobs, "listen", lambda length: length.to_draw),
-        compose_s=_per_frame(jobs, "compose", lambda length: length.frames),
+        compose_s=_per_frame(jobs, "compose", lambda length: length.composed),
         follow_s=_follow_s(jobs, once[OPENING]),
         once=once,
         opening_kept=_line(OPENING, kept),

@@ -145,7 +145,7 @@ class NodeMedia:
                 )
             cost = StageCost("validation", time.monotonic() - started, frames=job.followed)
         if attempt.is_avatar:
-            job = dataclasses.replace(job, plan=job.plan.played_once())
+            job, drawn = dataclasses.replace(job, plan=job.plan.played_once()), 0
         opened = Opened(attempt, self.node_id, job, drawn=drawn)
         return Measured(opened, (*fetched.costs, cost))
 

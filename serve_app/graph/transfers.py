@@ -104,7 +104,7 @@ class Opened:
     """A job whose checked media are in the attempt's scratch folder on the node `node_id`.
 
     `avatar`: None if avatars are not kept here. `drawn`: in how many output frames the mouth is
-    expected to show; None if all that draw on a block are.
+    expected to show; None if in all that draw on a block.
     """
 
     attempt: Attempt
@@ -119,12 +119,14 @@ def length_of(opened: Opened) -> JobLength:
     job, stored = opened.job, () if opened.avatar is None else opened.avatar.stored
     picture, plan = job.picture, job.plan
     kept = sum(len(block) for block in plan.blocks if block.index in stored)
+    to_draw = 0 if opened.attempt.is_avatar else plan.n_drawn
     return JobLength(
         plan.n_output,
         first_frames(plan),
         picture.width * picture.height,
-        to_draw=plan.n_drawn,
-        drawn=plan.n_drawn if opened.drawn is None else opened.drawn,
+        composed=0 if opened.attempt.is_avatar else plan.n_output,
+        to_draw=to_draw,
+        drawn=to_draw if opened.drawn is None else opened.drawn,
         prepared=len(plan.prepared) - kept,
         kept=kept,
         followed=job.followed,
@@ -137,6 +139,7 @@ def length_of_output(size: JobSize) -> JobLength:
         size.frames,
         size.first_frames,
         size.width * size.height,
+        composed=size.frames,
         to_draw=size.to_draw,
         drawn=size.drawn,
         prepared=size.avatar - size.kept,

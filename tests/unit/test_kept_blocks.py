@@ -175,3 +175,9 @@ def test_the_length_of_an_opened_job_tells_kept_blocks_from_those_that_are_prepa
     assert not length.has_avatar and length_of(opened(*range(9))).has_avatar
     assert length_of(replace(opened(), drawn=33)).drawn == 33
     assert length_of(opened(avatar_id=None)).kept == 0
+
+
+def test_a_job_that_makes_an_avatar_neither_draws_nor_encodes_frames() -> None:
+    job = opened()
+    length = length_of(replace(job, attempt=replace(job.attempt, is_avatar=True)))
+    assert (length.prepared, length.to_draw, length.drawn, length.composed) == (80, 0, 0, 0)
