@@ -8,17 +8,18 @@ from statistics import median
 from typing import Literal
 
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
+from serve_app.estimates.correction import correction_of
 from serve_app.estimates.forecast import (
     UNKNOWN_RUNNERS,
+    Forecast,
     Runners,
-    correction_of,
     cost_usd,
     forecast,
     frame_s,
 )
 from serve_app.estimates.job_length import JobLength, whole_job
 from serve_app.estimates.past_jobs import PastJob, PastJobs
-from serve_app.estimates.speeds import speeds_of
+from serve_app.estimates.speeds import Speeds, speeds_of
 
 Source = Literal["receipts", "configuration"]
 
@@ -73,15 +74,14 @@ class Estimator:
         """Return what a job will take. `unfinished`: jobs that wait or run now."""
         jobs, runners = self.past.like(length.pixels), self._runners()
         speeds = speeds_of(jobs)
-        correction = correction_of(jobs, length, speeds, runners)
         ahead = self._ahead(unfinished)
         frames_ahead = ahead.frames + ahead.jobs * _usual_frames(jobs, length.frames)
         usual = whole_job(length.frames, length.first_frames, length.pixels)
-        frame_ahead_s = frame_s(speeds, runners) * correction_of(jobs, usual, speeds, runners)
+        slower = correction_of(jobs, usual, speeds, runners).ratio
         return Estimate(
-            seconds=forecast(length, speeds, runners).seconds * correction,
+            seconds=_corrected(jobs, length, speeds, runners, lambda made: made.seconds),
             usd=cost_usd(length, speeds, runners, self._prices()),
-            queue_s=frames_ahead * frame_ahead_s,
+            queue_s=frames_ahead * frame_s(speeds, runners) * slower,
             source="receipts" if jobs else "configuration",
             jobs=len(jobs),
             runners=runners,
@@ -94,8 +94,23 @@ class Estimator:
         if not jobs:
             return None
         speeds, runners = speeds_of(jobs), self._runners()
-        correction = correction_of(jobs, length, speeds, runners)
-        return forecast(length, speeds, runners).frames_s * correction
+        return _corrected(jobs, length, speeds, runners, lambda made: made.frames_s)
+
+
+def _corrected(
+    jobs: Sequence[PastJob],
+    length: JobLength,
+    speeds: Speeds,
+    runners: Runners,
+    part: Callable[[Forecast], float],
+) -> float:
+    """Return the seconds of a part of a job. A job that does less takes no longer than one that
+    does all, even if the past ones of its kind waited for something.
+    """
+    return min(
+        correction_of(jobs, one, speeds, runners).of(part(forecast(one, speeds, runners)))
+        for one in (length, length.in_full)
+    )
 
 
 def _usual_frames(jobs: Sequence[PastJob], own: int) -> float:

@@ -1,28 +1,23 @@
 """How long a job takes: the slowest stage decides, with what runs now, and the past corrects that.
 
-    seconds = correction * (what happens once + the first block + the rest of the slowest stage)
+    seconds = correction of (what happens once + the first block + the rest of the slowest stage)
 
 What each stage has to do is counted in frames (job_length.py): a job whose avatar has been kept
 prepares nothing, and a frame in which nobody speaks may need no drawing.
 
-The correction says what past jobs took over what the same rule says about them, because stages
-share processors and disturb each other. It is the median of jobs of the same kind, among which all
-jobs together count as one more. Without past jobs it is 1, and only the configured speeds of the
-pools count.
+correction.py says what past jobs took beside what the same rule says about them. Without past jobs
+only the configured speeds of the pools count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import median
 
 from musetalk_pipeline.receipts.receipt import HOUR_S, Prices
 from serve_app.estimates.job_length import JobLength, whole_job
-from serve_app.estimates.past_jobs import PastJob
 from serve_app.estimates.speeds import ONCE, OPENING, PoolSpeed, Speeds
 
-LEAST_CORRECTION, MOST_CORRECTION = 0.1, 10.0  # beyond that, something else was wrong
 BEFORE_FRAMES = ("download", OPENING)  # what is over when a job has been opened
 
 
@@ -118,22 +113,6 @@ def _speed_of(pool: PoolRunners, speeds: Speeds) -> PoolSpeed:
 def frame_s(speeds: Speeds, runners: Runners) -> float:
     """Return the seconds for each frame of a long job that prepares and draws all of them."""
     return forecast(whole_job(1, 0, 0), replace(speeds, once={}), runners).frames_s
-
-
-def correction_of(
-    jobs: Sequence[PastJob], length: JobLength, speeds: Speeds, runners: Runners
-) -> float:
-    """Return what the rule has to be multiplied by for a job."""
-    ratios = [
-        (job.wall_s / by_rule, job.length.kind == length.kind)
-        for job in jobs
-        if (by_rule := forecast(job.length, speeds, runners).seconds) > 0
-    ]
-    if not ratios:
-        return 1.0
-    of_all = median(ratio for ratio, _ in ratios)
-    found = median([of_all, *(ratio for ratio, is_alike in ratios if is_alike)])
-    return min(MOST_CORRECTION, max(LEAST_CORRECTION, found))
 
 
 def cost_usd(length: JobLength, speeds: Speeds, runners: Runners, prices: Prices) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WHOLE = 0.5  # of the frames: with fewer, a job is of another kind than one with all of them
 
@@ -32,6 +32,12 @@ class JobLength:
     def has_avatar(self) -> bool:
         """Whether most of the avatar has been kept by an earlier job."""
         return self.kept > self.prepared
+
+    @property
+    def in_full(self) -> JobLength:
+        """The same job if nothing were kept and nobody were silent."""
+        prepared = self.prepared + self.kept
+        return replace(self, drawn=max(self.drawn, self.to_draw), prepared=prepared, kept=0)
 
     @property
     def kind(self) -> tuple[bool, bool, bool, bool]:

@@ -237,19 +237,41 @@ def test_the_opening_of_a_job_with_a_kept_avatar_is_learnt_from_such_jobs() -> N
 
 def test_what_the_rule_leaves_out_is_learnt_for_each_kind_of_job() -> None:
     slow = counted(KINDS["kept"])
-    slow["receipt"]["wall_s"] *= 3.0
+    slow["receipt"]["wall_s"] *= 1.2
     known = estimator(*[counted(WHOLE)] * 4, *[slow] * 3)
     whole, kept = (known.estimate(KINDS[kind], 0).seconds for kind in ("whole", "kept"))
     assert whole == pytest.approx(exact_s(WHOLE))
-    assert kept == pytest.approx(3.0 * exact_s(KINDS["kept"]))
+    assert kept == pytest.approx(1.2 * exact_s(KINDS["kept"]))
+
+
+@KIND
+def test_what_every_job_takes_more_is_told_apart_from_what_makes_it_slower(kind: str) -> None:
+    """Calls between the stages cost a short job as much as a long one."""
+    lengths = [whole_job(frames, 50, WHOLE.pixels) for frames in (50, 100, 150, 200, 300)]
+    past = [counted(one) for one in (*lengths, replace(WHOLE, followed=500))]
+    for each in past:
+        each["receipt"]["wall_s"] = 3.0 + 2.0 * each["receipt"]["wall_s"]
+    made = estimator(*past).estimate(KINDS[kind], 0)
+    assert made.seconds == pytest.approx(3.0 + 2.0 * exact_s(KINDS[kind]), abs=2 * LOAD_S * 50)
 
 
 def test_the_first_job_of_a_kind_counts_half() -> None:
     """One odd job of a kind must not decide alone about the next one."""
     slow = counted(KINDS["kept"])
-    slow["receipt"]["wall_s"] *= 3.0
+    slow["receipt"]["wall_s"] *= 1.2
     made = estimator(*[counted(WHOLE)] * 4, slow).estimate(KINDS["kept"], 0)
-    assert made.seconds == pytest.approx(2.0 * exact_s(KINDS["kept"]))
+    assert made.seconds == pytest.approx(1.1 * exact_s(KINDS["kept"]))
+
+
+@pytest.mark.parametrize("kind", ["kept", "resting"])
+def test_a_job_that_does_less_takes_no_longer_than_one_that_does_all(kind: str) -> None:
+    """Jobs with a kept avatar may have waited for the job that made it."""
+    slow = counted(KINDS[kind])
+    slow["receipt"]["wall_s"] *= 3.0
+    known = estimator(*[counted(WHOLE)] * 4, *[slow] * 3)
+    assert known.estimate(KINDS[kind], 0).seconds == pytest.approx(exact_s(WHOLE))
+    left = [known.after_opening_s(each) for each in (KINDS[kind], WHOLE)]
+    assert left[0] == left[1] == pytest.approx(exact_s(WHOLE) - 1.0)
 
 
 def test_a_kept_avatar_and_undrawn_frames_are_not_paid_for() -> None:
