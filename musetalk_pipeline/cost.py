@@ -29,8 +29,9 @@ class StageCost:
     """What one call of a stage cost.
 
     `seconds`: of wall time. `frames`: that it worked on; 0 if it does not work on frames.
-    `peak_memory_mib`: of GPU memory while it ran; None on a CPU. `replica`: the one that ran it;
-    None in a single process. `call_id`: random, one for each call.
+    `faces`: that it drew, which may be fewer or more than its frames. `peak_memory_mib`: of GPU
+    memory while it ran; None on a CPU. `replica`: the one that ran it; None in a single process.
+    `call_id`: random, one for each call.
 
     `waited_s`: how long the call had waited on its replica when the work began. `pool`,
     `gpu_class`: of the engine's replica. `began`: when the work began, by the monotonic clock of
@@ -48,6 +49,7 @@ class StageCost:
     began: float = 0.0
     idle_s: float = 0.0
     waited_s: float = 0.0
+    faces: int = 0
     call_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def __str__(self) -> str:
@@ -75,6 +77,10 @@ class Measured(Generic[T]):
     def own(self) -> StageCost:
         """The cost of the call that made this value."""
         return self.costs[-1]
+
+    def drawing(self, faces: int) -> Measured[T]:
+        """Return the same of a call that drew so many faces."""
+        return Measured(self.value, (*self.costs[:-1], replace(self.own, faces=faces)))
 
     def on(self, replica: str, peak_memory_mib: float | None = None) -> Measured[T]:
         """Return the same with the facts that only the caller of the stage has."""

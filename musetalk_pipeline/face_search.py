@@ -19,6 +19,7 @@ from musetalk_pipeline.survey import (
     KnownSurveys,
     Survey,
     face_counter,
+    frames_to_read,
     survey,
     survey_of,
     survey_person,
@@ -41,12 +42,28 @@ class FaceSearch:
     known: KnownSurveys | None
     read_for: ReaderOf | None
 
+    def known_survey(self, fps: Fraction) -> Survey | None:
+        """Return a known survey of the frames that are shown; None if there is none. No frame is
+        read.
+        """
+        shown = self.shown
+        if isinstance(self.options.face.face, str):
+            if (known := self._known_of_beginning) is None:
+                return None
+            return known.find(len(shown), fps, is_exact=self._is_cropped)
+        longer = self.known.find_longer(shown[-1] + 1, fps) if self.known else None
+        if longer is None or longer.track is None:
+            return None
+        return survey_of(longer.track, self.source, self._spanned)
+
+    def followed(self) -> int:
+        """Return how many frames `for_person` reads."""
+        choice = self.options.face.face
+        return 0 if isinstance(choice, str) else len(frames_to_read(choice, self._spanned))
+
     def for_faces(self, detector: LandmarkDetector, fps: Fraction) -> Survey:
-        """Return a known survey of the frames that are shown, or make one."""
+        """Search the frames that are shown."""
         shown, known = self.shown, self._known_of_beginning
-        found = known and known.find(len(shown), fps, is_exact=self._is_cropped)
-        if found:
-            return found
         with self._reading() as read:
             found = survey(
                 lambda start, end: read(shown[start], shown[end - 1] + 1),
@@ -62,13 +79,8 @@ class FaceSearch:
         return found
 
     def for_person(self, choice: FacePlace, fps: Fraction, check: Check) -> Survey:
-        """Return where a known survey has found a person in the frames that are shown, and those
-        between them, or look.
-        """
-        shown = range(self.shown[0], self.shown[-1] + 1)
-        longer = self.known and self.known.find_longer(shown.stop, fps)
-        if longer and longer.track:
-            return survey_of(longer.track, self.source, shown)
+        """Follow a person through the frames that are shown, and those between them."""
+        shown = self._spanned
         with self._reading() as read:
             found = survey_person(read, self.source, self._searched, choice, shown, check)
         if self.known and not shown.start:
@@ -80,6 +92,11 @@ class FaceSearch:
         shown = range(choice.frame, choice.frame + 1)
         with self._reading() as read:
             return survey_person(read, self.source, self._searched, choice, shown)
+
+    @property
+    def _spanned(self) -> range:
+        """The frames that are shown, and those between them."""
+        return range(self.shown[0], self.shown[-1] + 1)
 
     @property
     def _is_cropped(self) -> bool:

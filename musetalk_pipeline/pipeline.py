@@ -310,7 +310,7 @@ class _Run:
 
     def _draw_faces(self, item: _Prepared, avatar: Measured[AvatarBlock]) -> Measured[DrawnFaces]:
         engine, options, speech = self._tools.engine, self._job.options.speech, item.speech
-        return measure(
+        drawn = measure(
             "generate",
             len(item.segment),
             lambda: engine.generate(
@@ -319,6 +319,7 @@ class _Run:
             (avatar, speech),
             clock=self._clock,
         )
+        return drawn.drawing(len(drawn.value.faces))
 
     def _compose(
         self, drawn: Iterator[_Drawn | Segment], on_progress: OnProgress

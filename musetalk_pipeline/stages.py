@@ -52,7 +52,7 @@ from musetalk_pipeline.pixels.colour import BgrFrames, to_bgr, write_bgr
 from musetalk_pipeline.pixels.crops import cut_out, even_box
 from musetalk_pipeline.pixels.picture import fit_picture, size_warnings, to_picture
 from musetalk_pipeline.plan import BLOCK_S, Block, FramePlan, Segment, plan_order, playing_fps
-from musetalk_pipeline.survey import KnownSurveys
+from musetalk_pipeline.survey import KnownSurveys, Survey
 from musetalk_pipeline.track import Track
 from musetalk_pipeline.watch import Check, go_on
 
@@ -76,6 +76,7 @@ class OpenJob:
 
     `warnings`: sentences for whoever sent the job, about what was decided for them. `track`: where
     the chosen person is; None if none was chosen. `others`: the SHA-256 of the sounds of segments.
+    `followed`: the frames that were read to follow that person.
     """
 
     source: SourceVideo
@@ -86,6 +87,7 @@ class OpenJob:
     warnings: tuple[str, ...] = ()
     track: Track | None = None
     others: tuple[str, ...] = ()
+    followed: int = 0
 
     @property
     def digests(self) -> Digests:
@@ -122,20 +124,28 @@ def open_job(
     fps = playing_fps(source.fps, options.frame.fps)
     shown = media.timeline.searched
     search = FaceSearch(source, options, shown, known_surveys, read_for)
-    choice = options.face.face
-    if isinstance(choice, str):
-        found = search.for_faces(detector, fps)
-    elif follows:
-        found = search.for_person(choice, fps, check)
-    else:
-        found = search.of_one_frame(choice)
+    found, followed = _search(search, detector, fps, check, follows=follows)
     picture = fit_picture(source, options.frame, found.faces)
     block_s = block_seconds(picture, fps, block_size)
     plan = plan_order(order, fps, block_s, media.timeline.drawn)
     own_warnings = (*size_warnings(source, options.frame), *media.timeline.warnings)
     warnings = (*own_warnings, *found.warnings)
     made_of = media.audio, picture, plan, options
-    return OpenJob(source, *made_of, warnings, found.track, media.others)
+    return OpenJob(source, *made_of, warnings, found.track, media.others, followed)
+
+
+def _search(
+    search: FaceSearch, detector: LandmarkDetector, fps: Fraction, check: Check, *, follows: bool
+) -> tuple[Survey, int]:
+    """Return a known survey or make one, and the frames through which a person was followed."""
+    choice = search.options.face.face
+    if not isinstance(choice, str) and not follows:
+        return search.of_one_frame(choice), 0
+    if (known := search.known_survey(fps)) is not None:
+        return known, 0
+    if isinstance(choice, str):
+        return search.for_faces(detector, fps), 0
+    return search.for_person(choice, fps, check), search.followed()
 
 
 def block_seconds(

@@ -154,9 +154,9 @@ def survey_person(
         )
     place, pace = to_picture(choice.place, source, picture), Pace.at(float(source.fps))
     finder = TrackletFinder(shared_mesh(), picture, pace, choice.frame, place)
-    first, end = min(shown.start, choice.frame), max(shown.stop, choice.frame + 1)
-    with closing(read(first, end)) as frames:
-        tracklets = finder.run(frames, first, check)
+    followed = frames_to_read(choice, shown)
+    with closing(read(followed.start, followed.stop)) as frames:
+        tracklets = finder.run(frames, followed.start, check)
     at = hit(place, [box for box, _ in finder.at_wanted])
     if at is None:
         raise _no_face_there(
@@ -165,6 +165,13 @@ def survey_person(
     mine = follow(tracklets, finder.at_wanted[at][1])
     track = track_of(mine, lambda box: to_source(box, source, picture))
     return survey_of(track, source, shown)
+
+
+def frames_to_read(choice: FacePlace, shown: range) -> range:
+    """Return the source frames through which a chosen person is followed: those that are shown, the
+    frame of the choice, and those between.
+    """
+    return range(min(shown.start, choice.frame), max(shown.stop, choice.frame + 1))
 
 
 def survey_of(track: Track, source: SourceVideo, shown: range) -> Survey:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from musetalk_pipeline.cost import StageCost
+from musetalk_pipeline.cost import StageCost, StageName
 
 # place: of a job, for its turn. queue: of segments that are ready, for a pool. pool: of calls, for
 # the engine of their replica. stages: of calls, for a thread of a stage without an engine.
@@ -22,7 +23,8 @@ class PoolWork:
 
     `pool`: None in a single process. `frames_by_class`: output frames that were drawn, by class of
     GPU. `work_s`: of calls whose results are used. `idle_s`: without work, between two calls, the
-    second of which was the job's. `lost_s`: of tries that failed.
+    second of which was the job's. `lost_s`: of tries that failed. `encode_s`: of the work, what
+    made blocks of the avatar.
     """
 
     pool: str | None
@@ -30,6 +32,7 @@ class PoolWork:
     work_s: float
     idle_s: float
     lost_s: float
+    encode_s: float = 0.0
 
     @property
     def frames(self) -> int:
@@ -49,7 +52,9 @@ class JobWork:
     `stage_seconds`: of work, by published stage. `waiting_s`: by what was waited for; it adds up
     waits that happened at the same time. `blocks_made`, `blocks_cached`: blocks of the avatar that
     were encoded, and those that were loaded from the cache. `retried_segments`, `retried_frames`:
-    tries that failed, and their frames.
+    tries that failed, and their frames. `stage_frames`: that calls worked on, by stage; those of
+    `validation` are the frames through which a chosen person was followed. `faces`: that were
+    drawn.
     """
 
     stage_seconds: Mapping[str, float]
@@ -60,6 +65,8 @@ class JobWork:
     blocks_cached: int = 0
     retried_segments: int = 0
     retried_frames: int = 0
+    stage_frames: Mapping[StageName, int] = field(default_factory=dict)
+    faces: int = 0
 
 
 class CostSum:
@@ -72,6 +79,8 @@ class CostSum:
         self._engines: dict[tuple[str | None, str | None], _EngineSum] = {}
         self._lost_s: dict[str, float] = {}
         self._blocks_made = self._blocks_cached = 0
+        self._frames: Counter[StageName] = Counter()
+        self._faces = 0
         self._retried_segments = self._retried_frames = 0
         self._counted: set[str] = set()
 
@@ -89,6 +98,8 @@ class CostSum:
                 self._engines.setdefault((cost.pool, cost.replica), _EngineSum()).add(cost)
             self._blocks_made += cost.stage == "encode"
             self._blocks_cached += cost.stage == "load"
+            self._frames[cost.stage] += cost.frames
+            self._faces += cost.faces
 
     def add_seconds(self, stage: str, seconds: float) -> None:
         """Count seconds of something that is not a call of a stage."""
@@ -117,6 +128,8 @@ class CostSum:
             blocks_cached=self._blocks_cached,
             retried_segments=self._retried_segments,
             retried_frames=self._retried_frames,
+            stage_frames={stage: count for stage, count in self._frames.items() if count},
+            faces=self._faces,
         )
 
     def _pool_work(self, pool: str | None) -> PoolWork:
@@ -131,6 +144,7 @@ class CostSum:
             work_s=sum(engine.work_s for engine in engines),
             idle_s=sum(engine.idle_s for engine in engines),
             lost_s=0.0 if pool is None else self._lost_s.get(pool, 0.0),
+            encode_s=sum(engine.encode_s for engine in engines),
         )
 
 
@@ -140,6 +154,7 @@ class _EngineSum:
 
     frames: dict[str, int] = field(default_factory=dict)
     work_s: float = 0.0
+    encode_s: float = 0.0
     _idle_s: float = 0.0
     _first: StageCost | None = None
 
@@ -153,6 +168,8 @@ class _EngineSum:
         self._idle_s += cost.idle_s
         if self._first is None or cost.began < self._first.began:
             self._first = cost
+        if cost.stage == "encode":
+            self.encode_s += cost.seconds
         if cost.stage == "generate":
             name = cost.gpu_class or UNKNOWN_CLASS
             self.frames[name] = self.frames.get(name, 0) + cost.frames

@@ -133,6 +133,7 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
             "work_s": _seconds(pool.work_s),
             "idle_s": _seconds(pool.idle_s),
             "lost_s": _seconds(pool.lost_s),
+            "encode_s": _seconds(pool.encode_s),
             "usd": _usd(usd),
         }
         for pool, usd in zip(work.pools, receipt.usd_by_pool, strict=True)
@@ -142,6 +143,8 @@ def receipt_json(receipt: Receipt) -> dict[str, Any]:
         "frames": receipt.frames,
         "frames_by_gpu_class": receipt.frames_by_class,
         "pools": pools,
+        "stage_frames": dict(work.stage_frames),
+        "faces": work.faces,
         "stage_s": {name: _seconds(value) for name, value in receipt.stage_s.items()},
         "waiting_s": {name: _seconds(value) for name, value in work.waiting_s.items()},
         "wall_s": _seconds(receipt.wall_s),

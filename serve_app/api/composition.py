@@ -101,7 +101,7 @@ def compose(args: AppArgs, env: Environment, graph: Graph, app_name: str) -> Ser
         jobs_at_a_time(args, env),
         prices=lambda: prices_of(args, capacity.scheduler.usd_per_hour()),
         left_nodes=left,
-        expected_s=lambda job: estimator.after_opening_s(length_of(job)),
+        expected_s=lambda opened: estimator.after_opening_s(length_of(opened)),
         streams=None
         if streams is None
         else JobStreams(streams, graph.finisher, calls, args.driver.finish_timeout_s),

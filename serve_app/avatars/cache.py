@@ -10,6 +10,7 @@ Every method blocks, so call it in a thread.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,11 +61,15 @@ class AvatarCache:
             for name in self._local.names(avatar) | shared
             if name.endswith(BLOCK_SUFFIX)
         }
+        # An hour of video has 1800 blocks, so each is compared only with those that begin with it.
+        of_start: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            of_start[name.partition("-")[0]].append(name)
         for block in job.plan.blocks:
-            name = _name(job, block)
+            name, alike = _name(job, block), of_start.get(str(block.start), [])
             if name in names:
                 found[block.index] = name + BLOCK_SUFFIX
-            elif (longer := self._longer(names, job, block)) is not None:
+            elif (longer := self._longer(alike, job, block)) is not None:
                 found[block.index] = longer[0] + BLOCK_SUFFIX
         return found
 

@@ -8,21 +8,20 @@ from statistics import median
 from typing import Literal
 
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
+from serve_app.estimates.correction import correction_of
 from serve_app.estimates.forecast import (
     UNKNOWN_RUNNERS,
-    JobLength,
-    Rates,
+    Forecast,
     Runners,
-    correction_of,
     cost_usd,
-    rates_of,
-    work_s,
+    forecast,
+    frame_s,
 )
+from serve_app.estimates.job_length import JobLength, whole_job
 from serve_app.estimates.past_jobs import PastJob, PastJobs
 from serve_app.estimates.speeds import Speeds, speeds_of
 
 Source = Literal["receipts", "configuration"]
-BEFORE_FRAMES = ("download", "validation")  # what is over when a job has been opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,8 @@ class Estimate:
     """What a job will take, without the wait for others; `queue_s` is that wait.
 
     `usd`: None if no price is configured. `source`: what the speeds come from, and `jobs`, how many
-    past jobs those are. `runners`: what ran when the estimate was made.
+    past jobs those are. `runners`: what ran when the estimate was made. `length`: what there is to
+    do.
     """
 
     seconds: float
@@ -47,6 +47,7 @@ class Estimate:
     source: Source
     jobs: int
     runners: Runners
+    length: JobLength
 
 
 class Estimator:
@@ -73,17 +74,18 @@ class Estimator:
         """Return what a job will take. `unfinished`: jobs that wait or run now."""
         jobs, runners = self.past.like(length.pixels), self._runners()
         speeds = speeds_of(jobs)
-        rates = rates_of(speeds, runners)
-        correction = correction_of(jobs, length.first_frames, speeds, rates)
         ahead = self._ahead(unfinished)
         frames_ahead = ahead.frames + ahead.jobs * _usual_frames(jobs, length.frames)
+        usual = whole_job(length.frames, length.first_frames, length.pixels)
+        slower = correction_of(jobs, usual, speeds, runners).ratio
         return Estimate(
-            seconds=work_s(length, speeds, rates) * correction,
-            usd=cost_usd(length, speeds, rates, self._prices()),
-            queue_s=frames_ahead * rates.slowest_s * correction,
+            seconds=_corrected(jobs, length, speeds, runners, lambda made: made.seconds),
+            usd=cost_usd(length, speeds, runners, self._prices()),
+            queue_s=frames_ahead * frame_s(speeds, runners) * slower,
             source="receipts" if jobs else "configuration",
             jobs=len(jobs),
             runners=runners,
+            length=length,
         )
 
     def after_opening_s(self, length: JobLength) -> float | None:
@@ -91,17 +93,26 @@ class Estimator:
         jobs = self.past.like(length.pixels)
         if not jobs:
             return None
-        speeds = speeds_of(jobs)
-        rates: Rates = rates_of(speeds, self._runners())
-        correction = correction_of(jobs, length.first_frames, speeds, rates)
-        whole_s = work_s(length, speeds, rates) - _opening_s(speeds, length.frames)
-        return max(0.0, whole_s) * correction
+        speeds, runners = speeds_of(jobs), self._runners()
+        return _corrected(jobs, length, speeds, runners, lambda made: made.frames_s)
 
 
-def _opening_s(speeds: Speeds, frames: int) -> float:
-    return sum(speeds.stages[name].at(frames) for name in BEFORE_FRAMES if name in speeds.stages)
+def _corrected(
+    jobs: Sequence[PastJob],
+    length: JobLength,
+    speeds: Speeds,
+    runners: Runners,
+    part: Callable[[Forecast], float],
+) -> float:
+    """Return the seconds of a part of a job. A job that does less takes no longer than one that
+    does all, even if the past ones of its kind waited for something.
+    """
+    return min(
+        correction_of(jobs, one, speeds, runners).of(part(forecast(one, speeds, runners)))
+        for one in (length, length.in_full)
+    )
 
 
 def _usual_frames(jobs: Sequence[PastJob], own: int) -> float:
     """Return the frames of a job whose media have not been read yet."""
-    return median(job.frames for job in jobs) if jobs else float(own)
+    return median(job.length.frames for job in jobs) if jobs else float(own)

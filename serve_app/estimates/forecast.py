@@ -1,23 +1,24 @@
 """How long a job takes: the slowest stage decides, with what runs now, and the past corrects that.
 
-    seconds = correction * (what happens once + the first block + other frames * slowest stage)
+    seconds = correction of (what happens once + the first block + the rest of the slowest stage)
 
-The correction is the median of what past jobs took over what the same rule says about them, because
-stages share processors and disturb each other. Without past jobs it is 1, and only the configured
-speeds of the pools count.
+What each stage has to do is counted in frames (job_length.py): a job whose avatar has been kept
+prepares nothing, and a frame in which nobody speaks may need no drawing.
+
+correction.py says what past jobs took beside what the same rule says about them. Without past jobs
+only the configured speeds of the pools count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from musetalk_pipeline.receipts.receipt import HOUR_S, Prices
-from serve_app.estimates.past_jobs import PastJob
-from serve_app.estimates.speeds import PoolSpeed, Speeds
+from serve_app.estimates.job_length import JobLength, whole_job
+from serve_app.estimates.speeds import ONCE, OPENING, PoolSpeed, Speeds
 
-LEAST_CORRECTION, MOST_CORRECTION = 0.1, 10.0  # beyond that, something else was wrong
+BEFORE_FRAMES = ("download", OPENING)  # what is over when a job has been opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,83 +45,83 @@ UNKNOWN_RUNNERS = Runners((PoolRunners("unknown", 1, 1.0),), 1, 1)
 
 
 @dataclass(frozen=True, slots=True)
-class JobLength:
-    """The output of a job: its frames, the first of them that are made together, its pixels."""
-
-    frames: int
-    first_frames: int
-    pixels: int
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Seconds for each frame: of all pools together, and of the slowest stage.
-
-    `shares`: of the frames that each pool draws, 0 to 1. `speeds`: of one replica of each.
+class Forecast:
+    """What a job takes by the rule, without the correction. `opening_s`: until it has been opened.
+    `frames_s`: after that. `shares`: of the drawing that each pool does, 0 to 1.
     """
 
-    drawing_s: float
-    slowest_s: float
+    opening_s: float
+    frames_s: float
     shares: Mapping[str, float]
-    speeds: Mapping[str, PoolSpeed]
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.opening_s + self.frames_s
 
 
-def rates_of(speeds: Speeds, runners: Runners) -> Rates:
-    """Return how fast frames get through the stages."""
-    found = {pool.name: _speed_of(pool, speeds) for pool in runners.pools}
-    # Replicas that wait for work to start count as one of each pool that may start.
-    is_any = any(pool.running for pool in runners.pools)
-    rate = {
-        pool.name: (pool.running if is_any else 1) / found[pool.name].work_s
-        for pool in runners.pools
-    }
-    total = sum(rate.values())
-    drawing_s = 1.0 / total
+def forecast(length: JobLength, speeds: Speeds, runners: Runners) -> Forecast:
+    """Return what a job takes by the rule above, with what runs now."""
+    pools = pool_speeds(speeds, runners)
+    rates, shares = _rates(length, pools, runners)
+    stages = speeds.stages_s(length)
+    drawing_s = 1.0 / sum(rates.values()) if rates else 0.0
+    preparing_s = stages["prepare"] + stages["listen"]
     slowest_s = max(
         drawing_s,
-        speeds.prepare_s / max(1, runners.preparing),
-        speeds.compose_s / max(1, runners.composing),
+        preparing_s / max(1, runners.preparing),
+        stages["compose"] / max(1, runners.composing),
     )
-    return Rates(drawing_s, slowest_s, {name: one / total for name, one in rate.items()}, found)
+    first = min(1.0, length.first_frames / length.frames)  # the part of the job that it is
+    engine_s = min(pool.work_s(length) for pool in pools.values())
+    first_s = first * (preparing_s + engine_s + stages["load"] + stages["compose"])
+    opening_s = sum(stages[name] for name in BEFORE_FRAMES if name in stages)
+    ending_s = sum(stages[name] for name in ONCE if name in stages) - opening_s
+    return Forecast(opening_s, first_s + (1.0 - first) * slowest_s + ending_s, shares)
+
+
+def pool_speeds(speeds: Speeds, runners: Runners) -> dict[str, PoolSpeed]:
+    """Return the speeds of what may draw now, those that the scheduler assumes of new pools."""
+    return {pool.name: _speed_of(pool, speeds) for pool in runners.pools}
+
+
+def _rates(
+    length: JobLength, pools: Mapping[str, PoolSpeed], runners: Runners
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return how many such jobs each pool would draw in a second, and the share of each. Nothing if
+    there is nothing to draw.
+    """
+    # Replicas that wait for work to start count as one of each pool that may start.
+    is_any = any(pool.running for pool in runners.pools)
+    work_s = {name: pool.work_s(length) for name, pool in pools.items()}
+    if not all(work_s.values()):
+        return {}, dict.fromkeys(pools, 1.0 / len(pools))
+    rates = {
+        pool.name: (pool.running if is_any else 1) / work_s[pool.name] for pool in runners.pools
+    }
+    total = sum(rates.values())
+    return rates, {name: rate / total for name, rate in rates.items()}
 
 
 def _speed_of(pool: PoolRunners, speeds: Speeds) -> PoolSpeed:
     known = speeds.pools.get(pool.name)
-    if known is not None and known.work_s > 0:
+    if known is not None and known.draw_s > 0:
         return known
-    seconds = 1.0 / pool.frames_per_s
-    return PoolSpeed(seconds, seconds)
+    return PoolSpeed(0.0, 1.0 / pool.frames_per_s)
 
 
-def work_s(length: JobLength, speeds: Speeds, rates: Rates) -> float:
-    """Return the seconds of a job by the rule above, without the correction."""
-    first = min(length.first_frames, length.frames)
-    engine_s = min(one.work_s for one in rates.speeds.values())
-    first_s = first * (speeds.prepare_s + engine_s + speeds.compose_s)
-    return speeds.around.at(length.frames) + first_s + (length.frames - first) * rates.slowest_s
+def frame_s(speeds: Speeds, runners: Runners) -> float:
+    """Return the seconds for each frame of a long job that prepares and draws all of them."""
+    return forecast(whole_job(1, 0, 0), replace(speeds, once={}), runners).frames_s
 
 
-def correction_of(
-    jobs: Sequence[PastJob], first_frames: int, speeds: Speeds, rates: Rates
-) -> float:
-    """Return what the rule has to be multiplied by, from jobs that made all of their avatar."""
-    ratios = [
-        job.wall_s / work_s(JobLength(job.frames, first_frames, job.pixels or 0), speeds, rates)
-        for job in jobs
-        if job.made_share == 1.0
-    ]
-    if not ratios:
-        return 1.0
-    return min(MOST_CORRECTION, max(LEAST_CORRECTION, median(ratios)))
-
-
-def cost_usd(length: JobLength, speeds: Speeds, rates: Rates, prices: Prices) -> float | None:
+def cost_usd(length: JobLength, speeds: Speeds, runners: Runners, prices: Prices) -> float | None:
     """Return what a job will cost with the prices of now; None if no price is known."""
     if not prices.are_known:
         return None
-    pools = sum(
-        share * length.frames * rates.speeds[name].paid_s / HOUR_S * prices.pools.get(name, 0.0)
-        for name, share in rates.shares.items()
+    pools, shares = pool_speeds(speeds, runners), forecast(length, speeds, runners).shares
+    paid = sum(
+        shares[name] * pool.work_s(length) * pool.paid_share / HOUR_S * prices.pools.get(name, 0.0)
+        for name, pool in pools.items()
     )
-    stages = {name: line.at(length.frames) for name, line in speeds.stages.items()}
-    return pools + prices.of_stages(stages)
+    return paid + prices.of_stages(speeds.stages_s(length))

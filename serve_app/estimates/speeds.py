@@ -1,17 +1,18 @@
-"""Speeds from past jobs. Medians, so that one odd job changes nothing."""
+"""Speeds from past jobs: seconds for each frame of each kind of work. Medians, so that one odd job
+changes nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
 
+from serve_app.estimates.job_length import JobLength
 from serve_app.estimates.past_jobs import PastJob
 
-PREPARING = ("prepare", "listen")  # published stages on the threads of the Preprocessor
-COMPOSING = ("compose",)  # and of the Finisher
-AROUND = ("download", "validation", "stitch", "upload")  # once in a job
+OPENING = "validation"  # the published stage in which a chosen person is followed
 MOST_PAIRED = 40  # jobs that a line is drawn through; the pairs of them are compared
 
 
@@ -29,43 +30,73 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpeed:
-    """Seconds of one replica for each drawn frame: of work, and those that are paid for."""
+    """Seconds of work of one replica: for each frame of the avatar that is encoded, and for each
+    face that is drawn. `paid_share`: seconds that are paid for each second of work.
+    """
 
-    work_s: float
-    paid_s: float
+    encode_s: float
+    draw_s: float
+    paid_share: float = 1.0
+
+    def work_s(self, length: JobLength) -> float:
+        """Return the seconds that one replica would need for a job."""
+        return self.encode_s * length.prepared + self.draw_s * length.drawn
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """What past jobs say. `prepare_s` and `compose_s`: seconds of one thread for each frame.
+    """What past jobs say. `prepare_s`, `load_s`, `listen_s`, `compose_s`: seconds of one thread for
+    each frame. `follow_s`: for each frame through which a person is followed.
 
-    `around`: seconds of what happens once in a job. `stages`: seconds of each published stage.
+    `once`: seconds of the published stages that happen once in a job, without following.
+    `opening_kept`: those of the opening of a job whose avatar has been kept.
     """
 
     jobs: int = 0
     prepare_s: float = 0.0
+    load_s: float = 0.0
+    listen_s: float = 0.0
     compose_s: float = 0.0
-    around: Line = Line()
-    stages: Mapping[str, Line] = field(default_factory=dict)
+    follow_s: float = 0.0
+    once: Mapping[str, Line] = field(default_factory=dict)
+    opening_kept: Line = Line()
     pools: Mapping[str, PoolSpeed] = field(default_factory=dict)
+
+    def stages_s(self, length: JobLength) -> dict[str, float]:
+        """Return the seconds of work of a job, by published stage, without those of engines."""
+        seconds = {name: line.at(length.frames) for name, line in self.once.items()}
+        if length.has_avatar:
+            seconds[OPENING] = self.opening_kept.at(length.frames)
+        seconds[OPENING] = seconds.get(OPENING, 0.0) + self.follow_s * length.followed
+        return seconds | {
+            "prepare": self.prepare_s * length.prepared,
+            "load": self.load_s * length.kept,
+            "listen": self.listen_s * length.to_draw,
+            "compose": self.compose_s * length.composed,
+        }
+
+
+ONCE = ("download", OPENING, "stitch", "upload")
 
 
 def speeds_of(jobs: Sequence[PastJob]) -> Speeds:
     """Return what these jobs say; without jobs, nothing takes any time."""
     if not jobs:
         return Speeds()
-    # Blocks that were loaded took no preparation, and other jobs cannot expect that.
-    made = [job for job in jobs if job.made_share > 0]
-    names = {name for job in jobs for name in job.stage_s}
+    usual = [job for job in jobs if not job.length.followed]
+    new = [job for job in usual if not job.length.has_avatar] or usual
+    kept = [job for job in usual if job.length.has_avatar] or usual
+    # Without any other job, all of an opening counts as following.
+    once = {name: _line(name, new if name == OPENING else jobs) for name in ONCE}
     return Speeds(
         jobs=len(jobs),
-        prepare_s=_median(_sum(job, PREPARING) / (job.frames * job.made_share) for job in made),
-        compose_s=_median(_sum(job, COMPOSING) / job.frames for job in jobs),
-        around=line_through([(job.frames, _sum(job, AROUND)) for job in jobs]),
-        stages={
-            name: line_through([(job.frames, job.stage_s.get(name, 0.0)) for job in jobs])
-            for name in sorted(names)
-        },
+        prepare_s=_per_frame(jobs, "prepare", lambda length: length.prepared),
+        load_s=_per_frame(jobs, "load", lambda length: length.kept),
+        listen_s=_per_frame(jobs, "listen", lambda length: length.to_draw),
+        compose_s=_per_frame(jobs, "compose", lambda length: length.composed),
+        follow_s=_follow_s(jobs, once[OPENING]),
+        once=once,
+        opening_kept=_line(OPENING, kept),
         pools={name: _pool_speed(name, jobs) for name in {n for job in jobs for n in job.pools}},
     )
 
@@ -81,16 +112,38 @@ def line_through(points: Sequence[tuple[int, float]]) -> Line:
     return Line(max(0.0, _median(seconds - slope * frames for frames, seconds in points)), slope)
 
 
-def _pool_speed(name: str, jobs: Sequence[PastJob]) -> PoolSpeed:
-    mine = [job.pools[name] for job in jobs if name in job.pools and job.pools[name].frames > 0]
-    return PoolSpeed(
-        _median(pool.work_s / pool.frames for pool in mine),
-        _median(pool.paid_s / pool.frames for pool in mine),
+def _line(name: str, jobs: Sequence[PastJob]) -> Line:
+    return line_through([(job.length.frames, job.stage_s.get(name, 0.0)) for job in jobs])
+
+
+def _per_frame(jobs: Sequence[PastJob], stage: str, count: Callable[[JobLength], int]) -> float:
+    """Return the seconds of a stage for each of its frames, from the jobs that had some."""
+    return _median(
+        job.stage_s.get(stage, 0.0) / count(job.length) for job in jobs if count(job.length) > 0
     )
 
 
-def _sum(job: PastJob, stages: Iterable[str]) -> float:
-    return sum(job.stage_s.get(name, 0.0) for name in stages)
+def _follow_s(jobs: Sequence[PastJob], opening: Line) -> float:
+    """Return the seconds for each frame of following: what openings took longer for it."""
+    return _median(
+        max(0.0, job.stage_s.get(OPENING, 0.0) - opening.at(job.length.frames))
+        / job.length.followed
+        for job in jobs
+        if job.length.followed
+    )
+
+
+def _pool_speed(name: str, jobs: Sequence[PastJob]) -> PoolSpeed:
+    mine = [
+        (job.pools[name], job.length)
+        for job in jobs
+        if name in job.pools and job.pools[name].share > 0
+    ]
+    return PoolSpeed(
+        _median(p.encode_s / (p.share * of.prepared) for p, of in mine if of.prepared > 0),
+        _median(p.draw_s / (p.share * of.drawn) for p, of in mine if of.drawn > 0),
+        _median(p.paid_s / p.work_s for p, _ in mine if p.work_s > 0),
+    )
 
 
 def _median(values: Iterable[float]) -> float:

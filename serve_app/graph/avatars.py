@@ -5,6 +5,7 @@ None of this uses the threads of the stage, so a slow disk or a download delays 
 
 import asyncio
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from musetalk_pipeline.artifacts import AvatarBlock
@@ -46,6 +47,14 @@ class NodeAvatars:
         listing = asyncio.create_task(self._loading.run(self._cache.shared_names, avatar_id))
         return LookUp(self._cache, avatar_id, listing, self._loading)
 
+    def kept_here(self, options: JobOptions, digests: Digests) -> "KeptHere | None":
+        """Return what is kept on this machine of the avatar of a job, for an estimate; None if
+        avatars are not kept here. The shared copy is not listed, because that may take seconds.
+        """
+        if self._cache is None:
+            return None
+        return KeptHere(self._cache, self._cache.identity(digests.video, options))
+
     def took(self, cost: StageCost) -> None:
         """Learn how long it takes to prepare a frame; a download must be faster."""
         frame_s = cost.seconds / max(1, cost.frames)
@@ -86,6 +95,23 @@ class NodeAvatars:
         if self._cache is None or opened.avatar is None:
             return False
         return await self._storing.run(self._cache.keep_video, opened.avatar.avatar_id, job)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptHere:
+    """What is kept of an avatar on this machine. The properties and methods block."""
+
+    cache: AvatarCache
+    avatar_id: str
+
+    @property
+    def surveys(self) -> KnownSurveys:
+        """The surveys of its video by earlier jobs."""
+        return self.cache.surveys(self.avatar_id)
+
+    def blocks(self, job: OpenJob) -> Collection[int]:
+        """Return the indices of the blocks of a job that can be loaded."""
+        return self.cache.find(self.avatar_id, job, frozenset()).keys()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.measure import JobSize
 from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
-from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.job_segments import JobSegments, SegmentMakers
 from serve_app.graph.job_stream import JobStreams, OnPiece
@@ -61,7 +60,7 @@ class JobDriver:
         *,
         prices: Callable[[], Prices] = lambda: NO_PRICES,
         left_nodes: LeftNodes | None = None,
-        expected_s: Callable[[OpenJob], float | None] = lambda job: None,
+        expected_s: Callable[[Opened], float | None] = lambda opened: None,
         streams: JobStreams | None = None,
     ) -> None:
         """Make a driver that opens at most `places` jobs at once, and fetches more. `prices`: those

@@ -101,9 +101,10 @@ class Generator:
             (avatar, speech),
             self._clock,
         )
-        if len(drawn.value.faces):  # a counter refuses 0
-            FRAMES_DRAWN.inc(len(drawn.value.faces), self._tags)
-        return self._recorded(drawn)
+        faces = len(drawn.value.faces)
+        if faces:  # a counter refuses 0
+            FRAMES_DRAWN.inc(faces, self._tags)
+        return self._recorded(drawn.drawing(faces))
 
     async def draw_preview(self, frame: PreviewFrame, options: JobOptions) -> DrawnPreview:
         """Draw the one face of a preview."""

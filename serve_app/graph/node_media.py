@@ -29,7 +29,7 @@ from musetalk_pipeline.errors import InputName, PipelineError, StageFailed, at_f
 from musetalk_pipeline.faces import LandmarkDetector
 from musetalk_pipeline.files import replacing
 from musetalk_pipeline.job_media import Digests, JobFiles, open_media
-from musetalk_pipeline.measure import JobSize, measure_job
+from musetalk_pipeline.measure import JobSize, KeptBlocks, count_drawn, measure_job
 from musetalk_pipeline.media.shared_readers import ReaderOf
 from musetalk_pipeline.media.speech_audio import make_track
 from musetalk_pipeline.stages import BlockSize, OpenJob, open_job
@@ -127,29 +127,38 @@ class NodeMedia:
         async with self._opening:
             started = time.monotonic()
             with _spending("validation", fetched.costs):
-                job = await threads.run_cancellable(
-                    lambda check: open_job(
-                        _files_of(attempt, folder, digests),
-                        folder,
-                        attempt.options,
-                        self._limits,
-                        detector,
-                        block_size=self._block_size,
-                        known_surveys=known_surveys,
-                        read_for=read_for,
-                        follows=not attempt.is_preview,
-                        check=check,
+                job, drawn = await threads.run_cancellable(
+                    lambda check: _with_drawn(
+                        open_job(
+                            _files_of(attempt, folder, digests),
+                            folder,
+                            attempt.options,
+                            self._limits,
+                            detector,
+                            block_size=self._block_size,
+                            known_surveys=known_surveys,
+                            read_for=read_for,
+                            follows=not attempt.is_preview,
+                            check=check,
+                        )
                     )
                 )
-            cost = StageCost("validation", time.monotonic() - started, frames=0)
+            cost = StageCost("validation", time.monotonic() - started, frames=job.followed)
         if attempt.is_avatar:
-            job = dataclasses.replace(job, plan=job.plan.played_once())
-        return Measured(Opened(attempt, self.node_id, job), (*fetched.costs, cost))
+            job, drawn = dataclasses.replace(job, plan=job.plan.played_once()), 0
+        opened = Opened(attempt, self.node_id, job, drawn=drawn)
+        return Measured(opened, (*fetched.costs, cost))
 
     async def measure(
-        self, attempt: Attempt, fetched: Measured[Digests], threads: StageThreads
+        self,
+        attempt: Attempt,
+        fetched: Measured[Digests],
+        threads: StageThreads,
+        known_surveys: KnownSurveys | None = None,
+        kept_blocks: KeptBlocks = lambda job: (),
     ) -> JobSize:
-        """Check a job's media, and return how large its output will be.
+        """Check a job's media, and return how large its output will be. `known_surveys`,
+        `kept_blocks`: see `measure_job`.
 
         Raises:
             MediaError: they cannot be used.
@@ -164,6 +173,8 @@ class NodeMedia:
                 attempt.options,
                 self._limits,
                 block_size=self._block_size,
+                known_surveys=known_surveys,
+                kept_blocks=kept_blocks,
             )
 
     async def here(self, opened: Opened, threads: StageThreads) -> OpenJob:
@@ -298,6 +309,11 @@ class NodeMedia:
 def preprocessor_threads(args: AppArgs) -> int:
     """Return how many threads a Preprocessor has: one more than it opens jobs at a time."""
     return args.preprocessor.threads + 1
+
+
+def _with_drawn(job: OpenJob) -> tuple[OpenJob, int]:
+    """Return a job, and in how many of its frames the mouth is expected to show."""
+    return job, count_drawn(job)
 
 
 def _others(attempt: Attempt, folder: Path) -> dict[str, Path]:

@@ -84,7 +84,9 @@ class Preprocessor:
 
     async def measure(self, attempt: Attempt, fetched: Measured[Digests]) -> JobSize:
         """Check a job's media and return how large its output will be, for an estimate."""
-        return await self._media.measure(attempt, fetched, self._threads)
+        kept = self._avatars.kept_here(attempt.options, fetched.value)
+        known = () if kept is None else (kept.surveys, kept.blocks)
+        return await self._media.measure(attempt, fetched, self._threads, *known)
 
     async def prepare(self, opened: Opened, block: Block) -> Measured[PreparedBlock]:
         """Decode a block, find its faces and crop them."""

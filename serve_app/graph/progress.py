@@ -19,7 +19,6 @@ from musetalk_pipeline.job_media import Digests
 from musetalk_pipeline.plan import FramePlan, Segment
 from musetalk_pipeline.receipts.cost_sum import CostSum
 from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices, receipt_json, receipt_of
-from musetalk_pipeline.stages import OpenJob
 from serve_app.contract.outcomes import Phase, Progress
 from serve_app.graph.transfers import Opened, RunFacts
 from serve_app.telemetry.metrics import SEGMENTS_RETRIED
@@ -39,7 +38,7 @@ class ProgressMeter:
         report: Callable[[Progress], None],
         clock: Callable[[], float] = time.monotonic,
         *,
-        expected_s: Callable[[OpenJob], float | None] = lambda job: None,
+        expected_s: Callable[[Opened], float | None] = lambda opened: None,
     ) -> None:
         """`expected_s` returns what past jobs say about an opened one; None if there are none."""
         self._ask_past = expected_s
@@ -93,7 +92,7 @@ class ProgressMeter:
         self._frames = _Frames(opened.value.job.plan)
         self._costs.add(opened.costs)
         self._opened_at = self._clock()
-        self._expected_s = self._ask_past(opened.value.job)
+        self._expected_s = self._ask_past(opened.value)
         self.report(Phase.INFERRING, OPEN_SHARE)
 
     def prepared(self, block: int) -> None:

@@ -12,7 +12,7 @@ from musetalk_pipeline.receipts.receipt import NO_PRICES, Prices
 from musetalk_pipeline.stages import OpenJob
 from orchestrator.messages import OutputAddresses
 from serve_app.contract.requests import JobRequest
-from serve_app.estimates.forecast import JobLength
+from serve_app.estimates.job_length import JobLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +103,49 @@ class KnownAvatar:
 class Opened:
     """A job whose checked media are in the attempt's scratch folder on the node `node_id`.
 
-    `avatar`: None if avatars are not kept here.
+    `avatar`: None if avatars are not kept here. `drawn`: in how many output frames the mouth is
+    expected to show; None if in all that draw on a block.
     """
 
     attempt: Attempt
     node_id: str
     job: OpenJob
     avatar: KnownAvatar | None = None
+    drawn: int | None = None
 
 
-def length_of(job: OpenJob) -> JobLength:
+def length_of(opened: Opened) -> JobLength:
     """Return how much there is to do of an opened job, for a forecast."""
+    job, stored = opened.job, () if opened.avatar is None else opened.avatar.stored
     picture, plan = job.picture, job.plan
-    return JobLength(plan.n_output, first_frames(plan), picture.width * picture.height)
+    kept = sum(len(block) for block in plan.blocks if block.index in stored)
+    to_draw = 0 if opened.attempt.is_avatar else plan.n_drawn
+    return JobLength(
+        plan.n_output,
+        first_frames(plan),
+        picture.width * picture.height,
+        composed=0 if opened.attempt.is_avatar else plan.n_output,
+        to_draw=to_draw,
+        drawn=to_draw if opened.drawn is None else opened.drawn,
+        prepared=len(plan.prepared) - kept,
+        kept=kept,
+        followed=job.followed,
+    )
 
 
 def length_of_output(size: JobSize) -> JobLength:
     """Return how much there is to do of a job that has only been measured."""
-    return JobLength(size.frames, size.first_frames, size.width * size.height)
+    return JobLength(
+        size.frames,
+        size.first_frames,
+        size.width * size.height,
+        composed=size.frames,
+        to_draw=size.to_draw,
+        drawn=size.drawn,
+        prepared=size.avatar - size.kept,
+        kept=size.kept,
+        followed=size.followed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

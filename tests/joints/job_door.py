@@ -38,7 +38,7 @@ with warnings.catch_warnings():
     from serve_app.api.composition import assemble
     from serve_app.jobs.service import JobService, JobTiming
 
-SIZE = JobSize(250, Fraction(25), 640, 480, 50)
+SIZE = JobSize(250, Fraction(25), 640, 480, 50, to_draw=250, drawn=250, avatar=250)
 NOTE = "x" * 20_000  # so that storing an end takes room
 # A worker refuses a job whose write has to wait for longer than 4 s, as it may behind a disk that
 # stalls. Tests of anything else wait.

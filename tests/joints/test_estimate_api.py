@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.api.services import ESTIMATES
-from tests.joints.job_door import Rig, body, job_door
+from tests.joints.job_door import SIZE, Rig, body, job_door
 
 ESTIMATE = "/v1/estimate"
 INPUTS = {"video_url": "https://h.example/v.mp4", "audio_url": "https://h.example/a.wav"}
@@ -61,6 +62,19 @@ async def test_finished_jobs_are_the_basis_afterwards_and_after_a_restart(tmp_pa
     (tmp_path / "results").rename(tmp_path / "old")
     async with job_door(tmp_path) as rig:
         assert await estimate(rig) == before
+
+
+async def test_what_there_is_to_do_decides_and_is_in_the_answer(rig: Rig) -> None:
+    rig.graph.metrics = {"receipt": RECEIPT, "width": 640, "height": 480}
+    await rig.client.post("/v1/avatar/jobs", json=body("a"))
+    await rig.service.run_next()
+    whole = await estimate(rig)
+    rig.graph.size = replace(SIZE, to_draw=100, drawn=40, avatar=100, kept=75, followed=25)
+    less = await estimate(rig)
+    assert less["basis"]["work"] == {
+        "prepared_frames": 25, "kept_frames": 75, "drawn_frames": 40, "followed_frames": 25,
+    }  # fmt: skip
+    assert less["seconds"] < whole["seconds"] / 2
 
 
 async def test_jobs_that_wait_are_counted(rig: Rig) -> None:

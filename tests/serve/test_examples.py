@@ -28,7 +28,10 @@ EXAMPLE_S = 120
 RUNNERS = {"sh": ["bash", "-e"], "python": [sys.executable], "js": ["node"]}
 SUFFIXES = {"sh": ".sh", "python": ".py", "js": ".mjs"}
 # Parts of an answer whose keys depend on the job or on the machine.
-OPEN_PARTS = {"stage_times", "stage_seconds", "stage_s", "frames_by_gpu_class", "details"}
+OPEN_PARTS = {
+    *("stage_times", "stage_seconds", "stage_s", "stage_frames"),
+    *("frames_by_gpu_class", "details"),
+}
 # Words of an answer that a reader may rely on.
 STATES = {"status", "code", "error_type", "stage", "input", "retryable", "detail", "phase"}
 _HEADING = re.compile(r"^#+ (.+)$")

@@ -131,10 +131,16 @@ def test_the_receipt_counts_every_frame_of_the_plan(app, clip, speech):
     assert 0.0 < receipt["model_share"] <= 1.0
     assert receipt["stage_s"] == metrics["stage_times"]
     assert receipt["retries"] == {"segments": 0, "frames": 0}
+    assert receipt["stage_frames"] == {
+        "prepare": 60, "encode": 60, "listen": 150, "generate": 150, "compose": 150,
+    }  # fmt: skip
+    assert receipt["faces"] == 150
+    assert 0.0 < pool["encode_s"] < pool["work_s"]
     assert receipt["usd"] is None  # the configuration has no prices
     assert app.job("receipt")["metrics"]["receipt"] == receipt
     sidecar = app.client.get(answer["output_url"].replace(".mp4", ".json")).json()
-    for name in ("frames", "frames_by_gpu_class", "pools", "waiting_s", "retries"):
+    counts = ("frames", "frames_by_gpu_class", "stage_frames", "faces")
+    for name in (*counts, "pools", "waiting_s", "retries"):
         assert sidecar["receipt"][name] == receipt[name]
 
 

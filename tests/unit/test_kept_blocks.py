@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from musetalk_pipeline.options import JobOptions
 from musetalk_pipeline.plan import Block, plan_frames
 from musetalk_pipeline.stages import OpenJob
 from serve_app.graph.kept_blocks import BlocksInMaking, JobAvatar
-from serve_app.graph.transfers import Attempt, KnownAvatar, Opened, Sources
+from serve_app.graph.transfers import Attempt, KnownAvatar, Opened, Sources, length_of
 
 SOURCE = SourceVideo(Path("v"), "aa", 1000, 640, 480, Fraction(25), 80, 3.2, ColourTags())
 AUDIO = SpeechAudio(Path("p"), Path("t"), "bb", 1000, 51_200, 3.2)
@@ -165,3 +165,19 @@ async def test_without_a_cache_every_job_makes_its_blocks() -> None:
         "made 0",
     ]
     assert disk.loads == []
+
+
+def test_the_length_of_an_opened_job_tells_kept_blocks_from_those_that_are_prepared() -> None:
+    """The first and the last of its 16 blocks of five frames are kept."""
+    length = length_of(opened(0, 15))
+    assert (length.frames, length.first_frames, length.pixels) == (80, 5, 640 * 480)
+    assert (length.prepared, length.kept, length.to_draw, length.drawn) == (70, 10, 80, 80)
+    assert not length.has_avatar and length_of(opened(*range(9))).has_avatar
+    assert length_of(replace(opened(), drawn=33)).drawn == 33
+    assert length_of(opened(avatar_id=None)).kept == 0
+
+
+def test_a_job_that_makes_an_avatar_neither_draws_nor_encodes_frames() -> None:
+    job = opened()
+    length = length_of(replace(job, attempt=replace(job.attempt, is_avatar=True)))
+    assert (length.prepared, length.to_draw, length.drawn, length.composed) == (80, 0, 0, 0)

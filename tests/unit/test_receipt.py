@@ -88,6 +88,25 @@ def test_every_drawn_frame_is_counted_once_and_lost_ones_are_not(
 
 
 @given(engine_costs(), LOST)
+def test_frames_are_counted_by_stage_and_the_work_of_encoding_is_told_apart(
+    costs: list[StageCost], lost: list[Lost]
+) -> None:
+    found = receipt_json(receipt(costs, lost))
+    by_stage = {name: [c for c in costs if c.stage == name] for name in ("encode", "generate")}
+    assert found["stage_frames"] == {
+        name: sum(call.frames for call in calls) for name, calls in by_stage.items() if calls
+    }
+    encode_s = sum(pool["encode_s"] for pool in found["pools"])
+    assert encode_s == pytest.approx(sum(c.seconds for c in by_stage["encode"]), abs=0.002)
+
+
+def test_a_receipt_counts_the_faces_that_were_drawn() -> None:
+    """In silence a frame may have none, and with `face: all` it may have several."""
+    calls = [StageCost("generate", 1.0, 50, faces=faces) for faces in (0, 20, 100)]
+    assert receipt_json(receipt(calls))["faces"] == 120
+
+
+@given(engine_costs(), LOST)
 def test_paid_seconds_are_work_idleness_and_lost_tries(
     costs: list[StageCost], lost: list[Lost]
 ) -> None:

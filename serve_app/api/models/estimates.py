@@ -20,6 +20,12 @@ _ESTIMATE: JsonDict = {
         "speeds": "receipts",
         "jobs": 12,
         "pools": [{"pool": "ada", "running": 2, "frames_per_s": 61.3}],
+        "work": {
+            "prepared_frames": 177,
+            "kept_frames": 0,
+            "drawn_frames": 177,
+            "followed_frames": 0,
+        },
     },
 }
 
@@ -32,12 +38,22 @@ class EstimatePool(BaseModel):
     frames_per_s: float = Field(description="Of one replica.")
 
 
+class EstimateWork(BaseModel):
+    """What there is to do, in frames of the video and of the result."""
+
+    prepared_frames: int = Field(description="Of the video, whose faces are found.")
+    kept_frames: int = Field(description="Of the video, which an earlier job has prepared.")
+    drawn_frames: int = Field(description="Of the result, with a mouth that is drawn.")
+    followed_frames: int = Field(description="Of the video, read to follow a chosen person.")
+
+
 class EstimateBasis(BaseModel):
     """What the estimate is computed from."""
 
     speeds: str = Field(description="`receipts` of finished jobs, or the `configuration`.")
     jobs: int = Field(description="Finished jobs that the speeds were learnt from.")
     pools: list[EstimatePool]
+    work: EstimateWork
 
 
 class Estimated(BaseModel):

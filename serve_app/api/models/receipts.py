@@ -17,9 +17,18 @@ RECEIPT: JsonDict = {
             "work_s": 1.292,
             "idle_s": 0.239,
             "lost_s": 0.0,
+            "encode_s": 0.41,
             "usd": 0.0002,
         }
     ],
+    "stage_frames": {
+        "prepare": 177,
+        "encode": 177,
+        "listen": 177,
+        "generate": 177,
+        "compose": 177,
+    },
+    "faces": 177,
     "stage_s": {"download": 0.3, "validation": 1.3, "inference": 1.292, "upload": 0.4},
     "waiting_s": {"place": 0.0, "queue": 0.0, "pool": 0.005, "stages": 0.5},
     "wall_s": 4.927,
@@ -54,6 +63,7 @@ class PoolReceipt(BaseModel):
     work_s: float = Field(description="Of calls whose results are used.")
     idle_s: float = Field(description="Between two calls, the second of which was the job's.")
     lost_s: float = Field(description="Of tries that failed.")
+    encode_s: float = Field(0.0, description="Of `work_s`, what made blocks of the avatar.")
     usd: float | None = Field(description="Without prices, null.")
 
 
@@ -79,6 +89,8 @@ class Receipt(BaseModel):
     frames: int = Field(description="Output frames that were drawn.")
     frames_by_gpu_class: dict[str, int]
     pools: list[PoolReceipt]
+    stage_frames: dict[str, int] = Field({}, description="That a stage worked on, by stage.")
+    faces: int = Field(0, description="That were drawn.")
     stage_s: dict[str, float] = Field(description="Of work, by stage.")
     waiting_s: dict[str, float] = Field(description="By what was waited for.")
     wall_s: float = Field(description="Of the last attempt, without its wait for a place.")

@@ -58,6 +58,13 @@ def _body(size: JobSize, made: Estimate) -> dict[str, Any]:
         {"pool": pool.name, "running": pool.running, "frames_per_s": round(pool.frames_per_s, 3)}
         for pool in made.runners.pools
     ]
+    length = made.length
+    work = {
+        "prepared_frames": length.prepared,
+        "kept_frames": length.kept,
+        "drawn_frames": length.drawn,
+        "followed_frames": length.followed,
+    }
     return {
         "frames": size.frames,
         "duration_s": round(float(size.frames / size.fps), 3),
@@ -67,5 +74,5 @@ def _body(size: JobSize, made: Estimate) -> dict[str, Any]:
         "seconds": round(made.seconds, 1),
         "usd": None if made.usd is None else round(made.usd, 6),
         "queue_s": round(made.queue_s, 1),
-        "basis": {"speeds": made.source, "jobs": made.jobs, "pools": pools},
+        "basis": {"speeds": made.source, "jobs": made.jobs, "pools": pools, "work": work},
     }

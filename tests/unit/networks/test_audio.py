@@ -23,7 +23,7 @@ from musetalk_pipeline.engines.musetalk.audio_encoder import (
 from musetalk_pipeline.networks.whisper import CHUNK_SAMPLES, ChunkEncoder, load_whisper
 from musetalk_pipeline.options import SpeechOptions
 from musetalk_pipeline.plan import SAMPLE_RATE, Segment, count_output_frames, plan_frames
-from musetalk_pipeline.sound.loudness import frame_loudness
+from musetalk_pipeline.sound.loudness import count_spoken, frame_loudness
 
 OPTIONS = SpeechOptions()
 RATES = [Fraction(24000, 1001), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30)]
@@ -338,3 +338,27 @@ def test_loudness_does_not_depend_on_how_it_is_cut(tmp_path: Path) -> None:
     whole = frame_loudness(audio.pcm_path, fps, 0, 590)
     pieces = [frame_loudness(audio.pcm_path, fps, at, at + 59) for at in range(0, 590, 59)]
     assert np.array_equal(whole, np.concatenate(pieces))
+
+
+def test_the_frames_at_which_somebody_speaks_are_counted_exactly_in_a_short_sound(
+    tmp_path: Path,
+) -> None:
+    samples = noise(30.0)
+    samples[8 * SAMPLE_RATE : 15 * SAMPLE_RATE] = 0.0
+    path, fps = sound(tmp_path, samples).pcm_path, Fraction(30000, 1001)
+    spans = [range(100, 300), range(310, 311), range(400, 890)]
+    spoken = sum(np.count_nonzero(frame_loudness(path, fps, s.start, s.stop)) for s in spans)
+    assert 0 < spoken < sum(map(len, spans))
+    assert count_spoken(path, fps, spans) == spoken
+    assert count_spoken(path, fps, []) == 0
+
+
+@pytest.mark.parametrize("period_s", [7, 20])
+def test_in_a_long_sound_the_frames_with_speech_are_estimated_whatever_its_rhythm(
+    tmp_path: Path, period_s: int
+) -> None:
+    seconds, fps = 300, Fraction(25)
+    samples = np.tile(noise(10.0), seconds // 10)
+    samples[np.arange(len(samples)) % (period_s * SAMPLE_RATE) >= period_s * SAMPLE_RATE // 3] = 0
+    counted = count_spoken(sound(tmp_path, samples).pcm_path, fps, [range(seconds * 25)])
+    assert counted / (seconds * 25) == pytest.approx(0.4, abs=0.15)  # fades and holds count too
