@@ -110,6 +110,7 @@ async def serve(
         yield state
     finally:
         server.close()
+        await turns(5)  # a connection that is being accepted gets its task, which closes it
         for task in list(state.open):
             task.cancel()
         await asyncio.gather(*state.open, return_exceptions=True)
