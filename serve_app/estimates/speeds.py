@@ -66,7 +66,8 @@ class Speeds:
         """Return the seconds of work of a job, by published stage, without those of engines."""
         seconds = {name: line.at(length.frames) for name, line in self.once.items()}
         if length.has_avatar:
-            seconds[OPENING] = self.opening_kept.at(length.frames)
+            opening_s = seconds.get(OPENING, 0.0)  # which is no shorter without a kept avatar
+            seconds[OPENING] = min(opening_s, self.opening_kept.at(length.frames))
         seconds[OPENING] = seconds.get(OPENING, 0.0) + self.follow_s * length.followed
         return seconds | {
             "prepare": self.prepare_s * length.prepared,
@@ -118,9 +119,7 @@ def _line(name: str, jobs: Sequence[PastJob]) -> Line:
 
 def _per_frame(jobs: Sequence[PastJob], stage: str, count: Callable[[JobLength], int]) -> float:
     """Return the seconds of a stage for each of its frames, from the jobs that had some."""
-    return _median(
-        job.stage_s.get(stage, 0.0) / count(job.length) for job in jobs if count(job.length) > 0
-    )
+    return _for_each((job.stage_s.get(stage, 0.0), count(job.length)) for job in jobs)
 
 
 def _follow_s(jobs: Sequence[PastJob], opening: Line) -> float:
@@ -140,10 +139,24 @@ def _pool_speed(name: str, jobs: Sequence[PastJob]) -> PoolSpeed:
         if name in job.pools and job.pools[name].share > 0
     ]
     return PoolSpeed(
-        _median(p.encode_s / (p.share * of.prepared) for p, of in mine if of.prepared > 0),
-        _median(p.draw_s / (p.share * of.drawn) for p, of in mine if of.drawn > 0),
-        _median(p.paid_s / p.work_s for p, _ in mine if p.work_s > 0),
+        _for_each((pool.encode_s, pool.share * of.prepared) for pool, of in mine),
+        _for_each((pool.draw_s, pool.share * of.drawn) for pool, of in mine),
+        _median(pool.paid_s / pool.work_s for pool, _ in mine if pool.work_s > 0),
     )
+
+
+def _for_each(found: Iterable[tuple[float, float]]) -> float:
+    """Return the seconds for each frame, from the seconds and the frames of jobs: the median in
+    which each frame counts once, because what a call costs besides its frames hides the speed of
+    short jobs. Jobs without such frames are left out.
+    """
+    rates = sorted((seconds / frames, frames) for seconds, frames in found if frames > 0)
+    half, seen = sum(frames for _, frames in rates) / 2, 0.0
+    for seconds, frames in rates:
+        seen += frames
+        if seen >= half:
+            return seconds
+    return 0.0
 
 
 def _median(values: Iterable[float]) -> float:
