@@ -15,6 +15,7 @@ from orchestrator.webhooks.rules import DeliveryRules
 from orchestrator.webhooks.sender import DeliveryLoop
 from serve_app.api.answers import event_data
 from serve_app.api.services import ApiOptions, Availability, ReadinessCheck, Services
+from serve_app.api.upload_counts import UPLOAD_COUNTS
 from serve_app.config.environment import Environment
 from serve_app.config.folders import Folders, make_folders
 from serve_app.config.settings import AppArgs, configured_jobs, jobs_at_a_time, reported_jobs
@@ -158,7 +159,7 @@ def assemble(
         options=ApiOptions.of(args, env),
         owners=Owners(links.signer.secret),
         avatars=build_shelf(args, env),
-        uploads=build_uploads(args, env),
+        uploads=build_uploads(args, env, UPLOAD_COUNTS),
         webhooks=_webhooks(args, env, jobs, links.for_notifications()),
         polling=_polling(args, env, folders, jobs, availability),
         reports=_reports(args, env, folders, jobs, availability),

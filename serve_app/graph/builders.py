@@ -42,6 +42,7 @@ from serve_app.outputs.retention import DAY_S
 from serve_app.outputs.store import OutputStore
 from serve_app.private_folders import private_folder
 from serve_app.streams.streams import Streams
+from serve_app.uploads.counts import NOT_COUNTED, UploadCounts
 from serve_app.uploads.folder import UploadFolder, UploadRules
 from serve_app.uploads.space import UploadSpace
 from serve_app.uploads.store import UploadStore
@@ -237,7 +238,9 @@ def uploads_folder(args: AppArgs, env: Environment) -> UploadFolder:
     return UploadFolder(folder_of_uploads(args), kept)
 
 
-def build_uploads(args: AppArgs, env: Environment) -> UploadStore | None:
+def build_uploads(
+    args: AppArgs, env: Environment, counts: UploadCounts = NOT_COUNTED
+) -> UploadStore | None:
     """Return the uploads that the ingress keeps; None if it accepts none.
 
     Raises:
@@ -248,7 +251,8 @@ def build_uploads(args: AppArgs, env: Environment) -> UploadStore | None:
     make_folders(args, env)
     folder = uploads_folder(args, env)
     private_folder(folder.path, UPLOADS_SETTING)
-    store = UploadStore(folder, UploadSpace(folder.path, round(args.uploads.max_gb * 1e9)))
+    space = UploadSpace(folder.path, round(args.uploads.max_gb * 1e9), counts=counts)
+    store = UploadStore(folder, space, counts)
     store.start_janitor()
     return store
 

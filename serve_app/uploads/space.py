@@ -6,7 +6,7 @@ import shutil
 import threading
 from pathlib import Path
 
-from serve_app.telemetry.metrics import UPLOADS_KEPT
+from serve_app.uploads.counts import NOT_COUNTED, UploadCounts
 from serve_app.uploads.errors import UploadsFull
 
 FREE_BYTES = 1_000_000_000  # of the disk, which are left to the jobs
@@ -16,8 +16,15 @@ MAX_UPLOADS = 2000
 class UploadSpace:
     """Counts what each upload may grow to. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, max_bytes: int, free_bytes: int = FREE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        max_bytes: int,
+        free_bytes: int = FREE_BYTES,
+        counts: UploadCounts = NOT_COUNTED,
+    ) -> None:
         self._folder, self.max_bytes, self.free_bytes = folder, max_bytes, free_bytes
+        self._counts = counts
         self.taken: dict[str, int] = {}
         self._lock = threading.Lock()
         self._show()
@@ -61,7 +68,7 @@ class UploadSpace:
             self._show()
 
     def _show(self) -> None:
-        UPLOADS_KEPT.set(sum(self.taken.values()))
+        self._counts.kept(sum(self.taken.values()))
 
 
 def disk_is_full() -> UploadsFull:

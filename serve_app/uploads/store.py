@@ -24,7 +24,7 @@ from pathlib import Path
 from musetalk_pipeline.errors import MediaError
 from musetalk_pipeline.files import create_private, sync_folder
 from musetalk_pipeline.media.kinds import describe_media
-from serve_app.telemetry.metrics import UPLOAD_BYTES, UPLOADS_FINISHED
+from serve_app.uploads.counts import NOT_COUNTED, UploadCounts
 from serve_app.uploads.errors import (
     UploadBusy,
     UploadNotFound,
@@ -45,9 +45,12 @@ DESCRIBED_AT_ONCE = 2  # each one runs a process that reads the header
 class UploadStore:
     """Keeps uploads. All methods may be called from any thread; they block on the disk."""
 
-    def __init__(self, folder: UploadFolder, space: UploadSpace) -> None:
+    def __init__(
+        self, folder: UploadFolder, space: UploadSpace, counts: UploadCounts = NOT_COUNTED
+    ) -> None:
         self.folder, self.rules = folder, folder.rules
         self.space = space
+        self._counts = counts
         self._describing = threading.Semaphore(DESCRIBED_AT_ONCE)
         self.sweep()
 
@@ -158,8 +161,8 @@ class UploadStore:
             except BaseException:
                 os.ftruncate(descriptor, size)
                 raise
-        if data:  # a counter refuses 0
-            UPLOAD_BYTES.inc(len(data))
+        if data:
+            self._counts.stored(len(data))
         return self.get(owner, upload_id)
 
     def complete(self, owner: str, upload_id: str, *, by_content: bool = False) -> Upload:
@@ -190,7 +193,7 @@ class UploadStore:
             os.fsync(descriptor)
             found = replace(record, length=size, sha256=digest, media=media)
             kept = self._keep_by_content(found) if by_content else self._keep(found)
-        UPLOADS_FINISHED.inc(tags={"kind": media.kind})
+        self._counts.finished(media.kind)
         return kept
 
     def delete(self, owner: str, upload_id: str) -> None:

@@ -21,6 +21,7 @@ from orchestrator.service.services import Services
 from orchestrator.service.settings import read_settings
 from tests.orchestrator.databases import Bench
 
+WAIT_S = 60.0  # PostgreSQL and the service share the machine with other tests
 INTERNAL_KEY, ADMIN_KEY = "internal-key-of-the-tests", "admin-key-of-the-tests"
 ENVIRONMENT = {"INTERNAL_API_KEY": INTERNAL_KEY, "ORCHESTRATOR_ADMIN_KEY": ADMIN_KEY}
 
@@ -43,7 +44,7 @@ class Running:
 
     def wait_for_held_claims(self, count: int) -> None:
         """Wait until so many claims wait for a job."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         while len(self.services.bell) < count:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -76,7 +77,7 @@ class Running:
 
     def wait_for_status(self, job_id: str, status: str) -> None:
         """Wait until a job has a state."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + WAIT_S
         while self.status(job_id) != status:
             assert time.monotonic() < deadline
             time.sleep(0.02)
