@@ -118,7 +118,8 @@ def test_the_answer_has_every_field_of_the_contract(app, clip, speech):
 
 
 def test_the_receipt_counts_every_frame_of_the_plan(app, clip, speech):
-    answer = app.generate(musetalk_job_id="receipt", **uris(clip(frames=60), speech(6.0))).json()
+    video = clip(frames=59)  # no other test has it, so nothing of its avatar is kept
+    answer = app.generate(musetalk_job_id="receipt", **uris(video, speech(6.0))).json()
     metrics = answer["metrics"]
     receipt = metrics["receipt"]
     assert receipt["frames"] == 150 and receipt["finished_s"] == 6.0
@@ -132,7 +133,7 @@ def test_the_receipt_counts_every_frame_of_the_plan(app, clip, speech):
     assert receipt["stage_s"] == metrics["stage_times"]
     assert receipt["retries"] == {"segments": 0, "frames": 0}
     assert receipt["stage_frames"] == {
-        "prepare": 60, "encode": 60, "listen": 150, "generate": 150, "compose": 150,
+        "prepare": 59, "encode": 59, "listen": 150, "generate": 150, "compose": 150,
     }  # fmt: skip
     assert receipt["faces"] == 150
     assert 0.0 < pool["encode_s"] < pool["work_s"]
