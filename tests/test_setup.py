@@ -578,6 +578,7 @@ def test_second_set_up_does_nothing(set_up_tree: Path, profile: str) -> None:
     assert sorted(set_up_tree.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_linked_environment_is_replaced_and_what_it_leads_to_is_kept(tmp_path: Path) -> None:
     """Two checkouts may share one: `venv --clear` once emptied it for both."""
     theirs, ours = tmp_path / "theirs", tmp_path / "ours"

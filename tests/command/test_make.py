@@ -227,6 +227,7 @@ def test_a_preview_is_one_picture(lipsync, video, audio, tmp_path):
     assert json.loads(again.stdout)["code"] == "invalid_options"
 
 
+@pytest.mark.slow
 def test_the_benchmark_does_one_fixed_job_and_prices_it(lipsync):
     done = lipsync("bench", "--seconds", "1", "--dollars-per-hour", "0.36", *FAST, "--json")
     assert done.returncode == 0, done.stderr
