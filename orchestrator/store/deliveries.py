@@ -113,14 +113,10 @@ def announce(tx: Transaction, job_id: str) -> None:
         )
 
 
-def announce_untold(tx: Transaction) -> int:
-    """Queue the deliveries of jobs that had ended when an earlier release stopped. Return how many
-    jobs these are.
-    """
-    untold = tx.execute(UNTOLD_ENDS).scalars().all()
-    for job_id in untold:
+def announce_untold(tx: Transaction) -> None:
+    """Queue the deliveries of jobs that had ended when an earlier release stopped."""
+    for job_id in tx.execute(UNTOLD_ENDS).scalars().all():
         announce(tx, job_id)
-    return len(untold)
 
 
 def bring_over(tx: Transaction, data: JsonObject, happened_at: float, **columns: object) -> None:

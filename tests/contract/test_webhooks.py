@@ -16,12 +16,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from orchestrator.net.addresses import AddressPolicy, AddressRefused, IpAddress
 from orchestrator.net.connections import DEFAULT_NETWORK, Network
+from orchestrator.store.delivery_values import TakenDelivery
 from orchestrator.webhooks.posting import Poster, signing_key
 from orchestrator.webhooks.rules import DeliveryRules
 from orchestrator.webhooks.sender import DeliveryLoop
@@ -61,9 +63,14 @@ class Sender:
             StateThreads(self.registry.file).write,
             Poster(policy, rules.timeout_s, network=network, clock=clock),
             lambda client: key,
-            lambda taken: job_body(job_of(taken.snapshot)),
+            self._data_of,
             rules,
         )
+        self.taken: list[TakenDelivery] = []  # for each try
+
+    def _data_of(self, taken: TakenDelivery) -> dict[str, Any]:
+        self.taken.append(taken)
+        return job_body(job_of(taken.snapshot))
 
     def end_a_job(self, url: str, number: int = 1) -> None:
         """End a job that has a webhook."""
@@ -473,11 +480,10 @@ async def test_neither_secret_nor_target_reaches_logs_or_repr(
     caplog.set_level(logging.DEBUG)
     target.answers.append((500, {}))
     async with delivering(Sender(path)) as sender:
-        taken = []
-        sender.loop._data_of = lambda one: taken.append(one) or {}  # type: ignore[func-returns-value]
         sender.end_a_job(target.url + "/hook?token=target-token")
         await sender.all_sent()
-        texts = [caplog.text, repr(taken), repr(sender.loop), str(vars(sender.loop))]
+        texts = [caplog.text, repr(sender.taken), repr(sender.loop), str(vars(sender.loop))]
         texts += [str(vars(record)) for record in caplog.records]
+    assert len(sender.taken) == 2 and "webhook will be tried again" in caplog.text
     for hidden in ("target-token", SECRET.removeprefix("whsec_")):
         assert not any(hidden in text for text in texts), hidden
